@@ -1,0 +1,39 @@
+"""Fine-tune one pretrained text encoder in many ways at once, and see which way is best.
+
+>>> from manytune import Study, run_study
+>>> result = run_study(Study.from_file("study.yaml"), "results")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from manytune.version import __version__
+
+if TYPE_CHECKING:
+    from manytune.config import Study
+    from manytune.errors import ManytuneError
+    from manytune.executors import StudyResult, run_study
+    from manytune.record import RunRecord, RunState
+
+__all__ = ["ManytuneError", "RunRecord", "RunState", "Study", "StudyResult", "__version__", "run_study"]
+
+_HOMES = {
+    "ManytuneError": "manytune.errors",
+    "RunRecord": "manytune.record",
+    "RunState": "manytune.record",
+    "Study": "manytune.config",
+    "StudyResult": "manytune.executors",
+    "run_study": "manytune.executors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'manytune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,237 @@
+"""The command line: arguments and exit codes, nothing else.
+
+Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from manytune.errors import ManytuneError, StoreError, choices
+from manytune.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="manytune",
+    help="Fine-tune one pretrained text encoder in many ways at once, and see which way is best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar="DIR")]
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that a user can mend are one message and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except ManytuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        print("Interrupted. The same command goes on with the runs that have not ended.", file=sys.stderr)
+        code = 130
+    except typer.TyperException as error:
+        error.show()
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"manytune {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Values that replace the file's: training.epochs=2"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
+) -> None:
+    """Run a study; on a directory that has it already, go on with the runs that have not ended."""
+    from manytune.config import Study
+
+    study = Study.from_file(study_file, overrides or ())
+    if dry_run:
+        from manytune.dryrun import render_dry_run
+
+        _print(*render_dry_run(study, device))
+        return
+    if out is None:
+        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
+    from manytune.executors import run_study
+    from manytune.progress import make_progress
+    from manytune.report import render
+
+    result = run_study(study, out, device=device, progress=make_progress(quiet))
+    _print(render(result.tables))
+    print(f"Results: {result.directory}\nOne run: manytune show {result.directory} RUN")
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to.")] = Path("study.yaml"),
+) -> None:
+    """Write a commented study file to start from."""
+    template = (resources.files("manytune") / "study_template.yaml").read_text()
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(template)
+    except FileExistsError:
+        raise StoreError(f"{file} exists already; give another name, or delete it.") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be written: {error.strerror}.") from error
+    print(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
+
+
+@app.command()
+def status(directory: _Directory, as_json: _Json = False) -> None:
+    """Show how far a study is."""
+    from manytune.report.views import status_table
+    from manytune.store import Store
+
+    found = Store.open(directory).status()
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
+    _print(f"{found.study}: {found.planned} runs: {counts}", status_table(found))
+
+
+@app.command()
+def show(
+    directory: _Directory,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of one.")],
+    as_json: _Json = False,
+) -> None:
+    """Show one run: its record and its history."""
+    from manytune.report.views import facts_table, history_table, record_facts
+    from manytune.store import Store
+
+    store = Store.open(directory)
+    run_id = _one_run(run_id, [row.run_id for row in store.status().runs])
+    record = store.read_record(run_id)
+    if record is None:
+        raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+        return
+    _print(facts_table(record_facts(record)), history_table(store.read_history(run_id)))
+    print(f"Snapshot: {store.snapshot_dir(run_id)}")
+
+
+@app.command()
+def params(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub name, a folder, or minilm.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
+    labels: Annotated[int, typer.Option(min=1, help="Number of outputs; 1 for regression.")] = 2,
+    study: Annotated[Path | None, typer.Option(help="Count for a study's methods instead.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Count total and trainable parameters, by what trains. Nothing is downloaded for common models."""
+    from manytune.parameters import COLUMNS, count_for_model, count_for_study
+    from manytune.report.views import plain_table
+
+    if (model is None) == (study is None):
+        raise typer.BadParameter("give a MODEL or --study, one of the two")
+    if study is not None:
+        rows = count_for_study(study)
+    else:
+        rows = count_for_model(str(model), labels, method or (), rank or (), head or ())
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    _print(plain_table(COLUMNS, [row.cells() for row in rows]))
+
+
+@app.command()
+def tasks(as_json: _Json = False) -> None:
+    """List the tasks."""
+    from manytune.report.views import plain_table
+    from manytune.tasks import TASKS
+
+    rows = [
+        (t.name, t.title, t.kind, ", ".join(t.metrics), t.sizes.get("train"), t.sizes.get("dev"))
+        for t in TASKS.values()
+    ]
+    columns = ("task", "title", "kind", "metrics", "train", "dev")
+    if as_json:
+        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    _print(plain_table(columns, rows))
+
+
+@app.command()
+def methods(as_json: _Json = False) -> None:
+    """List the methods and their hyper-parameters."""
+    from manytune.config import METHODS
+    from manytune.report.views import plain_table
+
+    rows = [
+        (name, (kind.__doc__ or "").splitlines()[0], ", ".join(f for f in kind.model_fields if f != "method"), kind.paper)
+        for name, kind in METHODS.items()
+    ]
+    columns = ("method", "what it does", "hyper-parameters", "paper")
+    if as_json:
+        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    _print(plain_table(columns, rows))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the study file, for editors that complete it."""
+    from manytune.config import study_json_schema
+
+    _print_json(study_json_schema())
+
+
+def _one_run(start: str, run_ids: list[str]) -> str:
+    """The run that is called so, or the only one whose id starts so."""
+    found = [run_id for run_id in run_ids if run_id == start] or [r for r in run_ids if r.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StoreError(f"{start!r} is the start of {len(found)} runs: {', '.join(found)}. Give more of one.")
+    raise StoreError(f"There is no such run: {choices(start, run_ids)}")
+
+
+def _print(*items: Any) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 200
+    for item in items:
+        console.print(item, markup=False, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

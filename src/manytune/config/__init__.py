@@ -1,0 +1,32 @@
+"""A study as data: what to train, on which tasks, in which ways; refused here if it cannot be right.
+
+study.yaml ─ source ─> plain data ─ study ─> Study ─ manytune.plan ─> runs, each with one concrete Method
+
+source.py    the file as text: strict YAML, overrides, where each value came from
+problems.py  what is wrong, in the user's words
+values.py    the types that fields are made of, each with its bounds
+methods.py   the concrete methods: one value for each hyper-parameter
+sweeps.py    the entries under `methods`: several values for each
+study.py     Training and Study
+"""
+
+from __future__ import annotations
+
+from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, make_method
+from manytune.config.study import Study, Training, digest, study_json_schema
+from manytune.config.sweeps import Sweep
+
+__all__ = [
+    "METHODS",
+    "BitFit",
+    "Full",
+    "Head",
+    "Lora",
+    "Method",
+    "Study",
+    "Sweep",
+    "Training",
+    "digest",
+    "make_method",
+    "study_json_schema",
+]

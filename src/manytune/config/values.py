@@ -1,0 +1,171 @@
+"""The types that the fields of a study are made of, each with its bounds and the words for them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from manytune.config.problems import show
+from manytune.errors import choices
+from manytune.tasks import TASKS
+
+__all__ = [
+    "ClassWeights",
+    "Count",
+    "EvalEvery",
+    "Fraction",
+    "Frozen",
+    "GradNorm",
+    "NotNegative",
+    "PathOrName",
+    "Positive",
+    "Seed",
+    "StudyName",
+    "Targets",
+    "TaskName",
+    "WholeNumber",
+    "distinct",
+    "or_default",
+    "refused",
+]
+
+
+class Frozen(BaseModel):
+    """Data that does not change and has no other keys than its fields; a field's docstring describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise ValueError(f"it must not hold {show(repeated[0])} twice")
+    return values
+
+
+distinct = AfterValidator(_distinct)
+"""A list that holds no value twice."""
+
+
+def or_default(default: Any) -> BeforeValidator:
+    """Take an empty value (null) for `default`."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
+def refused(reasons: Mapping[str, str]) -> BeforeValidator:
+    """Give the reason for refusing a word that other methods allow."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in reasons:
+            raise ValueError(reasons[value])
+        return value
+
+    return BeforeValidator(check)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text that matches `pattern` as a whole; `words` say so in a message."""
+
+    pattern: str
+    words: str
+    most: int
+
+    def check(self, value: str) -> str:
+        if len(value) > self.most or not re.fullmatch(self.pattern, value):
+            raise ValueError(f"it must be {self.words}, at most {self.most} characters")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^{self.pattern}$", "maxLength": self.most}
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise PydanticCustomError("unknown_task", "{choices}", {"choices": choices(name, TASKS)})
+    return name
+
+
+def _home_expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value
+
+
+def _eval_every(value: Any) -> Any:
+    if value == "epoch" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("it must be epoch, or a number of optimizer steps, at least 1")
+
+
+def _class_weights(value: Any) -> Any:
+    if isinstance(value, str) and value in ("none", "balanced"):
+        return value
+    if isinstance(value, (list, tuple)) and value:
+        weights = tuple(float(v) for v in value if type(v) in (int, float) and 0 < v < math.inf)
+        if len(weights) == len(value):
+            return weights
+    raise ValueError("it must be none, balanced, or a list with a number above 0 for each class")
+
+
+WholeNumber = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+# Below 2**32, because that much suits numpy's and torch's generators alike.
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+
+StudyName = Annotated[
+    str, _Text(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
+]
+PathOrName = Annotated[str, Field(min_length=1), BeforeValidator(_home_expanded)]
+TaskName = Annotated[
+    str, AfterValidator(_known_task), WithJsonSchema({"type": "string", "enum": list(TASKS)})
+]
+_LayerName = Annotated[
+    str, _Text(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)
+]
+# Sorted, because the order means nothing: two orders are the same run.
+Targets = Annotated[
+    tuple[_LayerName, ...], Field(min_length=1), distinct, AfterValidator(lambda names: tuple(sorted(names)))
+]
+
+# Null and 0 both mean "never"; 0 is what is kept, so that equal studies compare equal.
+GradNorm = Annotated[
+    float,
+    Field(strict=True, ge=0, allow_inf_nan=False),
+    or_default(0.0),
+    WithJsonSchema({"type": ["number", "null"], "minimum": 0}),
+]
+EvalEvery = Annotated[
+    Literal["epoch"] | int,
+    PlainValidator(_eval_every, json_schema_input_type=Literal["epoch"] | Count),
+]
+_Weights = Annotated[list[Positive], Field(min_length=1)]
+ClassWeights = Annotated[
+    Literal["none", "balanced"] | tuple[float, ...],
+    PlainValidator(_class_weights, json_schema_input_type=Literal["none", "balanced"] | _Weights),
+    PlainSerializer(lambda weights: list(weights) if isinstance(weights, tuple) else weights),
+]

@@ -1,0 +1,5 @@
+"""Where packs run."""
+
+from manytune.executors.local import StudyResult, run_study
+
+__all__ = ["StudyResult", "run_study"]

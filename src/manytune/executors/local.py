@@ -1,0 +1,254 @@
+"""Run a study on this machine: one pack after the other on one device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manytune import hardware, snapshot
+from manytune.backbones import Backbone, load_backbone
+from manytune.config import Study
+from manytune.evaluate import Evaluation, evaluate
+from manytune.packing import Member, PackedModel
+from manytune.plan import Pack, Run, plan_packs, plan_runs, total_steps
+from manytune.progress import Progress, make_progress
+from manytune.record import Cost, Parameters, Provenance, RunRecord, RunState
+from manytune.report import TaskTable, tabulate
+from manytune.store import Store
+from manytune.train import Outcome, train_pack
+from manytune.workload import TaskWork, prepare
+
+__all__ = ["StudyResult", "run_study"]
+
+_COLLAPSE_ADVICE = (
+    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
+)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study came to.
+
+    Attributes:
+        directory: The study directory.
+        records: One for each run that has ended, in the study's order.
+        tables: One for each task, methods compared.
+    """
+
+    directory: Path
+    records: tuple[RunRecord, ...]
+    tables: tuple[TaskTable, ...]
+
+    @property
+    def failed(self) -> tuple[RunRecord, ...]:
+        """The runs that failed."""
+        return tuple(record for record in self.records if record.state is RunState.FAILED)
+
+
+def run_study(
+    study: Study,
+    out: Path | str,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> StudyResult:
+    """Train every run of a study that has not ended yet, and compare them.
+
+    Args:
+        study: What to run.
+        out: The study directory; if it holds this study already, runs that ended are not trained again.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        progress: Told how it goes; plain or live lines on standard error by default.
+
+    Raises:
+        ManytuneError: The study, its data, its model or the directory cannot be used. A run that fails while
+            training raises nothing: its record says so.
+    """
+    chosen = hardware.choose_device(device)
+    store = Store.create_or_open(out, study)
+    packs = store.read_plan()
+    if packs is None:
+        packs = plan_packs(plan_runs(study), study.training.max_pack)
+        store.write_plan(packs)
+    ended = store.finished_runs()
+    with progress or make_progress(quiet=False) as told:
+        if ended:
+            told.message(f"{len(ended)} of {sum(len(p.runs) for p in packs)} runs have ended before.")
+        pending = [(pack, tuple(run for run in pack.runs if run.id not in ended)) for pack in packs]
+        pending = [(pack, runs) for pack, runs in pending if runs]
+        works = _prepare(study, [run for _, runs in pending for run in runs], told)
+        backbones: dict[int, Backbone] = {}
+        for pack, runs in pending:
+            work = works[pack.task]
+            outputs = work.task.num_outputs
+            if outputs not in backbones:
+                backbones = {outputs: load_backbone(study.model, outputs)}
+            _PackJob(store, work, backbones[outputs], pack, runs, chosen, told).execute()
+    records = tuple(store.finished_runs().values())
+    return StudyResult(store.root, records, tabulate(records))
+
+
+def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, TaskWork]:
+    """Load every task that has runs to train, and refuse what cannot be trained before anything is."""
+    works = {name: prepare(study, name) for name in dict.fromkeys(run.task for run in runs)}
+    for name, work in works.items():
+        own = [run for run in runs if run.task == name]
+        for run in own:
+            work.adaptation(run)
+        for text in (*work.notes, *work.warnings(own)):
+            told.message(text, "warning")
+    return works
+
+
+class _PackJob:
+    """Train one pack and write what its runs came to, each as it ends."""
+
+    def __init__(
+        self,
+        store: Store,
+        work: TaskWork,
+        backbone: Backbone,
+        pack: Pack,
+        runs: Sequence[Run],
+        device: torch.device,
+        told: Progress,
+    ) -> None:
+        self.store = store
+        self.work = work
+        self.backbone = backbone
+        self.pack = pack
+        self.runs = runs
+        self.device = device
+        self.told = told
+        self.started = datetime.now(UTC)
+        self._best: tuple[str, float] | None = None
+
+    def execute(self) -> None:
+        """Train, score and record."""
+        clock = time.perf_counter()
+        training = self.work.study.training
+        self.memory = hardware.PeakMemory(self.device)
+        members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
+        dtype = hardware.choose_dtype(training.precision, self.device)
+        model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
+        data = self.work.pack_data(self.runs)
+        total = total_steps(training, len(data.train_rows[0]))
+        self.told.pack_started(self.pack.id, self.pack.task, [run.id for run in self.runs], total)
+        train_pack(model, self.runs, self.work.task, data, training, self)
+        self.told.pack_finished(time.perf_counter() - clock)
+
+    # What the training loop tells
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """Pass a step on."""
+        self.told.step(step, losses)
+
+    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """Pass an evaluation on."""
+        metric = self.work.task.primary_metric
+        scores = {o.run.id: o.last.scores[metric] for o in outcomes if o.last is not None}
+        bests = {o.run.id: o.best.scores[metric] for o in outcomes if o.best is not None}
+        self._best = max(
+            [*bests.items(), *([self._best] if self._best else [])], key=lambda item: item[1], default=None
+        )
+        if self._best is not None:
+            self.told.evaluated(step, scores, self._best)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write the run's history and snapshot, score the snapshot as it was written, then write the record."""
+        run = outcome.run
+        self.store.write_history(run.id, outcome.history)
+        record = self._record(outcome)
+        self.store.write_record(record)
+        self.told.run_ended(run.id, record.state, record.failure or next(iter(record.notes), None))
+
+    def _record(self, outcome: Outcome) -> RunRecord:
+        run, task = outcome.run, self.work.task
+        best = last = None
+        snapshot_bytes = None
+        if outcome.best_state:
+            directory = self.store.snapshot_dir(run.id)
+            snapshot_bytes = snapshot.save(directory, outcome.best_state, self._facts(run))
+            best = self._score(run, snapshot.load(directory)[0])
+            if outcome.state is not RunState.FAILED:
+                last = self._score(run, outcome.last_state) if outcome.last_state else best
+        state = outcome.state
+        notes = list(self.work.notes)
+        if state is RunState.FINISHED and best is not None and best.collapsed:
+            state = RunState.COLLAPSED
+        if state is RunState.COLLAPSED:
+            notes.insert(0, _COLLAPSE_ADVICE)
+        samples = outcome.history[-1].samples_seen if outcome.history else None
+        metric = task.primary_metric
+        return RunRecord(
+            run_id=run.id,
+            study=self.work.study.name,
+            study_hash=self.work.study.hash,
+            task=task.name,
+            model=run.model,
+            method=run.method.method,
+            label=run.label,
+            hyperparameters={
+                **run.method.hyperparameters(),
+                "training": self.work.study.training.model_dump(mode="json"),
+            },
+            template=self.work.study.template,
+            selection=self.work.study.selection,
+            seed=run.seed,
+            state=state,
+            failure=outcome.failure,
+            notes=notes,
+            primary_metric=metric,
+            best_score=best.scores[metric] if best else None,
+            best_step=outcome.best_step,
+            last_score=last.scores[metric] if last else None,
+            last_collapsed=bool(last and last.collapsed),
+            scores=best.scores if best else {},
+            last_scores=last.scores if last else {},
+            epochs_done=outcome.history[-1].epoch if outcome.history else None,
+            steps=outcome.steps,
+            parameters=Parameters(**asdict(self.work.parameters(run))),
+            cost=Cost(
+                train_seconds=outcome.train_seconds,
+                eval_seconds=outcome.eval_seconds,
+                peak_memory_bytes=self.memory.bytes(),
+                samples_per_second=samples / outcome.train_seconds if samples else None,
+                snapshot_bytes=snapshot_bytes,
+                pack_size=len(self.runs),
+            ),
+            provenance=Provenance(
+                versions=hardware.versions(),
+                model_revision=self.backbone.revision,
+                data_fingerprint=self.work.fingerprint,
+                git_commit=hardware.git_commit(),
+                hardware=hardware.describe(self.device),
+                started=self.started,
+                finished=datetime.now(UTC),
+            ),
+        )
+
+    def _facts(self, run: Run) -> dict[str, object]:
+        return {
+            "run_id": run.id,
+            "model": run.model,
+            "model_revision": self.backbone.revision,
+            "task": run.task,
+            "outputs": self.work.task.num_outputs,
+            "method": run.method.model_dump(mode="json"),
+            "seed": run.seed,
+        }
+
+    def _score(self, run: Run, state: dict[str, Tensor]) -> Evaluation:
+        """Score a run's tensors on dev, alone and in fp32 from the original backbone."""
+        model = snapshot.restore(
+            self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device
+        )
+        rows = np.arange(self.work.dev.size)
+        return evaluate(model, self.work.task, self.work.dev, [rows])[0]

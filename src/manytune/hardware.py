@@ -1,0 +1,156 @@
+"""The machine: which device and precision to use, what it is, and how much memory was held."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manytune.errors import StudyError, choices
+
+__all__ = ["DEVICES", "PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "versions"]
+
+_AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "cpu": lambda: True,
+}
+DEVICES = ("auto", *sorted(_AVAILABLE))
+"""What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "datasets")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        StudyError: There is no such device, or not on this machine.
+    """
+    if name not in DEVICES:
+        raise StudyError(f"--device: {choices(name, DEVICES)}")
+    if name == "auto":
+        name = next(device for device, available in _AVAILABLE.items() if available())
+    if not _AVAILABLE[name]():
+        here = ", ".join(device for device, available in _AVAILABLE.items() if available())
+        raise StudyError(f"--device: {name} is not available on this machine; available are: auto, {here}.")
+    return torch.device(name)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the backbone's computations.
+
+    Args:
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies in it faster than in fp32.
+        device: Where they run.
+    """
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Facts about the machine for provenance; what cannot be found out is None."""
+    return {
+        "device": device.type,
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("manytune", *_PACKAGES):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+class PeakMemory:
+    """The most memory held at once since this was made: of the GPU, else of the process (resident set).
+
+    Linux lets a process start its own high-water mark anew; where that is not possible the figure is None
+    rather than that of the whole process's past.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._measured = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            self._measured = _reset_high_water_mark()
+
+    def bytes(self) -> int | None:
+        """The figure so far, in bytes."""
+        if not self._measured:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _high_water_mark()
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _reset_high_water_mark() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_mark() -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,163 @@
+"""Keyed randomness: every draw of a run derives from the run's own seed, wherever the run lies.
+
+A dropout mask is a counter-based hash, so that no generator carries state from one run, step or module to
+the next. The key of one element is
+
+    (run seed, optimizer step, site, call of the site, sequence in the run's batch, position, channel)
+
+where a site is a module, known by its path, and the call counts how often that module has run in this forward
+pass (ALBERT calls one module many times). For attention the channel is (head, key position). Neither the pack
+nor the place in memory is part of the key, so a run draws the same masks alone and among 31 others.
+
+The finalizer is that of MurmurHash3 (Appleby, public domain), the constants those of lowbias32 (Wellons,
+"Prospecting for Hash Functions"). Each 32-bit hash serves two channels with 16 bits each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from manytune.packing.layout import Layout
+
+__all__ = [
+    "Keys",
+    "attention_dropout_scale",
+    "derive_seed",
+    "dropout_scale",
+    "generator",
+    "keep_mask",
+    "site_key",
+]
+
+_MULTIPLY_1 = 0x7FEB352D
+_MULTIPLY_2 = 0x846CA68B - (1 << 32)
+_GOLDEN = 0x9E3779B9 - (1 << 32)
+_HEAD_STRIDE = 1 << 16
+"""Channels between two heads in the key of an attention mask: more than the longest sequence, so that the
+channel of (head, key position) does not depend on the padded length."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits from any parts, the same on every machine (SHA-256 of their text)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A CPU generator seeded by `derive_seed(*parts)`."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+@lru_cache(maxsize=4096)
+def site_key(site: str, call: int) -> int:
+    """The 32-bit key of one call of one site, as a signed integer."""
+    return _signed(derive_seed("site", site, call) & 0xFFFFFFFF)
+
+
+@dataclass
+class Keys:
+    """The keys of all rows (tokens or sequences) of a packed batch at one optimizer step.
+
+    Attributes:
+        tokens: [T] int32.
+        sequences: [S] int32, those of each sequence's first token.
+        slots: [N] int32, those of the attention slots.
+    """
+
+    tokens: Tensor
+    sequences: Tensor
+    slots: Tensor
+
+    @staticmethod
+    def build(layout: Layout, seeds: Sequence[int], step: int) -> Keys:
+        """Keys for the layout's tokens; `seeds` are the seeds of its R runs, `step` counts from 0."""
+        run_keys = torch.tensor(
+            [_signed(derive_seed("dropout", seed, step) & 0xFFFFFFFF) for seed in seeds],
+            dtype=torch.int32,
+            device=layout.token_run.device,
+        )
+        tokens = run_keys[layout.token_run]
+        tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
+        tokens = _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
+        return Keys(tokens, tokens[layout.starts], tokens[layout.slot_token])
+
+
+def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
+    """Which elements dropout keeps.
+
+    Args:
+        rows: [n] int32 row keys.
+        site: A key from `site_key`.
+        channels: [ceil(c / 2)] int32 channel keys; each serves two channels.
+        p: The probability that an element is dropped, to a resolution of 2**-16.
+
+    Returns:
+        [n, 2 * len(channels)] bool, True where the element is kept.
+    """
+    x = _mix(rows ^ site)[:, None] ^ channels[None, :]
+    x.mul_(_MULTIPLY_1)
+    _xorshift_(x, 15)
+    x.mul_(_MULTIPLY_2)
+    _xorshift_(x, 16)
+    threshold = round(p * 65536) - 32768
+    return x.view(torch.int16) >= threshold
+
+
+def dropout_scale(rows: Tensor, site: int, channels: int, p: float, dtype: torch.dtype) -> Tensor:
+    """[n, channels] factors of inverted dropout: 0 where dropped, 1 / (1 - p) where kept."""
+    keep = keep_mask(rows, site, _channel_keys(channels, rows.device), p)
+    return keep[:, :channels].to(dtype).mul_(1.0 / (1.0 - p))
+
+
+def attention_dropout_scale(
+    rows: Tensor, site: int, shape: tuple[int, int, int], p: float, dtype: torch.dtype
+) -> Tensor:
+    """[S, heads, L, L] factors of inverted dropout for `shape` = (S, heads, L); rows are the S * L queries."""
+    sequences, heads, length = shape
+    keep = keep_mask(rows, site, _attention_channel_keys(heads, length, rows.device), p)
+    keep = keep.view(sequences, length, heads, -1)[..., :length].transpose(1, 2)
+    return keep.to(dtype).mul_(1.0 / (1.0 - p))
+
+
+@lru_cache(maxsize=256)
+def _channel_keys(count: int, device: torch.device) -> Tensor:
+    """[ceil(count / 2)] int32 keys of pairs of channels."""
+    pairs = torch.arange(1, (count + 1) // 2 + 1, dtype=torch.int32, device=device)
+    return _mix(pairs * _GOLDEN)
+
+
+@lru_cache(maxsize=256)
+def _attention_channel_keys(heads: int, length: int, device: torch.device) -> Tensor:
+    """[heads * ceil(length / 2)] int32 keys of pairs of key positions, head by head."""
+    pairs = torch.arange(1, (length + 1) // 2 + 1, dtype=torch.int32, device=device)
+    head = torch.arange(heads, dtype=torch.int32, device=device) * _HEAD_STRIDE
+    return _mix((head[:, None] + pairs[None, :]) * _GOLDEN).reshape(-1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """lowbias32 of an int32 tensor: every input bit changes every output bit with probability near 1/2."""
+    x = x.clone()
+    _xorshift_(x, 16)
+    x.mul_(_MULTIPLY_1)
+    _xorshift_(x, 15)
+    x.mul_(_MULTIPLY_2)
+    _xorshift_(x, 16)
+    return x
+
+
+def _xorshift_(x: Tensor, bits: int) -> None:
+    """x ^= x >>> bits, in place; torch shifts int32 arithmetically, so the sign bits are masked off."""
+    shifted = x >> bits
+    shifted.bitwise_and_((1 << (32 - bits)) - 1)
+    x.bitwise_xor_(shifted)
+
+
+def _signed(value: int) -> int:
+    """A 32-bit pattern as a signed integer."""
+    return value - (1 << 32) if value >= 1 << 31 else value

@@ -1,0 +1,116 @@
+"""The heads of a pack: a task's classifier or regressor on top of the backbone, one for each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from manytune.backbones import HeadLayer, HeadSpec
+from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.context import Context
+from manytune.packing.dropout import dropout_scale, generator
+
+__all__ = ["PackedHead", "initial_head", "reach"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": nn.functional.gelu,
+    "none": lambda x: x,
+}
+
+
+def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
+    """Fresh head tensors by name: weights from N(0, initializer_range²), zero biases, as transformers has it.
+
+    Every method of the same seed starts from the same head.
+    """
+    tensors = {}
+    for layer in spec.layers:
+        draw = generator("head", seed, layer.name)
+        weight = torch.empty(layer.outputs, layer.inputs).normal_(0.0, spec.initializer_range, generator=draw)
+        tensors[f"{layer.name}.weight"] = weight
+        tensors[f"{layer.name}.bias"] = torch.zeros(layer.outputs)
+    return tensors
+
+
+def reach(spec: HeadSpec, seed: int) -> float:
+    """How far from its bias a frozen one-output head can predict, whatever its features are.
+
+    Where tanh makes the inputs of the last layer they lie between -1 and 1, so the output cannot move further
+    than the sum of the weights' magnitudes; without tanh there is no bound.
+
+    Args:
+        spec: The head. A head of one layer sees the output of the encoder's pooler, which ends in tanh.
+        seed: Of the run, which the frozen weights derive from.
+    """
+    last = spec.layers[-1]
+    if len(spec.layers) > 1 and spec.layers[-2].activation != "tanh":
+        return math.inf
+    return float(initial_head(spec, seed)[f"{last.name}.weight"].abs().sum())
+
+
+class PackedHead:
+    """The heads of all runs; runs next to each other that train the same head tensors are computed together."""
+
+    def __init__(
+        self,
+        spec: HeadSpec,
+        seeds: Sequence[int],
+        trained: Sequence[tuple[str, ...]],
+        bank: Bank,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.groups: list[dict[str, BankTensor]] = []
+        first = 0
+        for names, members in groupby(trained):
+            count = len(list(members))
+            group = bank.group(first, first + count)
+            fresh = [initial_head(spec, seed) for seed in seeds[first : first + count]]
+            self.groups.append(
+                {
+                    name: bank.add(
+                        BankTensor(
+                            name,
+                            "head",
+                            group,
+                            nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names),
+                        )
+                    )
+                    for name in fresh[0]
+                }
+            )
+            first += count
+
+    def __call__(self, features: Tensor, context: Context) -> Tensor:
+        """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
+        per_run = context.bounds[1] - context.bounds[0]
+        calls = [(layer, context.site(layer.name)) for layer in self.spec.layers]
+        logits = []
+        for tensors in self.groups:
+            group = next(iter(tensors.values())).group
+            if len(group) == 0:
+                continue
+            x = features[context.bounds[group.first] : context.bounds[group.last]]
+            keys = context.row_keys
+            if keys is not None:
+                keys = keys[context.bounds[group.first] : context.bounds[group.last]]
+            x = x.view(len(group), per_run, -1)
+            for layer, site in calls:
+                x = self._layer(x, layer, tensors, keys, site)
+            logits.append(x)
+        return torch.cat(logits)
+
+    def _layer(
+        self, x: Tensor, layer: HeadLayer, tensors: dict[str, BankTensor], keys: Tensor | None, site: int
+    ) -> Tensor:
+        """[G, B, in] → [G, B, out]."""
+        if layer.dropout > 0 and keys is not None:
+            x = x * dropout_scale(keys, site, x.shape[-1], layer.dropout, x.dtype).view(x.shape)
+        weight, bias = tensors[f"{layer.name}.weight"].value, tensors[f"{layer.name}.bias"].value
+        return _ACTIVATIONS[layer.activation](torch.bmm(x, weight.mT) + bias[:, None, :])

@@ -1,0 +1,189 @@
+"""Token-flat batches: the sequences of all runs of a pack laid end to end, without padding.
+
+Shape letters used throughout `packing`:
+    R runs of the pack        B sequences of one run in this batch     S = R * B sequences
+    T tokens in all           N attention slots (tokens and padding)   H hidden width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manytune.data import Encoded
+
+__all__ = ["Bucket", "Layout", "bucket_length", "build_layout"]
+
+_BUCKETS = np.array([8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The sequences that attention pads to one length.
+
+    Attributes:
+        first: Their first slot; they hold `sequences * length` slots from there.
+        sequences: How many they are.
+        length: Slots a sequence.
+        mask: [sequences, 1, 1, length] bool, True where a key may be attended to; None if no slot is padding.
+    """
+
+    first: int
+    sequences: int
+    length: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every token of a packed batch lies.
+
+    Attributes:
+        ids: [1, T] int64 token ids.
+        types: [1, T] int64 token type ids.
+        within: [T] int64, a token's position in its sequence, from 0.
+        token_bounds: R + 1 ints; run r holds the tokens `token_bounds[r]:token_bounds[r + 1]`.
+        sequence_bounds: R + 1 ints, likewise for sequences.
+        token_run: [T] int64.
+        sequence_index: [T] int64, the index of a token's sequence in its run's batch (of the whole optimizer
+            step, so that splitting a batch into micro-batches changes no index).
+        starts: [S] int64, the first token of each sequence.
+        slot_token: [N] int64, the token in each attention slot (any token where the slot is padding).
+        slot_padding: [N, 1] bool, or None if no slot is padding.
+        token_slot: [T] int64, the inverse of `slot_token`.
+        buckets: The attention buckets, in the order of their slots.
+    """
+
+    ids: Tensor
+    types: Tensor
+    within: Tensor
+    token_bounds: tuple[int, ...]
+    sequence_bounds: tuple[int, ...]
+    token_run: Tensor
+    sequence_index: Tensor
+    starts: Tensor
+    slot_token: Tensor
+    slot_padding: Tensor | None
+    token_slot: Tensor
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def runs(self) -> int:
+        """R, the number of runs."""
+        return len(self.token_bounds) - 1
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens."""
+        return self.token_bounds[-1]
+
+
+def bucket_length(lengths: np.ndarray) -> np.ndarray:
+    """The padded length that attention gives to sequences of `lengths` tokens.
+
+    It depends on the sequence alone, so neither a neighbour in the pack nor a longer sentence in the same
+    batch changes what a sequence's attention computes.
+    """
+    index = np.searchsorted(_BUCKETS, lengths)
+    beyond = -(-lengths // 128) * 128
+    return np.where(index < len(_BUCKETS), _BUCKETS[np.minimum(index, len(_BUCKETS) - 1)], beyond)
+
+
+def build_layout(
+    data: Encoded,
+    rows: Sequence[np.ndarray],
+    *,
+    first_index: int = 0,
+    device: torch.device | str = "cpu",
+) -> Layout:
+    """Lay out the rows that each run has drawn.
+
+    Args:
+        data: The task's encoded rows.
+        rows: For each of the R runs, the rows of its batch (int64, the same number B for every run).
+        first_index: Index, in the run's batch of this optimizer step, of the first row given here.
+        device: Where the tensors go.
+    """
+    per_run = {len(run) for run in rows}
+    if len(per_run) != 1 or 0 in per_run:
+        raise ValueError(f"every run needs the same number of rows, at least one; got {[len(r) for r in rows]}")
+    flat_rows = np.concatenate(rows)
+    count = len(rows[0])
+    lengths = data.offsets[flat_rows + 1] - data.offsets[flat_rows]
+    if lengths.min() < 1:
+        raise ValueError("a row without tokens cannot be laid out")
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    tokens = int(ends[-1])
+
+    sequence_of_token = np.repeat(np.arange(len(flat_rows)), lengths)
+    within = np.arange(tokens) - starts[sequence_of_token]
+    source = data.offsets[flat_rows][sequence_of_token] + within
+
+    slot_token, token_slot, padding, spans = _attention_slots(lengths, starts)
+    put = _Mover(device)
+    buckets = tuple(
+        Bucket(
+            first,
+            len(members),
+            length,
+            None
+            if int(members.min()) == length
+            else put((np.arange(length)[None, :] < members[:, None])[:, None, None, :]),
+        )
+        for first, length, members in spans
+    )
+    sequence_bounds = tuple(range(0, len(flat_rows) + 1, count))
+    return Layout(
+        ids=put(data.ids[source][None]),
+        types=put(data.types[source][None]),
+        within=put(within),
+        token_bounds=(0, *(int(e) for e in ends[count - 1 :: count])),
+        sequence_bounds=sequence_bounds,
+        token_run=put(sequence_of_token // count),
+        sequence_index=put(sequence_of_token % count + first_index),
+        starts=put(starts),
+        slot_token=put(slot_token),
+        slot_padding=put(padding[:, None]) if padding.any() else None,
+        token_slot=put(token_slot),
+        buckets=buckets,
+    )
+
+
+def _attention_slots(
+    lengths: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int, np.ndarray]]]:
+    """Slots for sequences sorted by bucket; returns slot→token, token→slot, padding, (first, length, members)."""
+    padded = bucket_length(lengths)
+    order = np.argsort(padded, kind="stable")
+    padded_sorted, lengths_sorted = padded[order], lengths[order]
+    slot_ends = np.cumsum(padded_sorted)
+    slot_starts = slot_ends - padded_sorted
+
+    sequence_of_slot = np.repeat(np.arange(len(lengths)), padded_sorted)
+    within = np.arange(int(slot_ends[-1])) - slot_starts[sequence_of_slot]
+    padding = within >= lengths_sorted[sequence_of_slot]
+    slot_token = starts[order][sequence_of_slot] + np.where(padding, 0, within)
+    token_slot = np.empty(int(lengths.sum()), dtype=np.int64)
+    token_slot[slot_token[~padding]] = np.flatnonzero(~padding)
+
+    spans = []
+    for length in np.unique(padded_sorted):
+        members = np.flatnonzero(padded_sorted == length)
+        spans.append((int(slot_starts[members[0]]), int(length), lengths_sorted[members]))
+    return slot_token, token_slot, padding, spans
+
+
+class _Mover:
+    """Moves numpy arrays to one device."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def __call__(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)

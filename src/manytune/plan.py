@@ -1,0 +1,215 @@
+"""Study → runs → packs, and how many steps a run takes: pure functions.
+
+A run's id says what it is and ends with a digest of everything that its result depends on, so it stays the
+same when a study grows by a rank, a method, a task or a seed: `cola-lora-r8-lr4e-4-s0-3fa92c`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from manytune.config import Method, Study, Training, digest
+from manytune.errors import StudyError
+
+__all__ = [
+    "Pack",
+    "PackKind",
+    "Run",
+    "evaluation_steps",
+    "method_label",
+    "plan_packs",
+    "plan_runs",
+    "short_number",
+    "steps_per_epoch",
+    "total_steps",
+    "warmup_steps",
+]
+
+PackKind = Literal["full", "adapters", "head"]
+"""What the runs of a pack share: nothing (full), the frozen backbone with a backward pass through it
+(adapters), or the backbone's forward pass alone (head)."""
+
+_KINDS: Mapping[str, PackKind] = {"full": "full", "bitfit": "adapters", "lora": "adapters", "head": "head"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (model, task, method with its hyper-parameters, seed)."""
+
+    id: str
+    """Safe as a file name: letters, digits, `.`, `_` and `-`."""
+    model: str
+    task: str
+    method: Method
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What tells this run's method from the study's others: "lora r=8, lr 4e-4"."""
+        return method_label(self.method)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs of one task that train together over one copy of the backbone."""
+
+    id: str
+    """Safe as a file name."""
+    task: str
+    kind: PackKind
+    runs: tuple[Run, ...]
+
+
+def plan_runs(study: Study) -> tuple[Run, ...]:
+    """Every run of a study, by task, then method in the study's order, then seed.
+
+    Raises:
+        StudyError: two entries under `methods` come to the same run.
+    """
+    runs: dict[str, Run] = {}
+    first: dict[str, int] = {}
+    for task in study.tasks:
+        for index, sweep in enumerate(study.methods):
+            for method in sweep.expand(task):
+                for seed in study.seeds:
+                    run = Run(_run_id(study, task, method, seed), study.model, task, method, seed)
+                    if run.id in runs:
+                        raise _repeated(runs[run.id], run, first[run.id], index)
+                    runs[run.id], first[run.id] = run, index
+    return tuple(runs.values())
+
+
+def plan_packs(runs: Iterable[Run], max_pack: int) -> tuple[Pack, ...]:
+    """Put runs that can share a backbone into as few packs as possible, of equal size give or take one.
+
+    A pack holds runs of one task and one kind; a full run is alone. Within a task and kind the runs are
+    sorted by method, rank, dropout, targets, learning rate and seed, so that equal groups lie side by side.
+    """
+    if max_pack < 1:
+        raise ValueError(f"max_pack must be at least 1, not {max_pack}")
+    groups: dict[tuple[str, PackKind], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.task, _KINDS[run.method.method]), []).append(run)
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    order = sorted(groups, key=lambda group: (tasks.index(group[0]), list(_KINDS.values()).index(group[1])))
+    return tuple(
+        Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
+        for task, kind in order
+        for number, part in enumerate(
+            _parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else max_pack)
+        )
+    )
+
+
+def method_label(method: Method) -> str:
+    """Name a method with what differs from its defaults; two different methods never have the same label.
+
+    Rank and learning rate are always shown, everything else where it is not the default.
+    """
+    shown = [_shown(name, value) for name, value in _telling(method).items()]
+    name = method.method
+    return f"{name} {', '.join(shown)}"
+
+
+def short_number(value: float) -> str:
+    """Write a number exactly and shortly, in scientific notation: 0.0004 is 4e-4, 1.5e-05 is 1.5e-5."""
+    sign, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
+    mantissa = "".join(map(str, digits))
+    point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
+    return f"{'-' if sign else ''}{mantissa[0]}{point}e{int(exponent) + len(mantissa) - 1}"
+
+
+def steps_per_epoch(n: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in one pass over `n` training samples: the partial last batch counts, as in Trainer."""
+    if n < 1:
+        raise ValueError(f"there must be at least 1 training sample, not {n}")
+    return math.ceil(math.ceil(n / batch_size) / accumulate)
+
+
+def total_steps(training: Training, n: int) -> int:
+    """Optimizer steps of a run on `n` training samples: max_steps, or ceil(epochs x steps per epoch)."""
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.epochs is not None  # Training sees to it that one of the two is there
+    return math.ceil(training.epochs * steps_per_epoch(n, training.batch_size, training.accumulate))
+
+
+def warmup_steps(training: Training, total: int) -> int:
+    """Optimizer steps of warm-up in a run of `total` steps: warmup_steps, or ceil(warmup_ratio x total)."""
+    if training.warmup_ratio is not None:
+        return math.ceil(training.warmup_ratio * total)
+    return training.warmup_steps or 0
+
+
+def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> list[int]:
+    """The optimizer steps, counted from 1, after which runs are evaluated; the last is always `total`."""
+    every = steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every)
+    return [*range(every, total, every), total]
+
+
+def _run_id(study: Study, task: str, method: Method, seed: int) -> str:
+    # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
+    everything = {
+        "model": study.model,
+        "task": task,
+        "method": {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method},
+        "seed": seed,
+        # max_pack changes which runs train together, and a run's result does not depend on that.
+        "training": study.training.model_dump(mode="json", exclude={"max_pack"}, exclude_defaults=True),
+        "template": study.template,
+        "selection": study.selection,
+    }
+    rank = f"-r{method.rank}" if method.method == "lora" else ""
+    rate = short_number(method.learning_rate)
+    return f"{task}-{method.method}{rank}-lr{rate}-s{seed}-{digest(everything, 6)}"
+
+
+def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:
+    if one.method != other.method:
+        return StudyError(
+            f"Two runs of this study got the same id, {one.id}, by a rare chance. "
+            f"Change methods.{second} in a trifle, such as its learning rate by 1 %."
+        )
+    return StudyError(
+        f"methods.{first} and methods.{second} both come to the run {one.label!r} on {one.task}. "
+        "Each run may be there once: drop it from one of them."
+    )
+
+
+def _telling(method: Method) -> dict[str, Any]:
+    """The hyper-parameters to show: rank and learning rate first, then whatever differs from its default."""
+    fields = type(method).model_fields
+    always = [name for name in ("rank", "learning_rate") if name in fields]
+    changed = [
+        name for name in fields if name not in always and getattr(method, name) != fields[name].default
+    ]
+    return {name: getattr(method, name) for name in [*always, *changed]}
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "rank":
+        return f"r={value}"
+    if name == "learning_rate":
+        return f"lr {short_number(value)}"
+    if isinstance(value, tuple):
+        return f"{name} {'+'.join(value)}"
+    return f"{name} {int(value) if isinstance(value, float) and value.is_integer() else value}"
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    """Where a run stands in its pack."""
+    method = run.method
+    lora = (method.rank, method.dropout, method.targets, method.alpha) if method.method == "lora" else ()
+    return (method.method, *lora, method.learning_rate, method.head, run.seed, run.id)
+
+
+def _parts(runs: Sequence[Run], most: int) -> list[tuple[Run, ...]]:
+    """Cut `runs` into the fewest parts of at most `most`, their sizes differing by at most one."""
+    count = math.ceil(len(runs) / most)
+    ends = [part * len(runs) // count for part in range(count + 1)]
+    return [tuple(runs[start:end]) for start, end in itertools.pairwise(ends)]

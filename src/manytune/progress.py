@@ -1,0 +1,338 @@
+"""What a study says while it trains: a live line a pack, plain lines without a terminal, or nothing.
+
+    with make_progress(quiet=False) as progress:
+        progress.pack_started("cola-adapters-0", "cola", run_ids, total_steps)
+        progress.step(1, losses)
+        ...
+
+Everything goes to standard error, so that standard output holds results alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType, TracebackType
+from typing import Literal, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from manytune.metrics import METRICS
+from manytune.tasks import TASKS
+
+__all__ = ["Level", "LiveProgress", "PlainProgress", "Progress", "QuietProgress", "make_progress"]
+
+Level = Literal["info", "warning", "error"]
+"""How much a message matters; warnings and errors are said even when quiet."""
+
+Clock = Callable[[], float]
+"""Seconds from any fixed moment, never backwards."""
+
+
+class Progress(Protocol):
+    """What the one who trains packs reports to; a context, entered before the first call."""
+
+    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+        """A pack starts to train.
+
+        Args:
+            pack_id: The pack.
+            task: Name of its task.
+            runs: Ids of its runs.
+            total_steps: Optimizer steps it will take if no run ends early.
+        """
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """An optimizer step was taken.
+
+        Args:
+            step: Steps taken so far, from 1.
+            losses: Training loss of each run still in the pack.
+        """
+
+    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+        """The runs were evaluated.
+
+        Args:
+            step: Steps taken so far.
+            scores: Run id → primary metric.
+            best: The run with the best score so far, and that score.
+        """
+
+    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+        """A run left the pack, or ended with it.
+
+        Args:
+            run_id: The run.
+            state: finished, failed, collapsed or pruned.
+            note: Why, or what to do about it.
+        """
+
+    def pack_finished(self, seconds: float) -> None:
+        """The pack is done, `seconds` after it started."""
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Something a user should know."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def make_progress(quiet: bool, console: Console | None = None) -> Progress:
+    """Choose what fits the console.
+
+    Args:
+        quiet: Say nothing but warnings and errors.
+        console: Where to; standard error if None.
+    """
+    console = console or Console(stderr=True)
+    if quiet:
+        return QuietProgress(console)
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """What is known of the pack that trains now."""
+
+    id: str
+    metric: str
+    runs: int
+    alive: int
+    total_steps: int
+    started: float
+    steps: int = 0
+    loss: float | None = None
+    best: tuple[str, float] | None = None
+
+    @classmethod
+    def start(cls, pack_id: str, task: str, runs: Sequence[str], total_steps: int, now: float) -> _Pack:
+        metric = METRICS[TASKS[task].primary_metric].title if task in TASKS else "score"
+        return cls(pack_id, metric, len(runs), len(runs), total_steps, now)
+
+    def stepped(self, step: int, losses: Sequence[float]) -> _Pack:
+        finite = [float(loss) for loss in losses if math.isfinite(loss)]
+        return replace(self, steps=step, loss=math.fsum(finite) / len(finite) if finite else None)
+
+    def left_by_one(self) -> _Pack:
+        return replace(self, alive=max(self.alive - 1, 0))
+
+    def facts(self, now: float) -> str:
+        """What is known: "8 runs, loss 0.512, best MCC 0.431, 3:20 left"."""
+        seconds_left = None
+        if self.steps:
+            seconds_left = (now - self.started) / self.steps * max(self.total_steps - self.steps, 0)
+        known = (
+            _count(self.alive, "run"),
+            None if self.loss is None else f"loss {self.loss:.3f}",
+            None if self.best is None else f"best {self.metric} {self.best[1]:.3f}",
+            None if seconds_left is None else f"{_duration(seconds_left)} left",
+        )
+        return ", ".join(fact for fact in known if fact)
+
+    def summary(self, seconds: float) -> str:
+        """The line that stays when the pack is done."""
+        best = f", best {self.metric} {self.best[1]:.3f} ({self.best[0]})" if self.best else ""
+        took = f"{_count(self.steps, 'step')} in {_duration(seconds)}"
+        return f"{self.id}: {_count(self.runs, 'run')}, {took}{best}"
+
+
+_NO_PACK = _Pack(id="", metric="score", runs=0, alive=0, total_steps=0, started=0.0)
+
+_LEVEL_OF_STATE: Mapping[str, Level] = MappingProxyType({"failed": "error", "collapsed": "warning"})
+_STYLE: Mapping[Level, str] = MappingProxyType({"info": "", "warning": "yellow", "error": "bold red"})
+
+
+def _say(console: Console, text: str, level: Level = "info") -> None:
+    """Print one line; it is never wrapped, and brackets in it are no markup."""
+    prefix = "" if level == "info" else f"{level}: "
+    console.print(Text(prefix + text, style=_STYLE[level]), soft_wrap=True)
+
+
+def _say_end(console: Console, run_id: str, state: str, note: str | None) -> None:
+    _say(console, f"{run_id} {state}" + (f": {note}" if note else ""), _LEVEL_OF_STATE.get(state, "info"))
+
+
+class QuietProgress:
+    """Says nothing but warnings, errors, and which runs failed or collapsed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+        """Say nothing."""
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """Say nothing."""
+
+    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+        """Say nothing."""
+
+    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+        """Say it of a run that failed or collapsed."""
+        if state in _LEVEL_OF_STATE:
+            _say_end(self._console, run_id, state, note)
+
+    def pack_finished(self, seconds: float) -> None:
+        """Say nothing."""
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Say it if it is a warning or an error."""
+        if level != "info":
+            _say(self._console, text, level)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class PlainProgress:
+    """A line when a pack starts, at each evaluation, and when the pack is done: for logs and pipes."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._pack = _NO_PACK
+
+    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+        """Say what starts."""
+        self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())
+        _say(self._console, f"{pack_id}: {_count(len(runs), 'run')} on {task}, {_count(total_steps, 'step')}")
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """Take note."""
+        self._pack = self._pack.stepped(step, losses)
+
+    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+        """Say how far the pack is, and the best score so far."""
+        self._pack = replace(self._pack, steps=step, best=best)
+        where = f"{self._pack.id}: step {step}/{self._pack.total_steps}"
+        _say(self._console, f"{where}, {self._pack.facts(self._clock())}")
+
+    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+        """Say it, unless it ended as planned and there is nothing to add."""
+        self._pack = self._pack.left_by_one()
+        if note or state != "finished":
+            _say_end(self._console, run_id, state, note)
+
+    def pack_finished(self, seconds: float) -> None:
+        """Say what the pack came to."""
+        _say(self._console, self._pack.summary(seconds))
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Say it."""
+        _say(self._console, text, level)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+_WIDTH_FOR_A_BAR = 110  # the figures come first; they and a bar take about so many columns
+
+
+class _PackColumn(ProgressColumn):
+    """The pack's id; in a narrow terminal it is what gets shorter, so that the figures stay."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class LiveProgress:
+    """One line a pack that is redrawn in place; what stays is written above it."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._pack = _NO_PACK
+        self._line: TaskID | None = None
+        self._bar = Bar(
+            _PackColumn(),
+            *([BarColumn(bar_width=16)] if console.width >= _WIDTH_FOR_A_BAR else []),
+            TextColumn("{task.completed}/{task.total}", markup=False),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+        """Start the pack's line."""
+        self._remove_line()  # of a pack that was cut short
+        self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())
+        self._line = self._bar.add_task(pack_id, total=total_steps, facts="")
+        self._redraw()
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """Move the line on."""
+        self._pack = self._pack.stepped(step, losses)
+        self._redraw()
+
+    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+        """Show the best score so far."""
+        self._pack = replace(self._pack, steps=step, best=best)
+        self._redraw()
+
+    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+        """Say it, unless it ended as planned and there is nothing to add; count the runs that are left."""
+        self._pack = self._pack.left_by_one()
+        self._redraw()
+        if note or state != "finished":
+            _say_end(self._console, run_id, state, note)
+
+    def pack_finished(self, seconds: float) -> None:
+        """Replace the line by what the pack came to."""
+        self._remove_line()
+        _say(self._console, self._pack.summary(seconds))
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Say it above the line."""
+        _say(self._console, text, level)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _redraw(self) -> None:
+        if self._line is not None:
+            facts = self._pack.facts(self._clock())
+            self._bar.update(self._line, completed=self._pack.steps, facts=facts)
+
+    def _remove_line(self) -> None:
+        if self._line is not None:
+            self._bar.remove_task(self._line)
+            self._line = None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:02:03", "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

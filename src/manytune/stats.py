@@ -1,0 +1,95 @@
+"""Statistics over seeds.
+
+What is here describes; it does not test. A mean over a few seeds with its spread says how far scores scatter,
+not whether a difference is real.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Lead", "Summary", "leader", "summarize"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of a few numbers."""
+
+    count: int
+    """How many numbers there were."""
+    mean: float | None
+    """Their mean; None if there were none."""
+    deviation: float | None
+    """Their sample standard deviation (divisor count - 1); None for fewer than two."""
+
+
+def summarize(values: Iterable[float | None]) -> Summary:
+    """Mean and sample standard deviation of the values that are known.
+
+    Args:
+        values: Numbers; None and NaN are unknown and left out.
+    """
+    known = [float(value) for value in values if value is not None and not math.isnan(value)]
+    return Summary(
+        count=len(known),
+        mean=statistics.fmean(known) if known else None,
+        deviation=statistics.stdev(known) if len(known) > 1 else None,
+    )
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The best mean of a group, the second best, and what lies between them."""
+
+    first: str
+    """Name of the best."""
+    second: str
+    """Name of the second best."""
+    difference: float
+    """How much better the first mean is; never negative, whichever direction is better."""
+    spread: float | None
+    """Pooled standard deviation over the seeds of these two; None if neither has two seeds."""
+    seeds: tuple[int, int]
+    """How many seeds the first and the second have."""
+
+    @property
+    def within_spread(self) -> bool | None:
+        """Whether the difference is no larger than the spread; None where the spread is unknown."""
+        return None if self.spread is None else self.difference <= self.spread
+
+
+def leader(groups: Mapping[str, Iterable[float | None]], *, higher_is_better: bool) -> Lead | None:
+    """Compare the best mean with the second best.
+
+    Args:
+        groups: Name → scores, one a seed, the unknown ones left out; a group that has none is left out. Of
+            equal means the one that comes first in the mapping is called the first.
+        higher_is_better: Direction of the score.
+
+    Returns:
+        None if fewer than two groups have scores.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    summaries = {name: summarize(scores) for name, scores in groups.items()}
+    means = {name: summary.mean for name, summary in summaries.items() if summary.mean is not None}
+    ranked = sorted(means, key=lambda name: -sign * means[name])  # stable: ties stay in order
+    if len(ranked) < 2:
+        return None
+    first, second = ranked[:2]
+    return Lead(
+        first=first,
+        second=second,
+        difference=sign * (means[first] - means[second]),
+        spread=_pooled_deviation([summaries[first], summaries[second]]),
+        seeds=(summaries[first].count, summaries[second].count),
+    )
+
+
+def _pooled_deviation(groups: Iterable[Summary]) -> float | None:
+    """sqrt(Σ (n - 1) s² / Σ (n - 1)) over the groups; a group of one says nothing about the spread."""
+    known = [(group.count - 1, group.deviation) for group in groups if group.deviation is not None]
+    degrees = sum(weight for weight, _ in known)
+    return math.sqrt(sum(weight * s**2 for weight, s in known) / degrees) if degrees else None

@@ -1,0 +1,419 @@
+"""The study directory: what is planned, what is finished, and files that are whole or not there.
+
+OUT/study.yaml                 the effective study
+OUT/plan.json                  the packs, as the first start planned them
+OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
+OUT/runs/<run-id>/history.csv  one row an evaluation
+OUT/runs/<run-id>/best/        the snapshot
+OUT/packs/<pack-id>/           what a killed pack needs to go on
+OUT/report/                    tables and figures
+
+Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
+after a crash, sees the old file or the new one, never a part of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from manytune.config import Study
+from manytune.errors import StoreError, StudyError
+from manytune.plan import Pack, Run, plan_runs
+from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
+
+__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus"]
+
+PENDING = "pending"
+"""The state of a run that has no record yet."""
+
+_PLAN_VERSION = 1
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+_NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp")  # macOS' folder notes; our own files cut short by a crash
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where one run stands."""
+
+    run_id: str
+    task: str
+    model: str
+    label: str
+    """What tells the method from the study's others, as in the report."""
+    seed: int
+    state: str
+    """finished, failed, collapsed, pruned or pending."""
+    primary_metric: str | None
+    best_score: float | None
+    best_step: int | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Where a study stands."""
+
+    study: str
+    """Name of the study."""
+    directory: str
+    planned: int
+    """Number of planned runs."""
+    counts: Mapping[str, int]
+    """State → number of planned runs in it; every state is there, `pending` last."""
+    runs: tuple[RunStatus, ...]
+    """Each planned run, in the study's order."""
+    unplanned: tuple[str, ...]
+    """Ids of runs that have a record here although the plan does not name them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists, strings and numbers, ready for JSON."""
+        return asdict(self) | {
+            "counts": dict(self.counts),
+            "runs": [asdict(run) for run in self.runs],
+            "unplanned": list(self.unplanned),
+        }
+
+
+@dataclass(frozen=True)
+class Store:
+    """One study directory.
+
+    Make it with `create_or_open` or `open`; all methods raise StoreError for what is missing, damaged or
+    cannot be written.
+    """
+
+    root: Path
+
+    @classmethod
+    def create_or_open(cls, root: Path | str, study: Study) -> Store:
+        """Start a study directory, or go on with the one that is there.
+
+        Args:
+            root: The directory; it may be missing or empty, or hold the same study.
+            study: The effective study.
+
+        Raises:
+            StoreError: The directory holds another study, or other files and no study.
+        """
+        store = cls(Path(root))
+        if store._study_file.exists():
+            store._refuse_another(study)
+            return store
+        store._refuse_foreign_files()
+        _write_atomically(store._study_file, study.to_yaml())
+        return store
+
+    @classmethod
+    def open(cls, root: Path | str) -> Store:
+        """Open a study directory that is there.
+
+        Raises:
+            StoreError: There is no study in it.
+        """
+        store = cls(Path(root))
+        if not store._study_file.is_file():
+            what = "there is no such directory" if not store.root.exists() else "it has no study.yaml"
+            raise StoreError(
+                f"{store.root} is not a study directory: {what}. "
+                "Give the directory that `manytune run STUDY.yaml --out DIR` wrote to."
+            )
+        return store
+
+    def study(self) -> Study:
+        """The effective study."""
+        try:
+            return Study.from_file(self._study_file)
+        except StudyError as error:
+            raise StoreError(
+                f"The study in {self.root} cannot be read by this version of manytune: {error} "
+                "Use the version that wrote it, give another --out, or delete the directory."
+            ) from error
+
+    def run_dir(self, run_id: str) -> Path:
+        """Directory of a run; it need not be there yet."""
+        return self.root / "runs" / _checked_id(run_id, "run")
+
+    def snapshot_dir(self, run_id: str) -> Path:
+        """Directory of a run's best snapshot; whoever saves into it makes it."""
+        return self.run_dir(run_id) / "best"
+
+    def pack_dir(self, pack_id: str) -> Path:
+        """Directory for what a killed pack needs to go on; whoever saves into it makes it."""
+        return self.root / "packs" / _checked_id(pack_id, "pack")
+
+    @property
+    def report_dir(self) -> Path:
+        """Directory of the report."""
+        return self.root / "report"
+
+    @property
+    def _study_file(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def _plan_file(self) -> Path:
+        return self.root / "plan.json"
+
+    def write_plan(self, packs: Sequence[Pack]) -> None:
+        """Keep the packs, so that every later start trains the same runs together."""
+        packs_json = _packs_adapter().dump_python(tuple(packs), mode="json")
+        plan = {"schema_version": _PLAN_VERSION, "packs": packs_json}
+        _write_atomically(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> tuple[Pack, ...] | None:
+        """The packs that were kept; None if none were."""
+        text = _read(self._plan_file)
+        if text is None:
+            return None
+        try:
+            plan = json.loads(text)
+            version = plan["schema_version"]
+            if version != _PLAN_VERSION:
+                raise StoreError(
+                    f"{self._plan_file} has schema version {version!r}; this manytune reads version "
+                    f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
+                )
+            return _packs_adapter().validate_python(plan["packs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self._plan_file} is damaged: {type(error).__name__}: {_shortened(error)}. "
+                "Delete it to have the packs planned anew; runs that ended are kept."
+            ) from error
+
+    def write_history(self, run_id: str, rows: Sequence[HistoryRow]) -> None:
+        """Write a run's history."""
+        _write_atomically(self.run_dir(run_id) / "history.csv", history_to_csv(rows))
+
+    def read_history(self, run_id: str) -> tuple[HistoryRow, ...]:
+        """A run's history; empty if none was written."""
+        path = self.run_dir(run_id) / "history.csv"
+        text = _read(path)
+        return () if text is None else history_from_csv(text, where=str(path))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write a run's record, which says that the run has ended: call it last.
+
+        Whatever else is in the run's directory is brought to the disk before.
+        """
+        directory = self.run_dir(record.run_id)
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            _sync_tree(directory)
+        _write_atomically(directory / "record.json", record.to_json())
+        with _writing(directory):
+            _sync(directory.parent)
+            _sync(self.root)
+
+    def read_record(self, run_id: str) -> RunRecord | None:
+        """A run's record; None if it has not ended."""
+        path = self.run_dir(run_id) / "record.json"
+        text = _read(path)
+        if text is None:
+            return None
+        record = RunRecord.from_json(text, where=str(path))
+        if record.run_id != run_id:
+            raise StoreError(
+                f"{path} is the record of {record.run_id!r}; in this directory it must be of {run_id!r}. "
+                "Move or delete the directory."
+            )
+        return record
+
+    def finished_runs(self) -> dict[str, RunRecord]:
+        """Run id → record, of every run that has ended, in whatever state; in the study's order of runs."""
+        return self._records(self._planned_runs(self.study()))
+
+    def reset_run(self, run_id: str) -> None:
+        """Remove all that was written of a run, its record first, so that it is pending again."""
+        directory = self.run_dir(run_id)
+        with _writing(directory):
+            (directory / "record.json").unlink(missing_ok=True)
+            if directory.exists():
+                _sync(directory)
+                shutil.rmtree(directory)
+
+    def _run_ids(self) -> list[str]:
+        try:
+            names = os.listdir(self.root / "runs")
+        except FileNotFoundError:
+            return []
+        return [name for name in names if _ID.fullmatch(name)]
+
+    def _planned_runs(self, study: Study) -> list[Run]:
+        """All runs in the study's order; which runs there are is the kept plan's to say."""
+        in_study = plan_runs(study)
+        packs = self.read_plan()
+        if packs is None:  # not started, or killed before the plan was written
+            return list(in_study)
+        order = {run.id: place for place, run in enumerate(in_study)}
+        kept = [run for pack in packs for run in pack.runs]
+        return sorted(kept, key=lambda run: order.get(run.id, len(order)))
+
+    def _records(self, planned: Sequence[Run]) -> dict[str, RunRecord]:
+        """All records, in the order of `planned`, then those that it does not name, by id."""
+        order = {run.id: place for place, run in enumerate(planned)}
+        run_ids = sorted(self._run_ids(), key=lambda run_id: (order.get(run_id, len(order)), run_id))
+        records = {run_id: self.read_record(run_id) for run_id in run_ids}
+        return {run_id: record for run_id, record in records.items() if record is not None}
+
+    def status(self) -> StudyStatus:
+        """Where the study stands: each planned run's state."""
+        study = self.study()
+        planned = self._planned_runs(study)
+        records = self._records(planned)
+        rows = tuple(_run_status(run, records.pop(run.id, None)) for run in planned)
+        counted = Counter(row.state for row in rows)
+        return StudyStatus(
+            study=study.name,
+            directory=str(self.root),
+            planned=len(rows),
+            counts={state: counted[state] for state in (*map(str, RunState), PENDING)},
+            runs=rows,
+            unplanned=tuple(records),
+        )
+
+    def _refuse_another(self, study: Study) -> None:
+        there = self.study()
+        if there.hash == study.hash:
+            return
+        different = _differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
+        lines = "\n".join(f"  {line}" for line in different)
+        raise StoreError(
+            f"{self.root} already holds a study that differs from this one:\n{lines}\n"
+            "Give another --out, or delete the directory to start anew."
+        )
+
+    def _refuse_foreign_files(self) -> None:
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
+            raise StoreError(f"{self.root} is not a directory. Give another --out.")
+        with _writing(self.root):
+            foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
+        if foreign:
+            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            raise StoreError(
+                f"{self.root} holds files but no study ({shown}). "
+                "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
+            )
+
+
+def _checked_id(name: str, what: str) -> str:
+    """`name`, if it can be a directory's name and nothing more: no path, no hidden file."""
+    if not _ID.fullmatch(name):
+        raise StoreError(
+            f"{name!r} is no {what} id. An id has letters, digits and . _ + = -, starts with a letter or a "
+            "digit, and is at most 200 characters long."
+        )
+    return name
+
+
+def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
+    return RunStatus(
+        run_id=run.id,
+        task=run.task,
+        model=run.model,
+        label=run.label,
+        seed=run.seed,
+        state=str(record.state) if record else PENDING,
+        primary_metric=record.primary_metric if record else None,
+        best_score=record.best_score if record else None,
+        best_step=record.best_step if record else None,
+        failure=record.failure if record else None,
+    )
+
+
+@functools.cache
+def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
+    return TypeAdapter(
+        tuple[Pack, ...]
+    )  # made on first use: it takes milliseconds that `--help` does not have
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """The keys whose values differ, as lines "key: <there> there, <here> here"."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = list(dict.fromkeys([*there, *here]))
+        inner = (_differences(there.get(name), here.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        return [line for lines in inner for line in lines]
+    if there == here:
+        return []
+    return [f"{key}: {_shortened(json.dumps(there))} there, {_shortened(json.dumps(here))} here"]
+
+
+def _shortened(value: object, limit: int = 120) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _read(path: Path) -> str | None:
+    """The text of a file; None if it is not there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into an error for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or path} cannot be written: {error.strerror or error}. "
+            "Check its permissions and the free space, or give another --out."
+        ) from error
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(4)}.tmp"
+    )  # same directory: a rename, no copy
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
+def _sync_tree(directory: Path) -> None:
+    """Bring to the disk every file below a directory, and their names."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a directory's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory
+            raise
+    finally:
+        os.close(handle)

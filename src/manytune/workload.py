@@ -1,0 +1,146 @@
+"""What a study asks for, made ready to train: a task's rows as token ids, and what each run trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from manytune.backbones import Anatomy, anatomy, load_tokenizer
+from manytune.config import Study
+from manytune.data import Encoded, encode, load_split, train_split
+from manytune.errors import StudyError
+from manytune.methods import ParameterCount, adapt, count_parameters
+from manytune.packing import Adaptation
+from manytune.packing.head import reach
+from manytune.plan import Run
+from manytune.tasks import Task, get_task
+from manytune.train import PackData
+
+__all__ = ["TaskWork", "prepare"]
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """One task of a study, encoded for its backbone.
+
+    Attributes:
+        study: The study.
+        task: The task.
+        train: Its training split.
+        dev: Its dev split.
+        anatomy: The backbone's tensors and the task's head, without values.
+        fingerprint: SHA-256 over both splits.
+        sources: Where the rows came from.
+    """
+
+    study: Study
+    task: Task
+    train: Encoded
+    dev: Encoded
+    anatomy: Anatomy
+    fingerprint: str
+    sources: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know of the data."""
+        longest = self.study.training.max_length
+        parts = (("train", self.train), ("dev", self.dev))
+        return [
+            f"{data.truncated} of {data.size} {name} rows were cut at {longest} tokens."
+            for name, data in parts
+            if data.truncated
+        ]
+
+    @cached_property
+    def train_size(self) -> int:
+        """Rows that each run trains on."""
+        return len(self._split(seed=0)[0])
+
+    def adaptation(self, run: Run) -> Adaptation:
+        """What a run trains.
+
+        Raises:
+            StudyError: Its method does not fit the backbone.
+        """
+        return adapt(run.method, self.anatomy)
+
+    def parameters(self, run: Run) -> ParameterCount:
+        """How many parameters a run has and trains."""
+        return count_parameters(self.anatomy, self.adaptation(run))
+
+    def pack_data(self, runs: Sequence[Run]) -> PackData:
+        """The rows that each run trains on and is selected by."""
+        if self.study.selection == "dev":
+            everything = np.arange(self.train.size)
+            dev = np.arange(self.dev.size)
+            return PackData(self.train, self.dev, (everything,) * len(runs), (dev,) * len(runs))
+        splits = [self._split(run.seed) for run in runs]
+        return PackData(
+            self.train, self.train, tuple(train for train, _ in splits), tuple(select for _, select in splits)
+        )
+
+    def warnings(self, runs: Sequence[Run]) -> list[str]:
+        """What should be said before training: heads that cannot predict the whole range of targets."""
+        if self.task.target_range is None:
+            return []
+        low, high = self.task.target_range
+        said = []
+        for run in {run.label: run for run in runs}.values():
+            if run.method.head == "full":
+                continue
+            far = reach(self.anatomy.head, run.seed)
+            center = (low + high) / 2 if run.method.head == "bias" else 0.0
+            if center - far > low or center + far < high:
+                said.append(
+                    f"{self.task.name}: {run.label} keeps the head's random weights, so its predictions cannot "
+                    f"span more than {2 * far:.2g}, from {center - far:.2g} to {center + far:.2g}, while targets "
+                    f"go from {low:g} to {high:g}. Train the head (head: full) to reach them."
+                )
+        return said
+
+    def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.study.selection == "dev":
+            return np.arange(self.train.size), np.arange(self.dev.size)
+        return train_split(self.train.size, seed, labels=self.train.labels)
+
+
+def prepare(study: Study, name: str) -> TaskWork:
+    """Load, check and encode a task's rows, and look at its backbone without loading weights.
+
+    Raises:
+        ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
+    """
+    task = get_task(name)
+    parts = anatomy(study.model, task.num_outputs)
+    tokenizer = load_tokenizer(study.model)
+    limit = min(study.training.max_length, parts.max_length)
+    splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
+    encoded = {
+        split: encode(rows, tokenizer, template=study.template, max_length=limit)
+        for split, rows in splits.items()
+    }
+    _check_class_weights(study, task)
+    both = "".join(rows.fingerprint for rows in splits.values())
+    return TaskWork(
+        study,
+        task,
+        encoded["train"],
+        encoded["dev"],
+        parts,
+        hashlib.sha256(both.encode()).hexdigest(),
+        tuple(rows.source for rows in splits.values()),
+    )
+
+
+def _check_class_weights(study: Study, task: Task) -> None:
+    weights = study.training.class_weights
+    if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
+        raise StudyError(
+            f"training.class_weights: {len(weights)} numbers were given, but {task.name} has "
+            f"{len(task.labels)} classes: {', '.join(task.labels)}. Give one number a class, in this order."
+        )

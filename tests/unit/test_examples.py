@@ -1,0 +1,145 @@
+"""The example studies and the template that `manytune init` writes: they parse, and plan what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+import manytune
+from manytune.config import METHODS, BitFit, Full, Head, Lora, Study, Training
+from manytune.plan import plan_packs, plan_runs
+from manytune.tasks import TASKS
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TEMPLATE = Path(manytune.__file__).parent / "study_template.yaml"
+NAMES = ["cola-minilm", "quickstart", "roberta-glue", "stsb-minilm"]
+
+
+def load(name: str) -> Study:
+    return Study.from_file(EXAMPLES / f"{name}.yaml")
+
+
+def test_every_example_is_tested():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.yaml")) == NAMES
+
+
+@pytest.mark.parametrize(
+    "path", [*(EXAMPLES / f"{name}.yaml" for name in NAMES), TEMPLATE], ids=lambda p: p.stem
+)
+def test_each_parses_plans_and_fits_the_page(path):
+    study = Study.from_file(path)
+    runs = plan_runs(study)
+    packs = plan_packs(runs, study.training.max_pack)
+    assert len(runs) == sum(len(pack.runs) for pack in packs) > 1
+    if path != TEMPLATE:
+        assert study.name == path.stem
+    assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 110
+
+
+def test_roberta_glue_has_every_setting_of_the_published_study():
+    study = load("roberta-glue")
+    assert (study.model, study.tasks, study.template, study.selection) == (
+        "roberta-base",
+        ("cola", "stsb"),
+        "spaced",
+        "dev",
+    )
+    assert study.training == Training(
+        batch_size=16,
+        epochs=10,
+        max_length=512,
+        warmup_steps=200,
+        schedule="linear",
+        weight_decay=0.1,
+        adam_epsilon=1e-6,
+        # what transformers.Trainer does by itself
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        max_grad_norm=1.0,
+        accumulate=1,
+        eval_every="epoch",
+    )
+    bitfit = {"cola": [1e-3, 2e-4], "stsb": [2e-4]}
+    expected = {
+        (task, method)
+        for task in ("cola", "stsb")
+        for method in (
+            Full(learning_rate=2e-5),
+            *(BitFit(learning_rate=rate, head="bias") for rate in bitfit[task]),
+            *(
+                Lora(
+                    rank=rank,
+                    alpha=8,
+                    dropout=0.1,
+                    targets=["query", "value"],
+                    learning_rate=4e-4,
+                    head="frozen",
+                )
+                for rank in (2, 8, 64, 256)
+            ),
+        )
+    }
+    runs = plan_runs(study)
+    assert {(run.task, run.method) for run in runs} == expected
+    assert len(runs) == 13
+
+
+def test_quickstart_needs_no_download_and_compares_three_methods():
+    study = load("quickstart")
+    assert study.model == "minilm"
+    assert study.data_dir is None
+    assert all(TASKS[task].hub is None for task in study.tasks)
+    assert len(study.seeds) >= 2
+    runs = plan_runs(study)
+    assert {type(run.method) for run in runs} == {Full, BitFit, Lora}
+    assert len({run.method.rank for run in runs if isinstance(run.method, Lora)}) >= 2
+
+
+@pytest.mark.parametrize("name", ["cola-minilm", "stsb-minilm"])
+def test_the_minilm_studies_compare_all_methods_on_real_data(name):
+    study = load(name)
+    assert study.model == "minilm"
+    assert study.tasks == (name.partition("-")[0],)
+    assert study.seeds == (0, 1, 2)
+    runs = plan_runs(study)
+    assert {type(run.method) for run in runs} == {Full, BitFit, Lora, Head}
+    assert {run.method.rank for run in runs if isinstance(run.method, Lora)} == {2, 8, 64, 256}
+
+
+def words(annotation: object) -> set[str]:
+    """The words that a field's type lists."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return {word for part in get_args(annotation) for word in words(part)}
+
+
+MODELS = (Study, Training, *METHODS.values())
+KEYS = sorted({name for model in MODELS for name in model.model_fields})
+WORDS = sorted(
+    {word for model in MODELS for info in model.model_fields.values() for word in words(info.annotation)}
+)
+
+
+class TestTemplate:
+    text = TEMPLATE.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_it_has_every_key(self, key):
+        assert re.search(rf"(^[ #]*|[{{ ]){key}:( |$)", self.text, re.MULTILINE)
+
+    @pytest.mark.parametrize("word", [*WORDS, *TASKS])
+    def test_it_has_every_allowed_word(self, word):
+        assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", self.text)
+
+    def test_the_lists_above_are_not_empty(self):
+        assert {"max_pack", "targets", "data_dir"} <= set(KEYS)
+        assert {"train-split", "cosine", "balanced", "epoch", "bf16", "frozen", "lora"} <= set(WORDS)
+
+    def test_the_defaults_that_it_names_are_the_real_ones(self):
+        named = re.findall(r"\(default: ([\d.]+)\)[^:]*?\n(?: +#.*\n)*? +(?:# )?(\w+): ", self.text)
+        assert len(named) >= 6
+        for value, key in named:
+            assert getattr(Training(), key) == float(value), key

@@ -1,0 +1,237 @@
+"""The rules of who imports whom, read from the source files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import manytune
+
+PACKAGE = Path(manytune.__file__).parent
+
+# The way of the data. A module imports only what stands above it.
+ORDER = (
+    *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store", "hardware"),
+    *("sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
+    *("stats", "report", "progress", "executors", "cli"),
+)
+
+# `--help`, `--dry-run`, `status` and `report` import these: they start in well under a second.
+LIGHT = frozenset(
+    {
+        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store"),
+        *("stats", "report", "progress", "cli"),
+    }
+)
+HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib"})
+
+# Who may never know of whom, whatever the order says.
+FORBIDDEN = {"methods": {"data", "tasks", "train"}, "train": {"store", "report", "cli"}}
+
+# File → why it may have more than 500 lines.
+LONG_FILES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and how."""
+
+    target: str
+    line: int
+    at_start: bool
+    """Whether it is imported when the file is: at module level, not inside a function."""
+    for_types: bool
+    """Whether only type checkers follow it (`if TYPE_CHECKING:`)."""
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Dotted module name → file."""
+    names = {path: path.relative_to(PACKAGE.parent).with_suffix("").parts for path in PACKAGE.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
+
+
+def component(module: str) -> str:
+    """What of the package a module belongs to: manytune.packing.bank is part of packing."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def imports(module: str) -> tuple[Import, ...]:
+    tree = ast.parse(sources()[module].read_text(encoding="utf-8"))
+    package = module if sources()[module].name == "__init__.py" else module.rpartition(".")[0]
+    return tuple(_walk(tree, package, at_start=True, for_types=False))
+
+
+def _walk(node: ast.AST, package: str, *, at_start: bool, for_types: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            for target in _targets(child, package):
+                yield Import(target, child.lineno, at_start, for_types)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            yield from _walk(ast.Module(child.body, []), package, at_start=at_start, for_types=True)
+            yield from _walk(ast.Module(child.orelse, []), package, at_start=at_start, for_types=for_types)
+        else:
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _walk(child, package, at_start=at_start and not inside, for_types=for_types)
+
+
+def _targets(node: ast.Import | ast.ImportFrom, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    base = ".".join([*parents, *([node.module] if node.module else [])])
+    for alias in node.names:
+        inner = f"{base}.{alias.name}"
+        yield inner if inner in sources() else base
+
+
+def arrows(module: str) -> dict[str, int]:
+    """The modules of manytune that a module really uses → the line; those for type checkers are none."""
+    return {
+        each.target: each.line
+        for each in imports(module)
+        if each.target.split(".")[0] == "manytune" and not each.for_types
+    }
+
+
+def test_the_files_are_all_seen() -> None:
+    assert len(sources()) >= 40
+    assert {"manytune", "manytune.record", "manytune.report", "manytune.report.table"} <= set(sources())
+    assert sum(len(imports(module)) for module in sources()) >= 300
+    assert arrows("manytune.report.table").keys() >= {"manytune.record", "manytune.stats"}
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {component(module) for module in sources()} == {"__init__", *ORDER}
+    assert len(ORDER) == len(set(ORDER))
+    assert set(ORDER) >= LIGHT | FORBIDDEN.keys() | set().union(*FORBIDDEN.values())
+
+
+def test_arrows_only_point_up() -> None:
+    place = {name: index for index, name in enumerate(ORDER)}
+    wrong = [
+        f"{module}:{line} imports {target}"
+        for module in sources()
+        if module != "manytune"
+        for target, line in arrows(module).items()
+        if component(target) == "__init__" or place[component(target)] > place[component(module)]
+    ]
+    assert not wrong
+
+
+def test_there_is_no_cycle() -> None:
+    done: set[str] = set()
+
+    def follow(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path, module])
+        if module not in done:
+            for target in arrows(module):
+                follow(target, (*path, module))
+            done.add(module)
+
+    for module in sources():
+        follow(module, ())
+    assert done == set(sources())
+
+
+def test_light_modules_import_nothing_heavy() -> None:
+    light = [module for module in sources() if component(module) in {*LIGHT, "__init__"}]
+    assert len(light) >= 20
+    wrong = [
+        f"{module}:{each.line} imports {each.target}"
+        for module in light
+        for each in imports(module)
+        if each.at_start and not each.for_types and each.target.split(".")[0] in HEAVY
+    ]
+    assert not wrong
+
+
+def test_light_modules_import_light_modules_alone() -> None:
+    wrong = [
+        f"{module}:{each.line} imports {each.target}"
+        for module in sources()
+        if component(module) in LIGHT
+        for each in imports(module)
+        if each.at_start and not each.for_types and each.target.split(".")[0] == "manytune"
+        if component(each.target) not in LIGHT
+    ]
+    assert not wrong
+
+
+def test_a_fresh_interpreter_loads_nothing_heavy() -> None:
+    light = ["manytune", *(module for module in sources() if component(module) in LIGHT)]
+    program = f"""
+import importlib, sys
+for module in {light!r}:
+    importlib.import_module(module)
+    heavy = sorted({set(HEAVY)!r} & set(sys.modules))
+    assert not heavy, f"{{module}} loads {{heavy}}"
+print(len(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > len(light)
+
+
+@pytest.mark.parametrize(("who", "whom"), sorted(FORBIDDEN.items()))
+def test_some_never_know_of_others(who: str, whom: set[str]) -> None:
+    modules = [module for module in sources() if component(module) == who]
+    assert modules
+    wrong = [
+        f"{module}:{each.line} imports {each.target}"
+        for module in modules
+        for each in imports(module)
+        if each.target.split(".")[0] == "manytune" and component(each.target) in whom
+    ]
+    assert not wrong
+
+
+def _hands_on(node: ast.stmt, root: bool) -> bool:
+    """Whether a statement of an `__init__` file is a docstring, an import, or `__all__`."""
+    match node:
+        case ast.Expr(ast.Constant(str())) | ast.Import() | ast.ImportFrom():
+            return True
+        case ast.Assign([ast.Name("__all__")]) | ast.AnnAssign(ast.Name("__all__")):
+            return True
+        case ast.If(test, body, []) if "TYPE_CHECKING" in ast.dump(test):
+            return all(_hands_on(each, root=False) for each in body)
+        case ast.FunctionDef("__getattr__" | "__dir__"):  # PEP 562: the package's own names, when first used
+            return root
+        case ast.Assign([ast.Name()], ast.Dict()) | ast.AnnAssign(ast.Name(), _, ast.Dict()):
+            return root  # the table that it reads: name → module
+    return False
+
+
+def test_init_files_only_hand_names_on() -> None:
+    files = sorted(PACKAGE.rglob("__init__.py"))
+    assert len(files) >= 6
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in files
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if not _hands_on(node, root=path.parent == PACKAGE)
+    ]
+    assert not wrong
+
+
+def test_every_folder_is_a_package() -> None:
+    assert {path.parent for path in PACKAGE.rglob("*.py")} == {
+        path.parent for path in PACKAGE.rglob("__init__.py")
+    }
+
+
+def test_a_file_of_more_than_500_lines_has_a_reason() -> None:
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in sources().values()
+    }
+    assert {name for name, length in lengths.items() if length > 500} == set(LONG_FILES)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import io
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from record_factory import make_record
+from rich.console import Console
+
+from manytune.errors import StoreError
+from manytune.metrics import METRICS, Metric
+from manytune.record import RunRecord
+from manytune.report import TaskTable, render, table, tabulate
+
+
+def runs_of(label: str, *scores: float, **facts: Any) -> list[RunRecord]:
+    """One record for each score, its seed counted up; the last score is 0.1 lower."""
+    return [
+        make_record(
+            **{
+                "run_id": f"{label.replace(' ', '-')}-s{seed}",
+                "label": label,
+                "seed": seed,
+                "best_score": score,
+                "last_score": score - 0.1,
+                "scores": {"matthews_correlation": score, "accuracy": score + 0.2},
+                "last_scores": {"matthews_correlation": score - 0.1, "accuracy": score + 0.1},
+            }
+            | facts
+        )
+        for seed, score in enumerate(scores)
+    ]
+
+
+def one_table(*groups: list[RunRecord]) -> TaskTable:
+    (only,) = tabulate(record for group in groups for record in group)
+    return only
+
+
+def text_of(*groups: list[RunRecord], width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render(tabulate(record for group in groups for record in group)))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row_of(text: str, label: str) -> list[str]:
+    """The cells of the line that starts with the label."""
+    (line,) = (line for line in text.splitlines() if line.strip().startswith(f"{label}  "))
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+class TestTabulate:
+    def test_one_table_a_task_and_one_row_a_method_in_the_order_of_the_records(self) -> None:
+        records = [
+            *runs_of("lora", 0.5, 0.6),
+            *runs_of("full", 0.4),
+            *runs_of("lora", 0.1, task="stsb", primary_metric="pearson", scores={"pearson": 0.1}),
+        ]
+        tables = tabulate(records)
+        assert [(each.task, [row.label for row in each.rows]) for each in tables] == [
+            ("cola", ["lora", "full"]),
+            ("stsb", ["lora"]),
+        ]
+        assert [len(row.runs) for row in tables[0].rows] == [2, 1]
+
+    def test_backbones_are_never_mixed(self) -> None:
+        tables = tabulate([*runs_of("full", 0.4), *runs_of("full", 0.5, model="roberta-base")])
+        assert [each.model for each in tables] == ["minilm", "roberta-base"]
+
+    def test_best_and_last_of_every_metric(self) -> None:
+        (row,) = one_table(runs_of("lora", 0.4, 0.6)).rows
+        primary, accuracy = row.metrics
+        assert primary.metric is METRICS["matthews_correlation"]
+        assert accuracy.metric is METRICS["accuracy"]
+        found = [each.mean for each in (primary.best, primary.last, accuracy.best, accuracy.last)]
+        assert found == pytest.approx([0.5, 0.4, 0.7, 0.6])
+        assert primary.best.deviation == pytest.approx(0.1414, abs=1e-4)
+
+    def test_the_primary_metric_comes_first_whatever_the_order_of_scores(self) -> None:
+        records = runs_of("lora", 0.4, scores={"accuracy": 0.9, "matthews_correlation": 0.4})
+        assert one_table(records).rows[0].primary.metric.name == "matthews_correlation"
+
+    @pytest.mark.parametrize("state", ["collapsed", "failed", "pruned"])
+    def test_only_finished_runs_are_averaged(self, state: str) -> None:
+        failure = "out of memory" if state == "failed" else None
+        good = runs_of("lora", 0.4, 0.6)
+        bad = make_record(run_id="bad", label="lora", state=state, failure=failure, best_score=0.0)
+        (row,) = one_table([*good, bad]).rows
+        assert (row.primary.best.count, row.primary.best.mean) == (2, pytest.approx(0.5))
+        assert row.notes == (f"1 of 3 {state}: bad",)
+
+    def test_a_last_evaluation_that_collapsed_is_left_out_of_the_last_mean_alone(self) -> None:
+        good, bad = runs_of("lora", 0.4), runs_of("lora", 0.6, last_collapsed=True, last_score=0.0)
+        (row,) = one_table([*good, *bad]).rows
+        assert row.primary.best.count == 2
+        assert row.primary.last.mean == pytest.approx(0.3)
+        assert len(row.notes) == 1
+        assert "1 of 2 predicted a constant at the last evaluation" in row.notes[0]
+
+    def test_costs(self) -> None:
+        records = [
+            make_record(label="lora", cost={"samples_per_second": 100, "peak_memory_bytes": 5}),
+            make_record(label="lora", cost={"samples_per_second": 300, "peak_memory_bytes": 9}),
+            make_record(label="lora", parameters={"total": 200, "trainable": 3}),
+        ]
+        (row,) = one_table(records).rows
+        assert row.samples_per_second == 200
+        assert row.peak_memory_bytes == 9
+        assert (row.trainable, row.trainable_share) == (3, 0.015)
+
+    def test_unknown_costs_stay_unknown(self) -> None:
+        (row,) = one_table([make_record()]).rows
+        assert (row.samples_per_second, row.peak_memory_bytes) == (None, None)
+        assert (row.trainable, row.trainable_share) == (None, None)
+
+    def test_an_unknown_metric_is_refused(self) -> None:
+        with pytest.raises(StoreError, match=r"'acuracy' is not one of: .*accuracy"):
+            tabulate([make_record(scores={"acuracy": 0.5})])
+
+    def test_no_records_make_no_tables(self) -> None:
+        assert tabulate([]) == ()
+
+
+class TestSentence:
+    def test_a_lead_within_the_spread_claims_nothing(self) -> None:
+        sentence = one_table(runs_of("full", 0.48, 0.52), runs_of("lora", 0.49, 0.53)).sentence
+        assert sentence == (
+            "CoLA, MCC: lora (0.510) is ahead of full (0.500) by 0.010, no more than the spread over seeds "
+            "(0.028): no difference can be claimed from 2 seeds."
+        )
+
+    def test_a_lead_beyond_the_spread_is_a_hint(self) -> None:
+        sentence = one_table(runs_of("full", 0.2, 0.21, 0.22), runs_of("lora", 0.5, 0.51)).sentence
+        assert sentence == (
+            "CoLA, MCC: lora (0.505) is ahead of full (0.210) by 0.295, more than the spread over seeds "
+            "(0.009): a hint from 2 and 3 seeds, no proof that the one is better."
+        )
+
+    def test_one_seed_says_nothing_about_the_spread(self) -> None:
+        sentence = one_table(runs_of("full", 0.5), runs_of("lora", 0.7)).sentence
+        assert sentence == (
+            "CoLA, MCC: lora (0.700) is ahead of full (0.500) by 0.200; from 1 seed each nothing can be said "
+            "about the spread over seeds, so no difference can be claimed."
+        )
+
+    def test_equal_means(self) -> None:
+        sentence = one_table(runs_of("full", 0.5), runs_of("lora", 0.5)).sentence
+        assert sentence == "CoLA, MCC: full (0.500) and lora (0.500) are equal."
+
+    def test_a_tiny_lead_is_not_shown_as_none(self) -> None:
+        assert "by 0.0002," in one_table(runs_of("full", 0.5, 0.6), runs_of("lora", 0.5, 0.6004)).sentence
+
+    def test_one_method_alone(self) -> None:
+        failed = runs_of("full", 0.0, state="collapsed")
+        sentence = one_table(failed, runs_of("lora", 0.5)).sentence
+        assert sentence == "CoLA, MCC: only lora (0.500) has a mean; there is nothing to compare it with."
+
+    def test_no_run_finished(self) -> None:
+        sentence = one_table(runs_of("full", 0.0, state="collapsed")).sentence
+        assert sentence == "CoLA, MCC: no run finished, so there is nothing to compare."
+
+    def test_it_goes_by_the_metrics_direction(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unused(*_: object) -> float:
+            raise AssertionError
+
+        loss = Metric("loss", "Loss", higher_is_better=False, compute=unused)
+        monkeypatch.setattr(table, "METRICS", MappingProxyType({"loss": loss}))
+        facts = {"primary_metric": "loss", "scores": {}, "last_scores": {}}
+        sentence = one_table(runs_of("full", 0.2, **facts), runs_of("lora", 0.7, **facts)).sentence
+        assert sentence.startswith("CoLA, Loss: full (0.200) is ahead of lora (0.700) by 0.500")
+
+    def test_a_task_of_unknown_title_goes_by_its_name(self) -> None:
+        assert one_table(runs_of("full", 0.5, task="mine")).sentence.startswith("mine, MCC: ")
+
+
+class TestRender:
+    COSTS = MappingProxyType(
+        {
+            "parameters": {"total": 124_942_082, "trainable": 294_912},
+            "cost": {"samples_per_second": 431.4, "peak_memory_bytes": 1_234_567_890},
+        }
+    )
+
+    def test_a_row_has_its_figures(self) -> None:
+        text = text_of(runs_of("lora r=8", 0.4, 0.6, **self.COSTS))
+        assert row_of(text, "lora r=8") == [
+            *("lora r=8", "2", "0.500 ± 0.141", "0.400 ± 0.141", "0.700 ± 0.141", "0.600 ± 0.141"),
+            *("294,912", "0.24 %", "431", "1.2 GB"),
+        ]
+        assert row_of(text, "method") == [
+            *("method", "runs", "MCC best", "MCC last", "Accuracy best", "Accuracy last"),
+            *("trainable", "of all", "samples/s", "peak memory"),
+        ]
+        assert "left out" not in text
+
+    def test_pearson_and_spearman_stand_under_their_own_names(self) -> None:
+        scores = {"pearson": 0.9, "spearman": 0.8}
+        facts = {"task": "stsb", "primary_metric": "pearson", "scores": scores}
+        text = text_of(runs_of("full", 0.9, last_scores={"pearson": 0.7, "spearman": 0.6}, **facts))
+        assert "STS-B on minilm" in text
+        assert row_of(text, "method")[2:6] == [
+            *("Pearson best", "Pearson last", "Spearman best", "Spearman last"),
+        ]
+        assert row_of(text, "full")[2:6] == ["0.900", "0.800", "0.800", "0.600"]
+
+    def test_one_seed_shows_no_deviation_and_the_unknown_a_dash(self) -> None:
+        cells = row_of(text_of(runs_of("lora", 0.5)), "lora")
+        assert cells == ["lora", "1", "0.500", "0.400", "0.700", "0.600", "–", "–", "–", "–"]
+
+    def test_runs_left_out_are_counted_and_named(self) -> None:
+        good, bad = runs_of("lora", 0.4, 0.6), make_record(run_id="bad", label="lora", state="collapsed")
+        text = text_of([*good, bad])
+        assert row_of(text, "lora")[1:3] == ["2 of 3", "0.500 ± 0.141"]
+        assert "lora: 1 of 3 collapsed: bad" in [line.strip() for line in text.splitlines()]
+        assert "Means and standard deviations are over the runs that finished" in text
+
+    def test_a_row_without_any_mean_says_what_became_of_its_runs(self) -> None:
+        collapsed = runs_of("all collapsed", 0.0, 0.0, state="collapsed")
+        failed = runs_of("mixed", 0.0, state="failed", failure="no")
+        lost = runs_of("lost", 0.5, best_score=None, last_score=None)
+        flat = runs_of("flat end", 0.5, last_collapsed=True)
+        text = text_of(collapsed, failed, runs_of("mixed", 0.0, state="collapsed"), lost, flat)
+        assert row_of(text, "all collapsed")[1:4] == ["0 of 2", "collapsed", "collapsed"]
+        assert row_of(text, "mixed")[1:4] == ["0 of 2", "failed, collapsed", "failed, collapsed"]
+        assert row_of(text, "lost")[1:4] == ["1", "–", "–"]
+        assert row_of(text, "flat end")[1:4] == ["1", "0.500", "collapsed"]
+
+    def test_eighty_columns_hold_every_figure_whole(self) -> None:
+        rows = [runs_of(f"lora r={rank}, lr 4e-4", 0.4, 0.6, **self.COSTS) for rank in (8, 256)]
+        text = text_of(*rows, width=80)
+        assert "…" not in text
+        assert all(len(line) <= 80 for line in text.splitlines())
+        for figure in ("0.500 ± 0.141", "0.400 ± 0.141", "0.700 ± 0.141", "294,912", "0.24 %", "1.2 GB"):
+            assert text.count(figure) == 2, figure
+
+    def test_brackets_are_no_markup(self) -> None:
+        text = text_of(runs_of("lora [bold]", 0.5))
+        assert row_of(text, "lora [bold]")
+        assert "only lora [bold] (0.500)" in text
+
+    def test_each_task_has_its_sentence(self) -> None:
+        records = [*runs_of("full", 0.5), *runs_of("full", 0.5, task="mine")]
+        text = text_of(records)
+        for each in tabulate(records):
+            assert each.sentence in text
