@@ -40,7 +40,7 @@ def _plain(value: Any) -> Any:
     """`value` with numpy's and torch's numbers as Python's, and whatever is not finite as None."""
     if isinstance(value, float):  # numpy's float64 is one too
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, str | int | None):
+    if value is None or isinstance(value, str | int):  # most values: a study of thousands of runs reads fast
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -20,10 +20,10 @@ PACKAGE = Path(manytune.__file__).parent
 ORDER = (
     *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store", "hardware"),
     *("sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
-    *("stats", "report", "progress", "executors", "cli"),
+    *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli"),
 )
 
-# `--help`, `--dry-run`, `status` and `report` import these: they start in well under a second.
+# `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
         *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store"),

@@ -149,9 +149,9 @@ def test_a_newer_schema_is_refused_with_both_versions() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "Expecting value"),
+        ("", "of a run: Expecting value"),
         ("[1]", "the whole"),
-        ('{"run_id": "x"}', "'schema_version' is missing"),
+        ('{"run_id": "x"}', "of a run: the key 'schema_version' is missing"),
         (changed(schema_version=0), "schema_version"),
         (changed(schema_version="1.5"), "schema_version"),
         (changed(state="done"), "state: .*finished.*failed.*received 'done'"),

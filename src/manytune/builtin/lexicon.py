@@ -1,189 +1,159 @@
 """The words of the built-in tasks.
 
-Every class of content words has some for train and others for dev: no content word of dev occurs in train.
-Words are written as a dictionary would list them; a regular word is its base form alone, an irregular one lists
-its forms with slashes between them.
+Every class has words for train and others for dev: within a task, no content word of dev occurs in train.
+The words of a class stand as its reader in `words` takes them. A class whose train words are missing belongs to
+structures that only dev has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-__all__ = ["FUNCTION_WORDS", "LEXICON", "Adjective", "Noun", "Plain", "Verb", "with_ed", "with_ing", "with_s"]
+from manytune.builtin.words import Adjective, Noun, Plain, Scale, Stance, Verb, Word
 
-VOWELS = "aeiou"
+__all__ = ["SYNONYMS", "WORDS"]
 
-
-@dataclass(frozen=True)
-class Plain:
-    """A word with one form: a name, an adverb, a place."""
-
-    base: str
-
-    def __str__(self) -> str:
-        return self.base
-
-
-@dataclass(frozen=True)
-class Noun:
-    """A noun that can be counted: `one` box, `many` boxes."""
-
-    one: str
-    many: str
-
-
-@dataclass(frozen=True)
-class Adjective:
-    """An adjective and its comparative: `base` tall, `more` taller."""
-
-    base: str
-    more: str
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb in all its forms: take, takes, took, (has) taken, taking; `on` is its preposition or particle."""
-
-    base: str
-    s: str
-    past: str
-    done: str
-    ing: str
-    on: str = ""
-
-
-def _is_consonant_y(word: str) -> bool:
-    return word.endswith("y") and word[-2] not in VOWELS
-
-
-def with_s(word: str) -> str:
-    """The regular plural of a noun and the regular third person of a verb.
-
-    >>> [with_s(word) for word in ("box", "key", "carry")]
-    ['boxes', 'keys', 'carries']
-    """
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return word + "es"
-    return word[:-1] + "ies" if _is_consonant_y(word) else word + "s"
-
-
-def with_ed(word: str) -> str:
-    """The regular past tense, for verbs whose last consonant is not doubled.
-
-    >>> [with_ed(word) for word in ("help", "bake", "carry")]
-    ['helped', 'baked', 'carried']
-    """
-    if word.endswith("e"):
-        return word + "d"
-    return word[:-1] + "ied" if _is_consonant_y(word) else word + "ed"
-
-
-def with_ing(word: str) -> str:
-    """The regular -ing form, for verbs whose last consonant is not doubled.
-
-    >>> [with_ing(word) for word in ("help", "bake", "agree")]
-    ['helping', 'baking', 'agreeing']
-    """
-    return word[:-1] + "ing" if word.endswith("e") and not word.endswith("ee") else word + "ing"
-
-
-def _plain(text: str) -> Plain:
-    return Plain(text)
-
-
-def _noun(text: str) -> Noun:
-    one, _, many = text.partition("/")
-    return Noun(one, many or with_s(one))
-
-
-def _adjective(text: str) -> Adjective:
-    base, _, more = text.partition("/")
-    return Adjective(base, more or base + ("r" if base.endswith("e") else "er"))
-
-
-def _verb(text: str) -> Verb:
-    """Base; base/past; base/past/participle; or base/past/participle/-ing; then `+on`."""
-    forms, _, on = text.partition("+")
-    base, *rest = forms.split("/")
-    past = rest[0] if rest else with_ed(base)
-    done = rest[1] if len(rest) > 1 else past
-    ing = rest[2] if len(rest) > 2 else with_ing(base)
-    return Verb(base, with_s(base), past, done, ing, on)
-
-
-Word = Plain | Noun | Adjective | Verb
-
-# class: (how its words are read, the words of train, the words of dev)
-_CLASSES: Mapping[str, tuple[Callable[[str], Word], str, str]] = {
+_WORDS: Mapping[str, tuple[Callable[[str], Word], str, str]] = {
     "person": (
-        _noun,
+        Noun.parse,
         "nurse lawyer teacher farmer student driver painter doctor writer tourist banker actor "
         "singer dancer hunter reporter professor secretary cousin client",
         "judge guard pilot baker soldier poet sailor clerk manager scientist visitor neighbor",
     ),
-    "man": (_noun, "boy man/men king uncle", "prince brother father waiter"),
-    "woman": (_noun, "girl woman/women queen aunt", "princess sister mother waitress"),
-    "he": (_plain, "John Peter David Michael Robert", "Tom Paul James George Henry"),
-    "she": (_plain, "Mary Anna Susan Laura Jane", "Alice Emma Helen Sarah Julia"),
+    "man": (Noun.parse, "boy man/men king uncle", "prince brother father waiter"),
+    "woman": (Noun.parse, "girl woman/women queen aunt", "princess sister mother waitress"),
+    "he": (Plain.parse, "John Peter David Michael Robert", "Tom Paul James George Henry"),
+    "she": (Plain.parse, "Mary Anna Susan Laura Jane", "Alice Emma Helen Sarah Julia"),
     "thing": (
-        _noun,
+        Noun.parse,
         "box key letter book lamp chair map cup bag table camera ring",
         "bottle basket mirror clock radio phone guitar knife/knives",
     ),
-    "stuff": (_plain, "water rice milk", "sugar sand soup"),
-    "place": (_plain, "garden kitchen park school hotel", "office library station market"),
-    # Verbs that must have an object.
+    "stuff": (Plain.parse, "water rice milk", "sugar sand soup"),
+    "place": (Plain.parse, "garden kitchen park school hotel", "office library station market"),
+    # Must have an object.
     "fix": (
-        _verb,
+        Verb.parse,
         "fix borrow carry find/found bring/brought buy/bought deliver discover use",
         "repair damage keep/kept remove replace hold/held",
     ),
-    # ... and whose past tense and participle differ.
+    # Must have an object; past tense and participle differ.
     "take": (
-        _verb,
+        Verb.parse,
         "take/took/taken hide/hid/hidden forget/forgot/forgotten/forgetting see/saw/seen choose/chose/chosen",
         "steal/stole/stolen throw/threw/thrown break/broke/broken shake/shook/shaken draw/drew/drawn",
     ),
-    # Verbs that must have an object, which may be oneself.
+    # Must have an object, which can be oneself.
     "help": (
-        _verb,
+        Verb.parse,
         "blame praise help trust admire watch invite visit thank describe",
         "warn defend respect criticize protect forgive/forgave/forgiven",
     ),
-    # Verbs that cannot have an object.
+    # Cannot have an object.
     "sleep": (
-        _verb,
+        Verb.parse,
         "sleep/slept laugh smile arrive faint hesitate sneeze scream wait",
         "cry tremble sigh disappear kneel/knelt weep/wept cough",
     ),
+    # What one can want to do and enjoy doing.
     "swim": (
-        _verb,
+        Verb.parse,
         "swim/swam/swum/swimming dance cook run/ran/run/running sing/sang/sung jump play",
         "travel/traveled/traveled/traveling paint climb hunt fish",
     ),
-    "think": (_verb, "think/thought say/said know/knew/known claim", "believe report argue insist"),
-    "give": (_verb, "give/gave/given send/sent", "lend/lent offer"),
-    "describe": (_verb, "explain return", "donate mention"),
-    # Verbs that want an infinitive ...
-    "want": (_verb, "want decide hope agree", "refuse promise manage wish"),
-    # ... and verbs that want an -ing form.
-    "enjoy": (_verb, "enjoy finish avoid consider", "deny suggest imagine practice"),
-    # A verb with a preposition, which goes before a pronoun ...
-    "look": (_verb, "look+after rely+on long+for listen+to", "depend+on care+for stare+at deal+with"),
-    # ... and a verb with a particle, which goes after it.
+    "think": (Verb.parse, "think/thought say/said know/knew/known claim", "believe report argue insist"),
+    # Gives somebody something ...
+    "give": (Verb.parse, "give/gave/given send/sent", "lend/lent offer"),
+    # ... or something, to somebody.
+    "return": (Verb.parse, "return explain", "donate mention"),
+    # Wants an infinitive ...
+    "want": (Verb.parse, "want decide hope agree", "refuse promise manage wish"),
+    # ... or an -ing form.
+    "enjoy": (Verb.parse, "enjoy finish avoid consider", "deny suggest imagine practice"),
+    # Has a preposition, which goes before a pronoun ...
+    "look": (Verb.parse, "look+after rely+on long+for listen+to", "depend+on care+for stare+at deal/dealt+with"),
+    # ... or a particle, which goes after it.
     "pick": (
-        _verb,
-        "pick+up put/put/put/putting+down call+back wake/woke/woken/waking+up",
+        Verb.parse,
+        "pick+up put/put/put/putting+down call+back wake/woke/woken+up",
         "write/wrote/written+down switch+off hand+over lock+up",
     ),
-    "tired": (
-        _plain,
-        "tired hungry happy angry famous careful",
-        "nervous thirsty proud polite lazy curious",
-    ),
-    "tall": (_adjective, "tall old young strong", "short rich fast brave"),
-    "small": (_plain, "small heavy new red", "large cheap green dirty"),
-    "quickly": (_plain, "quickly slowly quietly", "carefully suddenly happily"),
-    "near": (_plain, "near behind", "beside opposite"),
+    "tired": (Plain.parse, "tired hungry happy angry famous careful", "nervous thirsty proud polite lazy curious"),
+    "tall": (Adjective.parse, "tall old young strong", "short rich fast brave"),
+    "small": (Plain.parse, "small heavy new red", "large cheap green dirty"),
+    "quickly": (Plain.parse, "", "carefully suddenly happily"),
 }
+
+# Words joined by = mean the same.
+_SYNONYMS: Mapping[str, tuple[Callable[[str], Word | tuple[Word, ...]], str, str]] = {
+    "person": (
+        Noun.parse,
+        "doctor=physician lawyer=attorney writer=author thief/thieves=robber child/children=kid boss=chief "
+        "policeman/policemen=cop student=pupil tourist=traveler helper=assistant shopper=customer friend=pal",
+        "teacher=instructor soldier=warrior singer=vocalist worker=laborer manager=director "
+        "king=monarch/monarchs priest=pastor journalist=reporter guest=visitor",
+    ),
+    "he": (Plain.parse, "John Peter David Michael Robert", "Tom Paul James George Henry"),
+    "she": (Plain.parse, "Mary Anna Susan Laura Jane", "Alice Emma Helen Sarah Julia"),
+    "thing": (
+        Plain.parse,
+        "car=automobile gift=present jacket=coat bag=sack cup=mug stone=rock picture=photo",
+        "boat=ship bike=bicycle phone=telephone journal=diary hat=cap",
+    ),
+    "place": (
+        Plain.parse,
+        "shop=store forest=woods street=road cellar=basement garden=yard",
+        "bar=pub harbor=port hotel=inn hallway=corridor",
+    ),
+    "idea": (Plain.parse, "offer=proposal plan=scheme rule=regulation", "story=tale law=statute advice=guidance"),
+    "smart": (
+        Plain.parse,
+        "smart=clever sad=unhappy tired=exhausted rich=wealthy odd=strange old=elderly calm=relaxed",
+        "brave=courageous angry=furious thin=slim lazy=idle nervous=anxious rude=impolite",
+    ),
+    "help": (
+        Verb.parse,
+        "help=assist scare=frighten save=rescue chase=pursue call=phone hit/hit=strike/struck fire=dismiss "
+        "watch=observe",
+        "attack=assault hire=employ welcome=greet annoy=bother trick=deceive select=choose/chose/chosen",
+    ),
+    "give": (
+        Verb.parse,
+        "give/gave/given=hand send/sent=mail show/showed/shown=display",
+        "lend/lent=loan bring/brought=deliver throw/threw/thrown=toss",
+    ),
+    "leave": (
+        Verb.parse,
+        "leave/left=depart laugh=giggle smile=grin/grinned sleep/slept=doze",
+        "vanish=disappear cry=weep/wept shout=yell talk=speak/spoke",
+    ),
+    "accept": (
+        Stance.parse,
+        "accept|reject remember|forget/forgot obey|disobey like|dislike",
+        "trust|distrust support|oppose believe|doubt follow|ignore",
+    ),
+    "taller": (Scale.parse, "", "taller|shorter older|younger stronger|weaker faster|slower"),
+}
+
+
+def _synonyms(read: Callable[[str], Word | tuple[Word, ...]], text: str) -> tuple[Word, ...]:
+    words = [read(word) for word in text.split("=")]
+    return tuple(word for item in words for word in (item if isinstance(item, tuple) else (item,)))
+
+
+_COLUMN = {"train": 0, "dev": 1}
+
+WORDS: Mapping[str, Mapping[str, tuple[Word, ...]]] = {
+    split: {name: tuple(map(read, texts[column].split())) for name, (read, *texts) in _WORDS.items()}
+    for split, column in _COLUMN.items()
+}
+"""Split, then class, to words: those of builtin-acceptability."""
+
+SYNONYMS: Mapping[str, Mapping[str, tuple[tuple[Word, ...], ...]]] = {
+    split: {
+        name: tuple(_synonyms(read, word) for word in texts[column].split())
+        for name, (read, *texts) in _SYNONYMS.items()
+    }
+    for split, column in _COLUMN.items()
+}
+"""Split, then class, to sets of words that mean the same: those of builtin-similarity."""
