@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from manytune.errors import ModelError, choices
+from manytune.errors import ManytuneError, ModelError
 
 __all__ = [
     "FAMILIES",
@@ -173,7 +176,9 @@ def locate(model: str) -> Location:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model: the folder {folder} has no config.json, so it holds no transformers model.")
+            raise ModelError(
+                f"model: the folder {folder} has no config.json, so it holds no transformers model."
+            )
         return Location(str(folder), None, local=True)
     if model.startswith((".", "/", "~")):
         raise ModelError(f"model: there is no folder {folder}.")
@@ -188,10 +193,16 @@ def load_tokenizer(model: str) -> Any:
         ModelError: It cannot be had.
     """
     location = locate(model)
-    try:
-        return AutoTokenizer.from_pretrained(location.path, revision=location.revision or "main")
-    except (OSError, ValueError) as error:
-        raise _unavailable(model, "tokenizer", error) from error
+    with _loading(location, model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            location.path, revision=location.revision or "main", trust_remote_code=False
+        )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where files lack
+        raise ModelError(
+            f"model: {model} comes without a tokenizer's vocabulary, so no text could be told from another. "
+            "Put the tokenizer's files (tokenizer.json, or vocab.txt and the like) beside its config.json."
+        )
+    return tokenizer
 
 
 def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
@@ -208,15 +219,19 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
     """
     location = locate(model)
     figures = _shipped_figures().get(location.path.removeprefix("FacebookAI/").removeprefix("google-bert/"))
-    if shipped and figures is not None and not location.local:
-        config = AutoConfig.for_model(**figures)
-    else:
-        try:
-            config = AutoConfig.from_pretrained(location.path, revision=location.revision or "main")
-        except (OSError, ValueError) as error:
-            raise _unavailable(model, "config", error) from error
-    if config.model_type not in FAMILIES:
-        raise ModelError(f"model: the architecture of {model}: {choices(config.model_type, FAMILIES)}")
+    with _loading(location, model, "config"):
+        if shipped and figures is not None and not location.local:
+            config = AutoConfig.for_model(**figures)
+        else:
+            config = AutoConfig.from_pretrained(
+                location.path, revision=location.revision or "main", trust_remote_code=False
+            )
+    if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
+        kind = f"{config.model_type} decoder" if config.model_type in FAMILIES else config.model_type
+        raise ModelError(
+            f"model: {model} is of the architecture {kind}, which cannot be trained here; "
+            f"encoders of these can: {', '.join(FAMILIES)}."
+        )
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
     return config
@@ -225,14 +240,23 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
 def anatomy(model: str, outputs: int) -> Anatomy:
     """The tensors of a model and its head, without loading weights (on the meta device).
 
+    Which tensors a checkpoint lacks is seen in a local folder; one on the hub counts as complete.
+
     Args:
         model: As in a study.
         outputs: Number of labels; 1 for regression.
+
+    Raises:
+        ModelError: The model cannot be had, or is of an unsupported architecture.
     """
+    location = locate(model)
     config = load_config(model, outputs, shipped=True)
-    with torch.device("meta"):
-        whole = AutoModelForSequenceClassification.from_config(config)
-    return _anatomy(whole, config, missing=frozenset())
+    with _loading(location, model, "config"), torch.device("meta"):
+        whole = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    with _loading(location, model, "weights"):
+        stored = _stored_names(Path(location.path)) if location.local else frozenset()
+    lacks_pooler = bool(stored) and not any("pooler." in name for name in stored)
+    return _anatomy(whole, config, lacks_pooler=lacks_pooler)
 
 
 def load_backbone(model: str, outputs: int) -> Backbone:
@@ -247,28 +271,23 @@ def load_backbone(model: str, outputs: int) -> Backbone:
     """
     location = locate(model)
     config = load_config(model, outputs)
-    with _quiet():
-        try:
-            whole, info = AutoModelForSequenceClassification.from_pretrained(
-                location.path,
-                revision=location.revision or "main",
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _unavailable(model, "weights", error) from error
-    missing = frozenset(info["missing_keys"])
-    parts = _anatomy(whole, config, missing)
-    lost = sorted(key for key in missing if key.startswith(parts.prefix + ".") and ".pooler." not in key)
-    if lost:
-        raise ModelError(
-            f"model: the weights of {model} lack {len(lost)} tensors of the encoder, such as {lost[0]}; "
-            "they do not belong to this config."
+    commit = getattr(config, "_commit_hash", None)
+    with _loading(location, model, "weights"):
+        whole, info = AutoModelForSequenceClassification.from_pretrained(
+            location.path,
+            revision=commit or location.revision or "main",
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a checkpoint's own head may have another number of labels
+            output_loading_info=True,
         )
+    _check_encoder(model, whole.base_model_prefix, info)
+    lacks_pooler = any(key.startswith(f"{whole.base_model_prefix}.pooler.") for key in info["missing_keys"])
+    parts = _anatomy(whole, config, lacks_pooler=lacks_pooler)
     base = whole.base_model
-    if any(layer.name.endswith("pooler.dense") for layer in parts.head.layers):
+    if lacks_pooler:
         base.pooler = None
     base.requires_grad_(False)
     return Backbone(
@@ -277,16 +296,28 @@ def load_backbone(model: str, outputs: int) -> Backbone:
         anatomy=parts,
         family=config.model_type,
         first_position=_first_position(config),
-        revision=getattr(config, "_commit_hash", None) or _weights_digest(Path(location.path)),
+        revision=commit or _weights_digest(Path(location.path)),
         name=model,
     )
 
 
-def _anatomy(whole: nn.Module, config: Any, missing: frozenset[str]) -> Anatomy:
+def _check_encoder(model: str, prefix: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights in which the encoder is not whole; its pooler may be missing, and its head be any."""
+    misfits = {key for key, *_shapes in info["mismatched_keys"]}
+    lost = {key for key in info["missing_keys"] if not key.startswith(f"{prefix}.pooler.")}
+    wrong = sorted(key for key in misfits | lost if key.startswith(f"{prefix}."))
+    if wrong:
+        raise ModelError(
+            f"model: the weights of {model} do not belong to its config.json: {len(wrong)} tensors of the "
+            f"encoder are missing or have another shape, such as {wrong[0]}."
+        )
+
+
+def _anatomy(whole: Any, config: Any, *, lacks_pooler: bool) -> Anatomy:
     prefix: str = whole.base_model_prefix
     base = whole.base_model
     head = _head(whole, config)
-    lacks_pooler = any(key.startswith(f"{prefix}.pooler.") for key in missing)
+    lacks_pooler = lacks_pooler and FAMILIES[config.model_type].pooler
     if lacks_pooler:
         dense = base.pooler.dense
         pooler = HeadLayer(f"{prefix}.pooler.dense", dense.in_features, dense.out_features, "tanh", 0.0)
@@ -315,7 +346,7 @@ def _first_position(config: Any) -> int:
     return config.pad_token_id + 1 if FAMILIES[config.model_type].padded_positions else 0
 
 
-def _head(whole: nn.Module, config: Any) -> HeadSpec:
+def _head(whole: Any, config: Any) -> HeadSpec:
     family = FAMILIES[config.model_type]
     own = getattr(config, "classifier_dropout", None)
     dropout = config.hidden_dropout_prob if own is None else own
@@ -367,26 +398,60 @@ def _weights_digest(folder: Path) -> str:
     return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def _unavailable(model: str, what: str, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0]
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+def _stored_names(folder: Path) -> frozenset[str]:
+    """Names of the tensors in a folder's safetensors files, whose values are not read."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            names.update(tensors.keys())
+    return frozenset(names)
+
+
+@contextmanager
+def _loading(location: Location, model: str, what: str) -> Iterator[None]:
+    """Keep transformers silent, and make one message of whatever it raises.
+
+    What a folder or the hub holds has no bounds, and so neither has what transformers raises at it.
+    """
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # a head without weights is the rule here, no warning
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except ManytuneError:
+        raise
+    except Exception as error:
+        raise _unavailable(location, model, what, error) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _unavailable(location: Location, model: str, what: str, error: Exception) -> ModelError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if what == "weights" and ("file named model.safetensors" in reason or _is_pickled(location)):
+        return ModelError(
+            f"model: {model} has no model.safetensors, and weights in no other format are loaded: a pickle "
+            "such as pytorch_model.bin can run any code. If you trust it, convert it once, with "
+            f"AutoModel.from_pretrained({model!r}).save_pretrained(FOLDER), and the tokenizer likewise."
+        )
+    if location.local:
+        return ModelError(
+            f"model: the {what} in {location.path} cannot be loaded: {reason}\n"
+            "The folder must hold what save_pretrained of transformers writes: config.json, "
+            "model.safetensors and the tokenizer's files."
+        )
+    offline = " (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
     return ModelError(
         f"model: the {what} of {model!r} cannot be loaded{offline}: {reason}\n"
-        f"Give a local folder with config.json, model.safetensors and tokenizer files, a name on the hub that "
-        f"can be reached from here, or '{MINILM}', the offline default."
+        "Give a name on the Hugging Face hub that can be reached from here, a local folder with config.json, "
+        f"model.safetensors and the tokenizer's files, or {MINILM!r}, the offline default."
     )
 
 
-class _quiet:
-    """Keep transformers from listing the head's tensors as newly initialized: here that is the rule."""
-
-    def __enter__(self) -> None:
-        self.level = transformers_logging.get_verbosity()
-        self.bar = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.level)
-        if self.bar:
-            transformers_logging.enable_progress_bar()
+def _is_pickled(location: Location) -> bool:
+    name = "pytorch_model.bin"
+    if location.local:
+        return (Path(location.path) / name).is_file()
+    return isinstance(try_to_load_from_cache(location.path, name, revision=location.revision), str)

@@ -64,10 +64,16 @@ def run(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Values that replace the file's: training.epochs=2"),
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...", help="Values that replace the file's: training.epochs=2"
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
 ) -> None:
@@ -81,7 +87,9 @@ def run(
         _print(*render_dry_run(study, device))
         return
     if out is None:
-        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
+        raise StoreError(
+            "--out is missing: give the directory that the results go to, such as --out results."
+        )
     from manytune.executors import run_study
     from manytune.progress import make_progress
     from manytune.report import render
@@ -137,7 +145,9 @@ def show(
     run_id = _one_run(run_id, [row.run_id for row in store.status().runs])
     record = store.read_record(run_id)
     if record is None:
-        raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+        raise StoreError(
+            f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have."
+        )
     if as_json:
         _print_json(record.model_dump(mode="json"))
         return
@@ -147,7 +157,9 @@ def show(
 
 @app.command()
 def params(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub name, a folder, or minilm.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A hub name, a folder, or minilm.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
@@ -195,7 +207,12 @@ def methods(as_json: _Json = False) -> None:
     from manytune.report.views import plain_table
 
     rows = [
-        (name, (kind.__doc__ or "").splitlines()[0], ", ".join(f for f in kind.model_fields if f != "method"), kind.paper)
+        (
+            name,
+            (kind.__doc__ or "").splitlines()[0],
+            ", ".join(f for f in kind.model_fields if f != "method"),
+            kind.paper,
+        )
         for name, kind in METHODS.items()
     ]
     columns = ("method", "what it does", "hyper-parameters", "paper")
@@ -219,7 +236,9 @@ def _one_run(start: str, run_ids: list[str]) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise StoreError(f"{start!r} is the start of {len(found)} runs: {', '.join(found)}. Give more of one.")
+        raise StoreError(
+            f"{start!r} is the start of {len(found)} runs: {', '.join(found)}. Give more of one."
+        )
     raise StoreError(f"There is no such run: {choices(start, run_ids)}")
 
 

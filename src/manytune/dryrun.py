@@ -36,11 +36,22 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
             f"{work.task.name}: {work.train_size} of {train.size} train rows train, mean {train.lengths.mean():.1f} "
             f"and at most {train.lengths.max()} tokens; {dev.size} dev rows; from {work.sources[0]}"
         )
-        yield from (f"  {text}" for text in (*work.notes, *work.warnings([r for r in runs if r.task == work.task.name])))
+        yield from (
+            f"  {text}"
+            for text in (*work.notes, *work.warnings([r for r in runs if r.task == work.task.name]))
+        )
     yield plain_table(
         ("run", "task", "method", "seed", "total", "trainable", "%"),
         [
-            (run.id, run.task, run.label, run.seed, count.total, count.trainable, f"{count.trainable / count.total:.2%}")
+            (
+                run.id,
+                run.task,
+                run.label,
+                run.seed,
+                count.total,
+                count.trainable,
+                f"{count.trainable / count.total:.2%}",
+            )
             for pack, estimate in estimates
             for run, count in zip(pack.runs, estimate.parameters, strict=True)
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Evaluation:
     """What one evaluation of one run found.
 
     Attributes:
-        scores: Metric name → score, the primary one first.
+        scores: Metric name → score, the primary one first; NaN where a logit is not a finite number.
         loss: Mean loss, without class weights.
         collapsed: The predictions are one constant.
         predictions: [N] class indices or numbers, in the rows' order.
@@ -99,10 +100,12 @@ def example_losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
 def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation:
     predictions = predictions_of(task, logits)
     losses = example_losses(task.kind, torch.from_numpy(logits)[None], torch.from_numpy(labels)[None])
+    # The largest of logits that are NaN is the first one: a failure would pass for a collapse.
+    finite = bool(np.isfinite(logits).all())
     return Evaluation(
-        scores=metrics.evaluate(task, predictions, labels),
+        scores=metrics.evaluate(task, predictions, labels) if finite else dict.fromkeys(task.metrics, math.nan),
         loss=float(losses.mean()),
-        collapsed=metrics.is_constant(predictions),
+        collapsed=finite and metrics.is_constant(predictions),
         predictions=predictions,
     )
 

@@ -52,9 +52,7 @@ def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any])
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
+        _replace(directory, temporary)
         return sum(path.stat().st_size for path in directory.iterdir())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be written: {error}.") from error
@@ -68,14 +66,15 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         facts = json.loads((directory / _FACTS).read_text())
-        state = load_file(directory / _TENSORS)
+        if not isinstance(facts, dict):
+            raise ValueError(f"{_FACTS} holds no mapping")
+        if facts.get("format") != _FORMAT:
+            raise StoreError(
+                f"The snapshot {directory} has format {facts.get('format')!r}; this manytune reads {_FORMAT}."
+            )
+        return load_file(directory / _TENSORS), facts
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be read: {error}.") from error
-    if facts.get("format") != _FORMAT:
-        raise StoreError(
-            f"The snapshot {directory} has format {facts.get('format')!r}; this manytune reads {_FORMAT}."
-        )
-    return state, facts
 
 
 def restore(
@@ -94,6 +93,21 @@ def restore(
     model = PackedModel(backbone, [Member(seed, adaptation)], device=device)
     try:
         model.bank.load(0, state)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, ValueError) as error:
         raise StoreError(f"The snapshot does not fit its run: {error}.") from error
     return model
+
+
+def _replace(directory: Path, new: Path) -> None:
+    """Put `new` in the place of `directory`, which stays as it was if that fails."""
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    try:
+        new.rename(directory)
+    except OSError:
+        if old.exists():
+            old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -109,12 +109,23 @@ class Store:
         Raises:
             StoreError: The directory holds another study, or other files and no study.
         """
+        store = cls.check(root, study)
+        if not store._study_file.exists():
+            _write_atomically(store._study_file, study.to_yaml())
+        return store
+
+    @classmethod
+    def check(cls, root: Path | str, study: Study) -> Store:
+        """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet.
+
+        Raises:
+            StoreError: The directory holds another study, or other files and no study.
+        """
         store = cls(Path(root))
         if store._study_file.exists():
             store._refuse_another(study)
-            return store
-        store._refuse_foreign_files()
-        _write_atomically(store._study_file, study.to_yaml())
+        else:
+            store._refuse_foreign_files()
         return store
 
     @classmethod
@@ -211,7 +222,6 @@ class Store:
         """
         directory = self.run_dir(record.run_id)
         with _writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
             _sync_tree(directory)
         _write_atomically(directory / "record.json", record.to_json())
         with _writing(directory):
@@ -234,6 +244,8 @@ class Store:
 
     def finished_runs(self) -> dict[str, RunRecord]:
         """Run id → record, of every run that has ended, in whatever state; in the study's order of runs."""
+        if not self._study_file.exists():  # `check` allows that: nothing has begun
+            return {}
         return self._records(self._planned_runs(self.study()))
 
     def reset_run(self, run_id: str) -> None:

@@ -230,7 +230,8 @@ def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any
     classes = len(task.labels)
     if training.class_weights == "balanced":
         counts = np.stack([np.bincount(data.train.labels[r], minlength=classes) for r in data.train_rows])
-        return (counts.sum(1, keepdims=True) / (classes * np.maximum(counts, 1))).astype(np.float32)
+        balanced: NDArray[Any] = counts.sum(1, keepdims=True) / (classes * np.maximum(counts, 1))
+        return balanced.astype(np.float32)
     return np.tile(np.array(training.class_weights, dtype=np.float32), (len(data.train_rows), 1))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from manytune.backbones import Anatomy, anatomy, load_tokenizer
 from manytune.config import Study
 from manytune.data import Encoded, encode, load_split, train_split
-from manytune.errors import StudyError
+from manytune.errors import ModelError, StudyError
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
@@ -116,6 +116,7 @@ def prepare(study: Study, name: str) -> TaskWork:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
     task = get_task(name)
+    _check_class_weights(study, task)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     limit = min(study.training.max_length, parts.max_length)
@@ -124,7 +125,8 @@ def prepare(study: Study, name: str) -> TaskWork:
         split: encode(rows, tokenizer, template=study.template, max_length=limit)
         for split, rows in splits.items()
     }
-    _check_class_weights(study, task)
+    for rows in encoded.values():
+        _check_vocabulary(study.model, rows, parts)
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,
@@ -135,6 +137,15 @@ def prepare(study: Study, name: str) -> TaskWork:
         hashlib.sha256(both.encode()).hexdigest(),
         tuple(rows.source for rows in splits.values()),
     )
+
+
+def _check_vocabulary(model: str, rows: Encoded, parts: Anatomy) -> None:
+    known, highest = parts.tensors["embeddings.word_embeddings.weight"][0], int(rows.ids.max())
+    if highest >= known:
+        raise ModelError(
+            f"model: the tokenizer of {model} gives the token id {highest}, but the backbone has embeddings "
+            f"for 0 to {known - 1} alone: the two do not belong together."
+        )
 
 
 def _check_class_weights(study: Study, task: Task) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tiny import TINY_FAMILIES, make_tiny, random_rows
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -23,6 +22,7 @@ from manytune.packing.head import initial_head
 from manytune.plan import Run
 from manytune.tasks import Task, get_task
 from manytune.train import Outcome, PackData, train_pack
+from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -31,7 +31,13 @@ STEPS = 30
 SEED = 4
 ROWS = 50  # not a multiple of the batch: the partial last batch of an epoch counts
 TRAINING = Training(
-    batch_size=8, max_steps=STEPS, warmup_steps=5, weight_decay=0.1, adam_epsilon=1e-6, max_grad_norm=1.0, eval_every=30
+    batch_size=8,
+    max_steps=STEPS,
+    warmup_steps=5,
+    weight_decay=0.1,
+    adam_epsilon=1e-6,
+    max_grad_norm=1.0,
+    eval_every=30,
 )
 METHODS = {
     "full": make_method("full", learning_rate=1e-3),
@@ -108,7 +114,9 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-def theirs(folder: Path, backbone: Backbone, method: Method, task: Task, ours: PackedModel, data: Encoded) -> list[float]:
+def theirs(
+    folder: Path, backbone: Backbone, method: Method, task: Task, ours: PackedModel, data: Encoded
+) -> list[float]:
     """Trainer's losses."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=task.num_outputs, dtype=torch.float32

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Method, Training, make_method
@@ -18,6 +17,7 @@ from manytune.plan import Run, plan_packs
 from manytune.record import RunState
 from manytune.tasks import get_task
 from manytune.train import Outcome, PackData, train_pack
+from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 STEPS = 30
 RATE = 1e-2
@@ -84,7 +84,13 @@ def train(
 def mixed() -> list[tuple[Method, int]]:
     lora = [
         (make_method("lora", rank=rank, alpha=8.0, dropout=0.1, learning_rate=rate), seed)
-        for rank, rate, seed in ((2, RATE, 0), (2, RATE / 3, 1), (8, RATE, 0), (8, RATE / 2, 2), (16, RATE, 1))
+        for rank, rate, seed in (
+            (2, RATE, 0),
+            (2, RATE / 3, 1),
+            (8, RATE, 0),
+            (8, RATE / 2, 2),
+            (16, RATE, 1),
+        )
     ]
     bitfit = [(make_method("bitfit", learning_rate=rate), seed) for rate, seed in ((RATE, 0), (RATE / 4, 3))]
     return [*lora, *bitfit, (make_method("bitfit", learning_rate=RATE, head="bias"), 1)]

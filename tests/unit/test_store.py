@@ -90,6 +90,14 @@ class TestCreateOrOpen:
         assert "another --out" in message
         assert "delete" in message
 
+    def test_shortens_what_is_long(self, store: Store) -> None:
+        with pytest.raises(StoreError) as caught:
+            Store.create_or_open(store.root, make_study(seeds=list(range(1000))))
+        (line,) = [line for line in str(caught.value).splitlines() if "seeds" in line]
+        assert line.startswith("  seeds: [0, 1] there, [0, 1, 2, 3,")
+        assert line.endswith("… here")
+        assert len(line) < 200
+
     def test_refuses_files_of_others(self, tmp_path: Path, study: Study) -> None:
         for number in range(7):
             (tmp_path / f"thesis{number}.tex").touch()
@@ -143,7 +151,8 @@ def test_an_id_cannot_leave_the_directory(store: Store, name: str) -> None:
     assert [path.name for path in store.root.iterdir()] == ["study.yaml"]
 
 
-def test_every_planned_id_is_an_id(store: Store, packs: tuple[Pack, ...]) -> None:
+def test_every_path_is_where_the_design_says(store: Store, packs: tuple[Pack, ...]) -> None:
+    assert store.report_dir == store.root / "report"
     for pack in packs:
         assert store.pack_dir(pack.id) == store.root / "packs" / pack.id
         for run in pack.runs:
@@ -306,6 +315,12 @@ def test_a_disk_that_does_not_sync_is_an_error_except_where_it_cannot(
     refuse_directories(errno.EIO)
     with pytest.raises(StoreError, match="Input/output error"):
         store.write_record(record_of(runs[1]))
+
+
+def test_no_file_stays_open(store: Store, runs: tuple[Run, ...]) -> None:
+    before = len(os.listdir("/dev/fd"))
+    store.write_record(record_of(runs[0]))
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_files_get_ordinary_permissions(store: Store, runs: tuple[Run, ...]) -> None:

@@ -1,7 +1,7 @@
 """What both grammars share: drawing at random, and filling templates with words.
 
-A template is a format string: `{person1.many}` is a word of the class `person` in its form `many`, and the same
-slot name stands for the same word wherever it comes.
+A template is a format string: `{person1.many}` is a word of the class `person` in its form `many`, and the
+same slot name stands for the same word wherever it comes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The minimal pairs of builtin-acceptability, as templates.
 
-A template is a format string over words: `{person1.many}` is a word of the class `person` in its form `many`, and
-the same name stands for the same word wherever it comes in a pair. Both sentences of a pair hold exactly the same
-words: only their order makes one of them acceptable, so no model of word counts can tell them apart.
+Both sentences of a pair hold exactly the same words: their order alone makes one of them acceptable, so no
+model of word counts or length can tell them apart.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["PHENOMENA", "Structure"]
+__all__ = ["PHENOMENA", "Phenomenon", "Structure"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ _SHARED: Mapping[str, str] = {
         the {person1.many} are {tired1} but the {person2.one} is {tired2}.
         the {person1.many} is {tired1} but the {person2.one} are {tired2}.
 
-        the {person1.many} have the {thing1.one} and the {person2.one} has the {thing2.one}.
-        the {person1.many} has the {thing1.one} and the {person2.one} have the {thing2.one}.
+        the {person1.many} have a {thing1.one} and the {person2.one} has a {thing2.one}.
+        the {person1.many} has a {thing1.one} and the {person2.one} have a {thing2.one}.
 
-        the {person1.one} has the {thing1.one} but the {person2.many} have the {thing2.one}.
-        the {person1.one} have the {thing1.one} but the {person2.many} has the {thing2.one}.
+        the {person1.one} has a {thing1.one} but the {person2.many} have a {thing2.one}.
+        the {person1.one} have a {thing1.one} but the {person2.many} has a {thing2.one}.
     """,
     "attractor": """
         the {person1.one} near the {person2.many} {sleep1.s}.
@@ -91,8 +90,8 @@ _SHARED: Mapping[str, str] = {
         the {person1.one} who {sleep1.past} {fix1.past} the {thing1.one}.
         the {person1.one} who {fix1.past} {sleep1.past} the {thing1.one}.
 
-        the {person1.one} {give1.past} {she1} the {thing1.one} and {describe1.past} the {thing2.one}.
-        the {person1.one} {describe1.past} {she1} the {thing1.one} and {give1.past} the {thing2.one}.
+        the {person1.one} {give1.past} {she1} a {thing1.one} and {describe1.past} the {thing2.one}.
+        the {person1.one} {describe1.past} {she1} a {thing1.one} and {give1.past} the {thing2.one}.
     """,
     "complement": """
         the {person1.one} {want1.past} to {swim1.base} and {enjoy1.past} {swim2.ing}.

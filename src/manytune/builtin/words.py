@@ -94,7 +94,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: take, `s` takes, `past` took, `done` taken, `ing` taking; `on` is its preposition or particle."""
+    """A verb: take, `s` takes, `past` took, `done` taken, `ing` taking; `on`: its preposition or particle."""
 
     base: str
     s: str

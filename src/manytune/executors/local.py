@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from manytune.workload import TaskWork, prepare
 __all__ = ["StudyResult", "run_study"]
 
 _COLLAPSE_ADVICE = (
-    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
+    "It predicts one constant, so it learned nothing and scores 0. "
+    "Use a lower learning rate or a longer warm-up."
 )
 
 
@@ -72,11 +73,8 @@ def run_study(
             training raises nothing: its record says so.
     """
     chosen = hardware.choose_device(device)
-    store = Store.create_or_open(out, study)
-    packs = store.read_plan()
-    if packs is None:
-        packs = plan_packs(plan_runs(study), study.training.max_pack)
-        store.write_plan(packs)
+    store = Store.check(out, study)
+    packs = store.read_plan() or plan_packs(plan_runs(study), study.training.max_pack)
     ended = store.finished_runs()
     with progress or make_progress(quiet=False) as told:
         if ended:
@@ -86,10 +84,12 @@ def run_study(
         works = _prepare(study, [run for _, runs in pending for run in runs], told)
         backbones: dict[int, Backbone] = {}
         for pack, runs in pending:
-            work = works[pack.task]
-            outputs = work.task.num_outputs
+            outputs = works[pack.task].task.num_outputs
             if outputs not in backbones:
                 backbones = {outputs: load_backbone(study.model, outputs)}
+            # The loaded weights say whether the pooler is the backbone's or, where they lack it, the head's.
+            work = replace(works[pack.task], anatomy=backbones[outputs].anatomy)
+            _begin(store.root, study, packs)
             _PackJob(store, work, backbones[outputs], pack, runs, chosen, told).execute()
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records))
@@ -105,6 +105,13 @@ def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, Tas
         for text in (*work.notes, *work.warnings(own)):
             told.message(text, "warning")
     return works
+
+
+def _begin(out: Path, study: Study, packs: Sequence[Pack]) -> None:
+    """Write what a study directory starts with; not sooner, so that a study that is refused leaves none."""
+    store = Store.create_or_open(out, study)
+    if store.read_plan() is None:
+        store.write_plan(packs)
 
 
 class _PackJob:

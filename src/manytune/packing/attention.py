@@ -52,22 +52,22 @@ def packed_attention(
     """
     layout = pack.layout
     assert layout is not None
-    _, heads, tokens, width = query.shape
+    heads, tokens, width = query.shape[1:]
     scale = width**-0.5 if scaling is None else scaling
     q, k, v = (_to_slots(x, layout) for x in (query, key, value))
     site = pack.site(pack_site)
     outputs = []
     for bucket in layout.buckets:
-        parts = [_bucket_view(x, bucket, heads) for x in (q, k, v)]
+        q_part, k_part, v_part = (_bucket_view(x, bucket, heads) for x in (q, k, v))
         if dropout > 0 and pack.keys is not None:
             last = bucket.first + bucket.sequences * bucket.length
             shape = (bucket.sequences, heads, bucket.length)
             drop = attention_dropout_scale(
                 pack.keys.slots[bucket.first : last], site, shape, dropout, query.dtype
             )
-            out = _explicit(*parts, bucket.mask, scale, drop)
+            out = _explicit(q_part, k_part, v_part, bucket.mask, scale, drop)
         else:
-            out = F.scaled_dot_product_attention(*parts, attn_mask=bucket.mask, scale=scale)
+            out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bucket.mask, scale=scale)
         outputs.append(out.transpose(1, 2).reshape(-1, heads * width))
     slots = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return _Flatten.apply(slots, layout).view(1, tokens, heads, width), None
@@ -83,8 +83,9 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 def _to_slots(x: Tensor, layout: Layout) -> Tensor:
     """[1, heads, T, d] → [N, heads * d]."""
-    _, heads, tokens, width = x.shape
-    return _Regroup.apply(x.transpose(1, 2).reshape(tokens, heads * width), layout)  # type: ignore[no-any-return]
+    heads, tokens, width = x.shape[1:]
+    slots: Tensor = _Regroup.apply(x.transpose(1, 2).reshape(tokens, heads * width), layout)
+    return slots
 
 
 def _bucket_view(slots: Tensor, bucket: Bucket, heads: int) -> Tensor:

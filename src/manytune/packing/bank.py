@@ -95,8 +95,15 @@ class BankTensor:
         return (data.mT if self.transposed else data).to("cpu", torch.float32, copy=True).contiguous()
 
     def set(self, run: int, tensor: Tensor) -> None:
-        """Overwrite one run's tensor with one oriented as in the unpacked model."""
-        self.data(run).copy_(tensor.mT if self.transposed else tensor)
+        """Overwrite one run's tensor with one oriented as in the unpacked model.
+
+        Raises:
+            ValueError: It has another shape.
+        """
+        own = self.data(run).mT if self.transposed else self.data(run)
+        if tensor.shape != own.shape:
+            raise ValueError(f"{self.name} has the shape {tuple(own.shape)}, not {tuple(tensor.shape)}")
+        own.copy_(tensor)
 
     def holds(self, run: int) -> bool:
         """Whether this run of the pack has the tensor."""
@@ -133,6 +140,7 @@ class Bank:
 
         Raises:
             KeyError: `state` does not have exactly the names that the run holds.
+            ValueError: One of its tensors has another shape.
         """
         tensors = {tensor.name: tensor for tensor in self.of(run)}
         if tensors.keys() != state.keys():

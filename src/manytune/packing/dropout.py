@@ -105,7 +105,7 @@ def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
     _xorshift_(x, 15)
     x.mul_(_MULTIPLY_2)
     _xorshift_(x, 16)
-    threshold = round(p * 65536) - 32768
+    threshold = min(round(p * 65536), 65535) - 32768  # 65536 would wrap round to keeping everything
     return x.view(torch.int16) >= threshold
 
 
@@ -152,7 +152,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _xorshift_(x: Tensor, bits: int) -> None:
-    """x ^= x >>> bits, in place; torch shifts int32 arithmetically, so the sign bits are masked off."""
+    """X ^= x >>> bits, in place; torch shifts int32 arithmetically, so the sign bits are masked off."""
     shifted = x >> bits
     shifted.bitwise_and_((1 << (32 - bits)) - 1)
     x.bitwise_xor_(shifted)

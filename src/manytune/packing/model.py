@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from manytune.backbones import Backbone
 from manytune.packing import attention
@@ -20,6 +22,8 @@ from manytune.packing.layout import Layout
 from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear
 
 __all__ = ["Member", "PackedModel"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ class PackedModel:
             raise ValueError("a run that trains every weight is a pack of one")
         self._encoder = _share(backbone.model, full, dtype, self.device)
         self._encoder.set_attn_implementation(attention.NAME)
-        self._pooler = self._encoder.pooler if backbone.has_pooler else None
-        if self._pooler is not None:
-            self._pooler.float()
+        self._pooler: nn.Module | None = None
+        if backbone.has_pooler:
+            self._pooler = self._encoder.get_submodule("pooler").float()
             self._encoder.pooler = None
         self._install()
         if full:
@@ -122,15 +126,17 @@ class PackedModel:
             if isinstance(module, PackedLinear | PackedLayerNorm):
                 module.biases = [bias for bias in module.biases if len(bias.group)]
 
+    def _roots(self) -> dict[str, nn.Module]:
+        """The backbone's module trees, by the prefix of their paths in the backbone."""
+        return {"": self._encoder} if self._pooler is None else {"": self._encoder, "pooler.": self._pooler}
+
     def _modules(self) -> list[nn.Module]:
-        pooler = [] if self._pooler is None else list(self._pooler.modules())
-        return [*self._encoder.modules(), *pooler]
+        return [module for root in self._roots().values() for module in root.modules()]
 
     def _install(self) -> None:
         """Put the packed modules in the place of transformers' own."""
-        roots = [("", self._encoder), *([("pooler.", self._pooler)] if self._pooler is not None else [])]
         self._sites: dict[str, PackedLinear | PackedLayerNorm] = {}
-        for prefix, root in roots:
+        for prefix, root in self._roots().items():
             for path, module in list(root.named_modules()):
                 new = self._packed(module, prefix + path)
                 if new is None:
@@ -155,11 +161,11 @@ class PackedModel:
         """Full fine-tuning: the backbone's own tensors are the bank of a pack of one."""
         group = self.bank.group(0, 1)
         prefix = self._backbone.anatomy.prefix
-        roots = [(prefix, self._encoder), *([(f"{prefix}.pooler", self._pooler)] if self._pooler is not None else [])]
-        for start, root in roots:
+        for start, root in self._roots().items():
             for name, parameter in root.named_parameters():
                 parameter.requires_grad_(True)
-                self.bank.add(BankTensor(f"{start}.{name}", "backbone", group, parameter, stacked=False))
+                path = f"{prefix}.{start}{name}"
+                self.bank.add(BankTensor(path, "backbone", group, parameter, stacked=False))
 
     def _add_biases(self, biases: Sequence[tuple[str, ...]]) -> None:
         prefix = self._backbone.anatomy.prefix
@@ -172,20 +178,22 @@ class PackedModel:
                 site.biases.append(self.bank.add(tensor))
 
     def _add_adapters(self, adapters: Sequence[LoraAdapter | None]) -> None:
-        kinds = [None if a is None else (a.rank, a.dropout, a.targets) for a in adapters]
+        # Runs of one group may differ in alpha, which is but a factor.
+        kinds = [None if a is None else replace(a, alpha=1.0) for a in adapters]
         for first, last, kind in _stretches(kinds):
-            rank, dropout, targets = kind
             group = self.bank.group(first, last)
             alphas = [a.alpha for a in adapters[first:last] if a is not None]
-            scale = torch.tensor([alpha / rank for alpha in alphas], device=self.device)
-            for path in targets:
+            scale = torch.tensor([alpha / kind.rank for alpha in alphas], device=self.device)
+            for path in kind.targets:
                 site = self._sites[path]
                 if not isinstance(site, PackedLinear):
                     raise ValueError(f"{path} is not a linear layer")
-                a, b = self._factors(path, site, rank, group)
-                site.lora.append(LoraSite(a, b, scale.clone(), dropout))
+                a, b = self._factors(path, site, kind.rank, group)
+                site.lora.append(LoraSite(a, b, scale.clone(), kind.dropout))
 
-    def _factors(self, path: str, site: PackedLinear, rank: int, group: Group) -> tuple[BankTensor, BankTensor]:
+    def _factors(
+        self, path: str, site: PackedLinear, rank: int, group: Group
+    ) -> tuple[BankTensor, BankTensor]:
         """A from peft's Kaiming-uniform draw, keyed by each run's seed; B zero, so that the update starts at 0."""
         outputs, inputs = site.weight.shape
         draws = []
@@ -232,7 +240,7 @@ class _CastEmbedding(nn.Module):
         return nn.functional.embedding(ids, self.weight, self.padding_idx).to(self.context.dtype)
 
 
-def _share(model: nn.Module, full: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _share(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A new module tree over the same tensors; over tensors of its own where they train."""
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Tensor] = {}
@@ -243,9 +251,10 @@ def _share(model: nn.Module, full: bool, dtype: torch.dtype, device: torch.devic
     return copy.deepcopy(model, memo)
 
 
-def _stretches(items: Sequence[object]) -> list[tuple[int, int, object]]:
+def _stretches(items: Sequence[T | None]) -> list[tuple[int, int, T]]:
     """Neighbours with equal, non-empty items: (first, last, item)."""
-    found, first = [], 0
+    found: list[tuple[int, int, T]] = []
+    first = 0
     for item, members in groupby(items):
         last = first + len(list(members))
         if item:

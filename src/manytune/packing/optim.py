@@ -77,7 +77,7 @@ class PackedAdamW:
         for tensor in tensors:
             if not tensor.moments:
                 tensor.moments = _zero_moments(tensor)
-        grads = {id(tensor): _stacked(tensor, tensor.value.grad) for tensor in tensors}
+        grads = {id(t): _stacked(t, t.value.grad) for t in tensors if t.value.grad is not None}
         if self.max_grad_norm > 0:
             self._clip(tensors, grads, len(learning_rates))
         for run, rate in enumerate(learning_rates):

@@ -1,0 +1,286 @@
+"""The packed layers against the same mathematics written out a run at a time, with autograd's own gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import random_rows
+from torch import Tensor, nn
+
+from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.context import Context
+from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
+from manytune.packing.layout import build_layout
+from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows, segment_sums
+
+IN, OUT = 6, 5
+RUNS, PER_RUN = 6, 3
+SEEDS = (3, 1, 4, 1, 5, 9)
+PATH = "encoder.query"
+
+# Runs 0 and 5 train nothing here; 1 and 2 are of one rank, 3 of another, and 2 to 4 have biases of their own.
+LORA = ((1, 3, 2, (0.5, 4.0), 0.3), (3, 4, 4, (2.0,), 0.0))  # first, last, rank, scales, dropout
+BIASES = ((2, 3), (3, 5))
+
+
+def start(dtype: torch.dtype, *, train: bool, even: bool = False) -> Context:
+    """A context in the middle of a forward pass over runs with different numbers of tokens."""
+    data = random_rows(40, longest=6, seed=2)
+    rows = [np.arange(run * PER_RUN, (run + 1) * PER_RUN) for run in range(RUNS)]
+    layout = build_layout(data, [rows[0]] * RUNS if even else rows)
+    counts = np.diff(layout.token_bounds)
+    assert (len(set(counts)) == 1) is even
+    context = Context(dtype)
+    context.begin(layout, Keys.build(layout, SEEDS, 2) if train else None)
+    return context
+
+
+class Case:
+    """A packed layer with LoRA groups and bias banks, and its parameters."""
+
+    def __init__(self, context: Context, *, bias: bool = True, lora: bool = True, biases: bool = True) -> None:
+        draw = generator("linear")
+        dtype = context.dtype
+
+        def fresh(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, generator=draw, dtype=dtype))
+
+        linear = nn.Linear(IN, OUT, bias=bias, dtype=dtype).requires_grad_(False)
+        linear.weight.copy_(fresh(OUT, IN).detach())
+        if bias:
+            linear.bias.copy_(fresh(OUT).detach())
+        self.context = context
+        self.layer = PackedLinear(linear, PATH, context)
+        bank = Bank()
+        for first, last, rank, scales, dropout in LORA if lora else ():
+            group = bank.group(first, last)
+            a = bank.add(BankTensor("a", "adapter", group, fresh(last - first, IN, rank)))
+            b = bank.add(BankTensor("b", "adapter", group, fresh(last - first, rank, OUT)))
+            self.layer.lora.append(LoraSite(a, b, torch.tensor(scales, dtype=dtype), dropout))
+        for first, last in BIASES if biases else ():
+            value = fresh(last - first, OUT)
+            self.layer.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
+        self.parameters = [tensor.value for tensor in bank.tensors]
+        assert context.layout is not None
+        self.x = torch.randn(context.layout.tokens, IN, generator=draw, dtype=dtype, requires_grad=True)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """What the layer makes of x, as in the first call of a forward pass."""
+        context = self.context
+        assert context.layout is not None
+        context.begin(context.layout, context.keys)
+        return self.layer(x)  # type: ignore[no-any-return]
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same, a run at a time."""
+        context = self.context
+        parts = []
+        for run, (first, last) in enumerate(self.spans()):
+            rows = x[first:last]
+            y = rows @ self.layer.weight.T
+            own = [bias for bias in self.layer.biases if bias.holds(run)]
+            if own:
+                y = y + own[0].value[run - own[0].group.first]
+            elif self.layer.bias is not None:
+                y = y + self.layer.bias
+            for site in self.layer.lora:
+                if not site.a.holds(run):
+                    continue
+                index = run - site.group.first
+                inputs = rows
+                if context.keys is not None and site.dropout > 0:
+                    keys = context.keys.tokens[first:last]
+                    mask = dropout_scale(keys, site_key(f"{PATH}.lora", 0), IN, site.dropout, x.dtype)
+                    assert 0 < int((mask == 0).sum()) < mask.numel()
+                    inputs = rows * mask
+                y = y + inputs @ site.a.value[index] @ site.b.value[index] * site.scale[index]
+            parts.append(y)
+        return torch.cat(parts)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        bounds = self.context.bounds
+        return zip(bounds[:-1], bounds[1:], strict=True)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["dropout", "no dropout"])
+@pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
+@pytest.mark.parametrize("has", ["both", "lora", "biases", "neither", "no frozen bias"])
+def test_output_and_gradients_equal_those_of_each_run_alone(has: str, even: bool, train: bool) -> None:
+    context = start(torch.float64, train=train, even=even)
+    case = Case(
+        context,
+        bias=has != "no frozen bias",
+        lora=has not in ("biases", "neither"),
+        biases=has in ("both", "biases"),
+    )
+    ours, plain = case.packed(case.x), case.plain(case.x)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    leaves = [case.x, *case.parameters]
+    upstream = torch.randn(*ours.shape, generator=generator("upstream"), dtype=ours.dtype)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(plain, leaves, upstream), strict=True
+    ):
+        assert wanted.abs().max() > 0
+        # The sums over a run's rows are taken in fp32.
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_by_finite_differences() -> None:
+    case = Case(start(torch.float64, train=True))
+
+    def forward(x: Tensor, *_: Tensor) -> Tensor:
+        return case.packed(x)
+
+    assert torch.autograd.gradcheck(forward, (case.x, *case.parameters), fast_mode=True)
+
+
+def test_inputs_without_gradient_cost_none() -> None:
+    """The first layer above frozen embeddings: its parameters train, its input does not."""
+    case = Case(start(torch.float32, train=True))
+    case.packed(case.x.detach()).sum().backward()
+    expected = torch.autograd.grad(case.plain(case.x).sum(), case.parameters)
+    for parameter, grad in zip(case.parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("poisoned", range(RUNS))
+def test_what_one_run_holds_does_not_reach_another(poisoned: int) -> None:
+    case = Case(start(torch.float32, train=True))
+    spans = list(case.spans())
+    upstream = torch.ones(case.x.shape[0], OUT)
+    clean = torch.autograd.grad(case.packed(case.x), [case.x, *case.parameters], upstream)
+    own = slice(*spans[poisoned])
+    with torch.no_grad():
+        case.x[own] = float("nan")
+        for tensor in [*(t for site in case.layer.lora for t in (site.a, site.b)), *case.layer.biases]:
+            if tensor.holds(poisoned):
+                tensor.data(poisoned).fill_(float("nan"))
+    upstream[own] = float("nan")
+    output = case.packed(case.x)
+    spoilt = torch.autograd.grad(output, [case.x, *case.parameters], upstream)
+    others = torch.ones(case.x.shape[0], dtype=torch.bool)
+    others[own] = False
+    assert output[own].isnan().all()
+    assert output[others].isfinite().all()
+    assert torch.equal(spoilt[0][others], clean[0][others])
+    groups = [site.group for site in case.layer.lora for _ in "ab"] + [bias.group for bias in case.layer.biases]
+    for group, before, after in zip(groups, clean[1:], spoilt[1:], strict=True):
+        for run in range(group.first, group.last):
+            if run != poisoned:
+                assert torch.equal(after[run - group.first], before[run - group.first])
+
+
+def test_each_call_of_a_layer_draws_another_mask() -> None:
+    case = Case(start(torch.float32, train=True))
+    first, second = case.packed(case.x), case.layer(case.x)
+    span = slice(*list(case.spans())[1])
+    assert not torch.equal(first[span], second[span])
+    assert torch.equal(case.packed(case.x), first)
+
+
+def test_a_layer_without_adapters_keeps_its_inputs_shape() -> None:
+    case = Case(start(torch.float32, train=False))
+    batched = case.packed(case.x[None])
+    assert batched.shape == (1, case.x.shape[0], OUT)
+    assert torch.equal(batched[0], case.packed(case.x))
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> tuple[Tensor, list[int]]:
+    counts = draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    columns = draw(st.integers(1, 4))
+    rows = torch.randn(sum(counts), columns, generator=generator(*counts, columns))
+    return rows, [0, *np.cumsum(counts).tolist()]
+
+
+def index_of(bounds: Sequence[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(bounds) - 1), torch.tensor(np.diff(bounds)))
+
+
+@given(segments())
+def test_segment_sums_equal_addition_by_index(case: tuple[Tensor, list[int]]) -> None:
+    rows, bounds = case
+    expected = torch.zeros(len(bounds) - 1, rows.shape[1]).index_add_(0, index_of(bounds), rows)
+    torch.testing.assert_close(segment_sums(rows, bounds), expected)
+
+
+@given(segments(), st.data())
+def test_segment_sums_keep_nan_apart(case: tuple[Tensor, list[int]], data: st.DataObject) -> None:
+    rows, bounds = case
+    poisoned = data.draw(st.integers(0, len(rows) - 1))
+    clean = segment_sums(rows, bounds)
+    rows[poisoned] = float("nan")
+    sums = segment_sums(rows, bounds)
+    own = index_of(bounds)[poisoned]
+    assert sums[own].isnan().all()
+    others = torch.arange(len(sums)) != own
+    assert torch.equal(sums[others], clean[others])
+
+
+def test_segment_sums_add_low_precision_in_fp32() -> None:
+    """In bf16 a sum of ones stops at 256."""
+    sums = segment_sums(torch.ones(1000, 1, dtype=torch.bfloat16), [0, 300, 1000])
+    assert sums.dtype == torch.float32
+    assert sums.flatten().tolist() == [300.0, 700.0]
+
+
+def test_run_rows_are_frozen_where_no_bank_has_them() -> None:
+    context = start(torch.float32, train=False)
+    case = Case(context, lora=False)
+    frozen = torch.full((OUT,), 7.0, dtype=torch.bfloat16)
+    rows = run_rows(frozen, case.layer.biases, context)
+    assert rows.shape == (RUNS, OUT)
+    assert rows.dtype == torch.float32
+    assert (rows[[0, 1, 5]] == 7.0).all()
+    assert torch.equal(rows[2:5], torch.cat(case.parameters))
+
+
+@pytest.mark.parametrize("banked", [True, False])
+def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
+    context = start(torch.float64, train=True)
+    draw = generator("norm")
+    norm = nn.LayerNorm(IN, eps=1e-3, dtype=torch.float64).requires_grad_(False)
+    norm.weight.copy_(torch.rand(IN, generator=draw))
+    norm.bias.copy_(torch.rand(IN, generator=draw))
+    packed = PackedLayerNorm(norm, context)
+    bank = Bank()
+    for first, last in BIASES if banked else ():
+        value = nn.Parameter(torch.rand(last - first, IN, generator=draw, dtype=torch.float64))
+        packed.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
+    assert context.layout is not None
+    x = torch.randn(1, context.layout.tokens, IN, generator=draw, dtype=torch.float64, requires_grad=True)
+    parts = []
+    for run, (first, last) in enumerate(zip(context.bounds[:-1], context.bounds[1:], strict=True)):
+        own = [bias.value[run - bias.group.first] for bias in packed.biases if bias.holds(run)]
+        bias = own[0] if own else norm.bias
+        parts.append(F.layer_norm(x[:, first:last], (IN,), norm.weight, bias, norm.eps))
+    plain = torch.cat(parts, dim=1)
+    ours = packed(x)
+    assert ours.shape == x.shape
+    # Where no bank has it, the frozen bias goes through fp32.
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    leaves = [x, *(tensor.value for tensor in bank.tensors)]
+    upstream = torch.randn(*x.shape, generator=draw, dtype=x.dtype)
+    for got, wanted in zip(
+        torch.autograd.grad(ours, leaves, upstream), torch.autograd.grad(plain, leaves, upstream), strict=True
+    ):
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trained_weight_is_cast_to_the_activations_precision() -> None:
+    context = start(torch.bfloat16, train=False)
+    linear = PackedLinear(nn.Linear(IN, OUT), PATH, context)
+    norm = PackedLayerNorm(nn.LayerNorm(OUT), context)
+    y = norm(linear(torch.ones(3, IN, dtype=torch.bfloat16)))
+    assert y.dtype == torch.bfloat16
+    (y * torch.arange(OUT)).sum().backward()
+    for parameter in (*linear.parameters(), *norm.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    Trainer,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from manytune.packing.bank import Bank, BankTensor, decays
+from manytune.packing.dropout import generator
+from manytune.packing.optim import SCHEDULES, PackedAdamW, schedule_factor
+
+STEPS = 20
+RATES = (1e-2, 3e-3, 1e-1, 5e-4, 2e-2)
+SETTINGS = {"betas": (0.8, 0.99), "epsilon": 1e-6, "weight_decay": 0.1}
+
+# Groups of runs (first, last) and the tensors that they hold: name → shape of one run's.
+GROUPS: list[tuple[int, int, dict[str, tuple[int, ...]]]] = [
+    (0, 2, {"query.lora_A.weight": (4, 2), "query.lora_B.weight": (2, 6)}),
+    (2, 5, {"query.bias": (5,), "output.LayerNorm.bias": (5,)}),
+    (0, 3, {"classifier.weight": (2, 5), "classifier.bias": (2,)}),
+    (3, 5, {"classifier.bias": (2,)}),
+]
+
+
+def make_bank() -> Bank:
+    draw = generator("bank")
+    bank = Bank()
+    for first, last, shapes in GROUPS:
+        group = bank.group(first, last)
+        for name, shape in shapes.items():
+            value = nn.Parameter(torch.randn(last - first, *shape, generator=draw))
+            bank.add(BankTensor(name, "head", group, value))
+    return bank
+
+
+def gradients(step: int, run: int, name: str, shape: Sequence[int]) -> Tensor:
+    """A run's gradient; the runs' norms lie far apart, so that some are clipped and some are not."""
+    return torch.randn(*shape, generator=generator(step, run, name)) * 10.0 ** (run - 2)
+
+
+def put_gradients(bank: Bank, step: int, runs: Sequence[int]) -> None:
+    """Give every tensor its gradient; `runs` are the numbers that the bank's runs had at first."""
+    for tensor in bank.tensors:
+        own = range(tensor.group.first, tensor.group.last)
+        shape = tensor.value.shape[1:]
+        tensor.value.grad = torch.stack([gradients(step, runs[run], tensor.name, shape) for run in own])
+
+
+def rates_at(step: int) -> list[float]:
+    return [rate * (1 + step % 3) for rate in RATES]
+
+
+def torchs(bank: Bank, run: int, max_grad_norm: float, steps: int) -> dict[str, Tensor]:
+    """The run's tensors after `steps` updates by torch's own optimizer and clipping."""
+    parameters = {name: nn.Parameter(value) for name, value in bank.state(run).items()}
+    biases = [p for name, p in parameters.items() if name.endswith("bias")]
+    others = [p for name, p in parameters.items() if not name.endswith("bias")]
+    groups = [
+        {"params": others, "weight_decay": SETTINGS["weight_decay"]},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rates_at(step)[run]
+        for name, parameter in parameters.items():
+            parameter.grad = gradients(step, run, name, parameter.shape)
+        if max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def assert_states_equal(bank: Bank, run: int, expected: dict[str, Tensor], tolerance: float) -> None:
+    state = bank.state(run)
+    assert state.keys() == expected.keys()
+    for name, tensor in state.items():
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=tolerance, atol=tolerance, msg=f"{run} {name}"
+        )
+
+
+# Where nothing is clipped, not a bit differs; the norms are summed in another order than torch's.
+@pytest.mark.parametrize(("max_grad_norm", "tolerance"), [(0.0, 0.0), (1.0, 3e-7)])
+def test_every_run_moves_as_by_torchs_adamw(max_grad_norm: float, tolerance: float) -> None:
+    bank = make_bank()
+    expected = [torchs(bank, run, max_grad_norm, STEPS) for run in range(len(RATES))]
+    optimizer = PackedAdamW(bank, max_grad_norm=max_grad_norm, **SETTINGS)
+    for step in range(STEPS):
+        put_gradients(bank, step, range(len(RATES)))
+        optimizer.step(rates_at(step))
+    for run, wanted in enumerate(expected):
+        assert_states_equal(bank, run, wanted, tolerance)
+
+
+def test_a_pack_of_one_over_tensors_of_their_own() -> None:
+    stacked = Bank()
+    group = stacked.group(0, 1)
+    plain = Bank()
+    alone = plain.group(0, 1)
+    for index, shape in enumerate([(3, 4), (4,)]):
+        value = torch.randn(*shape, generator=generator(index))
+        name = f"dense{index}.weight"
+        stacked.add(BankTensor(name, "backbone", group, nn.Parameter(value[None].clone())))
+        plain.add(BankTensor(name, "backbone", alone, nn.Parameter(value.clone()), stacked=False))
+    for bank in (stacked, plain):
+        optimizer = PackedAdamW(bank, max_grad_norm=1.0, **SETTINGS)
+        for step in range(5):
+            for tensor in bank.tensors:
+                grad = gradients(step, 3, tensor.name, tensor.data(0).shape)
+                tensor.value.grad = grad.view(tensor.value.shape)
+            optimizer.step([1e-2])
+    for name, tensor in stacked.state(0).items():
+        assert torch.equal(plain.state(0)[name], tensor)
+
+
+@pytest.mark.parametrize("kept", [[0, 3, 4], [1], [2, 3]])
+def test_a_bank_that_shrank_goes_on_exactly(kept: list[int]) -> None:
+    whole, shrinking = make_bank(), make_bank()
+    runs = list(range(len(RATES)))
+    optimizers = [PackedAdamW(bank, max_grad_norm=1.0, **SETTINGS) for bank in (whole, shrinking)]
+    for step in range(10):
+        if step == 4:
+            shrinking.keep(kept)
+            runs = kept
+        put_gradients(whole, step, range(len(RATES)))
+        put_gradients(shrinking, step, runs)
+        optimizers[0].step(rates_at(step))
+        optimizers[1].step([rates_at(step)[run] for run in runs])
+    for position, run in enumerate(kept):
+        assert_states_equal(shrinking, position, whole.state(run), 0.0)
+
+
+def test_one_runs_bad_gradient_stays_its_own() -> None:
+    clean, spoilt = make_bank(), make_bank()
+    for bank in (clean, spoilt):
+        optimizer = PackedAdamW(bank, max_grad_norm=1.0, **SETTINGS)
+        for step in range(2):
+            put_gradients(bank, step, range(len(RATES)))
+            if bank is spoilt:
+                for tensor in bank.tensors:
+                    if tensor.holds(1) and tensor.value.grad is not None:
+                        tensor.value.grad[1 - tensor.group.first] = float("nan")
+            optimizer.step(RATES)
+    for run in (0, 2, 3, 4):
+        assert_states_equal(spoilt, run, clean.state(run), 0.0)
+    assert all(tensor.isnan().all() for tensor in spoilt.state(1).values())
+
+
+def test_gradients_are_let_go_and_frozen_tensors_stay() -> None:
+    bank = make_bank()
+    frozen = bank.add(
+        BankTensor("dense.weight", "head", bank.groups[0], nn.Parameter(torch.ones(2, 3), False))
+    )
+    optimizer = PackedAdamW(bank, **SETTINGS)
+    for _ in range(2):
+        put_gradients(bank, 0, range(len(RATES)))
+        frozen.value.grad = None
+        optimizer.step(RATES)
+        assert all(tensor.value.grad is None for tensor in bank.tensors)
+    assert torch.equal(frozen.value, torch.ones(2, 3))
+    assert not frozen.moments
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0, 1), (0, 12), (5, 12), (12, 12), (11, 12), (1, 40), (20, 8)]
+)
+@pytest.mark.parametrize(
+    ("schedule", "factory"),
+    [
+        ("linear", get_linear_schedule_with_warmup),
+        ("cosine", get_cosine_schedule_with_warmup),
+        ("constant", lambda optimizer, warmup, _: get_constant_schedule_with_warmup(optimizer, warmup)),
+    ],
+)
+def test_schedules_are_transformers_at_every_step(
+    schedule: str, factory: Callable[..., LRScheduler], warmup: int, total: int
+) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = factory(optimizer, warmup, total)
+    for step in range(total):
+        (theirs,) = scheduler.get_last_lr()
+        assert schedule_factor(schedule, step, warmup, total) == pytest.approx(theirs, rel=1e-12, abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_every_schedule_of_a_study_is_compared_above() -> None:
+    assert SCHEDULES.keys() == {"linear", "cosine", "constant"}
+
+
+def models() -> Iterator[nn.Module]:
+    figures = {
+        "vocab_size": 10,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    for model in (
+        BertForSequenceClassification(BertConfig(**figures)),
+        RobertaForSequenceClassification(RobertaConfig(**figures)),
+    ):
+        yield model
+        yield peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"]))
+    # Linear layers, so that Trainer has only their names to go by.
+    names = ("norm", "attn_norm", "RMSNorm", "final_layernorm", "normal", "norms", "Wqkv")
+    yield nn.ModuleDict({"layers": nn.ModuleDict({name: nn.Linear(2, 2) for name in names})})
+    yield nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+
+
+# peft 0.21 asks transformers 5.23 by an old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_weight_decay_applies_where_trainer_applies_it() -> None:
+    compared = 0
+    for model in models():
+        names = [name for name, _ in model.named_parameters()]
+        theirs = set(Trainer.get_decay_parameter_names(None, model))
+        assert {name for name in names if decays(name)} == theirs
+        assert 0 < len(theirs) < len(names)
+        compared += 1
+    assert compared == 6

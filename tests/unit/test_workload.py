@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from manytune.config import Study
+from manytune.errors import StudyError
+from manytune.plan import plan_runs
+from manytune.workload import TaskWork, prepare
+from tiny import make_tiny
+
+ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def work(tiny: Path, task: str, methods: list[Mapping[str, Any]] | None = None, **study: Any) -> TaskWork:
+    methods = methods or [{"method": "head", "learning_rate": 1e-3}]
+    data = {"name": "s", "model": str(tiny), "tasks": [task], "seeds": [0, 1], "methods": methods, **study}
+    return prepare(Study.from_dict(data), task)
+
+
+def test_dev_selects_with_all_of_train(tiny: Path) -> None:
+    ready = work(tiny, ACCEPTABILITY)
+    data = ready.pack_data(plan_runs(ready.study))
+    assert data.select is ready.dev
+    assert ready.train_size == ready.train.size
+    for rows, everything in ((data.train_rows, ready.train.size), (data.select_rows, ready.dev.size)):
+        assert len(rows) == 2
+        for own in rows:
+            np.testing.assert_array_equal(own, np.arange(everything))
+
+
+def test_a_share_of_train_selects_by_seed(tiny: Path) -> None:
+    ready = work(tiny, ACCEPTABILITY, selection="train-split")
+    data = ready.pack_data(plan_runs(ready.study))
+    assert data.select is ready.train
+    for train, select in zip(data.train_rows, data.select_rows, strict=True):
+        assert len(train) == ready.train_size
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, select])), np.arange(ready.train.size))
+        assert 0.09 < len(select) / ready.train.size < 0.11
+    assert not np.array_equal(data.select_rows[0], data.select_rows[1])
+
+
+def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
+    ready = work(tiny, ACCEPTABILITY, training={"max_length": 12})
+    assert ready.train.lengths.max() == 12
+    assert (
+        ready.notes[0] == f"{ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens."
+    )
+    assert ready.train.truncated > 0
+    assert work(tiny, ACCEPTABILITY).notes == []
+
+
+def test_max_length_beyond_the_backbones_positions_is_lowered(tiny: Path) -> None:
+    ready = work(tiny, SIMILARITY, training={"max_length": 4096})
+    assert ready.train.lengths.max() <= ready.anatomy.max_length == 130
+
+
+def frozen(head: str) -> list[Mapping[str, Any]]:
+    return [{"method": "bitfit", "learning_rate": 1e-3, "head": head}]
+
+
+def test_a_frozen_head_that_cannot_reach_the_targets_is_said(tmp_path: Path) -> None:
+    narrow = make_tiny(tmp_path / "narrow", initializer_range=0.02)
+    (said,) = _warnings(work(narrow, SIMILARITY, frozen("frozen")))
+    assert "builtin-similarity" in said
+    assert "head: full" in said
+    assert "0 to 5" in said
+
+
+def test_a_trained_bias_moves_the_range_but_does_not_widen_it(tmp_path: Path) -> None:
+    # 32 weights of about 0.1 * 0.8 span 2 * 2.6: enough for 0 to 5 around its middle, not around 0.
+    folder = make_tiny(tmp_path / "middle", initializer_range=0.125)
+    assert _warnings(work(folder, SIMILARITY, frozen("bias"))) == []
+    assert len(_warnings(work(folder, SIMILARITY, frozen("frozen")))) == 1
+
+
+@pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
+def test_a_trained_head_needs_no_warning(task: str, tiny: Path) -> None:
+    assert _warnings(work(tiny, task, frozen("full"))) == []
+
+
+def test_a_classifier_needs_no_range(tmp_path: Path) -> None:
+    narrow = make_tiny(tmp_path / "narrow", initializer_range=0.02)
+    assert _warnings(work(narrow, ACCEPTABILITY, frozen("frozen"))) == []
+
+
+def _warnings(ready: TaskWork) -> list[str]:
+    return ready.warnings(plan_runs(ready.study))
+
+
+def test_class_weights_must_fit_the_classes(tiny: Path) -> None:
+    with pytest.raises(StudyError, match=r"3 numbers were given, but builtin-acceptability has 2 classes"):
+        work(tiny, ACCEPTABILITY, training={"class_weights": [1.0, 2.0, 3.0]})
+
+
+def test_the_fingerprint_is_the_datas(tiny: Path) -> None:
+    assert work(tiny, ACCEPTABILITY).fingerprint == work(tiny, ACCEPTABILITY).fingerprint
+    assert work(tiny, ACCEPTABILITY).fingerprint != work(tiny, SIMILARITY).fingerprint
