@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,16 +22,14 @@ KINDS: list[dict[str, tuple[tuple[int, ...], bool, bool]]] = [
 def make_bank(sizes: list[tuple[int, int]]) -> Bank:
     """Groups one after another, each of some runs and of one of KINDS; and one group over all runs."""
     bank = Bank()
-    first = 0
-    everyone = (sum(size for size, _ in sizes), 2)
-    for size, kind in [*sizes, everyone]:
-        begin = 0 if (size, kind) is everyone else first
-        group = bank.group(begin, begin + size)
+    ends = list(itertools.accumulate(size for size, _ in sizes))
+    stretches = [(end - size, end, kind) for (size, kind), end in zip(sizes, ends, strict=True)]
+    for first, last, kind in [*stretches, (0, ends[-1], 2)]:
+        group = bank.group(first, last)
         for name, (shape, transposed, trains) in KINDS[kind].items():
             draw = generator(len(bank.tensors))
-            value = nn.Parameter(torch.randn(size, *shape, generator=draw), trains)
+            value = nn.Parameter(torch.randn(last - first, *shape, generator=draw), trains)
             bank.add(BankTensor(name, "head", group, value, transposed=transposed))
-        first += size
     for tensor in bank.tensors:
         count = len(tensor.group)
         tensor.moments = {
