@@ -5,17 +5,21 @@ Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 130 interrup
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from manytune.errors import ManytuneError, StoreError, choices
+from manytune.errors import ManytuneError, StoreError
 from manytune.version import __version__
+
+if TYPE_CHECKING:
+    from manytune.store import StudyStatus
 
 __all__ = ["app", "main"]
 
@@ -28,26 +32,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_FEW = 6  # runs that a message names
+
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar="DIR")]
 
 
 def main() -> NoReturn:
-    """Run the command line; errors that a user can mend are one message and exit code 2."""
+    """Run the command line; an error that a user can mend is one message and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except ManytuneError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted. The same command goes on with the runs that have not ended.", file=sys.stderr)
-        code = 130
-    except typer.TyperException as error:
-        error.show()
-        code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(error.exit_code)
+    sys.exit()
 
 
 @app.callback(invoke_without_command=True)
@@ -64,9 +62,7 @@ def run(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY.SUB=VALUE]...", help="Values that replace the file's: training.epochs=2"
-        ),
+        typer.Argument(metavar="KEY.SUB=VALUE", help="Values that replace the file's: training.epochs=2"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")
@@ -77,13 +73,19 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
 ) -> None:
-    """Run a study; on a directory that has it already, go on with the runs that have not ended."""
+    """Run a study, or go on with it.
+
+    Given the directory of a study that was begun, train the runs that have not ended yet.
+    """
     from manytune.config import Study
+    from manytune.store import Store
 
     study = Study.from_file(study_file, overrides or ())
     if dry_run:
         from manytune.dryrun import render_dry_run
 
+        if out is not None:
+            Store.check(out, study)
         _print(*render_dry_run(study, device))
         return
     if out is None:
@@ -93,17 +95,22 @@ def run(
     from manytune.executors import run_study
     from manytune.progress import make_progress
     from manytune.report import render
+    from manytune.report.views import closing_lines
 
-    result = run_study(study, out, device=device, progress=make_progress(quiet))
+    try:
+        result = run_study(study, out, device=device, progress=make_progress(quiet))
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on with the runs that have not ended.", file=sys.stderr)
+        raise typer.Exit(130) from None
     _print(render(result.tables))
-    print(f"Results: {result.directory}\nOne run: manytune show {result.directory} RUN")
+    print(*closing_lines(result.directory, result.failed), sep="\n")
     if result.failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to.")] = Path("study.yaml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to start from."""
     template = (resources.files("manytune") / "study_template.yaml").read_text()
@@ -120,15 +127,14 @@ def init(
 @app.command()
 def status(directory: _Directory, as_json: _Json = False) -> None:
     """Show how far a study is."""
-    from manytune.report.views import status_table
+    from manytune.report.views import status_line, status_table
     from manytune.store import Store
 
     found = Store.open(directory).status()
     if as_json:
         _print_json(found.to_dict())
         return
-    counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
-    _print(f"{found.study}: {found.planned} runs: {counts}", status_table(found))
+    _print(status_line(found), status_table(found))
 
 
 @app.command()
@@ -142,7 +148,7 @@ def show(
     from manytune.store import Store
 
     store = Store.open(directory)
-    run_id = _one_run(run_id, [row.run_id for row in store.status().runs])
+    run_id = _one_run(run_id, store.status())
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(
@@ -151,36 +157,45 @@ def show(
     if as_json:
         _print_json(record.model_dump(mode="json"))
         return
-    _print(facts_table(record_facts(record)), history_table(store.read_history(run_id)))
-    print(f"Snapshot: {store.snapshot_dir(run_id)}")
+    _print(facts_table(record_facts(record)))
+    if history := store.read_history(run_id):
+        _print(history_table(history))
+    if (snapshot := store.snapshot_dir(run_id)).exists():
+        print(f"Snapshot: {snapshot}")
 
 
 @app.command()
 def params(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A hub name, a folder, or minilm.")
+        str | None, typer.Argument(metavar="MODEL", help="A hub name, a folder, or minilm.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
-    labels: Annotated[int, typer.Option(min=1, help="Number of outputs; 1 for regression.")] = 2,
+    labels: Annotated[
+        int | None, typer.Option(min=1, help="Number of outputs; 1 for regression.", show_default="2")
+    ] = None,
     study: Annotated[Path | None, typer.Option(help="Count for a study's methods instead.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Count total and trainable parameters, by what trains. Nothing is downloaded for common models."""
-    from manytune.parameters import COLUMNS, count_for_model, count_for_study
-    from manytune.report.views import plain_table
+    """Count total and trainable parameters, by what trains.
 
+    The figures of common models come with manytune; of another model on the hub, its config is downloaded.
+    """
     if (model is None) == (study is None):
         raise typer.BadParameter("give a MODEL or --study, one of the two")
+    if study is not None and (method or rank or head or labels):
+        raise typer.BadParameter("--method, --rank, --head and --labels go with a MODEL; a study has its own")
+    from manytune.parameters import count_for_model, count_for_study, parameter_table
+
     if study is not None:
         rows = count_for_study(study)
     else:
-        rows = count_for_model(str(model), labels, method or (), rank or (), head or ())
+        rows = count_for_model(str(model), labels or 2, method or (), rank or (), head or ())
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
-    _print(plain_table(COLUMNS, [row.cells() for row in rows]))
+    _print(parameter_table(rows))
 
 
 @app.command()
@@ -224,22 +239,28 @@ def methods(as_json: _Json = False) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of the study file, for editors that complete it."""
+    """Print the JSON Schema of the study file.
+
+    An editor that is given it completes and checks study files.
+    """
     from manytune.config import study_json_schema
 
     _print_json(study_json_schema())
 
 
-def _one_run(start: str, run_ids: list[str]) -> str:
+def _one_run(start: str, status: StudyStatus) -> str:
     """The run that is called so, or the only one whose id starts so."""
+    run_ids = [run.run_id for run in status.runs]
     found = [run_id for run_id in run_ids if run_id == start] or [r for r in run_ids if r.startswith(start)]
     if len(found) == 1:
         return found[0]
+    see_all = f"`manytune status {status.directory}` lists all runs."
     if found:
-        raise StoreError(
-            f"{start!r} is the start of {len(found)} runs: {', '.join(found)}. Give more of one."
-        )
-    raise StoreError(f"There is no such run: {choices(start, run_ids)}")
+        shown = ", ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
+        raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
+    near = difflib.get_close_matches(start, run_ids, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise StoreError(f"There is no run {start!r}.{hint} {see_all}")
 
 
 def _print(*items: Any) -> None:

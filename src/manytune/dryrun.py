@@ -1,4 +1,4 @@
-"""What a study would do, without doing it: runs, packs, parameters, steps, and rough time, memory and disk."""
+"""What a study would do, without doing it: runs, packs, parameters, steps; roughly time, memory and disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from manytune import hardware
 from manytune.config import Study
 from manytune.estimate import PackEstimate, estimate_pack
 from manytune.plan import Pack, plan_packs, plan_runs
-from manytune.report.views import duration, plain_table
-from manytune.workload import prepare
+from manytune.report.views import counted, duration, percent, plain_table
+from manytune.workload import TaskWork, prepare
 
 __all__ = ["render_dry_run"]
 
@@ -29,19 +29,14 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
     works = {name: prepare(study, name) for name in study.tasks}
     estimates = [(pack, estimate_pack(works[pack.task], pack, chosen)) for pack in packs]
     dtype = str(hardware.choose_dtype(study.training.precision, chosen)).removeprefix("torch.")
-    yield f"{study.name}: {len(runs)} runs in {len(packs)} packs on {chosen.type} in {dtype}; nothing is trained.\n"
+    planned = f"{counted(len(runs), 'run')} in {counted(len(packs), 'pack')}"
+    yield f"{study.name}: {planned} on {chosen.type} in {dtype}; nothing is trained.\n"
     for work in works.values():
-        train, dev = work.train, work.dev
-        yield (
-            f"{work.task.name}: {work.train_size} of {train.size} train rows train, mean {train.lengths.mean():.1f} "
-            f"and at most {train.lengths.max()} tokens; {dev.size} dev rows; from {work.sources[0]}"
-        )
-        yield from (
-            f"  {text}"
-            for text in (*work.notes, *work.warnings([r for r in runs if r.task == work.task.name]))
-        )
+        yield _data_line(work)
+        own = [run for run in runs if run.task == work.task.name]
+        yield from (f"  {text}" for text in (*work.notes, *work.warnings(own)))
     yield plain_table(
-        ("run", "task", "method", "seed", "total", "trainable", "%"),
+        ("run", "task", "method", "seed", "total", "trainable", "of all"),
         [
             (
                 run.id,
@@ -50,7 +45,7 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
                 run.seed,
                 count.total,
                 count.trainable,
-                f"{count.trainable / count.total:.2%}",
+                percent(count.trainable, count.total),
             )
             for pack, estimate in estimates
             for run, count in zip(pack.runs, estimate.parameters, strict=True)
@@ -66,6 +61,16 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
     memory = max(estimate.memory_bytes for _, estimate in estimates)
     disk = sum(estimate.disk_bytes for _, estimate in estimates)
     yield f"In all about {duration(seconds)}, {decimal(memory)} of memory and {decimal(disk)} on disk."
+
+
+def _data_line(work: TaskWork) -> str:
+    train, dev = work.train, work.dev
+    held_out = train.size - work.train_size
+    rows = f"{counted(work.train_size, 'row')} to train on"
+    if held_out:
+        rows += f", {held_out:,} held out to select by"
+    lengths = f"{train.lengths.mean():.1f} tokens on average, {train.lengths.max():,} at most"
+    return f"{work.task.name}: {rows}, {counted(dev.size, 'dev row')}; {lengths}; from {work.sources[0]}"
 
 
 def _pack_row(pack: Pack, estimate: PackEstimate) -> tuple[object, ...]:

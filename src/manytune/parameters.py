@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from manytune.backbones import anatomy
 from manytune.config import METHODS, Method, Study, make_method
 from manytune.errors import StudyError, choices
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.plan import plan_runs
+from manytune.report.views import percent, plain_table
 from manytune.tasks import get_task
 
-__all__ = ["COLUMNS", "ParameterRow", "count_for_model", "count_for_study"]
-
-COLUMNS = ("task", "method", "head", "total", "trainable", "%", "backbone", "bias", "adapter", "head trained")
-"""Headings of `ParameterRow.cells`."""
+__all__ = ["ParameterRow", "count_for_model", "count_for_study", "parameter_table"]
 
 _RANKS = (2, 8, 64, 256)
 _HEADS = ("full", "bias", "frozen")
@@ -29,22 +29,17 @@ class ParameterRow:
 
     Attributes:
         task: Name of the task; None where only the number of labels was given.
-        method: The method and, for LoRA, its rank.
-        head_mode: Which part of the head trains.
-        count: The counts.
+        method: Name of the method.
+        rank: LoRA's rank; None for the other methods.
+        head: Which part of the head trains: full, bias or frozen.
+        parameters: The counts.
     """
 
     task: str | None
     method: str
-    head_mode: str
-    count: ParameterCount
-
-    def cells(self) -> tuple[Any, ...]:
-        """The row in the order of `COLUMNS`."""
-        count = self.count
-        share = f"{count.trainable / count.total:.2%}"
-        counts = (count.backbone, count.bias, count.adapter, count.head)
-        return (self.task, self.method, self.head_mode, count.total, count.trainable, share, *counts)
+    rank: int | None
+    head: str
+    parameters: ParameterCount
 
 
 def count_for_model(
@@ -71,6 +66,11 @@ def count_for_model(
                 method = _method(name, rank, head)
                 if method is not None:
                     rows.append(_row(None, method, count_parameters(parts, adapt(method, parts))))
+    if not rows:
+        raise StudyError(
+            f"--head: {', '.join(heads)} does not go with {', '.join(methods)}: full trains the whole head, "
+            "and head the whole of it or its biases."
+        )
     return rows
 
 
@@ -85,8 +85,26 @@ def count_for_study(path: Path) -> list[ParameterRow]:
     for run in plan_runs(study):
         parts = anatomy(study.model, get_task(run.task).num_outputs)
         row = _row(run.task, run.method, count_parameters(parts, adapt(run.method, parts)))
-        rows.setdefault((row.task, row.method, row.head_mode, *asdict(row.count).values()), row)
+        rows.setdefault((row.task, row.method, row.rank, row.head, row.parameters), row)
     return list(rows.values())
+
+
+def parameter_table(rows: Sequence[ParameterRow]) -> Table:
+    """The rows as a table; without a column for the task where there is none."""
+    columns = (
+        "method",
+        "head",
+        "total",
+        "trainable",
+        "of all",
+        "backbone",
+        "bias",
+        "adapter",
+        "head trained",
+    )
+    with_task = any(row.task for row in rows)
+    cells = [[row.task, *_cells(row)] if with_task else _cells(row) for row in rows]
+    return plain_table(("task", *columns) if with_task else columns, cells)
 
 
 def _method(name: str, rank: int | None, head: str) -> Method | None:
@@ -99,5 +117,13 @@ def _method(name: str, rank: int | None, head: str) -> Method | None:
 
 
 def _row(task: str | None, method: Method, count: ParameterCount) -> ParameterRow:
-    rank = f" r={method.rank}" if method.method == "lora" else ""
-    return ParameterRow(task, f"{method.method}{rank}", method.head, count)
+    rank = method.rank if method.method == "lora" else None
+    return ParameterRow(task, method.method, rank, method.head, count)
+
+
+def _cells(row: ParameterRow) -> list[Any]:
+    count = row.parameters
+    method = row.method if row.rank is None else f"{row.method} r={row.rank}"
+    share = percent(count.trainable, count.total)
+    parts = (count.backbone, count.bias, count.adapter, count.head)
+    return [method, row.head, count.total, count.trainable, share, *parts]

@@ -16,7 +16,7 @@ from manytune.errors import ModelError, StudyError
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
-from manytune.plan import Run
+from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import Task, get_task
 from manytune.train import PackData
 
@@ -85,7 +85,20 @@ class TaskWork:
         )
 
     def warnings(self, runs: Sequence[Run]) -> list[str]:
-        """What should be said before training: heads that cannot predict the whole range of targets."""
+        """What should be said before training: settings that cannot work as they are meant."""
+        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs)]
+
+    def _warm_up_without_end(self) -> list[str]:
+        total = total_steps(self.study.training, self.train_size)
+        warmup = warmup_steps(self.study.training, total)
+        if warmup < total:
+            return []
+        return [
+            f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
+            "Lower training.warmup_steps, or train longer."
+        ]
+
+    def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
         if self.task.target_range is None:
             return []
         low, high = self.task.target_range
@@ -97,9 +110,9 @@ class TaskWork:
             center = (low + high) / 2 if run.method.head == "bias" else 0.0
             if center - far > low or center + far < high:
                 said.append(
-                    f"{self.task.name}: {run.label} keeps the head's random weights, so its predictions cannot "
-                    f"span more than {2 * far:.2g}, from {center - far:.2g} to {center + far:.2g}, while targets "
-                    f"go from {low:g} to {high:g}. Train the head (head: full) to reach them."
+                    f"{self.task.name}: {run.label} keeps the head's random weights, so its predictions "
+                    f"cannot span more than {2 * far:.2g}, from {center - far:.2g} to {center + far:.2g}, "
+                    f"while targets go from {low:g} to {high:g}. Train the head (head: full) to reach them."
                 )
         return said
 

@@ -249,6 +249,9 @@ class TestRecords:
         assert store.finished_runs() == {}
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name an open file")
+
+
 class Disk:
     """What was brought to the disk and renamed, in order."""
 
@@ -267,7 +270,7 @@ class Disk:
         self._replace(old, new)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to name an open file")
+@needs_proc
 def test_a_record_appears_after_everything_else_is_on_the_disk(
     store: Store, runs: tuple[Run, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +285,17 @@ def test_a_record_appears_after_everything_else_is_on_the_disk(
     assert set(before) == {("sync", name) for name in ("model.safetensors", "best", run_id, "temporary")}
     assert before[-1] == ("sync", "temporary")
     assert after == [("sync", run_id), ("sync", "runs"), ("sync", "out")]
+
+
+@needs_proc
+def test_a_reset_record_is_gone_from_the_disk_before_the_rest(
+    store: Store, runs: tuple[Run, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write_record(record_of(runs[0]))
+    disk = Disk(monkeypatch)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: disk.events.append(("remove", path.name)))
+    store.reset_run(runs[0].id)
+    assert disk.events == [("sync", runs[0].id), ("remove", runs[0].id)]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

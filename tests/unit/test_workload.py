@@ -105,3 +105,9 @@ def test_class_weights_must_fit_the_classes(tiny: Path) -> None:
 def test_the_fingerprint_is_the_datas(tiny: Path) -> None:
     assert work(tiny, ACCEPTABILITY).fingerprint == work(tiny, ACCEPTABILITY).fingerprint
     assert work(tiny, ACCEPTABILITY).fingerprint != work(tiny, SIMILARITY).fingerprint
+
+
+def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
+    (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 20}))
+    assert "20 of 20 steps" in said
+    assert _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 19})) == []

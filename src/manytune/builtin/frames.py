@@ -1,9 +1,9 @@
 """The scenes of builtin-similarity, as templates, and what each change to a scene does to the score.
 
-A frame says one scene in several forms. The second sentence of a pair takes a form of its own and synonyms for
-the same things; changes then alter what it says. So neither shared words nor length tell the score: "The doctor
-helped the lawyer" is far from "The lawyer helped the doctor", and near "The attorney was assisted by the
-physician".
+A frame says one scene in several forms. The second sentence of a pair takes a form of its own and synonyms
+for the same things; changes then alter what it says. So neither shared words nor length tell the score: "The
+doctor helped the lawyer" is far from "The lawyer helped the doctor", and near "The attorney was assisted by
+the physician".
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _changes(*texts: str) -> tuple[Change, ...]:
 class Frame:
     """A kind of scene.
 
-    `forms` say the same, and so do `held_out_forms`, which only dev has; only dev has a frame that is `held_out`.
+    `forms` say the same, and so do `held_out_forms`, which only dev has, as it alone has a `held_out` frame.
     `replacements` bring in what the first sentence lacks, `rearrangements` make do with what is there.
     """
 

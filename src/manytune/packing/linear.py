@@ -156,7 +156,7 @@ class _LoraCall:
         """[n, c] → [runs, longest, c], padded with zeros."""
         if self.padding is None:
             return rows.reshape(self.runs, -1, rows.shape[-1])
-        padded = rows.index_select(0, self.padding.source).masked_fill_(self.padding.padding, 0)
+        padded = rows.index_select(0, self.padding.source).index_fill_(0, self.padding.padding, 0)
         return padded.view(self.runs, -1, rows.shape[-1])
 
     def unpad(self, padded: Tensor) -> Tensor:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.filesize import decimal
 from rich.table import Table
 
-from manytune.record import HistoryRow, RunRecord
+from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import StudyStatus
 
-__all__ = ["duration", "facts_table", "history_table", "plain_table", "record_facts", "status_table"]
+__all__ = [
+    "closing_lines",
+    "counted",
+    "duration",
+    "facts_table",
+    "history_table",
+    "percent",
+    "plain_table",
+    "record_facts",
+    "status_line",
+    "status_table",
+]
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
@@ -38,6 +50,12 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
+def status_line(status: StudyStatus) -> str:
+    """How many runs stand where: "glue: 3 runs: 2 finished, 1 pending"."""
+    counts = ", ".join(f"{count} {state}" for state, count in status.counts.items() if count)
+    return f"{status.study}: {counted(status.planned, 'run')}: {counts}"
+
+
 def status_table(status: StudyStatus) -> Table:
     """Every planned run and where it stands."""
     rows = [
@@ -60,10 +78,7 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         "best": _scores(record.scores, record.best_step),
         "last": _scores(record.last_scores, record.steps),
         "parameters": _parameters(record),
-        "training": None
-        if record.cost.train_seconds is None
-        else f"{duration(record.cost.train_seconds)}, {record.cost.samples_per_second or 0:.0f} samples/s, "
-        f"in a pack of {record.cost.pack_size}",
+        "training": _training(record.cost),
         "peak memory": None
         if record.cost.peak_memory_bytes is None
         else f"{decimal(record.cost.peak_memory_bytes)} (whole pack)",
@@ -91,6 +106,33 @@ def history_table(rows: Sequence[HistoryRow]) -> Table:
     )
 
 
+def closing_lines(directory: Path, failed: Sequence[RunRecord]) -> list[str]:
+    """Where the results are, and what to do about runs that failed."""
+    lines = [
+        f"Results: {directory}",
+        f"Every run: manytune status {directory}; one run: manytune show {directory} RUN",
+    ]
+    if failed:
+        lines += [
+            f"{counted(len(failed), 'run')} failed:",
+            *(f"  {run.run_id}: {run.failure}" for run in failed),
+        ]
+        lines.append(
+            f"To have one trained again, delete its folder in {directory / 'runs'} and run the study."
+        )
+    return lines
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 run", "2 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(part: int, whole: int) -> str:
+    """A share, as in the comparison: "0.24 %"."""
+    return f"{100 * part / whole:.2f} %"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 3:20 min, 2:05 h."""
     whole = round(seconds)
@@ -112,7 +154,17 @@ def _parameters(record: RunRecord) -> str | None:
         return None
     parts = [(name, getattr(count, name)) for name in ("backbone", "bias", "adapter", "head")]
     split = ", ".join(f"{name} {value:,}" for name, value in parts if value)
-    return f"{count.trainable:,} of {count.total:,} train ({count.trainable / count.total:.2%}): {split}"
+    share = percent(count.trainable, count.total)
+    return f"{count.trainable:,} of {count.total:,} train ({share}): {split}"
+
+
+def _training(cost: Cost) -> str | None:
+    known = (
+        None if cost.train_seconds is None else duration(cost.train_seconds),
+        None if cost.samples_per_second is None else f"{cost.samples_per_second:.0f} samples/s",
+        None if cost.pack_size is None else f"in a pack of {cost.pack_size}",
+    )
+    return ", ".join(fact for fact in known if fact) or None
 
 
 def _is_numeric(cell: Any) -> bool:
@@ -122,4 +174,6 @@ def _is_numeric(cell: Any) -> bool:
 def _text(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return str(cell)
-    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.4f}" if cell == 0 or 1e-4 <= abs(cell) < 1e6 else f"{cell:.3e}"
