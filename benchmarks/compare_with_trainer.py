@@ -51,9 +51,7 @@ class Side:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study_dir", type=Path)
     parser.add_argument("reference", type=Path)
     options = parser.parse_args(arguments)
@@ -68,13 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in options.reference.read_text().splitlines():
         row = json.loads(line)
         score = row["best"][metrics[row["task"]]]
-        theirs[row["task"], row["label"]].add(
-            score, row["samples_per_second"], bool(row["best"]["collapsed"])
-        )
+        theirs[row["task"], row["label"]].add(score, row["samples_per_second"], bool(row["best"]["collapsed"]))
 
-    print(
-        "| task | method | manytune | Trainer | difference | larger spread | samples/s, ours | samples/s, Trainer |"
-    )
+    print("| task | method | manytune | Trainer | difference | larger spread | samples/s, ours | samples/s, Trainer |")
     print("|---|---|---|---|---|---|---|---|")
     for (task, label), side in ours.items():
         other = theirs[task, label]

@@ -60,10 +60,7 @@ class Rows(Dataset[dict[str, Any]]):
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pad to the longest row of the batch."""
     shape = (len(rows), max(len(row["ids"]) for row in rows))
-    batch = {
-        name: torch.zeros(shape, dtype=torch.long)
-        for name in ("input_ids", "token_type_ids", "attention_mask")
-    }
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "token_type_ids", "attention_mask")}
     for index, row in enumerate(rows):
         length = len(row["ids"])
         batch["input_ids"][index, :length] = torch.from_numpy(row["ids"])
@@ -188,9 +185,7 @@ def train(run: Run, work: TaskWork) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("overrides", nargs="*", help="key.sub=value, as for `manytune run`")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")

@@ -38,18 +38,14 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def glue_dir() -> Path:
     """The real CoLA and STS-B, which the project may not contain."""
-    return _shared(
-        _GIVEN_GLUE, "MANYTUNE_GLUE_DIR", "data/glue", "CoLA/train.tsv", "GLUE's own CoLA and STS-B"
-    )
+    return _shared(_GIVEN_GLUE, "MANYTUNE_GLUE_DIR", "data/glue", "CoLA/train.tsv", "GLUE's own CoLA and STS-B")
 
 
 @pytest.fixture(scope="session")
 def roberta_dir() -> Path:
     """The real tokenizer and configuration of roberta-base, without weights."""
     given = os.environ.get("MANYTUNE_ROBERTA_DIR")
-    return _shared(
-        given, "MANYTUNE_ROBERTA_DIR", "models/roberta-base", "tokenizer.json", "roberta-base's tokenizer"
-    )
+    return _shared(given, "MANYTUNE_ROBERTA_DIR", "models/roberta-base", "tokenizer.json", "roberta-base's tokenizer")
 
 
 @pytest.fixture(scope="session")

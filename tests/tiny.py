@@ -57,9 +57,7 @@ def make_tiny(folder: Path, family: str = "bert", *, dropout: float = 0.1, **fig
     return folder
 
 
-def random_rows(
-    count: int, *, outputs: int = 2, seed: int = 0, longest: int = 30, types: bool = False
-) -> Encoded:
+def random_rows(count: int, *, outputs: int = 2, seed: int = 0, longest: int = 30, types: bool = False) -> Encoded:
     """Rows of random token ids and labels."""
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, longest + 1, count)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -176,9 +176,7 @@ def locate(model: str) -> Location:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"model: the folder {folder} has no config.json, so it holds no transformers model."
-            )
+            raise ModelError(f"model: the folder {folder} has no config.json, so it holds no transformers model.")
         return Location(str(folder), None, local=True)
     if model.startswith((".", "/", "~")):
         raise ModelError(f"model: there is no folder {folder}.")
@@ -271,11 +269,11 @@ def load_backbone(model: str, outputs: int) -> Backbone:
     """
     location = locate(model)
     config = load_config(model, outputs)
-    commit = getattr(config, "_commit_hash", None)
     with _loading(location, model, "weights"):
+        commit = None if location.local else _commit(location)
         whole, info = AutoModelForSequenceClassification.from_pretrained(
             location.path,
-            revision=commit or location.revision or "main",
+            revision=commit or "main",
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
@@ -323,9 +321,7 @@ def _anatomy(whole: Any, config: Any, *, lacks_pooler: bool) -> Anatomy:
         pooler = HeadLayer(f"{prefix}.pooler.dense", dense.in_features, dense.out_features, "tanh", 0.0)
         head = replace(head, layers=(pooler, *head.layers))
     modules = {
-        path: module
-        for path, module in base.named_modules()
-        if not (lacks_pooler and path.startswith("pooler"))
+        path: module for path, module in base.named_modules() if not (lacks_pooler and path.startswith("pooler"))
     }
     tensors = {
         f"{path}.{name}" if path else name: tuple(parameter.shape)
@@ -359,9 +355,7 @@ def _head(whole: Any, config: Any) -> HeadSpec:
 
 @cache
 def _shipped_figures() -> dict[str, dict[str, Any]]:
-    figures: dict[str, dict[str, Any]] = json.loads(
-        (resources.files("manytune") / "architectures.json").read_text()
-    )
+    figures: dict[str, dict[str, Any]] = json.loads((resources.files("manytune") / "architectures.json").read_text())
     return figures
 
 
@@ -405,6 +399,11 @@ def _stored_names(folder: Path) -> frozenset[str]:
         with safe_open(path, framework="pt") as tensors:
             names.update(tensors.keys())
     return frozenset(names)
+
+
+def _commit(location: Location) -> str:
+    """The commit that a revision on the hub means: the cache keeps files in a folder that is called so."""
+    return Path(hf_hub_download(location.path, "config.json", revision=location.revision)).parent.name
 
 
 @contextmanager

@@ -41,7 +41,7 @@ _Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar
 def main() -> NoReturn:
     """Run the command line; an error that a user can mend is one message and exit code 2."""
     try:
-        app()
+        app(prog_name="manytune")
     except ManytuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -64,12 +64,8 @@ def run(
         list[str] | None,
         typer.Argument(metavar="KEY.SUB=VALUE", help="Values that replace the file's: training.epochs=2"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")
-    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
 ) -> None:
@@ -89,9 +85,7 @@ def run(
         _print(*render_dry_run(study, device))
         return
     if out is None:
-        raise StoreError(
-            "--out is missing: give the directory that the results go to, such as --out results."
-        )
+        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
     from manytune.executors import run_study
     from manytune.progress import make_progress
     from manytune.report import render
@@ -151,9 +145,7 @@ def show(
     run_id = _one_run(run_id, store.status())
     record = store.read_record(run_id)
     if record is None:
-        raise StoreError(
-            f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have."
-        )
+        raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
     if as_json:
         _print_json(record.model_dump(mode="json"))
         return
@@ -166,9 +158,7 @@ def show(
 
 @app.command()
 def params(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A hub name, a folder, or minilm.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A hub name, a folder, or minilm.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,

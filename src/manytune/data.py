@@ -209,9 +209,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, m
 
 def _tokenize(tokenizer: Any, columns: Sequence[list[str]], **options: Any) -> _Rows:
     has_types = "token_type_ids" in tokenizer.model_input_names
-    output = tokenizer(
-        *columns, return_attention_mask=False, return_token_type_ids=has_types, verbose=False, **options
-    )
+    output = tokenizer(*columns, return_attention_mask=False, return_token_type_ids=has_types, verbose=False, **options)
     ids = output["input_ids"]
     return _Rows(ids, output["token_type_ids"] if has_types else [[0] * len(row) for row in ids])
 
@@ -231,11 +229,7 @@ def _spaced(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tu
     form = _spaced_form(tokenizer)
     pair = len(columns) == 2
     heads = [f"{form.cls} {first} {form.sep * (form.between if pair else 1)}" for first in columns[0]]
-    whole = (
-        [f"{head} {second} {form.sep}" for head, second in zip(heads, columns[1], strict=True)]
-        if pair
-        else heads
-    )
+    whole = [f"{head} {second} {form.sep}" for head, second in zip(heads, columns[1], strict=True)] if pair else heads
     ids = _tokenize(tokenizer, [whole], add_special_tokens=False).ids
     # Special tokens split the text before anything else does: a row begins as its head alone would.
     head_ids = _tokenize(tokenizer, [heads], add_special_tokens=False).ids if pair else ids

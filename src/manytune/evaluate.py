@@ -67,9 +67,7 @@ def predict(model: PackedModel, data: Encoded, rows: Sequence[NDArray[Any]]) -> 
     return restored
 
 
-def evaluate(
-    model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArray[Any]]
-) -> tuple[Evaluation, ...]:
+def evaluate(model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArray[Any]]) -> tuple[Evaluation, ...]:
     """Score every run of the pack on its own rows."""
     logits = predict(model, data, rows)
     return tuple(_score(task, own, data.labels[at]) for own, at in zip(logits, rows, strict=True))
@@ -102,8 +100,9 @@ def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation
     losses = example_losses(task.kind, torch.from_numpy(logits)[None], torch.from_numpy(labels)[None])
     # The largest of logits that are NaN is the first one: a failure would pass for a collapse.
     finite = bool(np.isfinite(logits).all())
+    unknown = dict.fromkeys(task.metrics, math.nan)
     return Evaluation(
-        scores=metrics.evaluate(task, predictions, labels) if finite else dict.fromkeys(task.metrics, math.nan),
+        scores=metrics.evaluate(task, predictions, labels) if finite else unknown,
         loss=float(losses.mean()),
         collapsed=finite and metrics.is_constant(predictions),
         predictions=predictions,

@@ -80,9 +80,7 @@ def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
-        raise ValueError(
-            f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1"
-        )
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1")
     return {name: _metric(name).compute(predictions, labels) for name in task.metrics}
 
 

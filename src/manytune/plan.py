@@ -100,9 +100,7 @@ def plan_packs(runs: Iterable[Run], max_pack: int) -> tuple[Pack, ...]:
     return tuple(
         Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
         for task, kind in order
-        for number, part in enumerate(
-            _parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else max_pack)
-        )
+        for number, part in enumerate(_parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else max_pack))
     )
 
 
@@ -185,9 +183,7 @@ def _telling(method: Method) -> dict[str, Any]:
     """The hyper-parameters to show: rank and learning rate first, then whatever differs from its default."""
     fields = type(method).model_fields
     always = [name for name in ("rank", "learning_rate") if name in fields]
-    changed = [
-        name for name in fields if name not in always and getattr(method, name) != fields[name].default
-    ]
+    changed = [name for name in fields if name not in always and getattr(method, name) != fields[name].default]
     return {name: getattr(method, name) for name in [*always, *changed]}
 
 

@@ -105,9 +105,7 @@ def _from_folder(task: Task, split: str, folder: Path) -> RawRows:
     first = 1 if task.file_columns else 2  # the line number of the first row
     text_at = [_column(columns, name, path) for name in task.text_columns]
     label_at = _column(columns, task.label_column, path)
-    rows = [
-        _fields(line, columns, path, number) for number, line in enumerate(lines[first - 1 :], start=first)
-    ]
+    rows = [_fields(line, columns, path, number) for number, line in enumerate(lines[first - 1 :], start=first)]
     return RawRows(
         texts=[tuple(row[at] for at in text_at) for row in rows],
         labels=[row[label_at] for row in rows],

@@ -350,9 +350,7 @@ def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
 
 @functools.cache
 def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
-    return TypeAdapter(
-        tuple[Pack, ...]
-    )  # made on first use: it takes milliseconds that `--help` does not have
+    return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
 
 
 def _differences(there: Any, here: Any, key: str = "") -> list[str]:
@@ -395,9 +393,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
-    temporary = path.with_name(
-        f".{path.name}.{secrets.token_hex(4)}.tmp"
-    )  # same directory: a rename, no copy
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same directory: a rename, no copy
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -81,19 +81,21 @@ class Outcome:
         self._losses.append(loss)
         self.train_seconds += seconds
 
-    def note_evaluation(self, evaluation: Evaluation, learning_rate: float, epoch: float, seen: int) -> None:
+    def note_evaluation(
+        self, evaluation: Evaluation, *, learning_rate: float, epoch: float, samples_seen: int, seconds: float
+    ) -> None:
         """Take in one evaluation, as a row of the history."""
         self.last = evaluation
         self.history.append(
             HistoryRow(
                 step=self.steps,
                 epoch=epoch,
-                samples_seen=seen,
+                samples_seen=samples_seen,
                 train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
                 learning_rate=learning_rate,
                 eval_loss=evaluation.loss,
                 metrics=evaluation.scores,
-                seconds=self.train_seconds + self.eval_seconds,
+                seconds=seconds,
             )
         )
         self._losses = []
@@ -180,6 +182,7 @@ def train_pack(
     batches = _Batches(data, runs, training.batch_size * training.accumulate)
     weights = class_weights(task, training, data)
     alive = list(range(len(runs)))
+    began = time.perf_counter()
 
     for step in range(total):
         started = time.perf_counter()
@@ -205,8 +208,13 @@ def train_pack(
             for position, (index, evaluation) in enumerate(zip(alive, found, strict=True)):
                 outcome = outcomes[index]
                 outcome.eval_seconds += elapsed / len(alive)
-                rate = runs[index].method.learning_rate * factor
-                outcome.note_evaluation(evaluation, rate, batches.epochs(done), batches.seen(done))
+                outcome.note_evaluation(
+                    evaluation,
+                    learning_rate=runs[index].method.learning_rate * factor,
+                    epoch=batches.epochs(done),
+                    samples_seen=batches.seen(done),
+                    seconds=time.perf_counter() - began,
+                )
                 if outcome.improved(task.primary_metric):
                     outcome.best, outcome.best_step = evaluation, done
                     outcome.best_state = model.bank.state(position)

@@ -135,8 +135,7 @@ def prepare(study: Study, name: str) -> TaskWork:
     limit = min(study.training.max_length, parts.max_length)
     splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
     encoded = {
-        split: encode(rows, tokenizer, template=study.template, max_length=limit)
-        for split, rows in splits.items()
+        split: encode(rows, tokenizer, template=study.template, max_length=limit) for split, rows in splits.items()
     }
     for rows in encoded.values():
         _check_vocabulary(study.model, rows, parts)

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from invoke import Command
+
 from tiny import make_tiny
 
 

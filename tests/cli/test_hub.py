@@ -256,9 +256,7 @@ def test_hub_then_caches_then_nothing(hub: Hub, tmp_path: Path, task: str) -> No
     shutil.rmtree(home)
     process = load(home, task, "train")
     assert process.returncode == 1
-    assert process.stderr.startswith(
-        f"task {task}: cannot load {REPOSITORY} ({task}), split 'train' from the"
-    )
+    assert process.stderr.startswith(f"task {task}: cannot load {REPOSITORY} ({task}), split 'train' from the")
     assert "OfflineModeIsEnabled" in process.stderr
     assert "MANYTUNE_GLUE_DIR" in process.stderr
     assert "builtin-acceptability" in process.stderr
@@ -280,9 +278,7 @@ def test_dev_is_the_hubs_validation_split(hub: Hub, tmp_path: Path) -> None:
     ],
     ids=["rows lost", "unlabelled"],
 )
-def test_what_the_hub_gives_is_checked(
-    hub: Hub, tmp_path: Path, damage: Callable[[Rows], Rows], message: str
-) -> None:
+def test_what_the_hub_gives_is_checked(hub: Hub, tmp_path: Path, damage: Callable[[Rows], Rows], message: str) -> None:
     write_parquet(hub.root, "cola", "dev", damage(rows("cola", "dev")))
     process = load(tmp_path / "home", "cola", "dev", hub=hub)
     assert process.returncode == 1

@@ -15,7 +15,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from tiny import TINY_FAMILIES, make_tiny, random_rows
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -30,6 +29,7 @@ from manytune.packing.head import initial_head
 from manytune.plan import Run
 from manytune.tasks import get_task
 from manytune.train import Outcome, PackData, train_pack
+from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -105,7 +105,7 @@ class Lab:
         return PackedModel(self.backbone(case.family), [Member(SEED, self.adaptation(case))])
 
     def unpacked(self, case: Case) -> nn.Module:
-        """transformers' own model, with the head that the run starts from."""
+        """The model by transformers alone, with the head that the run starts from."""
         model = AutoModelForSequenceClassification.from_pretrained(
             self.folders[case.family], num_labels=TASK.num_outputs, dtype=torch.float32
         )
@@ -133,9 +133,7 @@ class Trained:
     def __init__(self, backbone: Backbone, members: Sequence[tuple[Method, int]]) -> None:
         runs = [Run(f"run{i}", "tiny", TASK.name, method, seed) for i, (method, seed) in enumerate(members)]
         adaptations = [adapt(method, backbone.anatomy) for method, _ in members]
-        self.model = PackedModel(
-            backbone, [Member(run.seed, own) for run, own in zip(runs, adaptations, strict=True)]
-        )
+        self.model = PackedModel(backbone, [Member(run.seed, own) for run, own in zip(runs, adaptations, strict=True)])
         self.trains = [{t.name for t in self.model.bank.of(i) if t.value.requires_grad} for i in range(len(runs))]
         self.initial = [self.model.bank.state(i) for i in range(len(runs))]
         self.pretrained = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
@@ -171,9 +169,7 @@ def unpadded(data: Encoded) -> Tensor:
 
 def trained_numbers(tensors: Sequence[BankTensor], kind: str | None = None) -> int:
     return sum(
-        tensor.data(0).numel()
-        for tensor in tensors
-        if tensor.value.requires_grad and kind in (None, tensor.kind)
+        tensor.data(0).numel() for tensor in tensors if tensor.value.requires_grad and kind in (None, tensor.kind)
     )
 
 

@@ -118,9 +118,7 @@ def theirs(
     folder: Path, backbone: Backbone, method: Method, task: Task, ours: PackedModel, data: Encoded
 ) -> list[float]:
     """Trainer's losses."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=task.num_outputs, dtype=torch.float32
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=task.num_outputs, dtype=torch.float32)
     model.load_state_dict(initial_head(backbone.anatomy.head, SEED), strict=False)
     trained = {tensor.name for tensor in ours.bank.of(0) if tensor.value.requires_grad}
     if method.method == "lora":
@@ -158,9 +156,7 @@ def theirs(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    trainer = InOrder(
-        model=model, args=arguments, train_dataset=Rows(data), data_collator=collate, callbacks=[log]
-    )
+    trainer = InOrder(model=model, args=arguments, train_dataset=Rows(data), data_collator=collate, callbacks=[log])
     trainer.train()
     return log.values
 

@@ -28,10 +28,7 @@ def reference(folder: Path, backbone: Backbone, seed: int) -> torch.nn.Module:
 def padded(data: Encoded, rows: np.ndarray) -> dict[str, torch.Tensor]:
     lengths = data.lengths[rows]
     shape = (len(rows), int(lengths.max()))
-    batch = {
-        name: torch.zeros(shape, dtype=torch.long)
-        for name in ("input_ids", "token_type_ids", "attention_mask")
-    }
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "token_type_ids", "attention_mask")}
     for index, row in enumerate(rows):
         span = slice(data.offsets[row], data.offsets[row + 1])
         batch["input_ids"][index, : lengths[index]] = torch.from_numpy(data.ids[span])
@@ -47,9 +44,7 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
     data = random_rows(12, longest=100, types=family == "bert")
     rows = np.arange(12)
     labels = torch.from_numpy(data.labels)
-    model = PackedModel(
-        backbone, [Member(3, adapt(make_method("full", learning_rate=1.0), backbone.anatomy))]
-    )
+    model = PackedModel(backbone, [Member(3, adapt(make_method("full", learning_rate=1.0), backbone.anatomy))])
     logits = model.forward(build_layout(data, [rows]))
     theirs = reference(folder, backbone, 3)
     expected = theirs(**padded(data, rows)).logits
@@ -62,9 +57,7 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
     assert ours.keys() == wanted.keys()
     for name, grad in ours.items():
         own = grad[0] if grad.dim() > wanted[name].dim() else grad
-        torch.testing.assert_close(
-            own, wanted[name].grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(own, wanted[name].grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)

@@ -22,9 +22,7 @@ from tiny import TINY_FAMILIES, make_tiny, random_rows
 STEPS = 30
 RATE = 1e-2
 TASK = get_task("builtin-acceptability")
-TRAINING = Training(
-    batch_size=6, max_steps=STEPS, warmup_steps=5, weight_decay=0.1, eval_every=10, max_grad_norm=1.0
-)
+TRAINING = Training(batch_size=6, max_steps=STEPS, warmup_steps=5, weight_decay=0.1, eval_every=10, max_grad_norm=1.0)
 
 
 class Recorder:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,11 +21,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import matthews_corrcoef
 
 from manytune.builtin import acceptability, graded_pairs, minimal_pairs, similarity
-from manytune.builtin.frames import FRAMES, KEPT, SYNONYM_KEPT
+from manytune.builtin.frames import FRAMES, KEPT
 from manytune.builtin.grammar import Draw, sentence, slots, word_class
 from manytune.builtin.lexicon import SYNONYMS, WORDS
 from manytune.builtin.structures import PHENOMENA
-from manytune.builtin.words import Adjective, Noun, Stance, Verb, with_ed, with_ing, with_s
+from manytune.builtin.words import Adjective, Noun, Plain, Stance, Verb, with_ed, with_ing, with_s
 from manytune.errors import DataError
 from manytune.tasks import get_task
 
@@ -36,6 +37,9 @@ ROWS: dict[str, Callable[[Any], Sequence[tuple[Any, ...]]]] = {
 PAIRS = {split: minimal_pairs(split) for split in SPLITS}
 GRADED = {split: graded_pairs(split) for split in SPLITS}
 
+QUESTION_WORDS = {"did", "do", "does", "is", "what", "who", "whose"}
+BAG_OF_WORDS_SPEARMAN = 0.25
+
 
 def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
@@ -46,6 +50,229 @@ def literals(templates: Iterable[str]) -> set[str]:
     return set(words(re.sub(r"{[^}]*}", " ", " ".join(templates))))
 
 
+# Train and dev have no other words in common.
+SHARED_LITERALS = {
+    "builtin-acceptability": literals(
+        template
+        for phenomenon in PHENOMENA.values()
+        for structure in phenomenon.shared
+        for template in (structure.good, structure.bad)
+    ),
+    "builtin-similarity": {"did", "not"} | literals(form for frame in FRAMES for form in frame.forms),
+}
+
+
 def sentences(task: str, split: str) -> list[str]:
     width = len(get_task(task).text_columns)
     return [text for row in ROWS[task](split) for text in row[:width]]
+
+
+class TestBoth:
+    @pytest.mark.parametrize(
+        ("task", "split", "digest"),
+        [
+            ("builtin-acceptability", "train", ""),
+            ("builtin-acceptability", "dev", ""),
+            ("builtin-similarity", "train", ""),
+            ("builtin-similarity", "dev", ""),
+        ],
+    )
+    def test_the_rows_never_change(self, task: str, split: str, digest: str) -> None:
+        assert hashlib.sha256(json.dumps(ROWS[task](split)).encode()).hexdigest() == digest
+
+    @pytest.mark.parametrize("task", ROWS)
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_no_row_comes_twice(self, task: str, split: str) -> None:
+        width = len(get_task(task).text_columns)
+        texts = [frozenset(row[:width]) for row in ROWS[task](split)]
+        assert len(texts) == len(set(texts))
+        assert {len(each) for each in texts} == {width}
+
+    @pytest.mark.parametrize("task", ROWS)
+    def test_train_and_dev_share_no_sentence(self, task: str) -> None:
+        assert not set(sentences(task, "train")) & set(sentences(task, "dev"))
+
+    @pytest.mark.parametrize("task", ROWS)
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_sentences_are_well_formed(self, task: str, split: str) -> None:
+        for text in sentences(task, split):
+            assert re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z]+)+[.?]", text), text
+            assert 4 <= len(words(text)) <= 15, text
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|\b(\w+) \1\b", text.lower()), text
+            assert text.endswith("?") == (words(text)[0] in QUESTION_WORDS), text
+
+    def test_an_article_is_there_to_be_checked(self) -> None:
+        assert sum(" a " in text for text in sentences("builtin-acceptability", "train")) >= 20
+
+    @pytest.mark.parametrize("task", ROWS)
+    def test_dev_has_content_words_of_its_own_only(self, task: str) -> None:
+        train, dev = ({word for text in sentences(task, split) for word in words(text)} for split in SPLITS)
+        assert train & dev <= SHARED_LITERALS[task]
+        assert len(dev - train) >= 100
+
+    @pytest.mark.parametrize("lexicon", [WORDS, SYNONYMS], ids=["words", "synonyms"])
+    def test_every_class_of_words_has_some_held_out(self, lexicon: Any) -> None:
+        assert lexicon["train"].keys() == lexicon["dev"].keys()
+        for name, held_out in lexicon["dev"].items():
+            assert len(held_out) >= 2, name
+            assert not set(held_out) & set(lexicon["train"][name]), name
+
+    @pytest.mark.parametrize("rows", ROWS.values())
+    def test_an_unknown_split_is_refused(self, rows: Callable[[Any], object]) -> None:
+        with pytest.raises(DataError, match=r"'test' is not one of: train, dev\."):
+            rows("test")
+
+
+class TestAcceptability:
+    def test_sizes_and_balance(self) -> None:
+        for split, size in (("train", 108), ("dev", 30)):
+            counts = Counter((label, phenomenon) for _, label, phenomenon in acceptability(split))
+            assert counts == {(label, name): size // 2 for label in (0, 1) for name in PHENOMENA}
+        assert len(PHENOMENA) == 15
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_both_sentences_of_a_pair_are_in(self, split: str) -> None:
+        rows = [(pair.good, 1, pair.phenomenon) for pair in PAIRS[split]]
+        rows += [(pair.bad, 0, pair.phenomenon) for pair in PAIRS[split]]
+        assert sorted(acceptability(split)) == sorted(rows)
+        assert acceptability(split)[: len(rows) // 2] != rows[: len(rows) // 2]
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_both_sentences_of_a_pair_have_the_same_words(self, split: str) -> None:
+        for pair in PAIRS[split]:
+            assert sorted(words(pair.good)) == sorted(words(pair.bad)), pair
+            assert len(pair.good) == len(pair.bad), pair
+
+    def test_a_third_of_dev_has_structures_that_train_lacks(self) -> None:
+        train = {pair.structure for pair in PAIRS["train"]}
+        assert train == {structure for each in PHENOMENA.values() for structure in each.shared}
+        held_out = Counter(pair.phenomenon for pair in PAIRS["dev"] if pair.structure not in train)
+        assert held_out == dict.fromkeys(PHENOMENA, 5)
+
+    @pytest.mark.parametrize("lowercase", [True, False])
+    def test_counting_words_does_not_help(self, lowercase: bool) -> None:
+        train, dev = acceptability("train"), acceptability("dev")
+        counts = CountVectorizer(lowercase=lowercase).fit([text for text, *_ in train])
+        model = LogisticRegression(max_iter=1000)
+        model.fit(counts.transform([text for text, *_ in train]), [label for _, label, _ in train])
+        predicted = model.predict(counts.transform([text for text, *_ in dev]))
+        assert abs(matthews_corrcoef([label for _, label, _ in dev], predicted)) <= 0.1
+
+
+class TestGrammar:
+    @pytest.mark.parametrize(
+        ("word", "forms"),
+        [
+            ("help", ["helps", "helped", "helping"]),
+            ("hope", ["hopes", "hoped", "hoping"]),
+            ("carry", ["carries", "carried", "carrying"]),
+            ("annoy", ["annoys", "annoyed", "annoying"]),
+            ("fix", ["fixes", "fixed", "fixing"]),
+            ("watch", ["watches", "watched", "watching"]),
+            ("agree", ["agrees", "agreed", "agreeing"]),
+        ],
+    )
+    def test_regular_forms(self, word: str, forms: list[str]) -> None:
+        assert [with_s(word), with_ed(word), with_ing(word)] == forms
+
+    def test_words_are_read_in_all_their_forms(self) -> None:
+        assert Verb.parse("wake/woke/woken+up") == Verb("wake", "wakes", "woke", "woken", "waking", "up")
+        assert Verb.parse("run/ran/run/running").ing == "running"
+        assert Verb.parse("sleep/slept").done == "slept"
+        assert Noun.parse("knife/knives") == Noun("knife", "knives")
+        assert Noun.parse("key").other == Noun("keys", "key")
+        assert [Adjective.parse(text).more for text in ("tall", "brave", "good/better")] == [
+            *("taller", "braver", "better")
+        ]
+        assert Stance.parse("accept|reject") == (
+            Stance("accepted", "rejected"),
+            Stance("accepted", "did not accept"),
+            Stance("did not reject", "rejected"),
+        )
+
+    def test_a_slot_is_filled_with_one_word(self) -> None:
+        template = "the {person1.one} saw {she1} and the {person1.many}."
+        assert slots(template) == ["person1", "she1"]
+        assert [word_class(slot) for slot in slots(template)] == ["person", "she"]
+        filled = sentence(template, {"person1": Noun("child", "children"), "she1": Plain("Mary")})
+        assert filled == "The child saw Mary and the children."
+
+    def test_draws_rest_on_what_python_promises_to_keep(self) -> None:
+        draw, uniform = Draw(3), random.Random(3).random
+        assert [draw.below(10) for _ in range(20)] == [int(10 * uniform()) for _ in range(20)]
+        assert Draw(5).shuffled("abcdefgh") == list("")
+
+    @given(st.integers(0, 2**32), st.lists(st.integers()))
+    def test_a_shuffle_loses_nothing(self, seed: int, items: list[int]) -> None:
+        assert sorted(Draw(seed).shuffled(items)) == sorted(items)
+
+
+class TestSimilarity:
+    def test_sizes_and_scores(self) -> None:
+        assert [len(similarity(split)) for split in SPLITS] == [1440, 420]
+        for split in SPLITS:
+            scores = np.array([score for *_, score, _ in similarity(split)])
+            assert scores.min() == 0
+            assert 4.8 <= scores.max() <= 5
+            assert len(set(scores)) >= 40
+            assert 1.5 <= scores.mean() <= 3
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_the_score_follows_from_the_kinds_of_change(self, split: str) -> None:
+        seen: set[str] = set()
+        for first, second, score, kind in similarity(split):
+            kinds = [] if kind == "paraphrase" else kind.split("+")
+            seen.update(kinds)
+            assert kinds == sorted(kinds, key=list(KEPT).index)
+            full = 5 * math.prod(KEPT[each] for each in kinds)
+            assert 0.9 * full <= score <= full, (first, second, kind)
+        assert seen == set(KEPT)
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_rows_come_by_twos_with_one_sentence_in_common(self, split: str) -> None:
+        pairs = GRADED[split]
+        for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+            assert one.first == other.first or one.second == other.second
+            assert one.score > other.score
+        rows = [(pair.first, pair.second, pair.score, pair.kind) for pair in pairs]
+        assert sorted(similarity(split)) == sorted(rows)
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_exchanges_keep_every_word(self, split: str) -> None:
+        checked = 0
+        for one, other in zip(GRADED[split][::2], GRADED[split][1::2], strict=True):
+            if set(other.kind.split("+")) & {"roles", "descriptions", "order"}:
+                assert sorted(words(one.first + one.second)) == sorted(words(other.first + other.second))
+                assert other.score < 0.7 * one.score
+                checked += 1
+        assert checked >= len(GRADED[split]) // 4
+
+    def test_dev_has_forms_and_a_frame_that_train_lacks(self) -> None:
+        train, dev = ({form for pair in GRADED[split] for form in pair.forms} for split in SPLITS)
+        assert train == {form for frame in FRAMES if not frame.held_out for form in frame.forms}
+        assert dev == {form for frame in FRAMES for form in frame.forms + frame.held_out_forms}
+        assert {pair.frame.name for pair in GRADED["dev"] if pair.frame.held_out} == {"comparison"}
+        new = sum(not set(pair.forms) <= train for pair in GRADED["dev"])
+        assert 0.5 <= new / len(GRADED["dev"]) <= 0.6
+
+    def test_counting_words_hardly_helps(self) -> None:
+        train, dev = similarity("train"), similarity("dev")
+        counts = CountVectorizer().fit([text for row in train for text in row[:2]])
+
+        def features(rows: Sequence[tuple[str, str, float, str]]) -> np.ndarray:
+            one, other = (counts.transform([row[i] for row in rows]).toarray() for i in (0, 1))
+            return np.hstack([abs(one - other), one * other, one + other, [shallow(*row[:2]) for row in rows]])
+
+        target = [score for *_, score, _ in dev]
+        for strength in (1, 10, 100):
+            model = Ridge(alpha=strength).fit(features(train), [score for *_, score, _ in train])
+            assert spearmanr(model.predict(features(dev)), target).statistic <= BAG_OF_WORDS_SPEARMAN
+        for column in np.array([shallow(*row[:2]) for row in dev]).T:
+            assert abs(spearmanr(column, target).statistic) <= BAG_OF_WORDS_SPEARMAN
+
+
+def shallow(first: str, second: str) -> list[float]:
+    """What can be had of a pair without reading it: words in common, their share, and lengths."""
+    one, other = set(words(first)), set(words(second))
+    lengths = [len(words(first)), len(words(second))]
+    return [len(one & other), len(one & other) / len(one | other), *lengths, abs(lengths[0] - lengths[1])]

@@ -239,9 +239,7 @@ class TestOverrides:
         with pytest.raises(StudyError) as caught:
             Study.from_file(write(GOOD), overrides)
         first, second = str(caught.value).splitlines()[1:]
-        assert first == (
-            "  methods.1.rank.1 (override methods.1.rank=[2,0]): received 0; it must be at least 1."
-        )
+        assert first == ("  methods.1.rank.1 (override methods.1.rank=[2,0]): received 0; it must be at least 1.")
         assert second.startswith("  trainin (override trainin.epochs=3): unknown key.")
         assert second.endswith("Did you mean 'training'?")
 
@@ -343,10 +341,7 @@ class TestRefused:
             (
                 "class_weights",
                 "even",
-                (
-                    "received 'even'; it must be none, balanced, or a list with a number "
-                    "above 0 for each class."
-                ),
+                ("received 'even'; it must be none, balanced, or a list with a number above 0 for each class."),
             ),
             ("class_weights", [], "received []; it must be none, balanced, or a list"),
             ("class_weights", [1, 0], "received [1, 0]; it must be none, balanced, or a list"),
@@ -710,9 +705,7 @@ class TestMethods:
             assert kind.__doc__
 
     def test_make_method(self):
-        assert make_method("bitfit", learning_rate=1e-3, head="bias") == BitFit(
-            learning_rate=1e-3, head="bias"
-        )
+        assert make_method("bitfit", learning_rate=1e-3, head="bias") == BitFit(learning_rate=1e-3, head="bias")
         with pytest.raises(StudyError, match=r"There is no such method: 'lorra' is not one of: .*'lora'"):
             make_method("lorra")
         with pytest.raises(StudyError) as caught:
@@ -855,12 +848,7 @@ class TestJsonSchema:
 
 def test_config_and_plan_import_nothing_heavy():
     heavy = ["torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "numpy"]
-    code = (
-        "import sys, manytune.config, manytune.plan\n"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
+    code = f"import sys, manytune.config, manytune.plan\nprint([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

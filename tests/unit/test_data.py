@@ -147,14 +147,10 @@ class TestRefusals:
 
     def test_wrong_number_of_fields(self, write: Write) -> None:
         message = refusal(COLA, "train", write([*COLA_LINES, "gj04\t1\tNo mark."]))
-        assert (
-            "CoLA/train.tsv, line 4: 3 tab-separated fields, but 4 are needed: source, label, mark" in message
-        )
+        assert "CoLA/train.tsv, line 4: 3 tab-separated fields, but 4 are needed: source, label, mark" in message
 
     def test_a_blank_line_among_the_rows(self, write: Write) -> None:
-        assert "line 2: 1 tab-separated fields" in refusal(
-            COLA, "train", write([COLA_LINES[0], "", COLA_LINES[1]])
-        )
+        assert "line 2: 1 tab-separated fields" in refusal(COLA, "train", write([COLA_LINES[0], "", COLA_LINES[1]]))
 
     def test_the_header_counts_as_line_one(self, write: Write) -> None:
         message = refusal(STSB, "dev", write([STSB_HEADER, *STSB_LINES, "2\tnews"], "STS-B/dev.tsv"))
@@ -246,9 +242,7 @@ class TestRefusals:
 
 
 class TestOrderOfSources:
-    def test_data_dir_comes_first(
-        self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_data_dir_comes_first(self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         root = write(COLA_LINES)
         monkeypatch.setenv("MANYTUNE_GLUE_DIR", str(tmp_path / "elsewhere"))
         assert load_split(COLA, "train", str(root)).source == str(root / "CoLA" / "train.tsv")
@@ -258,17 +252,13 @@ class TestOrderOfSources:
         monkeypatch.setenv("MANYTUNE_GLUE_DIR", str(root))
         assert load_split(COLA, "train").source == str(root / "CoLA" / "train.tsv")
 
-    def test_a_home_folder_in_the_environment_is_expanded(
-        self, write: Write, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_home_folder_in_the_environment_is_expanded(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(write(COLA_LINES).parent))
         monkeypatch.setenv("MANYTUNE_GLUE_DIR", "~/glue")
         assert len(load_split(COLA, "train")) == 3
 
     @pytest.mark.parametrize("variable", [None, "", "other"])
-    def test_then_the_hub(
-        self, write: Write, hub: Any, monkeypatch: pytest.MonkeyPatch, variable: str | None
-    ) -> None:
+    def test_then_the_hub(self, write: Write, hub: Any, monkeypatch: pytest.MonkeyPatch, variable: str | None) -> None:
         if variable is not None:  # a folder that does not hold the task
             root = write([STSB_HEADER, *STSB_LINES], "STS-B/train.tsv")
             monkeypatch.setenv("MANYTUNE_GLUE_DIR", variable and str(root))
@@ -317,9 +307,7 @@ class TestHub:
 
     def test_sizes_are_checked(self, hub: Any) -> None:
         hub(sentence=["a", "b"], label=[1, 0])
-        assert "hub:nyu-mll/glue: 2 rows, but CoLA's dev split has 1043" in refusal(
-            TASKS["cola"], "dev", None
-        )
+        assert "hub:nyu-mll/glue: 2 rows, but CoLA's dev split has 1043" in refusal(TASKS["cola"], "dev", None)
 
     @pytest.mark.parametrize(
         "error",
@@ -409,9 +397,7 @@ class TestRealData:
         assert len(load_split(TASKS[name], "dev", str(glue_dir))) == dev
 
     def test_labels(self, glue_dir: Path) -> None:
-        assert load_split(TASKS["cola"], "train", str(glue_dir)).labels.mean() == pytest.approx(
-            0.704, abs=5e-4
-        )
+        assert load_split(TASKS["cola"], "train", str(glue_dir)).labels.mean() == pytest.approx(0.704, abs=5e-4)
         scores = load_split(TASKS["stsb"], "train", str(glue_dir)).labels
         assert (scores.min(), scores.max()) == (0, 5)
 
@@ -533,22 +519,17 @@ class TestEncode:
         assert spaced.truncated == native.truncated
 
     @given(rows=singles | pairs, max_length=st.integers(6, 40))
-    def test_a_cut_spaced_row_keeps_its_separators_and_both_beginnings(
-        self, rows: list[Any], max_length: int
-    ) -> None:
+    def test_a_cut_spaced_row_keeps_its_separators_and_both_beginnings(self, rows: list[Any], max_length: int) -> None:
         tokenizer = tokenizer_of("roberta")
         whole, cut = (
-            encode(make(rows), tokenizer, template="spaced", max_length=length)
-            for length in (512, max_length)
+            encode(make(rows), tokenizer, template="spaced", max_length=length) for length in (512, max_length)
         )
         assert cut.truncated == int((whole.lengths > max_length).sum())
         assert cut.lengths.tolist() == np.minimum(whole.lengths, max_length).tolist()
         assert not cut.types.any()
         for index in range(len(rows)):
             before, after = row(whole, index)[0], row(cut, index)[0]
-            assert [token for token in after if token in (0, 2)] == [
-                token for token in before if token in (0, 2)
-            ]
+            assert [token for token in after if token in (0, 2)] == [token for token in before if token in (0, 2)]
             assert after[-1] == 2
             for one, other in zip(_sentences(before), _sentences(after), strict=True):
                 assert other
@@ -571,9 +552,7 @@ class TestEncode:
         assert encoded.offsets.tolist() == [0, 4, 7]
         assert encoded.lengths.tolist() == [4, 3]
         assert encoded.labels.tolist() == [0, 1]
-        assert {array.dtype for array in (encoded.ids, encoded.types, encoded.offsets)} == {
-            np.dtype(np.int64)
-        }
+        assert {array.dtype for array in (encoded.ids, encoded.types, encoded.offsets)} == {np.dtype(np.int64)}
         assert encoded.ids.shape == encoded.types.shape == (7,)
 
     @pytest.mark.parametrize("template", ["native", "spaced"])
@@ -606,14 +585,10 @@ class TestEncode:
 
     @pytest.mark.parametrize("template", ["native", "spaced"])
     @pytest.mark.parametrize(("kind", "texts", "least"), [("bert", ("a",), 3), ("roberta", ("a", "b"), 6)])
-    def test_no_room_for_the_sentences(
-        self, template: str, kind: str, texts: tuple[str, ...], least: int
-    ) -> None:
+    def test_no_room_for_the_sentences(self, template: str, kind: str, texts: tuple[str, ...], least: int) -> None:
         with pytest.raises(StudyError, match=rf"max_length: {least - 1} tokens .* at least {least}"):
             encode(make([texts]), tokenizer_of(kind), template=template, max_length=least - 1)
-        assert (
-            encode(make([texts]), tokenizer_of(kind), template=template, max_length=least).lengths[0] >= least
-        )
+        assert encode(make([texts]), tokenizer_of(kind), template=template, max_length=least).lengths[0] >= least
 
     def test_an_unknown_template(self) -> None:
         with pytest.raises(StudyError, match=r"'spced' is not one of: native, spaced\. Did you"):
@@ -665,17 +640,13 @@ class TestRealTokenizers:
             ("spaced", ("Yes.", "No."), "<s> ĠYes . Ġ </s> </s> ĠNo . Ġ </s>"),
         ],
     )
-    def test_templates_of_roberta(
-        self, roberta: Any, template: str, texts: tuple[str, ...], tokens: str
-    ) -> None:
+    def test_templates_of_roberta(self, roberta: Any, template: str, texts: tuple[str, ...], tokens: str) -> None:
         encoded = encode(make([texts]), roberta, template=template, max_length=512)
         assert roberta.convert_ids_to_tokens(encoded.ids) == tokens.split()
         assert not encoded.types.any()
 
     @pytest.mark.parametrize(("name", "mean", "longest"), [("cola", 11.4, 47), ("stsb", 29.1, 125)])
-    def test_lengths_of_the_real_data(
-        self, roberta: Any, glue_dir: Path, name: str, mean: float, longest: int
-    ) -> None:
+    def test_lengths_of_the_real_data(self, roberta: Any, glue_dir: Path, name: str, mean: float, longest: int) -> None:
         split = load_split(TASKS[name], "train", str(glue_dir))
         encoded = encode(split, roberta, template="native", max_length=512)
         assert encoded.lengths.mean() == pytest.approx(mean, abs=0.05)
@@ -781,9 +752,7 @@ class TestEpochOrder:
         assert sorted(order) == list(range(n))
 
     @given(first=st.tuples(SEEDS, st.integers(0, 100)), second=st.tuples(SEEDS, st.integers(0, 100)))
-    def test_seed_and_epoch_each_give_another_one(
-        self, first: tuple[int, int], second: tuple[int, int]
-    ) -> None:
+    def test_seed_and_epoch_each_give_another_one(self, first: tuple[int, int], second: tuple[int, int]) -> None:
         same = epoch_order(50, *first).tolist() == epoch_order(50, *second).tolist()
         assert same == (first == second)
 

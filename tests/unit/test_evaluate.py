@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
-from tiny import make_tiny, random_rows
 
 from manytune import evaluate as module
 from manytune.backbones import load_backbone
@@ -20,6 +19,7 @@ from manytune.evaluate import evaluate, example_losses, predict, predictions_of
 from manytune.methods import adapt
 from manytune.packing import Layout, Member, PackedModel, build_layout
 from manytune.tasks import Task, get_task
+from tiny import make_tiny, random_rows
 
 CLASSES = get_task("builtin-acceptability")
 NUMBERS = get_task("builtin-similarity")
@@ -38,6 +38,15 @@ def make_model(folder: Path, task: Task, seeds: Sequence[int] = (0, 1, 2)) -> Pa
 
 def data_of(task: Task) -> Encoded:
     return random_rows(30, outputs=task.num_outputs, longest=40, seed=3)
+
+
+def centre(model: PackedModel, data: Encoded) -> None:
+    """Shift each run's logits to a mean of 0, so that a classifier predicts more than one class."""
+    runs = len(model.seeds)
+    means = predict(model, data, [np.arange(data.size)] * runs).mean(1)
+    for run in range(runs):
+        (bias,) = (tensor for tensor in model.bank.of(run) if tensor.name == "classifier.bias")
+        bias.data(run).sub_(torch.from_numpy(means[run]))
 
 
 def draws(runs: int, count: int) -> list[np.ndarray]:
@@ -112,8 +121,7 @@ def test_evaluation_leaves_no_gradients_and_no_dropout(folder: Path) -> None:
 
 def test_scores_and_loss_of_a_classification(folder: Path) -> None:
     model, data = make_model(folder, CLASSES), data_of(CLASSES)
-    for seed in range(3):  # apart from each other, so that both classes are predicted
-        model.bank.of(seed)[0].data(seed).mul_(50)
+    centre(model, data)
     rows = draws(3, 20)
     logits = predict(model, data, rows)
     found = evaluate(model, CLASSES, data, rows)
@@ -149,9 +157,9 @@ def test_scores_and_loss_of_a_regression(folder: Path) -> None:
 @pytest.mark.parametrize("task", [CLASSES, NUMBERS], ids=lambda task: task.kind)
 def test_a_constant_prediction_has_collapsed(folder: Path, task: Task) -> None:
     model, data = make_model(folder, task, [0, 1]), data_of(task)
+    centre(model, data)
     for tensor in model.bank.of(1):
         tensor.data(1).zero_()
-    model.bank.of(0)[0].data(0).mul_(50)
     live, dead = evaluate(model, task, data, draws(2, 20))
     assert (live.collapsed, dead.collapsed) == (False, True)
     assert dead.scores[task.primary_metric] == 0.0

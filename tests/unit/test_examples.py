@@ -26,9 +26,7 @@ def test_every_example_is_tested():
     assert sorted(path.stem for path in EXAMPLES.glob("*.yaml")) == NAMES
 
 
-@pytest.mark.parametrize(
-    "path", [*(EXAMPLES / f"{name}.yaml" for name in NAMES), TEMPLATE], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", [*(EXAMPLES / f"{name}.yaml" for name in NAMES), TEMPLATE], ids=lambda p: p.stem)
 def test_each_parses_plans_and_fits_the_page(path):
     study = Study.from_file(path)
     runs = plan_runs(study)
@@ -118,9 +116,7 @@ def words(annotation: object) -> set[str]:
 
 MODELS = (Study, Training, *METHODS.values())
 KEYS = sorted({name for model in MODELS for name in model.model_fields})
-WORDS = sorted(
-    {word for model in MODELS for info in model.model_fields.values() for word in words(info.annotation)}
-)
+WORDS = sorted({word for model in MODELS for info in model.model_fields.values() for word in words(info.annotation)})
 
 
 class TestTemplate:

@@ -224,9 +224,7 @@ def test_init_files_only_hand_names_on() -> None:
 
 
 def test_every_folder_is_a_package() -> None:
-    assert {path.parent for path in PACKAGE.rglob("*.py")} == {
-        path.parent for path in PACKAGE.rglob("__init__.py")
-    }
+    assert {path.parent for path in PACKAGE.rglob("*.py")} == {path.parent for path in PACKAGE.rglob("__init__.py")}
 
 
 def test_a_file_of_more_than_500_lines_has_a_reason() -> None:

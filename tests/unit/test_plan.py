@@ -55,9 +55,7 @@ loras = st.fixed_dictionaries(
     {"method": st.just("lora"), "learning_rate": rates, "rank": ranks},
     optional={"alpha": alphas, "dropout": dropouts, "targets": targets, "head": heads},
 )
-bitfits = st.fixed_dictionaries(
-    {"method": st.just("bitfit"), "learning_rate": rates}, optional={"head": heads}
-)
+bitfits = st.fixed_dictionaries({"method": st.just("bitfit"), "learning_rate": rates}, optional={"head": heads})
 fulls = st.fixed_dictionaries({"method": st.just("full"), "learning_rate": rates})
 head_only = st.fixed_dictionaries({"method": st.just("head"), "learning_rate": rates})
 # One entry of each method at most, so that no two entries come to the same run.
@@ -128,9 +126,7 @@ class TestRuns:
 
     def test_a_clash_of_digests_is_refused_and_not_called_a_duplicate(self, monkeypatch):
         monkeypatch.setattr(plan, "digest", lambda data, digits: "0" * digits)
-        with pytest.raises(
-            StudyError, match=r"same id, cola-lora-r2-lr4e-4-s0-000000, by a rare chance.*methods\.0"
-        ):
+        with pytest.raises(StudyError, match=r"same id, cola-lora-r2-lr4e-4-s0-000000, by a rare chance.*methods\.0"):
             plan_runs(study(methods=[{**LORA, "alpha": [8, 16]}]))
 
 
@@ -351,11 +347,7 @@ class TestPacks:
             "learning_rate": [2e-3, 1e-3],
         }
         (pack,) = plan_packs(plan_runs(study(seeds=[1, 0], methods=[entry])), 64)
-        keys = [
-            (m.rank, m.dropout, m.targets, m.learning_rate, run.seed)
-            for run in pack.runs
-            for m in [run.method]
-        ]
+        keys = [(m.rank, m.dropout, m.targets, m.learning_rate, run.seed) for run in pack.runs for m in [run.method]]
         assert keys == sorted(keys)
         assert len(keys) == 32
 

@@ -65,9 +65,7 @@ def test_a_record_reads_back_as_it_was() -> None:
         notes=["3 rows were truncated at 512 tokens"],
         parameters=Parameters(total=10, trainable=4, adapter=4),
         cost=Cost(train_seconds=1.25, pack_size=8),
-        provenance=Provenance(
-            versions={"torch": "2.13.0"}, started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-        ),
+        provenance=Provenance(versions={"torch": "2.13.0"}, started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
     )
     text = record.to_json()
     assert RunRecord.from_json(text) == record

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_tiny
 from torch import Tensor
 
 from manytune import snapshot
@@ -18,6 +17,7 @@ from manytune.config import make_method
 from manytune.errors import StoreError
 from manytune.methods import adapt
 from manytune.packing import Adaptation, Member, PackedModel
+from tiny import make_tiny
 
 FACTS = {"run_id": "run0", "seed": 3, "method": {"method": "lora", "rank": 2}}
 

@@ -33,9 +33,14 @@ def make_study(**settings: Any) -> Study:
 
 def record_of(run: Run, **facts: Any) -> RunRecord:
     return make_record(
-        **{"run_id": run.id, "task": run.task, "seed": run.seed, "label": run.label, "model": run.model}
-        | facts
+        **{"run_id": run.id, "task": run.task, "seed": run.seed, "label": run.label, "model": run.model} | facts
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is brought to the disk, and when, is the matter of the tests that watch `os.fsync`."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture
@@ -116,9 +121,7 @@ class TestCreateOrOpen:
         with pytest.raises(StoreError, match="cannot be read by this version"):
             Store.create_or_open(store.root, study)
 
-    def test_says_why_it_cannot_write(
-        self, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_says_why_it_cannot_write(self, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -194,9 +197,7 @@ class TestRecords:
         store.write_record(record_of(runs[0]))
         assert list(store.finished_runs()) == [runs[0].id]
 
-    def test_come_in_the_studys_order(
-        self, store: Store, runs: tuple[Run, ...], packs: tuple[Pack, ...]
-    ) -> None:
+    def test_come_in_the_studys_order(self, store: Store, runs: tuple[Run, ...], packs: tuple[Pack, ...]) -> None:
         ids = [run.id for run in runs]
         assert ids != sorted(ids)
         for run_id in reversed([*ids, "of-another-study"]):

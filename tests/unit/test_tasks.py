@@ -60,6 +60,5 @@ def test_an_unknown_task_is_refused_with_the_choices() -> None:
     with pytest.raises(StudyError) as error:
         get_task("sts-b")
     assert str(error.value) == (
-        "tasks: 'sts-b' is not one of: cola, stsb, builtin-acceptability, builtin-similarity. "
-        "Did you mean 'stsb'?"
+        "tasks: 'sts-b' is not one of: cola, stsb, builtin-acceptability, builtin-similarity. Did you mean 'stsb'?"
     )

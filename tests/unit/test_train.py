@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
-from tiny import make_tiny, random_rows
 from torch import Tensor
 
 from manytune.backbones import Backbone, load_backbone
@@ -21,6 +20,7 @@ from manytune.plan import Run
 from manytune.record import RunState
 from manytune.tasks import get_task
 from manytune.train import Outcome, PackData, class_weights, train_pack
+from tiny import make_tiny, random_rows
 
 RATE = 1e-2
 TASK = get_task("builtin-acceptability")
@@ -62,12 +62,8 @@ class Pack:
 
     def __init__(self, backbone: Backbone, members: Sequence[tuple[Method, int]], rows: int = 50) -> None:
         self.runs = [Run(f"seed{seed}", "tiny", TASK.name, method, seed) for method, seed in members]
-        self.model = PackedModel(
-            backbone, [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in self.runs]
-        )
-        self.data = PackData(
-            DATA, DATA, (np.arange(rows),) * len(self.runs), (np.arange(20),) * len(self.runs)
-        )
+        self.model = PackedModel(backbone, [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in self.runs])
+        self.data = PackData(DATA, DATA, (np.arange(rows),) * len(self.runs), (np.arange(20),) * len(self.runs))
         self.recorder = Recorder()
 
     def train(self, **settings: Any) -> list[Outcome]:
@@ -89,7 +85,9 @@ def assert_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[int, Sequence[float]]], list[dict[int, Any]]]:
+def script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Mapping[int, Sequence[float]]], list[dict[int, Any]]]:
     """Replaces evaluation by scores that are given for each run, by its seed.
 
     Returns, filled in while training, the state of every run at each evaluation.
@@ -148,9 +146,7 @@ def test_each_epoch_is_every_row_once_in_an_order_of_each_runs_own(
 # Micro-batches
 
 
-def test_accumulated_micro_batches_equal_one_batch(
-    backbone: Backbone, seen_rows: list[list[list[int]]]
-) -> None:
+def test_accumulated_micro_batches_equal_one_batch(backbone: Backbone, seen_rows: list[list[list[int]]]) -> None:
     members = [(LORA, 0), (LORA, 1), (BITFIT, 2)]
     whole, parts = Pack(backbone, members), Pack(backbone, members)
     settings = {"epochs": 2, "eval_every": 20}
@@ -249,7 +245,7 @@ def test_history_counts_a_partial_last_batch_as_it_is(backbone: Backbone) -> Non
         assert outcome.steps == 6
         seconds = [row.seconds for row in history if row.seconds is not None]
         assert seconds == sorted(seconds)
-        assert seconds[-1] == pytest.approx(outcome.train_seconds + outcome.eval_seconds)
+        assert seconds[-1] >= sum(each.train_seconds + each.eval_seconds for each in outcomes)
 
 
 def test_the_last_step_is_evaluated_though_it_is_none_of_the_others(backbone: Backbone) -> None:
@@ -261,7 +257,12 @@ def test_the_last_step_is_evaluated_though_it_is_none_of_the_others(backbone: Ba
 
 @pytest.mark.parametrize(
     ("scores", "best"),
-    [([0.1, 0.5, 0.5, 0.3], 1), ([0.2, 0.1, 0.1, 0.2], 0), ([-0.5, -0.3, -0.4, -0.1], 3), ([np.nan, 0, 0, 0], 1)],
+    [
+        ([0.1, 0.5, 0.5, 0.3], 1),
+        ([0.2, 0.1, 0.1, 0.2], 0),
+        ([-0.5, -0.3, -0.4, -0.1], 3),
+        ([np.nan, 0, 0, 0], 1),
+    ],
 )
 def test_the_best_snapshot_is_that_of_the_best_evaluation_the_earlier_of_equals(
     backbone: Backbone,
@@ -298,7 +299,7 @@ def test_a_run_that_stops_early_leaves_and_the_others_go_on_unchanged(
     backbone: Backbone, script: Callable[[Mapping[int, Sequence[float]]], list[dict[int, Any]]]
 ) -> None:
     rising = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    # Two evaluations in a row without improvement end a run; an equal score is none, and one alone is too few.
+    # Two evaluations in a row without improvement end a run; an equal score is none.
     scores = {0: [0.2, 0.1, 0.2, 0.9, 0.9, 0.9], 1: [0.1, 0.3, 0.2, 0.4, 0.4, 0.5], 2: rising, 3: rising}
     # Rates, rows and class weights are each run's own, so that a mix-up of the runs that stay would show.
     members = [

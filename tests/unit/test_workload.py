@@ -52,9 +52,7 @@ def test_a_share_of_train_selects_by_seed(tiny: Path) -> None:
 def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
     ready = work(tiny, ACCEPTABILITY, training={"max_length": 12})
     assert ready.train.lengths.max() == 12
-    assert (
-        ready.notes[0] == f"{ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens."
-    )
+    assert ready.notes[0] == f"{ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens."
     assert ready.train.truncated > 0
     assert work(tiny, ACCEPTABILITY).notes == []
 

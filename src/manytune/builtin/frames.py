@@ -94,9 +94,7 @@ FRAMES: tuple[Frame, ...] = (
             "in the {place1}, the {person1.one} will {help1.base} the {person2.many}.",
             "the {person2.many} will be {help1.done} by the {person1.one} in the {place1}.",
         ),
-        held_out_forms=(
-            "it is in the {place1} that the {person1.one} will {help1.base} the {person2.many}.",
-        ),
+        held_out_forms=("it is in the {place1} that the {person1.one} will {help1.base} the {person2.many}.",),
         replacements=_changes(
             "number person2=person2.other",
             "place place1=place2",

@@ -123,9 +123,7 @@ def _planned_structures(phenomenon: str, split: str) -> list[Structure]:
     return _in_turn(structures.shared, count - new) + _in_turn(structures.held_out, new)
 
 
-def _minimal_pair(
-    draw: Draw, split: str, phenomenon: str, structure: Structure, seen: set[str]
-) -> MinimalPair:
+def _minimal_pair(draw: Draw, split: str, phenomenon: str, structure: Structure, seen: set[str]) -> MinimalPair:
     """Fill a structure with words until both sentences are new."""
     while True:
         words = _fill(draw, WORDS[split], slots(structure.good))
@@ -187,9 +185,7 @@ def _graded_group(
 ) -> list[GradedPair]:
     """Two pairs with the same first sentence, drawn until both are new and no pair repeats one sentence."""
     while True:
-        said, versions = (
-            _unrelated(draw, split, frame) if draw.below(10) == 0 else _changed(draw, split, frame)
-        )
+        said, versions = _unrelated(draw, split, frame) if draw.below(10) == 0 else _changed(draw, split, frame)
         first = sentence(forms[0], said)
         group = [(first, sentence(forms[1], version.words)) for version in versions]
         if draw.below(2):

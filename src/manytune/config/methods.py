@@ -45,9 +45,7 @@ class Full(BaseMethod):
     """Peak learning rate of AdamW."""
     head: Annotated[
         Literal["full"],
-        refused(
-            dict.fromkeys(("bias", "frozen"), "it must be full, since this method trains all of the head")
-        ),
+        refused(dict.fromkeys(("bias", "frozen"), "it must be full, since this method trains all of the head")),
     ] = "full"
     """Which parameters of the head train: all of them."""
 

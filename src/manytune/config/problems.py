@@ -27,9 +27,7 @@ class Problem:
     """What was received and what is allowed."""
 
 
-def message(
-    name: str, problems: Sequence[Problem], where: Callable[[KeyPath], str | None] | None = None
-) -> str:
+def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], str | None] | None = None) -> str:
     """Put all problems of `name` into one message, a line each; `where` finds a path's place in the file."""
     lines = [f"{name} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"]
     for problem in problems:
@@ -39,9 +37,7 @@ def message(
     return "\n".join(lines)
 
 
-def from_pydantic(
-    error: ValidationError, data: Any, unknown_key: Callable[[KeyPath, str], str]
-) -> list[Problem]:
+def from_pydantic(error: ValidationError, data: Any, unknown_key: Callable[[KeyPath, str], str]) -> list[Problem]:
     """Translate pydantic's errors about `data`.
 
     Args:

@@ -146,9 +146,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
 def dump(data: Mapping[str, Any]) -> str:
     """Write plain data as YAML that `read` gives back unchanged, with innermost lists on one line."""
     blocks = {key: _Block(value) if isinstance(value, dict) else value for key, value in data.items()}
-    return yaml.dump(
-        blocks, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
-    )
+    return yaml.dump(blocks, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
 
 
 def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:

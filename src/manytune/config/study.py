@@ -174,9 +174,7 @@ class Study(Frozen):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _in_plain_words(
-        cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
-    ) -> Self:
+    def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         source = info.context if isinstance(info.context, Source) else Source("The study", data)
         try:
             study = handler(data)
@@ -202,9 +200,7 @@ def _contradictions(study: Study) -> Iterator[Problem]:
         yield Problem(("training", "class_weights"), f"received {show(weights)}, {what}")
     for name, count in classes.items():
         if isinstance(weights, tuple) and len(weights) != count:
-            what = (
-                f"received {len(weights)} numbers, but {name} has {count} classes. Give one number a class."
-            )
+            what = f"received {len(weights)} numbers, but {name} has {count} classes. Give one number a class."
             yield Problem(("training", "class_weights"), what)
 
 

@@ -115,8 +115,7 @@ def _entry(entry: Any) -> Any:
         return entry
     allowed = ", ".join(METHODS)
     raise ValueError(
-        f"it must be a mapping with a key method, one of: {allowed}; such as "
-        "{method: full, learning_rate: 2e-5}"
+        f"it must be a mapping with a key method, one of: {allowed}; such as {{method: full, learning_rate: 2e-5}}"
     )
 
 

@@ -97,9 +97,7 @@ class _Text:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(schema), "pattern": f"^{self.pattern}$", "maxLength": self.most}
 
 
@@ -141,12 +139,8 @@ StudyName = Annotated[
     str, _Text(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
 ]
 PathOrName = Annotated[str, Field(min_length=1), BeforeValidator(_home_expanded)]
-TaskName = Annotated[
-    str, AfterValidator(_known_task), WithJsonSchema({"type": "string", "enum": list(TASKS)})
-]
-_LayerName = Annotated[
-    str, _Text(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)
-]
+TaskName = Annotated[str, AfterValidator(_known_task), WithJsonSchema({"type": "string", "enum": list(TASKS)})]
+_LayerName = Annotated[str, _Text(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)]
 # Sorted, because the order means nothing: two orders are the same run.
 Targets = Annotated[
     tuple[_LayerName, ...], Field(min_length=1), distinct, AfterValidator(lambda names: tuple(sorted(names)))

@@ -28,8 +28,7 @@ from manytune.workload import TaskWork, prepare
 __all__ = ["StudyResult", "run_study"]
 
 _COLLAPSE_ADVICE = (
-    "It predicts one constant, so it learned nothing and scores 0. "
-    "Use a lower learning rate or a longer warm-up."
+    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
 )
 
 
@@ -254,8 +253,6 @@ class _PackJob:
 
     def _score(self, run: Run, state: dict[str, Tensor]) -> Evaluation:
         """Score a run's tensors on dev, alone and in fp32 from the original backbone."""
-        model = snapshot.restore(
-            self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device
-        )
+        model = snapshot.restore(self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device)
         rows = np.arange(self.work.dev.size)
         return evaluate(model, self.work.task, self.work.dev, [rows])[0]

@@ -19,9 +19,7 @@ def adapt(method: Lora, anatomy: Anatomy) -> Adaptation:
     Raises:
         StudyError: A target matches no linear layer, or the rank exceeds a target's width.
     """
-    paths = tuple(
-        path for path in anatomy.linears if any(_matches(path, target) for target in method.targets)
-    )
+    paths = tuple(path for path in anatomy.linears if any(_matches(path, target) for target in method.targets))
     for target in method.targets:
         if not any(_matches(path, target) for path in paths):
             names = sorted({path.rpartition(".")[2] for path in anatomy.linears})

@@ -40,7 +40,9 @@ def packed_attention(
 
     Args:
         module: The attention module that calls.
-        query: [1, heads, T, d]; likewise key and value.
+        query: [1, heads, T, d].
+        key: [1, heads, T, d].
+        value: [1, heads, T, d].
         attention_mask: None: the layout says what belongs together.
         scaling: Factor on the scores; d ** -0.5 by default.
         dropout: Probability of dropping a weight; 0 while evaluating.
@@ -62,9 +64,7 @@ def packed_attention(
         if dropout > 0 and pack.keys is not None:
             last = bucket.first + bucket.sequences * bucket.length
             shape = (bucket.sequences, heads, bucket.length)
-            drop = attention_dropout_scale(
-                pack.keys.slots[bucket.first : last], site, shape, dropout, query.dtype
-            )
+            drop = attention_dropout_scale(pack.keys.slots[bucket.first : last], site, shape, dropout, query.dtype)
             out = _explicit(q_part, k_part, v_part, bucket.mask, scale, drop)
         else:
             out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bucket.mask, scale=scale)

@@ -118,7 +118,7 @@ def dropout_scale(rows: Tensor, site: int, channels: int, p: float, dtype: torch
 def attention_dropout_scale(
     rows: Tensor, site: int, shape: tuple[int, int, int], p: float, dtype: torch.dtype
 ) -> Tensor:
-    """[S, heads, L, L] factors of inverted dropout for `shape` = (S, heads, L); rows are the S * L queries."""
+    """[S, heads, L, L] factors of inverted dropout for `shape` = (S, heads, L); rows are S * L queries."""
     sequences, heads, length = shape
     keep = keep_mask(rows, site, _attention_channel_keys(heads, length, rows.device), p)
     keep = keep.view(sequences, length, heads, -1)[..., :length].transpose(1, 2)

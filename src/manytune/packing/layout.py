@@ -110,9 +110,7 @@ def build_layout(
     """
     per_run = {len(run) for run in rows}
     if len(per_run) != 1 or 0 in per_run:
-        raise ValueError(
-            f"every run needs the same number of rows, at least one; got {[len(r) for r in rows]}"
-        )
+        raise ValueError(f"every run needs the same number of rows, at least one; got {[len(r) for r in rows]}")
     flat_rows = np.concatenate(rows)
     count = len(rows[0])
     lengths = data.offsets[flat_rows + 1] - data.offsets[flat_rows]

@@ -88,9 +88,7 @@ class PackedLinear(nn.Module):
             first, last = context.bounds[site.group.first], context.bounds[site.group.last]
             drop = None
             if keys is not None and site.dropout > 0:
-                drop = dropout_scale(
-                    keys[first:last], site_key, self.weight.shape[1], site.dropout, context.dtype
-                )
+                drop = dropout_scale(keys[first:last], site_key, self.weight.shape[1], site.dropout, context.dtype)
             padding = context.padding(site.group.first, site.group.last)
             calls.append(_LoraCall(first, last, len(site.group), padding, drop, site.scale))
         return calls

@@ -71,7 +71,7 @@ class PackedModel:
         self._encoder.set_attn_implementation(attention.NAME)
         self._pooler: nn.Module | None = None
         if backbone.has_pooler:
-            self._pooler = self._encoder.get_submodule("pooler").float()
+            self._pooler = self._encoder.get_submodule("pooler")
             self._encoder.pooler = None
         self._install()
         if full:
@@ -173,7 +173,9 @@ class PackedModel:
             group = self.bank.group(first, last)
             for name in names:
                 site = self._sites[name.removesuffix(".bias")]
-                start = site.bias.detach().float().expand(last - first, -1).clone()
+                # The original, not the frozen copy in `site`, which may be rounded to bf16.
+                bias = self._backbone.model.get_parameter(name).detach().to(self.device)
+                start = bias.expand(last - first, -1).clone()
                 tensor = BankTensor(f"{prefix}.{name}", "bias", group, nn.Parameter(start))
                 site.biases.append(self.bank.add(tensor))
 
@@ -191,10 +193,8 @@ class PackedModel:
                 a, b = self._factors(path, site, kind.rank, group)
                 site.lora.append(LoraSite(a, b, scale.clone(), kind.dropout))
 
-    def _factors(
-        self, path: str, site: PackedLinear, rank: int, group: Group
-    ) -> tuple[BankTensor, BankTensor]:
-        """A from peft's Kaiming-uniform draw, keyed by each run's seed; B zero, so that the update starts at 0."""
+    def _factors(self, path: str, site: PackedLinear, rank: int, group: Group) -> tuple[BankTensor, BankTensor]:
+        """A from peft's Kaiming-uniform draw, keyed by each run's seed; B zero: no update at first."""
         outputs, inputs = site.weight.shape
         draws = []
         for seed in self.seeds[group.first : group.last]:
@@ -241,11 +241,14 @@ class _CastEmbedding(nn.Module):
 
 
 def _share(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A new module tree over the same tensors; over tensors of its own where they train."""
-    tensors = [*model.parameters(), *model.buffers()]
+    """A new module tree over the same tensors; over tensors of its own where they train.
+
+    Frozen weights are cast to `dtype`, but for those of the pooler, which works in fp32.
+    """
     memo: dict[int, Tensor] = {}
-    for tensor in tensors:
-        wanted = tensor.dtype if full or not tensor.is_floating_point() else dtype
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        as_is = full or not tensor.is_floating_point() or name.startswith("pooler.")
+        wanted = tensor.dtype if as_is else dtype
         new = tensor.detach().to(device, wanted, copy=full)
         memo[id(tensor)] = nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
     return copy.deepcopy(model, memo)

@@ -161,9 +161,7 @@ def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
 
 def _task_table(task: str, model: str, methods: Mapping[str, list[RunRecord]]) -> TaskTable:
     runs = [run for group in methods.values() for run in group]
-    names = dict.fromkeys(
-        [*(run.primary_metric for run in runs), *(name for run in runs for name in run.scores)]
-    )
+    names = dict.fromkeys([*(run.primary_metric for run in runs), *(name for run in runs for name in run.scores)])
     metrics = [_metric(name, task) for name in names]
     return TaskTable(task, model, tuple(_row(label, group, metrics) for label, group in methods.items()))
 
@@ -201,14 +199,10 @@ def _against_spread(lead: Lead) -> str:
     counts = f"{lead.seeds[0]}" if lead.seeds[0] == lead.seeds[1] else f"{lead.seeds[0]} and {lead.seeds[1]}"
     seeds = f"{counts} seed{'' if lead.seeds == (1, 1) else 's'}"
     if lead.spread is None:
-        return (
-            f"; from {seeds} each nothing can be said about the spread over seeds, "
-            "so no difference can be claimed."
-        )
+        return f"; from {seeds} each nothing can be said about the spread over seeds, so no difference can be claimed."
     if lead.within_spread:
         return (
-            f", no more than the spread over seeds ({_small(lead.spread)}): "
-            f"no difference can be claimed from {seeds}."
+            f", no more than the spread over seeds ({_small(lead.spread)}): no difference can be claimed from {seeds}."
         )
     return (
         f", more than the spread over seeds ({_small(lead.spread)}): a hint from {seeds}, "

@@ -59,8 +59,7 @@ def status_line(status: StudyStatus) -> str:
 def status_table(status: StudyStatus) -> Table:
     """Every planned run and where it stands."""
     rows = [
-        (run.task, run.label, run.seed, run.state, run.best_score, run.best_step, run.run_id)
-        for run in status.runs
+        (run.task, run.label, run.seed, run.state, run.best_score, run.best_step, run.run_id) for run in status.runs
     ]
     return plain_table(("task", "method", "seed", "state", "best score", "step", "run"), rows)
 
@@ -117,9 +116,7 @@ def closing_lines(directory: Path, failed: Sequence[RunRecord]) -> list[str]:
             f"{counted(len(failed), 'run')} failed:",
             *(f"  {run.run_id}: {run.failure}" for run in failed),
         ]
-        lines.append(
-            f"To have one trained again, delete its folder in {directory / 'runs'} and run the study."
-        )
+        lines.append(f"To have one trained again, delete its folder in {directory / 'runs'} and run the study.")
     return lines
 
 

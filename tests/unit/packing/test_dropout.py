@@ -79,9 +79,7 @@ def test_the_share_that_is_dropped_is_p(p: float) -> None:
     [
         pytest.param(lambda p: [draw(p, seed=s) for s in range(12)], id="seeds"),
         pytest.param(lambda p: [draw(p, step=s) for s in range(12)], id="steps"),
-        pytest.param(
-            lambda p: [draw(p, seed=a, step=b) for a in range(4) for b in range(4)], id="seed × step"
-        ),
+        pytest.param(lambda p: [draw(p, seed=a, step=b) for a in range(4) for b in range(4)], id="seed × step"),
         pytest.param(lambda p: [draw(p, path=f"layer.{n}.output") for n in range(12)], id="sites"),
         pytest.param(lambda p: [draw(p, call=n) for n in range(12)], id="calls"),
     ],
@@ -130,9 +128,7 @@ def test_a_channels_mask_does_not_depend_on_how_many_channels_there_are(channels
 
 @given(length=st.integers(1, 16), more=st.integers(0, 9))
 def test_an_attention_entry_does_not_depend_on_the_padded_length(length: int, more: int) -> None:
-    rows = torch.randint(
-        -(2**31), 2**31 - 1, (3, length + more), dtype=torch.int32, generator=generator("rows")
-    )
+    rows = torch.randint(-(2**31), 2**31 - 1, (3, length + more), dtype=torch.int32, generator=generator("rows"))
     site = site_key("attention", 1)
 
     def scale(own: Tensor) -> Tensor:
@@ -175,7 +171,7 @@ def test_rows_that_stand_for_one_token_share_its_key() -> None:
 
 
 def reference_bits(rows: np.ndarray, site: int, pairs: int) -> np.ndarray:
-    """[n, 2 * pairs]: the 16 bits of every element, by the documented hash, in numpy's unsigned arithmetic."""
+    """[n, 2 * pairs]: the 16 bits of every element, by the documented hash, in unsigned arithmetic."""
 
     def mix(x: np.ndarray) -> np.ndarray:
         return finish(x ^ (x >> 16))

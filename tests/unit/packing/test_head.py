@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import random_rows
 from torch import Tensor
 
 from manytune.backbones import HeadLayer, HeadSpec
@@ -18,6 +17,7 @@ from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, site_key
 from manytune.packing.head import PackedHead, initial_head, reach
 from manytune.packing.layout import build_layout
+from tiny import random_rows
 
 HIDDEN, PER_RUN = 8, 3
 
@@ -29,9 +29,7 @@ ROBERTA = HeadSpec(
     ),
     0.5,
 )
-GELU = HeadSpec(
-    (HeadLayer("head.dense", HIDDEN, 6, "gelu", 0.0), HeadLayer("classifier", 6, 3, "none", 0.3)), 0.5
-)
+GELU = HeadSpec((HeadLayer("head.dense", HIDDEN, 6, "gelu", 0.0), HeadLayer("classifier", 6, 3, "none", 0.3)), 0.5)
 SPECS = {"bert": BERT, "roberta": ROBERTA, "gelu": GELU}
 Mode = Literal["full", "bias", "frozen"]
 
@@ -127,7 +125,15 @@ def test_runs_of_any_modes_share_a_pack(modes: list[Mode]) -> None:
 @pytest.mark.parametrize(
     ("mode", "trained"),
     [
-        ("full", {"classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias"}),
+        (
+            "full",
+            {
+                "classifier.dense.weight",
+                "classifier.dense.bias",
+                "classifier.out_proj.weight",
+                "classifier.out_proj.bias",
+            },
+        ),
         ("bias", {"classifier.dense.bias", "classifier.out_proj.bias"}),
         ("frozen", set()),
     ],

@@ -1,7 +1,8 @@
-"""The packed layers against the same mathematics written out a run at a time, with autograd's own gradients."""
+"""The packed layers against the same mathematics, a run at a time, with autograd's own gradients."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import random_rows
 from torch import Tensor, nn
 
 from manytune.packing.bank import Bank, BankTensor
@@ -18,6 +18,7 @@ from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
 from manytune.packing.layout import build_layout
 from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows, segment_sums
+from tiny import random_rows
 
 IN, OUT = 6, 5
 RUNS, PER_RUN = 6, 3
@@ -104,8 +105,7 @@ class Case:
         return torch.cat(parts)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        bounds = self.context.bounds
-        return zip(bounds[:-1], bounds[1:], strict=True)
+        return itertools.pairwise(self.context.bounds)
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["dropout", "no dropout"])
@@ -256,7 +256,7 @@ def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
     assert context.layout is not None
     x = torch.randn(1, context.layout.tokens, IN, generator=draw, dtype=torch.float64, requires_grad=True)
     parts = []
-    for run, (first, last) in enumerate(zip(context.bounds[:-1], context.bounds[1:], strict=True)):
+    for run, (first, last) in enumerate(itertools.pairwise(context.bounds)):
         own = [bias.value[run - bias.group.first] for bias in packed.biases if bias.holds(run)]
         bias = own[0] if own else norm.bias
         parts.append(F.layer_norm(x[:, first:last], (IN,), norm.weight, bias, norm.eps))

@@ -88,9 +88,7 @@ def assert_states_equal(bank: Bank, run: int, expected: dict[str, Tensor], toler
     state = bank.state(run)
     assert state.keys() == expected.keys()
     for name, tensor in state.items():
-        torch.testing.assert_close(
-            tensor, expected[name], rtol=tolerance, atol=tolerance, msg=f"{run} {name}"
-        )
+        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance, msg=f"{run} {name}")
 
 
 # Where nothing is clipped, not a bit differs; the norms are summed in another order than torch's.
@@ -162,9 +160,7 @@ def test_one_runs_bad_gradient_stays_its_own() -> None:
 
 def test_gradients_are_let_go_and_frozen_tensors_stay() -> None:
     bank = make_bank()
-    frozen = bank.add(
-        BankTensor("dense.weight", "head", bank.groups[0], nn.Parameter(torch.ones(2, 3), False))
-    )
+    frozen = bank.add(BankTensor("dense.weight", "head", bank.groups[0], nn.Parameter(torch.ones(2, 3), False)))
     optimizer = PackedAdamW(bank, **SETTINGS)
     for _ in range(2):
         put_gradients(bank, 0, range(len(RATES)))
@@ -175,9 +171,7 @@ def test_gradients_are_let_go_and_frozen_tensors_stay() -> None:
     assert not frozen.moments
 
 
-@pytest.mark.parametrize(
-    ("warmup", "total"), [(0, 1), (0, 12), (5, 12), (12, 12), (11, 12), (1, 40), (20, 8)]
-)
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 12), (5, 12), (12, 12), (11, 12), (1, 40), (20, 8)])
 @pytest.mark.parametrize(
     ("schedule", "factory"),
     [
