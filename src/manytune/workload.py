@@ -12,7 +12,7 @@ import numpy as np
 from manytune.backbones import Anatomy, anatomy, load_tokenizer
 from manytune.config import Study
 from manytune.data import Encoded, encode, load_split, train_split
-from manytune.errors import ModelError, StudyError
+from manytune.errors import ModelError
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
@@ -129,7 +129,6 @@ def prepare(study: Study, name: str) -> TaskWork:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
     task = get_task(name)
-    _check_class_weights(study, task)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     limit = min(study.training.max_length, parts.max_length)
@@ -157,13 +156,4 @@ def _check_vocabulary(model: str, rows: Encoded, parts: Anatomy) -> None:
         raise ModelError(
             f"model: the tokenizer of {model} gives the token id {highest}, but the backbone has embeddings "
             f"for 0 to {known - 1} alone: the two do not belong together."
-        )
-
-
-def _check_class_weights(study: Study, task: Task) -> None:
-    weights = study.training.class_weights
-    if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
-        raise StudyError(
-            f"training.class_weights: {len(weights)} numbers were given, but {task.name} has "
-            f"{len(task.labels)} classes: {', '.join(task.labels)}. Give one number a class, in this order."
         )

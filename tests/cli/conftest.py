@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from invoke import Command
+from command_line import Command
 
 from tiny import make_tiny
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from invoke import Command, Finished, manytune
+from command_line import Command, Finished, manytune
 
 from manytune import snapshot
 from manytune.backbones import load_backbone
@@ -559,6 +559,15 @@ class TestWhatIsRefused:
     ) -> None:
         path = write_study(tmp_path, tiny)
         refused(command("run", path, *words, "--out", "results", cwd=tmp_path), *said)
+        assert not (tmp_path / "results").exists()
+
+    def test_a_tokenizer_of_another_model(self, tiny: Path, command: Command, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 90}))
+        for words in (("--dry-run",), ("--out", "results")):
+            done = command("run", write_study(tmp_path, "model"), *words, cwd=tmp_path)
+            refused(done, "the tokenizer of model gives the token id", "embeddings for 0 to 89")
         assert not (tmp_path / "results").exists()
 
     def test_a_study_file_that_is_not_there(self, command: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Command, manytune
 from huggingface_hub import constants
-from invoke import Command, manytune
 from transformers import BertModel
 
 from manytune.backbones import anatomy, load_backbone, load_config, load_tokenizer
@@ -51,10 +52,13 @@ class Hub:
         return snapshot
 
 
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture
-def hub(request: pytest.FixtureRequest) -> Hub:
+def hub() -> Hub:
     """A repository of the test's own in this process's cache."""
-    return Hub(Path(constants.HF_HUB_CACHE), f"some-org/{abs(hash(request.node.nodeid))}")
+    return Hub(Path(constants.HF_HUB_CACHE), f"some-org/model-{next(_NUMBERS)}")
 
 
 @pytest.fixture(scope="module")

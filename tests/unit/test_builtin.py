@@ -53,11 +53,9 @@ def literals(templates: Iterable[str]) -> set[str]:
 # Train and dev have no other words in common.
 SHARED_LITERALS = {
     "builtin-acceptability": literals(
-        template
-        for phenomenon in PHENOMENA.values()
-        for structure in phenomenon.shared
-        for template in (structure.good, structure.bad)
-    ),
+        template for phenomenon in PHENOMENA.values() for template, _ in phenomenon.shared
+    )
+    | {verb.on for name in ("look", "pick") for verb in WORDS["train"][name] if isinstance(verb, Verb)},
     "builtin-similarity": {"did", "not"} | literals(form for frame in FRAMES for form in frame.forms),
 }
 
@@ -99,7 +97,8 @@ class TestBoth:
             assert re.fullmatch(r"[A-Z][a-z]*(,? [A-Za-z]+)+[.?]", text), text
             assert 4 <= len(words(text)) <= 15, text
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|\b(\w+) \1\b", text.lower()), text
-            assert text.endswith("?") == (words(text)[0] in QUESTION_WORDS), text
+            asks = task == "builtin-acceptability" and words(text)[0] in QUESTION_WORDS
+            assert text.endswith("?") == asks, text
 
     def test_an_article_is_there_to_be_checked(self) -> None:
         assert sum(" a " in text for text in sentences("builtin-acceptability", "train")) >= 20
@@ -200,7 +199,7 @@ class TestGrammar:
     def test_draws_rest_on_what_python_promises_to_keep(self) -> None:
         draw, uniform = Draw(3), random.Random(3).random
         assert [draw.below(10) for _ in range(20)] == [int(10 * uniform()) for _ in range(20)]
-        assert Draw(5).shuffled("abcdefgh") == list("")
+        assert Draw(5).shuffled("abcdefgh") == list("badcghfe")
 
     @given(st.integers(0, 2**32), st.lists(st.integers()))
     def test_a_shuffle_loses_nothing(self, seed: int, items: list[int]) -> None:
@@ -225,7 +224,7 @@ class TestSimilarity:
             seen.update(kinds)
             assert kinds == sorted(kinds, key=list(KEPT).index)
             full = 5 * math.prod(KEPT[each] for each in kinds)
-            assert 0.9 * full <= score <= full, (first, second, kind)
+            assert 0.9 * full - 0.005 <= score <= full + 0.005, (first, second, kind)
         assert seen == set(KEPT)
 
     @pytest.mark.parametrize("split", SPLITS)

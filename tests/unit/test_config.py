@@ -31,7 +31,7 @@ from manytune.config import (
     make_method,
     study_json_schema,
 )
-from manytune.config.source import dump, read
+from manytune.config.source import Source, apply_overrides, dump, read
 from manytune.errors import StudyError
 from manytune.tasks import TASKS
 
@@ -211,6 +211,12 @@ class TestOverrides:
         path = write(GOOD.replace("training:\n  epochs: 10\n", ""))
         overrides = ["training.epochs=5", "training.batch_size=8", "training.epochs=6"]
         assert Study.from_file(path, overrides).training == Training(epochs=6, batch_size=8)
+
+    def test_an_empty_mapping_is_filled_and_the_source_stays_as_it_is(self):
+        source = Source("s", {"training": None, "methods": [{"rank": 2}]})
+        changed = apply_overrides(source, ["training.epochs=5", "methods.0.rank=4"])
+        assert changed.data == {"training": {"epochs": 5}, "methods": [{"rank": 4}]}
+        assert source.data == {"training": None, "methods": [{"rank": 2}]}
 
     def test_null_takes_a_value_back(self, write):
         path = write(GOOD)
@@ -569,6 +575,7 @@ class TestTraining:
     def test_each_length_replaces_the_other(self):
         assert Training(max_steps=5).epochs is None
         assert Training(epochs=None, max_steps=5) == Training(max_steps=5)
+        assert Training(epochs=2, max_steps=None) == Training(epochs=2)
         assert Training(epochs=None).epochs == 3.0
         assert Training(warmup_ratio=0.1).warmup_steps is None
         assert Training(warmup_steps=None, warmup_ratio=0).warmup_ratio == 0.0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
-from manytune.errors import StudyError
 from manytune.plan import plan_runs
 from manytune.workload import TaskWork, prepare
 from tiny import make_tiny
@@ -93,11 +92,6 @@ def test_a_classifier_needs_no_range(tmp_path: Path) -> None:
 
 def _warnings(ready: TaskWork) -> list[str]:
     return ready.warnings(plan_runs(ready.study))
-
-
-def test_class_weights_must_fit_the_classes(tiny: Path) -> None:
-    with pytest.raises(StudyError, match=r"3 numbers were given, but builtin-acceptability has 2 classes"):
-        work(tiny, ACCEPTABILITY, training={"class_weights": [1.0, 2.0, 3.0]})
 
 
 def test_the_fingerprint_is_the_datas(tiny: Path) -> None:

@@ -106,7 +106,7 @@ _SYNONYMS: Mapping[str, tuple[Callable[[str], Word | tuple[Word, ...]], str, str
     "thing": (
         Plain.parse,
         "car=automobile gift=present jacket=coat bag=sack cup=mug stone=rock picture=photo",
-        "boat=ship bike=bicycle phone=telephone journal=diary hat=cap",
+        "boat=ship bike=bicycle sofa=couch journal=diary hat=cap",
     ),
     "place": (
         Plain.parse,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["PHENOMENA", "Phenomenon", "Structure"]
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """Templates of an acceptable sentence and of its unacceptable twin."""
 
     good: str

@@ -93,7 +93,7 @@ def _path(details: ErrorDetails, data: Any) -> KeyPath:
     path: list[str | int] = []
     for key in details["loc"]:
         in_mapping = isinstance(data, Mapping) and key in data
-        in_list = isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data)
+        in_list = isinstance(data, (list, tuple)) and isinstance(key, int)
         if in_mapping or in_list:
             data = data[key]
             path.append(key)

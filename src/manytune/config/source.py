@@ -98,7 +98,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
     """
     name = str(path)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StudyError(
             f"There is no study file {name}. Check the path, or write a new file with: manytune init {name}"

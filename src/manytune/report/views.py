@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import StudyStatus
@@ -36,7 +37,7 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         numeric = bool(filled) and all(_is_numeric(cell) for cell in filled)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*(_text(cell) for cell in row))
+        table.add_row(*(Text(_written(cell)) for cell in row))
     return table
 
 
@@ -46,7 +47,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, _text("–" if value is None else value))
+        table.add_row(name, Text(_written("–" if value is None else value)))
     return table
 
 
@@ -168,7 +169,7 @@ def _is_numeric(cell: Any) -> bool:
     return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit())
 
 
-def _text(cell: Any) -> str:
+def _written(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return str(cell)
     if isinstance(cell, int):

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manytune import estimate, snapshot
+from manytune.backbones import Backbone, load_backbone
+from manytune.config import Study, Training
+from manytune.estimate import PackEstimate, estimate_pack
+from manytune.packing import Member, PackedModel
+from manytune.plan import plan_packs, plan_runs
+from manytune.workload import TaskWork, prepare
+from tiny import make_tiny
+
+CPU = torch.device("cpu")
+TASK = "builtin-similarity"
+_PROBE, _RESIDENT_BYTES = estimate._products_per_second, estimate._resident_bytes
+LORA = {"method": "lora", "rank": 8, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _steady_machine() -> Any:
+    """No probe of the clock and none of this process: only what the arithmetic makes of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "_products_per_second", lambda *_: 1e9)
+        patch.setattr(estimate, "_resident_bytes", lambda: 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide enough that a snapshot is mostly numbers."""
+    return make_tiny(tmp_path_factory.mktemp("wide"), hidden_size=256, intermediate_size=512)
+
+
+@pytest.fixture(scope="module")
+def work(folder: Path) -> TaskWork:
+    return prepare(study(folder), TASK)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    return load_backbone(str(folder), 1)
+
+
+def study(folder: Path, *methods: Mapping[str, Any], seeds: int = 1, **training: Any) -> Study:
+    settings = Training(**{"max_steps": 10, "precision": "fp32", **training})
+    values = {"name": "s", "model": str(folder), "tasks": [TASK], "seeds": list(range(seeds))}
+    return Study.from_dict({**values, "training": settings.model_dump(), "methods": list(methods or [LORA])})
+
+
+def estimated(work: TaskWork, *methods: Mapping[str, Any], seeds: int = 1, **training: Any) -> PackEstimate:
+    """The estimate of a study's only pack."""
+    asked = study(Path(work.study.model), *methods, seeds=seeds, max_pack=100, **training)
+    (pack,) = plan_packs(plan_runs(asked), 100)
+    return estimate_pack(replace(work, study=asked), pack, CPU)
+
+
+def test_steps_evaluations_and_tokens_are_those_of_the_plan(work: TaskWork) -> None:
+    rows, tokens = work.train.size, int(work.train.lengths.sum())
+    per_epoch = -(-rows // 16)
+    whole = estimated(work, seeds=3, max_steps=None, epochs=2.0)
+    assert (whole.steps, whole.evaluations) == (2 * per_epoch, 2)
+    assert whole.tokens == 2 * tokens * 3
+    part = estimated(work, max_steps=10, eval_every=4)
+    assert (part.steps, part.evaluations) == (10, 3)
+    assert part.tokens == pytest.approx(tokens * 160 / rows, abs=1)
+    micro = estimated(work, max_steps=10, accumulate=2)
+    assert micro.tokens == pytest.approx(tokens * 320 / rows, abs=1)
+
+
+@given(
+    runs=st.integers(1, 12),
+    more_runs=st.integers(1, 12),
+    steps=st.integers(1, 200),
+    more_steps=st.integers(1, 200),
+)
+def test_more_runs_and_more_steps_take_more(
+    work: TaskWork, runs: int, more_runs: int, steps: int, more_steps: int
+) -> None:
+    small = estimated(work, seeds=runs, max_steps=steps)
+    wide = estimated(work, seeds=runs + more_runs, max_steps=steps)
+    long = estimated(work, seeds=runs, max_steps=steps + more_steps)
+    assert min(small.steps, small.tokens, small.seconds, small.memory_bytes, small.disk_bytes) > 0
+    for name in ("tokens", "seconds", "memory_bytes", "disk_bytes"):
+        assert getattr(wide, name) > getattr(small, name)
+    assert len(wide.parameters) == runs + more_runs
+    assert long.tokens > small.tokens
+    assert long.seconds > small.seconds
+    assert (long.memory_bytes, long.disk_bytes) == (small.memory_bytes, small.disk_bytes)
+
+
+def test_packing_pays(work: TaskWork) -> None:
+    assert estimated(work, seeds=8).seconds < 8 * estimated(work).seconds
+
+
+def test_full_takes_most_and_the_head_alone_least(work: TaskWork) -> None:
+    taken = [estimated(work, {"method": method, "learning_rate": 1e-3}) for method in ("head", "bitfit", "full")]
+    assert [one.seconds for one in taken] == sorted({one.seconds for one in taken})
+    assert [one.memory_bytes for one in taken] == sorted({one.memory_bytes for one in taken})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "full", "learning_rate": 1e-3},
+        LORA,
+        {**LORA, "head": "frozen", "rank": 32},
+        {"method": "bitfit", "learning_rate": 1e-3},
+    ],
+    ids=["full", "lora", "lora, frozen head", "bitfit"],
+)
+def test_disk_is_what_snapshots_take(
+    work: TaskWork, backbone: Backbone, tmp_path: Path, method: Mapping[str, Any]
+) -> None:
+    asked = study(Path(work.study.model), method)
+    (run,) = plan_runs(asked)
+    model = PackedModel(backbone, [Member(run.seed, work.adaptation(run))])
+    snapshot.save(tmp_path / "best", model.bank.state(0), {})
+    real = (tmp_path / "best" / "snapshot.safetensors").stat().st_size
+    assert estimated(work, method).disk_bytes == pytest.approx(real, rel=0.05, abs=4096)
+
+
+def test_half_precision_takes_a_copy_of_the_backbone_more(work: TaskWork) -> None:
+    frozen = sum(torch.Size(shape).numel() for shape in work.anatomy.tensors.values())
+    more = {
+        batch_size: estimated(work, precision="bf16", batch_size=batch_size).memory_bytes
+        - estimated(work, precision="fp32", batch_size=batch_size).memory_bytes
+        for batch_size in (1, 2, 64)
+    }
+    saved = more[1] - more[2]  # what the activations of one row take less
+    assert more[1] == pytest.approx(2 * frozen - saved, abs=2)
+    assert more[64] < 0
+
+
+def test_the_probe_measures_once_a_device() -> None:
+    speed = _PROBE(8, torch.float32, CPU)
+    assert speed > 1e6
+    assert _PROBE(8, torch.float32, CPU) == speed
+
+
+def test_a_process_has_a_size() -> None:
+    assert _RESIDENT_BYTES() > 2**24
