@@ -237,7 +237,8 @@ class _CastEmbedding(nn.Module):
         self.context = context
 
     def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight, self.padding_idx).to(self.context.dtype)
+        sparse = self.weight.requires_grad  # the gradient, which few rows have; see PackedAdamW
+        return nn.functional.embedding(ids, self.weight, self.padding_idx, sparse=sparse).to(self.context.dtype)
 
 
 def _share(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

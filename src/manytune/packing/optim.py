@@ -70,14 +70,16 @@ class PackedAdamW:
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
+        self._buffers: dict[int, Tensor] = {}
 
+    @torch.no_grad()
     def step(self, learning_rates: Sequence[float]) -> None:
         """One update of every run with its own rate, from the gradients in the bank, which are then let go."""
         tensors = [t for t in self.bank.tensors if t.value.grad is not None]
         for tensor in tensors:
             if not tensor.moments:
                 tensor.moments = _zero_moments(tensor)
-        grads = {id(t): _stacked(t, t.value.grad) for t in tensors if t.value.grad is not None}
+        grads = {id(tensor): _stacked(tensor, self._dense(tensor)) for tensor in tensors}
         if self.max_grad_norm > 0:
             self._clip(tensors, grads, len(learning_rates))
         for run, rate in enumerate(learning_rates):
@@ -86,7 +88,29 @@ class PackedAdamW:
                 chosen = [tensor for tensor in held if decays(tensor.name) is decay]
                 self._update(chosen, grads, run, rate, self.weight_decay if decay else 0.0)
         for tensor in tensors:
-            tensor.value.grad = None
+            self._let_go(tensor)
+
+    def _dense(self, tensor: BankTensor) -> Tensor:
+        """The gradient, dense.
+
+        That of an embedding comes sparse: few of its rows are in a batch, and filling a fresh dense tensor with
+        zeros at every step took 15 % of full fine-tuning's time with MiniLM. It is written into a buffer that
+        stays, of which only the rows in use are cleared again.
+        """
+        grad = tensor.value.grad
+        assert grad is not None
+        if not grad.is_sparse:
+            return grad
+        tensor.value.grad = grad = grad.coalesce()
+        if id(tensor) not in self._buffers:
+            self._buffers[id(tensor)] = torch.zeros_like(tensor.value)
+        return self._buffers[id(tensor)].index_copy_(0, grad.indices()[0], grad.values())
+
+    def _let_go(self, tensor: BankTensor) -> None:
+        grad = tensor.value.grad
+        if grad is not None and grad.is_sparse:
+            self._buffers[id(tensor)].index_fill_(0, grad.indices()[0], 0.0)
+        tensor.value.grad = None
 
     @torch.no_grad()
     def _update(
