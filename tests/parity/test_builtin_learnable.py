@@ -1,4 +1,4 @@
-"""The built-in tasks can be learned by an encoder, where counting words gets nowhere (see tests/unit/test_builtin.py)."""
+"""An encoder can learn the built-in tasks; counting words gets nowhere there (tests/unit/test_builtin.py)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,31 @@
+"""Draw a study's table as an SVG picture, as the terminal shows it.
+
+python benchmarks/picture.py STUDY_DIR table.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from manytune.report import render, tabulate
+from manytune.store import Store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study_dir", type=Path)
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args()
+    store = Store.open(options.study_dir)
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(render(tabulate(store.finished_runs().values())))
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
+    console.save_svg(str(options.picture), title=f"manytune run {store.study().name}.yaml")
+
+
+if __name__ == "__main__":
+    main()
