@@ -18,11 +18,10 @@ __all__ = ["GradedPair", "MinimalPair", "acceptability", "graded_pairs", "minima
 SplitName = Literal["train", "dev"]
 T = TypeVar("T")
 
-_SEED = {"train": 20_110, "dev": 20_111}
 _PAIRS_PER_PHENOMENON = {"train": 54, "dev": 15}
-_GROUPS_PER_FRAME = {"train": 125, "dev": 30}
-_REPLACEMENTS = (0, 0, 1, 2, 3)  # how many, one of these
-_SYNONYMS_ALONE, _SYNONYMS_BESIDE_REPLACEMENTS = 60, 30  # percent of the words that have one
+_GROUPS_PER_FRAME = {"train": 120, "dev": 30}
+_REPLACEMENTS = (0, 0, 0, 1, 1, 2)  # how many, one of these
+_SEED = {"train": 20_110, "dev": 20_111}
 
 
 @dataclass(frozen=True)
@@ -181,32 +180,17 @@ def _filling(words: Mapping[str, Word], fill: str) -> Word:
     return word
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """A scene that a first sentence tells: the words that could tell it, and those that do."""
-
-    words: Mapping[str, Sequence[Word]]
-    told: Mapping[str, Word]
-
-    @property
-    def flexible(self) -> list[str]:
-        """The slots that have a synonym."""
-        return [slot for slot, words in self.words.items() if len(words) > 1]
-
-
 def _graded_group(
     draw: Draw, split: str, frame: Frame, forms: tuple[str, str], seen: set[tuple[str, str]]
 ) -> list[GradedPair]:
     """Two pairs with the same first sentence, drawn until both are new and no pair repeats one sentence."""
     while True:
-        scene = _scene(draw, split, frame)
-        contrast = draw.pick(_CONTRASTS)
-        versions = contrast(draw, split, frame, scene)
-        first = sentence(forms[0], scene.told)
+        said, versions = _unrelated(draw, split, frame) if draw.below(10) == 0 else _changed(draw, split, frame)
+        first = sentence(forms[0], said)
         group = [(first, sentence(forms[1], version.words)) for version in versions]
         if draw.below(2):
             group = [(second, first) for first, second in group]
-        if len(set(group) - seen) == 2 and all(first != second for first, second in group):
+        if not seen & set(group) and all(first != second for first, second in group):
             seen.update(group)
             return [
                 GradedPair(*texts, round(5 * version.kept, 2), version.kind, frame, forms)
@@ -214,64 +198,53 @@ def _graded_group(
             ]
 
 
-def _scene(draw: Draw, split: str, frame: Frame) -> _Scene:
-    words = _fill(draw, SYNONYMS[split], slots(*frame.forms))
-    return _Scene(words, {slot: draw.pick(synonyms) for slot, synonyms in words.items()})
+def _unrelated(draw: Draw, split: str, frame: Frame) -> tuple[dict[str, Word], list[_Version]]:
+    """A scene said with not one of its words, and another scene: neither shares a word with the first."""
+    lexicon, names = SYNONYMS[split], slots(*frame.forms)
+    scene = _fill(draw, lexicon, names)
+    other = _fill(draw, lexicon, names, taken=tuple(scene.values()))
+    said = {slot: draw.pick(words) for slot, words in scene.items()}
+    same = _said_otherwise(draw, scene, said, free=[slot for slot in names if len(scene[slot]) > 1])
+    elsewhere = {slot: draw.pick(words) for slot, words in other.items()}
+    return said, [same, _Version(elsewhere, ("unrelated",), KEPT["unrelated"])]
 
 
-def _unrelated(draw: Draw, split: str, frame: Frame, scene: _Scene) -> tuple[_Version, _Version]:
-    """The scene in other words throughout, and another scene: neither shares content words with the first."""
-    elsewhere = _fill(draw, SYNONYMS[split], list(scene.words), taken=tuple(scene.words.values()))
-    other = {slot: draw.pick(synonyms) for slot, synonyms in elsewhere.items()}
-    return _retold(draw, scene, scene.flexible), _Version(other, ("unrelated",), KEPT["unrelated"])
-
-
-def _rearranged(draw: Draw, split: str, frame: Frame, scene: _Scene) -> tuple[_Version, _Version]:
-    """The scene, perhaps with replacements, before and after a rearrangement of the same words."""
-    version = _replaced(draw, split, frame, scene)
-    return version, version.changed(draw.pick(frame.rearrangements))
-
-
-def _replaced_twice(draw: Draw, split: str, frame: Frame, scene: _Scene) -> tuple[_Version, _Version]:
-    """The scene, perhaps with replacements, twice."""
-    return _replaced(draw, split, frame, scene), _replaced(draw, split, frame, scene)
-
-
-_CONTRASTS = (_unrelated, _rearranged, _rearranged, _replaced_twice, _replaced_twice)
-
-
-def _replaced(draw: Draw, split: str, frame: Frame, scene: _Scene) -> _Version:
-    """The scene after some replacements, in other words here and there.
-
-    Where nothing is replaced, more words give way to synonyms: so words in common say little about the score.
-    """
-    replacements = _replacements(draw, frame, draw.pick(_REPLACEMENTS))
-    share = _SYNONYMS_BESIDE_REPLACEMENTS if replacements else _SYNONYMS_ALONE
-    changed = {slot for change in replacements for slot in change.fills}
-    free = [slot for slot in scene.flexible if slot not in changed and draw.below(100) < share]
-    version = _retold(draw, scene, free)
-    new = [fill for change in replacements for fill in change.fills.values() if fill not in scene.words]
+def _changed(draw: Draw, split: str, frame: Frame) -> tuple[dict[str, Word], list[_Version]]:
+    """A scene after some replacements, and the same after one rearrangement more."""
+    replacements = _replacements(draw, frame)
+    replaced = [slot for change in replacements for slot in change.fills]
+    names = slots(*frame.forms)
+    needed = [fill.partition(".")[0] for change in frame.replacements for fill in change.fills.values()]
+    scene = _fill(draw, SYNONYMS[split], list(dict.fromkeys([*names, *needed])))
+    said = {slot: draw.pick(words) for slot, words in scene.items()}
+    # How many words stay is drawn without a look at the replacements: shared words say little of the score.
+    free = [slot for slot in names if len(scene[slot]) > 1]
+    stay = draw.below(len(free) - 1)
+    kept = draw.shuffled(slot for slot in free if slot not in replaced)[:stay]
+    version = _said_otherwise(draw, scene, said, free=set(free) - {*kept, *replaced})
     for change in replacements:
         version = version.changed(change)
-    return version
+    return said, [version, version.changed(draw.pick(frame.rearrangements))]
 
 
-def _replacements(draw: Draw, frame: Frame, count: int) -> list[Change]:
-    """Up to `count` replacements, of different kinds and at different slots."""
+def _replacements(draw: Draw, frame: Frame) -> list[Change]:
+    """None to two replacements, of different kinds and at different slots."""
     chosen: list[Change] = []
+    wanted = draw.pick(_REPLACEMENTS)
     for change in draw.shuffled(frame.replacements):
-        if len(chosen) < count and not any(
+        if len(chosen) < wanted and not any(
             change.kind == other.kind or change.fills.keys() & other.fills.keys() for other in chosen
         ):
             chosen.append(change)
     return chosen
 
 
-def _retold(draw: Draw, scene: _Scene, free: Collection[str]) -> _Version:
-    """The same scene, with synonyms in the slots that are free for them."""
-    others = {slot: [word for word in scene.words[slot] if word != scene.told[slot]] for slot in free}
-    return _Version(
-        {**scene.told, **{slot: draw.pick(words) for slot, words in others.items()}},
-        (),
-        SYNONYM_KEPT ** len(others),
-    )
+def _said_otherwise(
+    draw: Draw, scene: Mapping[str, Sequence[Word]], said: Mapping[str, Word], free: Collection[str]
+) -> _Version:
+    """The same scene with synonyms in the slots that are free for them."""
+    words = {
+        slot: draw.pick([word for word in scene[slot] if word != said[slot]]) if slot in free else said[slot]
+        for slot in scene
+    }
+    return _Version(words, (), SYNONYM_KEPT ** len(free))
