@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     store = Store.open(options.study_dir)
-    console = Console(record=True, width=160, file=io.StringIO())
+    console = Console(record=True, width=190, file=io.StringIO())
     console.print(render(tabulate(store.finished_runs().values())))
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(options.picture), title=f"manytune run {store.study().name}.yaml")
