@@ -69,8 +69,8 @@ class TestBoth:
     @pytest.mark.parametrize(
         ("task", "split", "digest"),
         [
-            ("builtin-acceptability", "train", "605fca5f5281200f7221956e740c8c5998ad435cd0df5a8444f5695a81693920"),
-            ("builtin-acceptability", "dev", "c8de6720f5f8f1de7d9c7d6ce34f65bc034f300a226714272b94a7dc7d6c3057"),
+            ("builtin-acceptability", "train", "0a28e94af17eb9be060831362435709f066360e5dfdd88ad115e8258fd5cbbb6"),
+            ("builtin-acceptability", "dev", "a9ee02d295abee30a8993f9b79f3b9cdfc3496c0a8b1e131d3dc5cfc6fe88e94"),
             ("builtin-similarity", "train", "4d7a33448c4d54a78f3cf37c29aeda3b248aa2cdc299b30e04f44f920e4a1aa1"),
             ("builtin-similarity", "dev", "79ac576e92722f32221ab13388ebe4db819a8e24e4e5e6515f75cb567e5b8b08"),
         ],
