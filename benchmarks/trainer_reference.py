@@ -54,16 +54,16 @@ class Rows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         span = slice(self.data.offsets[index], self.data.offsets[index + 1])
-        return {"ids": self.data.ids[span], "types": self.data.types[span], "label": self.data.labels[index]}
+        return {"input_ids": self.data.ids[span], "types": self.data.types[span], "label": self.data.labels[index]}
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pad to the longest row of the batch."""
-    shape = (len(rows), max(len(row["ids"]) for row in rows))
+    shape = (len(rows), max(len(row["input_ids"]) for row in rows))
     batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "token_type_ids", "attention_mask")}
     for index, row in enumerate(rows):
-        length = len(row["ids"])
-        batch["input_ids"][index, :length] = torch.from_numpy(row["ids"])
+        length = len(row["input_ids"])
+        batch["input_ids"][index, :length] = torch.from_numpy(row["input_ids"])
         batch["token_type_ids"][index, :length] = torch.from_numpy(row["types"])
         batch["attention_mask"][index, :length] = 1
     return {**batch, "labels": torch.from_numpy(np.stack([row["label"] for row in rows]))}

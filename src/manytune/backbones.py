@@ -92,11 +92,15 @@ class _Family:
     head: tuple[tuple[str, str], ...]  # (module path, activation), in the order of computation
     pooler: bool  # the backbone's own pooler comes between the first token and the head
     padded_positions: bool  # position ids start at padding_idx + 1
+    bert_layers: bool  # `encoder.layer` holds layers built like BERT's
 
 
-_BERT = _Family(head=(("classifier", "none"),), pooler=True, padded_positions=False)
+_BERT = _Family(head=(("classifier", "none"),), pooler=True, padded_positions=False, bert_layers=True)
 _ROBERTA = _Family(
-    head=(("classifier.dense", "tanh"), ("classifier.out_proj", "none")), pooler=False, padded_positions=True
+    head=(("classifier.dense", "tanh"), ("classifier.out_proj", "none")),
+    pooler=False,
+    padded_positions=True,
+    bert_layers=True,
 )
 FAMILIES: dict[str, _Family] = {
     "bert": _BERT,
@@ -149,6 +153,11 @@ class Backbone:
     first_position: int
     revision: str
     name: str
+
+    @property
+    def has_bert_layers(self) -> bool:
+        """Whether `encoder.layer` holds layers built like BERT's, with the exact GELU."""
+        return FAMILIES[self.family].bert_layers and self.config.hidden_act == "gelu"
 
     @property
     def has_pooler(self) -> bool:

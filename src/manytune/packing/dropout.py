@@ -26,13 +26,16 @@ from torch import Tensor
 from manytune.packing.layout import Layout
 
 __all__ = [
+    "Drop",
     "Keys",
     "attention_dropout_scale",
+    "channel_keys",
     "derive_seed",
     "dropout_scale",
     "generator",
     "keep_mask",
     "site_key",
+    "threshold_of",
 ]
 
 _MULTIPLY_1 = 0x7FEB352D
@@ -67,12 +70,10 @@ class Keys:
     Attributes:
         tokens: [T] int32.
         sequences: [S] int32, those of each sequence's first token.
-        slots: [N] int32, those of the attention slots.
     """
 
     tokens: Tensor
     sequences: Tensor
-    slots: Tensor
 
     @staticmethod
     def build(layout: Layout, seeds: Sequence[int], step: int) -> Keys:
@@ -85,7 +86,40 @@ class Keys:
         tokens = run_keys[layout.token_run]
         tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
         tokens = _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
-        return Keys(tokens, tokens[layout.starts], tokens[layout.slot_token])
+        return Keys(tokens, tokens[layout.starts])
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Keyed dropout of some rows.
+
+    Attributes:
+        keys: [n] int32 keys of the rows.
+        site: The key of the site and its call.
+        p: The probability that an element is dropped.
+    """
+
+    keys: Tensor
+    site: int
+    p: float
+
+    @property
+    def threshold(self) -> int:
+        """The least 16-bit hash that is kept."""
+        return threshold_of(self.p)
+
+    @property
+    def kept(self) -> float:
+        """What kept elements are multiplied with."""
+        return 1.0 / (1.0 - self.p)
+
+    def channels(self, width: int) -> Tensor:
+        """[ceil(width / 2)] int32 keys of pairs of channels."""
+        return channel_keys(width, self.keys.device)
+
+    def part(self, first: int, last: int) -> Drop:
+        """Of the rows `first` to `last` - 1."""
+        return Drop(self.keys[first:last], self.site, self.p)
 
 
 def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
@@ -105,13 +139,17 @@ def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
     _xorshift_(x, 15)
     x.mul_(_MULTIPLY_2)
     _xorshift_(x, 16)
-    threshold = min(round(p * 65536), 65535) - 32768  # 65536 would wrap round to keeping everything
-    return x.view(torch.int16) >= threshold
+    return x.view(torch.int16) >= threshold_of(p)
+
+
+def threshold_of(p: float) -> int:
+    """The least 16-bit hash, as a signed integer, that dropout with probability p keeps."""
+    return min(round(p * 65536), 65535) - 32768  # 65536 would wrap round to keeping everything
 
 
 def dropout_scale(rows: Tensor, site: int, channels: int, p: float, dtype: torch.dtype) -> Tensor:
     """[n, channels] factors of inverted dropout: 0 where dropped, 1 / (1 - p) where kept."""
-    keep = keep_mask(rows, site, _channel_keys(channels, rows.device), p)
+    keep = keep_mask(rows, site, channel_keys(channels, rows.device), p)
     return _scaled(keep[:, :channels], p, dtype)
 
 
@@ -131,7 +169,7 @@ def _scaled(keep: Tensor, p: float, dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _channel_keys(count: int, device: torch.device) -> Tensor:
+def channel_keys(count: int, device: torch.device) -> Tensor:
     """[ceil(count / 2)] int32 keys of pairs of channels."""
     pairs = torch.arange(1, (count + 1) // 2 + 1, dtype=torch.int32, device=device)
     return _mix(pairs * _GOLDEN)

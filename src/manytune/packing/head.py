@@ -88,17 +88,18 @@ class PackedHead:
 
     def __call__(self, features: Tensor, context: Context) -> Tensor:
         """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
-        per_run = context.bounds[1] - context.bounds[0]
+        bounds = context.segments.bounds
+        per_run = bounds[1] - bounds[0]
         calls = [(layer, context.site(layer.name)) for layer in self.spec.layers]
         logits = []
         for tensors in self.groups:
             group = next(iter(tensors.values())).group
             if len(group) == 0:
                 continue
-            x = features[context.bounds[group.first] : context.bounds[group.last]]
+            x = features[bounds[group.first] : bounds[group.last]]
             keys = context.row_keys
             if keys is not None:
-                keys = keys[context.bounds[group.first] : context.bounds[group.last]]
+                keys = keys[bounds[group.first] : bounds[group.last]]
             x = x.view(len(group), per_run, -1)
             for layer, site in calls:
                 x = self._layer(x, layer, tensors, keys, site)

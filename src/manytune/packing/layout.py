@@ -52,6 +52,8 @@ class Layout:
         sequence_index: [T] int64, the index of a token's sequence in its run's batch (of the whole optimizer
             step, so that splitting a batch into micro-batches changes no index).
         starts: [S] int64, the first token of each sequence.
+        lengths: [S] int64, the tokens of each sequence.
+        sequence_run: [S] int64.
         slot_token: [N] int64, the token in each attention slot (any token where the slot is padding).
         slot_padding: The slots that are padding, int64.
         token_slot: [T] int64, the inverse of `slot_token`.
@@ -66,6 +68,8 @@ class Layout:
     token_run: Tensor
     sequence_index: Tensor
     starts: Tensor
+    lengths: Tensor
+    sequence_run: Tensor
     slot_token: Tensor
     slot_padding: Tensor
     token_slot: Tensor
@@ -147,6 +151,8 @@ def build_layout(
         token_run=put(sequence_of_token // count),
         sequence_index=put(sequence_of_token % count + first_index),
         starts=put(starts),
+        lengths=put(lengths),
+        sequence_run=put(np.arange(len(flat_rows)) // count),
         slot_token=put(slot_token),
         slot_padding=put(np.flatnonzero(padding)),
         token_slot=put(token_slot),

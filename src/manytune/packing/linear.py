@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manytune.packing.bank import BankTensor, Group
-from manytune.packing.context import Context, RunPadding
-from manytune.packing.dropout import dropout_scale
+from manytune.packing.context import Context
+from manytune.packing.dropout import Drop
+from manytune.packing.kernels import Kernels, Segments
 
-__all__ = ["LoraSite", "PackedLayerNorm", "PackedLinear", "run_rows", "segment_sums"]
+__all__ = ["LoraSite", "LoraUse", "PackedLayerNorm", "PackedLinear", "lora_backward", "lora_forward", "run_rows"]
 
 
 @dataclass
@@ -40,15 +40,88 @@ class LoraSite:
         return self.a.group
 
 
+@dataclass(frozen=True, eq=False)
+class LoraUse:
+    """How a group's update is applied in one forward pass: to the rows `first` to `last` - 1.
+
+    Attributes:
+        first: The group's first row.
+        last: One past its last row.
+        segments: Of its runs, counted from `first`.
+        drop: Of the update's input; None without dropout.
+        scale: [G, 1, 1], alpha / rank of each run.
+    """
+
+    first: int
+    last: int
+    segments: Segments
+    drop: Drop | None
+    scale: Tensor
+
+
+def lora_forward(
+    y: Tensor, x: Tensor, uses: Sequence[LoraUse], factors: Sequence[Tensor], kernels: Kernels
+) -> list[Tensor]:
+    """Add every group's update scale * drop(x) A B to its rows of y.
+
+    Batched products over the runs, whose rows are padded to the longest run of the group.
+
+    Args:
+        y: [n, out], changed in place; its rows may be strided.
+        x: [n, in].
+        uses: One for each group.
+        factors: A [G, in, r] and B [G, r, out] of each group in turn.
+        kernels: To work with.
+
+    Returns:
+        drop(x) A of each group, [G, longest, r]: `lora_backward` needs it.
+    """
+    lows = []
+    for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True):
+        low = torch.bmm(kernels.pad(x[use.first : use.last], use.segments, use.drop), a.to(x.dtype))
+        update = torch.bmm(low, (b * use.scale).to(x.dtype))
+        kernels.unpad_add_(y[use.first : use.last], update, use.segments, None)
+        lows.append(low)
+    return lows
+
+
+def lora_backward(
+    grad: Tensor,
+    x: Tensor,
+    lows: Sequence[Tensor],
+    uses: Sequence[LoraUse],
+    factors: Sequence[Tensor],
+    grad_x: Tensor | None,
+    kernels: Kernels,
+) -> list[Tensor]:
+    """The gradients of A and B of each group in turn; that of x is added to `grad_x`.
+
+    The dropped-out input is made anew: hashing its mask again is cheaper than keeping it from the forward pass.
+    """
+    found: list[Tensor] = []
+    for use, low, a, b in zip(uses, lows, factors[::2], factors[1::2], strict=True):
+        inputs = kernels.pad(x[use.first : use.last], use.segments, use.drop)
+        outer = kernels.pad(grad[use.first : use.last], use.segments, None)
+        grad_low = torch.bmm(outer, (b * use.scale).to(x.dtype).mT)
+        grad_a = torch.bmm(inputs.mT, grad_low).to(a.dtype)
+        grad_b = torch.bmm(low.mT, outer).to(b.dtype) * use.scale
+        if grad_x is not None:
+            rows = torch.bmm(grad_low, a.to(x.dtype).mT)
+            kernels.unpad_add_(grad_x[use.first : use.last], rows, use.segments, use.drop)
+        found += [grad_a, grad_b]
+    return found
+
+
 class PackedLinear(nn.Module):
     """y = x W + b_run + scale_run * drop(x) A_run B_run, for rows sorted by run.
 
-    Where the weight itself trains (full fine-tuning, a pack of one) it is cast to the activations' dtype at
-    each use, so that the parameter stays in fp32.
+    Where the weight itself trains (full fine-tuning, a pack of one) it is cast to `dtype` at each use, so that
+    the parameter stays in fp32.
     """
 
-    def __init__(self, linear: nn.Linear, path: str, context: Context) -> None:
+    def __init__(self, linear: nn.Linear, path: str, context: Context, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.weight = linear.weight
         self.bias = linear.bias
         self.path = path
@@ -58,22 +131,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., in] whose flattened rows are sorted by run."""
+        rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
+        weight = self.weight.to(self.dtype)
         if not self.biases and not self.lora:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.linear(x, self.weight.to(x.dtype), bias)
-        rows = x.reshape(-1, x.shape[-1])
-        calls = self._lora_calls()
-        bias = self.bias
-        run_bias = run_rows(bias, self.biases, self.context) if self.biases else None
-        if bias is not None:
-            bias = bias.to(x.dtype)
-        factors = [factor for site in self.lora for factor in (site.a.value, site.b.value)]
-        y: Tensor = _BankedLinear.apply(
-            rows, self.weight.to(x.dtype), bias, run_bias, self.context.bounds, calls, *factors
-        )
+            y = F.linear(rows, weight, None if self.bias is None else self.bias.to(self.dtype))
+        else:
+            bias = None if self.bias is None else run_rows(self.bias, self.biases, self.context)
+            y = _BankedLinear.apply(rows, weight, bias, self.context, self.uses(), *self.factors())
         return y.view(*x.shape[:-1], -1)
 
-    def _lora_calls(self) -> list[_LoraCall]:
+    def factors(self) -> list[Tensor]:
+        """A and B of each group in turn."""
+        return [factor for site in self.lora for factor in (site.a.value, site.b.value)]
+
+    def uses(self) -> list[LoraUse]:
         """How each update is to be applied in this forward pass.
 
         All groups share the layer's site key, so a run's mask does not depend on which group it is in.
@@ -81,21 +152,21 @@ class PackedLinear(nn.Module):
         if not self.lora:
             return []
         context = self.context
-        keys = context.row_keys
+        segments, keys = context.segments, context.row_keys
         site_key = context.site(self.path + ".lora")
-        calls = []
+        uses = []
         for site in self.lora:
-            first, last = context.bounds[site.group.first], context.bounds[site.group.last]
+            first, last = site.group.first, site.group.last
+            start, end = segments.bounds[first], segments.bounds[last]
             drop = None
             if keys is not None and site.dropout > 0:
-                drop = dropout_scale(keys[first:last], site_key, self.weight.shape[1], site.dropout, context.dtype)
-            padding = context.padding(site.group.first, site.group.last)
-            calls.append(_LoraCall(first, last, len(site.group), padding, drop, site.scale))
-        return calls
+                drop = Drop(keys[start:end], site_key, site.dropout)
+            uses.append(LoraUse(start, end, context.part(first, last), drop, site.scale[:, None, None]))
+        return uses
 
 
 class PackedLayerNorm(nn.Module):
-    """Layer normalization with a bias of each run's own."""
+    """Layer normalization with a bias of each run's own; in fp32, as its input and output are."""
 
     def __init__(self, norm: nn.LayerNorm, context: Context) -> None:
         super().__init__()
@@ -108,62 +179,28 @@ class PackedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x [..., H] whose flattened rows are sorted by run."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
         if not self.biases:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.layer_norm(x, self.shape, weight, bias, self.eps)
-        normed = F.layer_norm(x, self.shape, weight, None, self.eps)
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        normed = F.layer_norm(x, self.shape, self.weight, None, self.eps)
         run_bias = run_rows(self.bias, self.biases, self.context)
-        y: Tensor = _AddRunRows.apply(normed.view(-1, x.shape[-1]), run_bias, self.context.bounds)
+        y: Tensor = _AddRunRows.apply(normed.view(-1, x.shape[-1]), run_bias, self.context)
         return y.view(x.shape)
 
 
 def run_rows(frozen: Tensor, banks: Sequence[BankTensor], context: Context) -> Tensor:
-    """[R, out] fp32: each run's own bias where a bank has one, else the frozen one."""
+    """[R, out] fp32: each run's own bias where a bank has one, else the frozen one; [1, out] where no bank has."""
+    if not banks:
+        return frozen[None]
     pieces, done = [], 0
     for bank in banks:
         if bank.group.first > done:
-            pieces.append(frozen.float().expand(bank.group.first - done, -1))
+            pieces.append(frozen.expand(bank.group.first - done, -1))
         pieces.append(bank.value)
         done = bank.group.last
-    runs = len(context.bounds) - 1
+    runs = len(context.segments)
     if runs > done:
-        pieces.append(frozen.float().expand(runs - done, -1))
+        pieces.append(frozen.expand(runs - done, -1))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-
-def segment_sums(rows: Tensor, bounds: Sequence[int]) -> Tensor:
-    """[R, c] fp32: the sum of each run's rows [n, c].
-
-    Summing slices rather than indexing by run: faster by an order of magnitude on CPU, accumulated in fp32,
-    and what a neighbour holds, NaN included, never enters a run's sum.
-    """
-    return torch.stack([rows[first:last].sum(0, dtype=torch.float32) for first, last in pairwise(bounds)])
-
-
-@dataclass
-class _LoraCall:
-    first: int  # row
-    last: int  # row
-    runs: int
-    padding: RunPadding | None
-    drop: Tensor | None  # [last - first, in], 0 or 1 / (1 - p)
-    scale: Tensor  # [runs]
-
-    def pad(self, rows: Tensor) -> Tensor:
-        """[n, c] → [runs, longest, c], padded with zeros."""
-        if self.padding is None:
-            return rows.reshape(self.runs, -1, rows.shape[-1])
-        padded = rows.index_select(0, self.padding.source).index_fill_(0, self.padding.padding, 0)
-        return padded.view(self.runs, -1, rows.shape[-1])
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """[runs, longest, c] → [n, c]."""
-        rows = padded.reshape(-1, padded.shape[-1])
-        return rows if self.padding is None else rows.index_select(0, self.padding.place)
-
-    def scaled(self, b: Tensor, dtype: torch.dtype) -> Tensor:
-        return (b * self.scale[:, None, None]).to(dtype)
 
 
 class _BankedLinear(torch.autograd.Function):
@@ -178,59 +215,48 @@ class _BankedLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        run_bias: Tensor | None,
-        bounds: tuple[int, ...],
-        calls: list[_LoraCall],
+        context: Context,
+        uses: list[LoraUse],
         *factors: Tensor,
     ) -> Tensor:
-        y = F.linear(x, weight, bias if run_bias is None else None)
-        if run_bias is not None:
-            for run, (first, last) in enumerate(pairwise(bounds)):
-                y[first:last] += run_bias[run]
-        saved = []
-        for call, a, b in zip(calls, factors[::2], factors[1::2], strict=True):
-            rows = x[call.first : call.last]
-            inputs = call.pad(rows if call.drop is None else rows * call.drop)
-            low = torch.bmm(inputs, a.to(x.dtype))
-            y[call.first : call.last] += call.unpad(torch.bmm(low, call.scaled(b, x.dtype)))
-            saved += [inputs, low]
-        ctx.save_for_backward(weight, *factors, *saved)
-        ctx.bounds, ctx.calls, ctx.has_run_bias = bounds, calls, run_bias is not None
+        y = F.linear(x, weight)
+        ctx.segments, ctx.kernels, ctx.uses = context.segments, context.kernels, uses
+        if bias is not None:
+            _add_run_rows_(y, bias, ctx.segments)
+        lows = lora_forward(y, x, uses, factors, ctx.kernels)
+        ctx.save_for_backward(x, weight, *factors, *lows)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        weight, *rest = ctx.saved_tensors
-        count = 2 * len(ctx.calls)
-        factors, saved = rest[:count], rest[count:]
+        x, weight, *rest = ctx.saved_tensors
+        grad = grad.contiguous()
+        factors, lows = rest[: 2 * len(ctx.uses)], rest[2 * len(ctx.uses) :]
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        grad_bias = segment_sums(grad, ctx.bounds) if ctx.has_run_bias else None
-        grad_factors: list[Tensor] = []
-        for index, call in enumerate(ctx.calls):
-            a, b = factors[2 * index : 2 * index + 2]
-            inputs, low = saved[2 * index : 2 * index + 2]
-            grad_y = call.pad(grad[call.first : call.last])
-            grad_low = torch.bmm(grad_y, call.scaled(b, grad.dtype).mT)
-            grad_a = torch.bmm(inputs.mT, grad_low).to(a.dtype)
-            grad_b = torch.bmm(low.mT, grad_y).to(b.dtype) * call.scale[:, None, None]
-            if grad_x is not None:
-                rows = call.unpad(torch.bmm(grad_low, a.to(grad.dtype).mT))
-                grad_x[call.first : call.last] += rows if call.drop is None else rows * call.drop
-            grad_factors += [grad_a, grad_b]
-        return grad_x, None, None, grad_bias, None, None, *grad_factors
+        grad_bias = ctx.kernels.segment_sums(grad, ctx.segments) if ctx.needs_input_grad[2] else None
+        grads = lora_backward(grad, x, lows, ctx.uses, factors, grad_x, ctx.kernels)
+        return grad_x, None, grad_bias, None, None, *grads
 
 
 class _AddRunRows(torch.autograd.Function):
     """x [n, c] plus each run's own row of [R, c]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run_bias: Tensor, bounds: tuple[int, ...]) -> Tensor:
-        y = torch.empty_like(x)
-        for run, (first, last) in enumerate(pairwise(bounds)):
-            y[first:last] = x[first:last] + run_bias[run]
-        ctx.bounds = bounds
+    def forward(ctx: Any, x: Tensor, run_bias: Tensor, context: Context) -> Tensor:
+        ctx.segments, ctx.kernels = context.segments, context.kernels
+        y = x.clone()
+        _add_run_rows_(y, run_bias, ctx.segments)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grad, segment_sums(grad, ctx.bounds), None
+        return grad, ctx.kernels.segment_sums(grad.contiguous(), ctx.segments), None
+
+
+def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments) -> None:
+    """Y [n, c] += each run's row of [R or 1, c]; by slices: indexing by run is slower by an order of magnitude."""
+    if len(run_bias) == 1:
+        y += run_bias[0]
+        return
+    for own, first, last in zip(run_bias, segments.bounds, segments.bounds[1:], strict=False):
+        y[first:last] += own

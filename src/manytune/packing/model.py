@@ -18,6 +18,8 @@ from manytune.packing.bank import Adaptation, Bank, BankTensor, Group, LoraAdapt
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator
 from manytune.packing.head import PackedHead
+from manytune.packing.kernels import choose_kernels
+from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
 from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear
 
@@ -49,6 +51,7 @@ class PackedModel:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        fused: bool = True,
     ) -> None:
         """Build the pack's model.
 
@@ -58,11 +61,13 @@ class PackedModel:
             members: The runs; equal adaptations should stand next to each other, so that they form one group.
             dtype: Of the frozen weights and the activations; trained parameters are fp32.
             device: Where everything lives.
+            fused: Use our own encoder layers where the family has them, rather than transformers' modules; the
+                results are the same to rounding.
         """
         self.device = torch.device(device)
         self.seeds = [member.seed for member in members]
         self.bank = Bank()
-        self.context = Context(dtype)
+        self.context = Context(dtype, choose_kernels(self.device))
         self._backbone = backbone
         full = any(member.adaptation.weights for member in members)
         if full and len(members) > 1:
@@ -79,6 +84,10 @@ class PackedModel:
         else:
             self._add_biases([member.adaptation.biases for member in members])
             self._add_adapters([member.adaptation.lora for member in members])
+        self._layers: list[PackedLayer] = []
+        if fused and backbone.has_bert_layers:
+            layers = list(self._encoder.get_submodule("encoder.layer").children())
+            self._layers = [PackedLayer(layer, self.context, last=layer is layers[-1]) for layer in layers]
         self._head = PackedHead(
             backbone.anatomy.head,
             self.seeds,
@@ -98,19 +107,29 @@ class PackedModel:
         training = step is not None
         context.begin(layout, None if step is None else Keys.build(layout, self.seeds, step))
         self._encoder.train(training)
-        hidden = self._encoder(
-            input_ids=layout.ids,
-            position_ids=(layout.within + self._backbone.first_position)[None],
-            token_type_ids=layout.types,
-            pack=context,
-        ).last_hidden_state
-        features = hidden[0].index_select(0, layout.starts).float()
+        features = self._features(layout)
         context.rows = "sequences"
         if self._pooler is not None:
             features = self._pooler(features[:, None, :])
         logits = self._head(features, context)
         context.end()
         return logits
+
+    def _features(self, layout: Layout) -> Tensor:
+        """[S, H] fp32: what the encoder makes of each sequence's first token."""
+        inputs = {
+            "input_ids": layout.ids,
+            "position_ids": (layout.within + self._backbone.first_position)[None],
+            "token_type_ids": layout.types,
+        }
+        if not self._layers:
+            hidden: Tensor = self._encoder(**inputs, pack=self.context).last_hidden_state
+            return hidden[0].index_select(0, layout.starts).float()
+        stream: Tensor = self._encoder.get_submodule("embeddings")(**inputs)[0]
+        low = stream.to(self.context.dtype, copy=True)
+        for layer in self._layers:
+            stream, low = layer(stream, low)
+        return stream
 
     def keep(self, runs: Sequence[int]) -> None:
         """Shrink the pack to some of its runs, given by their present numbers in ascending order."""
@@ -148,13 +167,15 @@ class PackedModel:
 
     def _packed(self, module: nn.Module, path: str) -> nn.Module | None:
         if type(module) is nn.Linear:
-            return PackedLinear(module, path, self.context)
+            # The pooler sees one row a sequence and works in fp32.
+            dtype = torch.float32 if path.startswith("pooler.") else self.context.dtype
+            return PackedLinear(module, path, self.context, dtype)
         if type(module) is nn.LayerNorm:
             return PackedLayerNorm(module, self.context)
         if type(module) is nn.Dropout:
             return _KeyedDropout(module.p, path, self.context)
         if type(module) is nn.Embedding:
-            return _CastEmbedding(module, self.context)
+            return _Embedding(module)
         return None
 
     def _train_weights(self) -> None:
@@ -173,9 +194,7 @@ class PackedModel:
             group = self.bank.group(first, last)
             for name in names:
                 site = self._sites[name.removesuffix(".bias")]
-                # The original, not the frozen copy in `site`, which may be rounded to bf16.
-                bias = self._backbone.model.get_parameter(name).detach().to(self.device)
-                start = bias.expand(last - first, -1).clone()
+                start = site.bias.detach().expand(last - first, -1).clone()
                 tensor = BankTensor(f"{prefix}.{name}", "bias", group, nn.Parameter(start))
                 site.biases.append(self.bank.add(tensor))
 
@@ -220,36 +239,38 @@ class _KeyedDropout(nn.Module):
         self.context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        keys = self.context.row_keys
-        site = self.context.site(self.path)
-        if keys is None or self.p == 0:
+        drop = self.context.drop(self.path, self.p)
+        if drop is None:
             return x
-        return x * dropout_scale(keys, site, x.shape[-1], self.p, x.dtype).view(x.shape)
+        return (x * dropout_scale(drop.keys, drop.site, x.shape[-1], drop.p, torch.float32).view(x.shape)).to(x.dtype)
 
 
-class _CastEmbedding(nn.Module):
-    """An embedding whose output has the dtype of activations."""
+class _Embedding(nn.Module):
+    """An embedding whose gradient is sparse: few of its rows are in a batch; see PackedAdamW."""
 
-    def __init__(self, embedding: nn.Embedding, context: Context) -> None:
+    def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         self.weight = embedding.weight
         self.padding_idx = embedding.padding_idx
-        self.context = context
 
     def forward(self, ids: Tensor) -> Tensor:
-        sparse = self.weight.requires_grad  # the gradient, which few rows have; see PackedAdamW
-        return nn.functional.embedding(ids, self.weight, self.padding_idx, sparse=sparse).to(self.context.dtype)
+        return nn.functional.embedding(ids, self.weight, self.padding_idx, sparse=self.weight.requires_grad)
 
 
 def _share(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A new module tree over the same tensors; over tensors of its own where they train.
 
-    Frozen weights are cast to `dtype`, but for those of the pooler, which works in fp32.
+    Frozen matrices are cast to `dtype`, for products; not embeddings, of which few rows are read at a time, nor
+    biases and norms, which add up in fp32, nor the pooler, which works in it.
     """
+    products = {
+        id(module.weight)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not path.startswith("pooler.")
+    }
     memo: dict[int, Tensor] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        as_is = full or not tensor.is_floating_point() or name.startswith("pooler.")
-        wanted = tensor.dtype if as_is else dtype
+    for tensor in (*model.parameters(), *model.buffers()):
+        wanted = dtype if id(tensor) in products and not full else tensor.dtype
         new = tensor.detach().to(device, wanted, copy=full)
         memo[id(tensor)] = nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
     return copy.deepcopy(model, memo)

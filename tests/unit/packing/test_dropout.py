@@ -23,6 +23,7 @@ from manytune.packing.dropout import (
     keep_mask,
     site_key,
 )
+from manytune.packing.kernels.plain import Plain
 from manytune.packing.layout import Layout, build_layout
 
 SEQUENCES, LENGTH, CHANNELS = 32, 16, 64
@@ -53,7 +54,7 @@ def draw_attention(p: float) -> Tensor:
     """What attention dropout keeps, [sequences, heads, queries, keys]."""
     keys = Keys.build(layout_of(), [7], 0)
     shape = (SEQUENCES, HEADS, LENGTH)
-    return attention_dropout_scale(keys.slots, site_key("attention", 0), shape, p, torch.float32) > 0
+    return attention_dropout_scale(keys.tokens, site_key("attention", 0), shape, p, torch.float32) > 0
 
 
 def assert_unrelated(samples: Sequence[Tensor] | Tensor, p: float) -> None:
@@ -159,14 +160,12 @@ def test_a_runs_keys_do_not_depend_on_its_place_in_the_pack(data: st.DataObject)
         sequences = slice(*together.sequence_bounds[run : run + 2])
         assert torch.equal(keys.tokens[tokens], alone.tokens)
         assert torch.equal(keys.sequences[sequences], alone.sequences)
-        assert torch.equal(keys.slots[together.token_slot[tokens]], alone.slots[layout.token_slot])
 
 
 def test_rows_that_stand_for_one_token_share_its_key() -> None:
     layout = layout_of(3, 5, runs=2)
     keys = Keys.build(layout, [0, 1], 0)
     assert torch.equal(keys.sequences, keys.tokens[layout.starts])
-    assert torch.equal(keys.slots[layout.token_slot], keys.tokens)
     assert len(set(keys.tokens.tolist())) == 30
 
 
@@ -234,7 +233,7 @@ def test_what_is_kept_is_scaled_up(dtype: torch.dtype) -> None:
     keys = Keys.build(layout_of(), [0], 0)
     scales = (
         dropout_scale(keys.tokens, 5, 7, 0.2, dtype),
-        attention_dropout_scale(keys.slots, 5, (SEQUENCES, HEADS, LENGTH), 0.2, dtype),
+        attention_dropout_scale(keys.tokens, 5, (SEQUENCES, HEADS, LENGTH), 0.2, dtype),
     )
     for scale in scales:
         assert scale.dtype == dtype
@@ -263,7 +262,7 @@ def test_a_site_key_is_of_32_bits_and_differs_by_path_and_call() -> None:
 
 
 def test_a_context_counts_the_calls_of_each_site_in_each_forward_pass() -> None:
-    context = Context(torch.float32)
+    context = Context(torch.float32, Plain())
     for _ in range(2):
         context.begin(layout_of(), None)
         drawn = [context.site(path) for path in ("a", "b", "a", "a")]

@@ -16,6 +16,7 @@ from manytune.packing.bank import Bank
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, site_key
 from manytune.packing.head import PackedHead, initial_head, reach
+from manytune.packing.kernels.plain import Plain
 from manytune.packing.layout import build_layout
 from tiny import random_rows
 
@@ -45,7 +46,7 @@ class Pack:
         # Each run's rows derive from its seed, so that a run sees the same alone and in a pack.
         rows = [np.random.default_rng(seed).integers(0, 20, PER_RUN) for seed in seeds]
         layout = build_layout(random_rows(20, longest=4), rows)
-        self.context = Context(torch.float32)
+        self.context = Context(torch.float32, Plain())
         self.context.begin(layout, Keys.build(layout, seeds, 1) if train else None)
         self.context.rows = "sequences"
         self.features = torch.cat(

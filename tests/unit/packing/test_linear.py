@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
+from manytune.packing.kernels.plain import Plain
 from manytune.packing.layout import build_layout
-from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows, segment_sums
+from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows
 from tiny import random_rows
 
 IN, OUT = 6, 5
@@ -37,7 +36,7 @@ def start(dtype: torch.dtype, *, train: bool, even: bool = False) -> Context:
     layout = build_layout(data, [rows[0]] * RUNS if even else rows)
     counts = np.diff(layout.token_bounds)
     assert (len(set(counts)) == 1) is even
-    context = Context(dtype)
+    context = Context(dtype, Plain())
     context.begin(layout, Keys.build(layout, SEEDS, 2) if train else None)
     return context
 
@@ -57,7 +56,7 @@ class Case:
         if bias:
             linear.bias.copy_(fresh(OUT).detach().float())  # which is how rows of frozen biases are made
         self.context = context
-        self.layer = PackedLinear(linear, PATH, context)
+        self.layer = PackedLinear(linear, PATH, context, dtype)
         bank = Bank()
         for first, last, rank, scales, dropout in LORA if lora else ():
             group = bank.group(first, last)
@@ -105,7 +104,7 @@ class Case:
         return torch.cat(parts)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        return itertools.pairwise(self.context.bounds)
+        return itertools.pairwise(self.context.segments.bounds)
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["dropout", "no dropout"])
@@ -191,52 +190,12 @@ def test_a_layer_without_adapters_keeps_its_inputs_shape() -> None:
     assert torch.equal(batched[0], case.packed(case.x))
 
 
-@st.composite
-def segments(draw: st.DrawFn) -> tuple[Tensor, list[int]]:
-    counts = draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
-    columns = draw(st.integers(1, 4))
-    rows = torch.randn(sum(counts), columns, generator=generator(*counts, columns))
-    return rows, [0, *np.cumsum(counts).tolist()]
-
-
-def index_of(bounds: Sequence[int]) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(bounds) - 1), torch.tensor(np.diff(bounds)))
-
-
-@given(segments())
-def test_segment_sums_equal_addition_by_index(case: tuple[Tensor, list[int]]) -> None:
-    rows, bounds = case
-    expected = torch.zeros(len(bounds) - 1, rows.shape[1]).index_add_(0, index_of(bounds), rows)
-    torch.testing.assert_close(segment_sums(rows, bounds), expected)
-
-
-@given(segments(), st.data())
-def test_segment_sums_keep_nan_apart(case: tuple[Tensor, list[int]], data: st.DataObject) -> None:
-    rows, bounds = case
-    poisoned = data.draw(st.integers(0, len(rows) - 1))
-    clean = segment_sums(rows, bounds)
-    rows[poisoned] = float("nan")
-    sums = segment_sums(rows, bounds)
-    own = index_of(bounds)[poisoned]
-    assert sums[own].isnan().all()
-    others = torch.arange(len(sums)) != own
-    assert torch.equal(sums[others], clean[others])
-
-
-def test_segment_sums_add_low_precision_in_fp32() -> None:
-    """In bf16 a sum of ones stops at 256."""
-    sums = segment_sums(torch.ones(1000, 1, dtype=torch.bfloat16), [0, 300, 1000])
-    assert sums.dtype == torch.float32
-    assert sums.flatten().tolist() == [300.0, 700.0]
-
-
 def test_run_rows_are_frozen_where_no_bank_has_them() -> None:
     context = start(torch.float32, train=False)
     case = Case(context, lora=False)
-    frozen = torch.full((OUT,), 7.0, dtype=torch.bfloat16)
+    frozen = torch.full((OUT,), 7.0)
     rows = run_rows(frozen, case.layer.biases, context)
     assert rows.shape == (RUNS, OUT)
-    assert rows.dtype == torch.float32
     assert (rows[[0, 1, 5]] == 7.0).all()
     assert torch.equal(rows[2:5], torch.cat(case.parameters))
 
@@ -256,7 +215,7 @@ def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
     assert context.layout is not None
     x = torch.randn(1, context.layout.tokens, IN, generator=draw, dtype=torch.float64, requires_grad=True)
     parts = []
-    for run, (first, last) in enumerate(itertools.pairwise(context.bounds)):
+    for run, (first, last) in enumerate(itertools.pairwise(context.segments.bounds)):
         own = [bias.value[run - bias.group.first] for bias in packed.biases if bias.holds(run)]
         bias = own[0] if own else norm.bias
         parts.append(F.layer_norm(x[:, first:last], (IN,), norm.weight, bias, norm.eps))
@@ -273,12 +232,14 @@ def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_trained_weight_is_cast_to_the_activations_precision() -> None:
+def test_a_trained_weight_is_cast_for_the_product_alone() -> None:
     context = start(torch.bfloat16, train=False)
-    linear = PackedLinear(nn.Linear(IN, OUT), PATH, context)
+    linear = PackedLinear(nn.Linear(IN, OUT), PATH, context, torch.bfloat16)
     norm = PackedLayerNorm(nn.LayerNorm(OUT), context)
-    y = norm(linear(torch.ones(3, IN, dtype=torch.bfloat16)))
+    y = linear(torch.ones(3, IN))
     assert y.dtype == torch.bfloat16
+    y = norm(torch.ones(3, OUT) + y)
+    assert y.dtype == torch.float32
     (y * torch.arange(OUT)).sum().backward()
     for parameter in (*linear.parameters(), *norm.parameters()):
         assert parameter.grad is not None

@@ -1,0 +1,388 @@
+"""How fast packs train, beside transformers' Trainer and peft: one script for every figure of docs/performance.md.
+
+    python benchmarks/speed.py compare growth memory start --data GLUE --out result.json
+    python benchmarks/speed.py show result.json
+
+Samples a second are those of training steps, after a warm-up, summed over the runs of a pack. What is compared
+runs in turn, round by round, on the same machine, and the medians of the rounds are reported. Trainer trains the same
+runs one after the other, in two ways:
+
+- as in the study: fp32, every sentence padded to the longest of the data, 2 threads;
+- at its best: bf16 where the hardware is fast at it, dynamic padding, batches grouped by length, fused AdamW, and the
+  better of 1 and 2 threads.
+
+A model without weights at hand: `--architecture FOLDER` (config.json and tokenizer) makes random ones of its shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from trainer_reference import Rows, build_model, collate
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from manytune import hardware
+from manytune.backbones import Backbone, load_backbone
+from manytune.config import Study
+from manytune.packing import Member, PackedModel
+from manytune.packing.kernels import kernel_path
+from manytune.plan import Run, plan_packs, plan_runs
+from manytune.train import Outcome, train_pack
+from manytune.workload import TaskWork, prepare
+
+LORA = {"method": "lora", "rank": 8, "alpha": 8, "dropout": 0.1, "learning_rate": 1e-3}
+WORK: dict[str, dict[str, Any]] = {
+    "8 LoRA runs r=8, CoLA": {"tasks": ["cola"], "seeds": list(range(8)), "methods": [LORA]},
+    "8 LoRA runs r=8, STS-B": {"tasks": ["stsb"], "seeds": list(range(8)), "methods": [LORA]},
+    "8 BitFit runs, CoLA": {
+        "tasks": ["cola"],
+        "seeds": list(range(8)),
+        "methods": [{"method": "bitfit", "learning_rate": 2e-3}],
+    },
+    "LoRA r = 2, 8, 64, 256, two seeds each, CoLA": {
+        "tasks": ["cola"],
+        "seeds": [0, 1],
+        "methods": [{**LORA, "rank": [2, 8, 64, 256]}],
+    },
+    "full fine-tuning, one run, CoLA": {
+        "tasks": ["cola"],
+        "seeds": [0],
+        "methods": [{"method": "full", "learning_rate": 5e-5}],
+    },
+}
+"""The work compared: what of a study each is."""
+
+SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 2, 4, 8, 16, 32, 64)}
+WARM_UP = 5
+"""Steps before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every measurement shares."""
+
+    model: str
+    data: str | None
+    device: torch.device
+    steps: int
+    rounds: int
+    threads: int
+
+    def study(self, what: dict[str, Any], steps: int) -> Study:
+        training = {"batch_size": 16, "max_steps": steps, "max_length": 512, "weight_decay": 0.1, "warmup_steps": 2}
+        return Study.model_validate(
+            {"name": "speed", "model": self.model, "data_dir": self.data, "training": training, **what}
+        )
+
+
+@dataclass
+class Clock:
+    """Listens to the training loop, or to Trainer, and notes when steps end."""
+
+    ends: list[float]
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        pass
+
+    def ended(self, outcome: Outcome) -> None:
+        pass
+
+    @property
+    def seconds(self) -> float:
+        """From the end of the warm-up to the last step."""
+        return self.ends[-1] - self.ends[WARM_UP - 1]
+
+
+class Bench:
+    """Measures work of one kind, keeping loaded data and backbones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._works: dict[str, TaskWork] = {}
+        self._backbones: dict[int, Backbone] = {}
+
+    def runs(self, what: dict[str, Any], steps: int) -> tuple[tuple[Run, ...], TaskWork, Backbone]:
+        """The runs of some work, in the order of their pack, with their data and backbone."""
+        study = self.settings.study(what, steps)
+        (task,) = study.tasks
+        if task not in self._works:
+            self._works[task] = prepare(study, task)
+        kept = self._works[task]
+        work = TaskWork(study, kept.task, kept.train, kept.dev, kept.anatomy, kept.fingerprint, kept.sources)
+        outputs = work.task.num_outputs
+        if outputs not in self._backbones:
+            self._backbones[outputs] = load_backbone(study.model, outputs)
+        (pack,) = plan_packs(plan_runs(study), 64)
+        return pack.runs, work, self._backbones[outputs]
+
+    def ours(self, what: dict[str, Any]) -> float:
+        """Samples a second of manytune's own loop."""
+        settings = self.settings
+        steps = WARM_UP + settings.steps
+        runs, work, backbone = self.runs(what, steps)
+        torch.set_num_threads(settings.threads)
+        dtype = hardware.choose_dtype("auto", settings.device)
+        members = [Member(run.seed, work.adaptation(run)) for run in runs]
+        model = PackedModel(backbone, members, dtype=dtype, device=settings.device)
+        data = work.pack_data(runs)
+        few = tuple(rows[:16] for rows in data.select_rows)  # the evaluation at the end is not timed
+        clock = Clock([])
+        data = type(data)(data.train, data.select, data.train_rows, few)
+        train_pack(model, runs, work.task, data, work.study.training, clock)
+        return 16 * len(runs) * settings.steps / clock.seconds
+
+    def trainer(self, what: dict[str, Any], *, best: bool, threads: int) -> float:
+        """Samples a second of Trainer, over the runs of the work one after the other; one run of each kind is timed."""
+        steps = WARM_UP + self.settings.steps
+        runs, work, _ = self.runs(what, steps)
+        kinds = list({run.label: run for run in runs}.values())
+        torch.set_num_threads(threads)
+        seconds = sum(self._train(run, work, steps, best=best) for run in kinds)
+        return 16 * len(kinds) * self.settings.steps / seconds
+
+    def _train(self, run: Run, work: TaskWork, steps: int, *, best: bool) -> float:
+        clock = Clock([])
+
+        class Steps(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.step(0, ())
+
+        cpu = self.settings.device.type == "cpu"
+        bf16 = best and hardware.choose_dtype("auto", self.settings.device) == torch.bfloat16
+        rows = Rows(work.train)
+        longest = int((work.train.offsets[1:] - work.train.offsets[:-1]).max())
+        with tempfile.TemporaryDirectory() as folder:
+            set_seed(run.seed)
+            trainer = Trainer(
+                model=build_model(run, work),
+                args=TrainingArguments(
+                    output_dir=folder,
+                    seed=run.seed,
+                    per_device_train_batch_size=16,
+                    max_steps=steps,
+                    learning_rate=run.method.learning_rate,
+                    weight_decay=0.1,
+                    optim="adamw_torch_fused" if best else "adamw_torch",
+                    train_sampling_strategy="group_by_length" if best else "random",
+                    length_column_name="length",
+                    bf16=bf16,
+                    use_cpu=cpu,
+                    remove_unused_columns=False,
+                    label_names=["labels"],
+                    save_strategy="no",
+                    logging_strategy="no",
+                    report_to="none",
+                    disable_tqdm=True,
+                ),
+                train_dataset=rows,
+                data_collator=collate if best else padded_to(longest),
+                callbacks=[Steps()],
+            )
+            trainer.train()
+        return clock.seconds
+
+    def compare(self) -> list[dict[str, Any]]:
+        """Every kind of work: rounds of ours and of Trainer's two ways, in turn."""
+        threads = (1, 2) if self.settings.device.type == "cpu" else (self.settings.threads,)
+        found = []
+        for name, what in WORK.items():
+            ways: dict[str, Callable[[], float]] = {
+                "manytune": lambda what=what: self.ours(what),
+                "study": lambda what=what: self.trainer(what, best=False, threads=self.settings.threads),
+                **{
+                    f"best, {count} threads": lambda what=what, count=count: self.trainer(
+                        what, best=True, threads=count
+                    )
+                    for count in threads
+                },
+            }
+            rounds: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(self.settings.rounds):
+                for way, measure in ways.items():
+                    rounds[way].append(measure())
+            best = max((way for way in ways if way.startswith("best")), key=lambda way: statistics.median(rounds[way]))
+            medians = {way: statistics.median(values) for way, values in rounds.items()}
+            row = {
+                "work": name,
+                "samples_per_second": rounds,
+                "over_study": medians["manytune"] / medians["study"],
+                "over_best": medians["manytune"] / medians[best],
+                "best_way": best,
+            }
+            found.append(row)
+            print(f"{name}: {medians}, {row['over_study']:.1f}x study, {row['over_best']:.2f}x best", flush=True)
+        return found
+
+    def growth(self) -> list[dict[str, Any]]:
+        """Packs of LoRA r=8 on CoLA by size."""
+        sizes = SIZES[self.settings.device.type]
+        rounds: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(self.settings.rounds):
+            for size in sizes:
+                rounds[size].append(self.ours({"tasks": ["cola"], "seeds": list(range(size)), "methods": [LORA]}))
+        found = [{"runs": size, "samples_per_second": values} for size, values in rounds.items()]
+        for row in found:
+            print(f"pack of {row['runs']}: {statistics.median(row['samples_per_second']):.0f} samples/s", flush=True)
+        return found
+
+    def peak(self, who: str) -> int:
+        """Peak memory of this process, in bytes, after some steps of one kind of work."""
+        if who == "trainer":
+            self.trainer(WORK["full fine-tuning, one run, CoLA"], best=True, threads=self.settings.threads)
+        else:
+            self.ours({"tasks": ["cola"], "seeds": list(range(16)), "methods": [LORA]})
+        if self.settings.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return hardware.PeakMemory(self.settings.device).bytes() or 0
+
+
+def padded_to(length: int) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    """A collator that pads every batch to one length, as the study did."""
+
+    def collator(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        wide = {
+            name: torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]))
+            for name, tensor in batch.items()
+            if name != "labels"
+        }
+        return {**wide, "labels": batch["labels"]}
+
+    return collator
+
+
+def memory(arguments: Sequence[str]) -> dict[str, Any]:
+    """Peak memory of a pack of 16 LoRA runs and of one full run by Trainer, each in a process of its own."""
+    peaks = {}
+    for who in ("trainer", "pack"):
+        command = [sys.executable, __file__, "peak", *arguments, "--who", who]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[who] = int(done.stdout.strip().splitlines()[-1])
+    found = {**peaks, "ratio": peaks["pack"] / peaks["trainer"]}
+    print(f"memory: {found}", flush=True)
+    return found
+
+
+def start(settings: Settings) -> list[float]:
+    """Seconds from the command `manytune run` on CoLA to its first step, caches warm."""
+    found = []
+    for _ in range(settings.rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            study = Path(folder) / "study.yaml"
+            study.write_text(
+                json.dumps(
+                    settings.study({"tasks": ["cola"], "seeds": list(range(8)), "methods": [LORA]}, 1).model_dump(
+                        mode="json", exclude_none=True, exclude_defaults=True
+                    )
+                )
+            )
+            code = (
+                "import sys, time; from manytune import cli, train\n"
+                "real = train._forward_backward\n"
+                "def first(*a, **k):\n    print(time.time(), flush=True); sys.stdout.flush(); import os; os._exit(0)\n"
+                "train._forward_backward = first\n"
+                f"sys.argv = ['manytune', 'run', {str(study)!r}, '--out', {folder + '/out'!r}]\n"
+                "cli.main()"
+            )
+            began = time.time()
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            found.append(float(done.stdout.strip().splitlines()[-1]) - began)
+    print(f"start to first step: {found[1:]} s (first, colder: {found[0]:.1f})", flush=True)
+    return found[1:]
+
+
+def random_weights(architecture: Path, folder: Path) -> str:
+    """A model folder of an architecture, with random weights."""
+    set_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(architecture)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(architecture).save_pretrained(folder)
+    return str(folder)
+
+
+def show(path: Path) -> None:
+    """The tables of docs/performance.md, from a result file."""
+    result = json.loads(path.read_text())
+    print("| work | manytune | Trainer, study | ratio | Trainer, best | ratio |\n|---|---|---|---|---|---|")
+    for row in result.get("compare", ()):
+        ours, study, best = (
+            statistics.median(row["samples_per_second"][way]) for way in ("manytune", "study", row["best_way"])
+        )
+        ratios = row["over_study"], row["over_best"]
+        print(f"| {row['work']} | {ours:.0f} | {study:.0f} | {ratios[0]:.1f} | {best:.0f} | {ratios[1]:.2f} |")
+    print("\n| runs in the pack | samples/s |\n|---|---|")
+    for row in result.get("growth", ()):
+        print(f"| {row['runs']} | {statistics.median(row['samples_per_second']):.0f} |")
+    for name in ("memory", "start", "hardware", "versions", "kernels", "commit", "command"):
+        print(f"\n{name}: {result.get(name)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start; or: show FILE")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
+    parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--who", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help="a JSON file; parts that it has already are replaced")
+    options = parser.parse_args()
+    if options.parts[0] == "show":
+        show(Path(options.parts[1]))
+        return
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_weights(options.architecture, Path(folder)) if options.architecture else options.model
+        device = hardware.choose_device(options.device)
+        settings = Settings(model, options.data, device, options.steps, options.rounds, options.threads)
+        bench = Bench(settings)
+        if options.parts == ["peak"]:
+            print(bench.peak(options.who))
+            return
+        same = ["--model", model, "--device", device.type, "--steps", "10", "--threads", str(options.threads)]
+        measure: dict[str, Callable[[], Any]] = {
+            "compare": bench.compare,
+            "growth": bench.growth,
+            "memory": lambda: memory([*same, *(["--data", options.data] if options.data else [])]),
+            "start": lambda: start(settings),
+        }
+        result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+        for part in options.parts:
+            result[part] = measure[part]()
+        result |= {
+            "model": str(options.architecture or options.model),
+            "device": device.type,
+            "threads": options.threads,
+            "kernels": kernel_path(device),
+            "hardware": hardware.describe(device),
+            "versions": {**hardware.versions(), "peft": __import__("peft").__version__},
+            "commit": hardware.git_commit(),
+            "load_at_end": os.getloadavg(),
+        }
+        if options.out:
+            options.out.write_text(json.dumps(result, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Attention over token-flat batches in torch.
+
+Only attention needs sequences apart from one another. Tokens are regrouped into buckets of sequences padded to
+the same length, where a sequence's bucket depends on its own length alone; padding reads zeros and is masked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manytune.packing.dropout import Drop, attention_dropout_scale
+from manytune.packing.layout import Bucket, Layout
+
+__all__ = ["attend"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, scale: float, drop: Drop | None) -> Tensor:
+    """[T, heads * d]: every token's weighted sum of the values of its own sequence.
+
+    Args:
+        q: [T, heads * d].
+        k: [T, heads * d].
+        v: [T, heads * d].
+        layout: Which tokens belong together.
+        heads: Number of heads.
+        scale: Factor on the scores.
+        drop: Of the weights, keyed by the queries' tokens; None while evaluating.
+    """
+    slots = [_Regroup.apply(x, layout) for x in (q, k, v)]
+    keys = None if drop is None else drop.keys[layout.slot_token]
+    outputs = []
+    for bucket in layout.buckets:
+        q_part, k_part, v_part = (_bucket_view(x, bucket, heads) for x in slots)
+        if drop is None or keys is None:
+            out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bucket.mask, scale=scale)
+        else:
+            last = bucket.first + bucket.sequences * bucket.length
+            shape = (bucket.sequences, heads, bucket.length)
+            factors = attention_dropout_scale(keys[bucket.first : last], drop.site, shape, drop.p, torch.float32)
+            out = _explicit(q_part, k_part, v_part, bucket.mask, scale, factors)
+        outputs.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
+    flat: Tensor = _Flatten.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout)
+    return flat
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, drop: Tensor) -> Tensor:
+    """Attention written out, [S, heads, L, d]: SDPA would draw its dropout from the global generator."""
+    scores = torch.matmul(q * scale, k.mT)
+    if mask is not None:
+        # Added, not filled in: filling by a mask that is broadcast is several times slower.
+        scores.add_(torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf")))
+    return torch.matmul((scores.softmax(-1) * drop).to(v.dtype), v)
+
+
+def _bucket_view(slots: Tensor, bucket: Bucket, heads: int) -> Tensor:
+    """A bucket's slots as [S, heads, L, d]."""
+    part = slots[bucket.first : bucket.first + bucket.sequences * bucket.length]
+    return part.view(bucket.sequences, bucket.length, heads, -1).transpose(1, 2)
+
+
+def _gather(tokens: Tensor, layout: Layout) -> Tensor:
+    """[T, c] → [N, c]; padding slots hold zeros, whatever the tokens hold."""
+    return tokens.index_select(0, layout.slot_token).index_fill_(0, layout.slot_padding, 0)
+
+
+class _Regroup(torch.autograd.Function):
+    """Tokens to slots. Each token has one slot, so the way back is a gather too, not an addition by index."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return _gather(tokens, layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.layout.token_slot), None
+
+
+class _Flatten(torch.autograd.Function):
+    """Slots to tokens: the adjoint of `_Regroup`."""
+
+    @staticmethod
+    def forward(ctx: Any, slots: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        return slots.index_select(0, layout.token_slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _gather(grad, ctx.layout), None

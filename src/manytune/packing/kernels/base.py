@@ -1,0 +1,163 @@
+"""What the kernels are given and what they compute.
+
+Shape letters are those of `layout.py`; n is the number of rows (tokens, or sequences in the last layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from manytune.packing.dropout import Drop
+from manytune.packing.layout import Layout
+
+__all__ = ["AttentionCall", "Drop", "Kernels", "Segments"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The rows of neighbouring runs.
+
+    Attributes:
+        bounds: R + 1 ints; run r holds the rows `bounds[r]:bounds[r + 1]`, counted from the first of them.
+        device: Where the rows are.
+    """
+
+    bounds: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """[R + 1] int64 on the CPU."""
+        return torch.tensor(self.bounds)
+
+    @cached_property
+    def runs(self) -> Tensor:
+        """[n] int64, the run of each row."""
+        counts = self.tensor.diff()
+        return torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
+
+    @cached_property
+    def within(self) -> Tensor:
+        """[n] int64, the place of each row in its run."""
+        starts = self.tensor[:-1].to(self.device)
+        return torch.arange(self.bounds[-1], device=self.device) - starts[self.runs]
+
+    @cached_property
+    def longest(self) -> int:
+        """The rows of the run that has the most."""
+        return int(self.tensor.diff().max())
+
+    def part(self, first: int, last: int) -> Segments:
+        """The runs `first` to `last` - 1 alone."""
+        start = self.bounds[first]
+        return Segments(tuple(bound - start for bound in self.bounds[first : last + 1]), self.device)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention over a packed batch.
+
+    Attributes:
+        layout: The batch.
+        heads: Number of heads.
+        q: [T, heads * d], or [S, heads * d] where only each sequence's first token asks (`first_only`).
+        k: [T, heads * d], rows may be strided.
+        v: [T, heads * d], with the strides of k.
+        bias: [R or 1, 3 * heads * d] fp32, added to q, k and v.
+        scale: Factor on the scores.
+        drop: Of the weights, keyed by the queries' tokens; None while evaluating.
+        first_only: Whether there is one query a sequence.
+    """
+
+    layout: Layout
+    heads: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+    scale: float
+    drop: Drop | None
+    first_only: bool
+
+
+class Kernels(Protocol):
+    """The functions that a packed encoder layer is made of; activations are fp32 or bf16, gradients likewise."""
+
+    name: str
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """[rows of q, heads * d]: every query's weighted sum of the values of its own sequence."""
+
+    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+        """Write the gradients of q, k and v, given that of the output; dk and dv have the same strides."""
+
+    def residual_norm(
+        self,
+        y: Tensor,
+        bias: Tensor,
+        residual: Tensor,
+        segments: Segments,
+        drop: Drop | None,
+        gain: Tensor,
+        shift: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """LayerNorm(residual + drop(y + bias)).
+
+        Args:
+            y: [n, H].
+            bias: [R or 1, H] fp32.
+            residual: [n, H] fp32.
+            segments: Whose rows they are.
+            drop: Keyed dropout of y + bias.
+            gain: [H] fp32.
+            shift: [R or 1, H] fp32.
+            epsilon: Added to the variance.
+
+        Returns:
+            The output [n, H] in fp32; the same in y's dtype; the normed input [n, H] before gain and shift, fp32;
+            1 / its standard deviation [n], fp32.
+        """
+
+    def residual_norm_grad(
+        self,
+        grad: Tensor,
+        grad_low: Tensor | None,
+        normed: Tensor,
+        rstd: Tensor,
+        gain: Tensor,
+        drop: Drop | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the residual [n, H] fp32, made in `grad`, and of y [n, H], from those of the two outputs."""
+
+    def norm_sums(
+        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of shift and gain for each run, [R, H] fp32 each."""
+
+    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
+        """[R, c] fp32: the sum of each run's rows [n, c], in the order of the rows."""
+
+    def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        """GELU(x + bias), exact: u Φ(u) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+
+    def gelu_grad_(self, grad: Tensor, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        """The gradient of x, made in `grad`."""
+
+    def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
+        """[R, longest, c]: each run's rows of drop(x) [n, c], padded with zeros."""
+
+    def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
+        """Y [n, c] += drop(rows of padded [R, longest, c]): the adjoint of `pad`."""
+
+    def drop_(self, x: Tensor, drop: Drop) -> Tensor:
+        """Drop out rows of x [n, c], in place."""

@@ -1,0 +1,305 @@
+"""Kernels in C++, compiled once for this processor and kept in the user's cache.
+
+Compiling takes a few seconds, loading milliseconds. The library has a plain C interface and is called through
+ctypes, so neither torch's headers nor its build tools are needed, and shares torch's OpenMP threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manytune.packing.dropout import Drop
+from manytune.packing.kernels.base import AttentionCall, Segments
+
+__all__ = ["Compiled", "compiled_library"]
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
+"""Flags that not every compiler knows, tried in this order."""
+
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_TYPES = {
+    "p": ctypes.c_void_p,
+    "l": ctypes.c_int64,
+    "i": ctypes.c_int32,
+    "u": ctypes.c_uint32,
+    "f": ctypes.c_float,
+}
+_DROP = "puifp"
+_SIGNATURES = {
+    "attention_forward": "ppli",
+    "attention_backward": "pplplppli",
+    "residual_norm_forward": f"pplpp{_DROP}pplfllppppi",
+    "residual_norm_backward": f"ppppp{_DROP}llpi",
+    "norm_sums": "ppppllppi",
+    "segment_sums": "plpllpi",
+    "gelu_forward": "pplpllpi",
+    "gelu_backward": "ppplplli",
+    "pad": f"plplll{_DROP}pi",
+    "unpad_add": f"pplll{_DROP}pli",
+    "drop": f"p{_DROP}lli",
+}
+"""The arguments of each function of kernels.cpp: pointer, int64, int32, uint32, float; the last is the threads."""
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v")),
+        ("q_ld", ctypes.c_int64),
+        ("kv_ld", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("bias_ld", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "runs", "keys")),
+        *((name, ctypes.c_int64) for name in ("sequences", "heads", "width")),
+        ("first_only", ctypes.c_int32),
+        ("site", ctypes.c_uint32),
+        ("threshold", ctypes.c_int32),
+        ("kept", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def compiled_library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there is no C++ compiler that can make them."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        return None
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manytune"
+    digest = hashlib.sha256("\x1f".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor())).encode())
+    library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
+    if not library.is_file() and not _compile(compiler, library):
+        return None
+    loaded = ctypes.CDLL(str(library))
+    for name, signature in _SIGNATURES.items():
+        for suffix in _SUFFIXES.values():
+            function = getattr(loaded, f"{name}_{suffix}")
+            function.argtypes = [_TYPES[letter] for letter in signature]
+            function.restype = None
+    return loaded
+
+
+def _compile(compiler: str, library: Path) -> bool:
+    """Compile into the cache, whole or not at all; whether that went well."""
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            for optional in _OPTIONAL:
+                command = [compiler, *_FLAGS, *optional, str(_SOURCE), "-o", str(made)]
+                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                    made.replace(library)
+                    return True
+    except OSError:
+        pass
+    return False
+
+
+def _processor() -> str:
+    """What tells processors apart that need different code: a home folder may be shared by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    except OSError:
+        return platform.machine() + platform.processor()
+
+
+class Compiled:
+    """The functions of kernels.cpp; see `Kernels` for what they compute."""
+
+    name = "compiled"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {
+            (name, dtype): getattr(library, f"{name}_{suffix}")
+            for name in _SIGNATURES
+            for dtype, suffix in _SUFFIXES.items()
+        }
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        out = torch.empty(call.q.shape, dtype=call.q.dtype)
+        struct, kept = _attention(call)
+        self._call("attention_forward", call.q.dtype, ctypes.addressof(struct), out, out.stride(0))
+        del kept
+        return out
+
+    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+        struct, kept = _attention(call)
+        self._call(
+            "attention_backward",
+            call.q.dtype,
+            ctypes.addressof(struct),
+            grad,
+            grad.stride(0),
+            dq,
+            dq.stride(0),
+            dk,
+            dv,
+            dk.stride(0),
+        )
+        del kept
+
+    def residual_norm(
+        self,
+        y: Tensor,
+        bias: Tensor,
+        residual: Tensor,
+        segments: Segments,
+        drop: Drop | None,
+        gain: Tensor,
+        shift: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, width = y.shape
+        normed, out = torch.empty(rows, width), torch.empty(rows, width)
+        rstd, low = torch.empty(rows), torch.empty_like(y)
+        self._call(
+            "residual_norm_forward",
+            y.dtype,
+            y,
+            bias,
+            _stride(bias),
+            residual,
+            segments.runs,
+            *_drop(drop, width),
+            gain,
+            shift,
+            _stride(shift),
+            epsilon,
+            rows,
+            width,
+            normed,
+            rstd,
+            out,
+            low,
+        )
+        return out, low, normed, rstd
+
+    def residual_norm_grad(
+        self,
+        grad: Tensor,
+        grad_low: Tensor | None,
+        normed: Tensor,
+        rstd: Tensor,
+        gain: Tensor,
+        drop: Drop | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        rows, width = grad.shape
+        grad_y = torch.empty(rows, width, dtype=dtype)
+        self._call(
+            "residual_norm_backward",
+            dtype,
+            grad,
+            grad_low,
+            normed,
+            rstd,
+            gain,
+            *_drop(drop, width),
+            rows,
+            width,
+            grad_y,
+        )
+        return grad, grad_y
+
+    def norm_sums(
+        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        width = grad.shape[1]
+        shift, gain = torch.empty(len(segments), width), torch.empty(len(segments), width)
+        dtype = torch.float32 if grad_low is None else grad_low.dtype
+        self._call("norm_sums", dtype, grad, grad_low, normed, segments.tensor, len(segments), width, shift, gain)
+        return shift, gain
+
+    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
+        width = rows.shape[1]
+        sums = torch.empty(len(segments), width)
+        self._call("segment_sums", rows.dtype, rows, rows.stride(0), segments.tensor, len(segments), width, sums)
+        return sums
+
+    def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        out = torch.empty_like(x)
+        self._call("gelu_forward", x.dtype, x, bias, _stride(bias), segments.runs, *x.shape, out)
+        return out
+
+    def gelu_grad_(self, grad: Tensor, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        self._call("gelu_backward", x.dtype, grad, x, bias, _stride(bias), segments.runs, *x.shape)
+        return grad
+
+    def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
+        out = torch.empty(len(segments), segments.longest, x.shape[1], dtype=x.dtype)
+        self._call("pad", x.dtype, x, x.stride(0), segments.tensor, *out.shape, *_drop(drop, x.shape[1]), out)
+        return out
+
+    def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
+        width = y.shape[1]
+        self._call(
+            "unpad_add",
+            y.dtype,
+            padded,
+            segments.tensor,
+            *padded.shape,
+            *_drop(drop, width),
+            y,
+            y.stride(0),
+        )
+
+    def drop_(self, x: Tensor, drop: Drop) -> Tensor:
+        self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape)
+        return x
+
+    def _call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        self._functions[name, dtype](*plain, torch.get_num_threads())
+
+
+def _stride(bias: Tensor) -> int:
+    """Floats from one run's bias to the next; 0 where all runs share one."""
+    return bias.stride(0) if len(bias) > 1 else 0
+
+
+def _drop(drop: Drop | None, width: int) -> tuple[Any, ...]:
+    if drop is None:
+        return None, 0, 0, 1.0, None
+    return drop.keys, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept, drop.channels(width)
+
+
+def _attention(call: AttentionCall) -> tuple[_Attention, tuple[Tensor, ...]]:
+    """The C struct, and the tensors that it points into."""
+    layout, drop = call.layout, call.drop
+    struct = _Attention(
+        q=call.q.data_ptr(),
+        k=call.k.data_ptr(),
+        v=call.v.data_ptr(),
+        q_ld=call.q.stride(0),
+        kv_ld=call.k.stride(0),
+        bias=call.bias.data_ptr(),
+        bias_ld=_stride(call.bias),
+        starts=layout.starts.data_ptr(),
+        lengths=layout.lengths.data_ptr(),
+        runs=layout.sequence_run.data_ptr(),
+        keys=None if drop is None else drop.keys.data_ptr(),
+        sequences=len(layout.starts),
+        heads=call.heads,
+        width=call.q.shape[1] // call.heads,
+        first_only=call.first_only,
+        site=0 if drop is None else drop.site & 0xFFFFFFFF,
+        threshold=0 if drop is None else drop.threshold,
+        kept=1.0 if drop is None else drop.kept,
+        scale=call.scale,
+    )
+    return struct, (call.bias,)

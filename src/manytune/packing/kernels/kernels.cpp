@@ -1,0 +1,627 @@
+// The element-wise work and the attention of a packed encoder layer, fused.
+//
+// Every function has a twin of the same name in plain.py, which says in torch what is computed here; the tests hold
+// the two together. Rows are tokens (or, in the last layer, sequences), sorted by run. T is the type of activations
+// (float or bf16); sums, norms, softmax and residuals are float. Nothing here draws from a generator: dropout masks
+// are hashes of keys (dropout.py). No result depends on the number of threads or on a neighbouring run.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float as_float(uint32_t x) {
+  float f;
+  std::memcpy(&f, &x, 4);
+  return f;
+}
+
+inline uint32_t as_bits(float f) {
+  uint32_t x;
+  std::memcpy(&x, &f, 4);
+  return x;
+}
+
+inline float get(float x) { return x; }
+inline float get(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
+inline void put(float& to, float x) { to = x; }
+inline void put(bf16& to, float x) {  // to the nearest, ties to even, as torch rounds
+  const uint32_t bits = as_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = uint16_t(x != x ? 0x7fc0 : rounded);
+}
+
+// ---- keyed randomness: the hash of dropout.py ----
+
+constexpr uint32_t kMultiply1 = 0x7feb352d, kMultiply2 = 0x846ca68b, kGolden = 0x9e3779b9;
+constexpr uint32_t kHeadStride = 1 << 16;
+
+inline uint32_t finish(uint32_t x) {
+  x *= kMultiply1;
+  x ^= x >> 15;
+  x *= kMultiply2;
+  return x ^ (x >> 16);
+}
+
+inline uint32_t mix(uint32_t x) { return finish(x ^ (x >> 16)); }
+
+// The 16-bit hashes of 2 * pairs channels of the row whose mixed key is `row`.
+inline void hash_row(uint32_t row, const uint32_t* channels, int64_t pairs, uint32_t* hashes) {
+#pragma omp simd
+  for (int64_t i = 0; i < pairs; ++i) hashes[i] = finish(row ^ channels[i]);
+}
+
+inline int16_t half(const uint32_t* hashes, int64_t channel) {
+  return int16_t(hashes[channel >> 1] >> ((channel & 1) * 16));
+}
+
+// What each channel of a row is multiplied with: 0, or 1 / (1 - p).
+inline void row_factors(uint32_t key, uint32_t site, const uint32_t* channels, int64_t width, int32_t threshold,
+                        float kept, uint32_t* hashes, float* factors) {
+  hash_row(mix(key ^ site), channels, (width + 1) / 2, hashes);
+  int16_t halves[16];
+  int64_t c = 0;
+  for (; c + 16 <= width; c += 16) {
+    std::memcpy(halves, hashes + c / 2, 32);
+#pragma omp simd
+    for (int64_t i = 0; i < 16; ++i) factors[c + i] = halves[i] >= threshold ? kept : 0.0f;
+  }
+  for (; c < width; ++c) factors[c] = half(hashes, c) >= threshold ? kept : 0.0f;
+}
+
+// ---- elementary functions, which the compiler turns into vector code ----
+
+inline float exponential(float x) {  // 2^n * p(r), |relative error| < 2e-7
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = std::floor(x * 1.44269504f + 0.5f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * as_float(uint32_t(int32_t(n) + 127) << 23);
+}
+
+// The normal distribution's Φ and exp(-x² / 2), by Abramowitz & Stegun 7.1.26 (error of erf below 1.5e-7).
+inline float normal_cdf(float x, float bell) {
+  const float z = std::fabs(x) * 0.70710678f;
+  const float t = 1.0f / (1.0f + 0.3275911f * z);
+  const float poly = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  const float tail = 0.5f * poly * bell;
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+
+// ---- a product of small matrices: C = A B, or C += A B ----
+
+typedef float v16 __attribute__((vector_size(64), aligned(4)));
+
+template <int M, int N>
+inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
+                 bool add) {
+  v16 sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = v16{};
+  for (int64_t i = 0; i < k; ++i) {
+    v16 row[N];
+    for (int n = 0; n < N; ++n) std::memcpy(&row[n], b + i * ldb + 16 * n, 64);
+    for (int m = 0; m < M; ++m) {
+      const float x = a[m * am + i * ak];
+      for (int n = 0; n < N; ++n) sums[m][n] += x * row[n];
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      float* to = c + m * ldc + 16 * n;
+      if (add) {
+        v16 old;
+        std::memcpy(&old, to, 64);
+        sums[m][n] += old;
+      }
+      std::memcpy(to, &sums[m][n], 64);
+    }
+}
+
+// A is [m, k] with the strides am and ak, B is [k, n] with rows of ldb; n is a multiple of 16.
+void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb,
+             float* c, int64_t ldc, bool add = false) {
+  for (int64_t col = 0; col < n;) {
+    const int wide = n - col >= 32 ? 2 : 1;
+    int64_t row = 0;
+    for (; row + 6 <= m; row += 6) {
+      const float* at = a + row * am;
+      float* to = c + row * ldc + col;
+      if (wide == 2) tile<6, 2>(k, at, am, ak, b + col, ldb, to, ldc, add);
+      else tile<6, 1>(k, at, am, ak, b + col, ldb, to, ldc, add);
+    }
+    for (; row + 2 <= m; row += 2) {
+      const float* at = a + row * am;
+      float* to = c + row * ldc + col;
+      if (wide == 2) tile<2, 2>(k, at, am, ak, b + col, ldb, to, ldc, add);
+      else tile<2, 1>(k, at, am, ak, b + col, ldb, to, ldc, add);
+    }
+    for (; row < m; ++row) tile<1, 1>(k, a + row * am, am, ak, b + col, ldb, c + row * ldc + col, ldc, add),
+                           wide == 2 ? tile<1, 1>(k, a + row * am, am, ak, b + col + 16, ldb, c + row * ldc + col + 16, ldc, add) : void();
+    col += 16 * wide;
+  }
+}
+
+inline int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
+
+// ---- attention ----
+
+template <typename T>
+struct Attention {
+  const T *q, *k, *v;          // [rows, ld]; the heads' columns side by side
+  int64_t q_ld, kv_ld;
+  const float* bias;           // [runs or 1, 3 * heads * width]: of q, k and v
+  int64_t bias_ld;             // 0 where all runs share one
+  const int64_t *starts, *lengths, *runs;  // of each sequence: first token, tokens, run
+  const int32_t* keys;         // of the tokens; null: no dropout
+  int64_t sequences, heads, width;
+  int32_t first_only;          // one query a sequence, its first token, in row s of q and of the output
+  uint32_t site;
+  int32_t threshold;
+  float kept, scale;
+};
+
+// The workspace of one thread, for sequences of up to `longest` tokens.
+struct Space {
+  int64_t wide, padded;
+  std::vector<float> memory;
+  std::vector<uint32_t> channels, hashes;
+  float *q, *k, *kt, *v, *vt, *p, *m, *g, *d, *gk;
+  Space(int64_t longest, int64_t width) : wide(up16(width)), padded(up16(longest)), channels(padded), hashes(padded) {
+    const int64_t flat = padded * wide, square = padded * padded;
+    memory.assign(7 * flat + 3 * square, 0.0f);
+    float* at = memory.data();
+    for (float** part : {&q, &k, &kt, &v, &vt, &d, &gk}) *part = at, at += flat;
+    for (float** part : {&p, &m, &g}) *part = at, at += square;
+  }
+};
+
+template <typename T>
+inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t wide, float* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) to[i * wide + c] = get(from[i * ld + c]) + bias[c];
+    for (int64_t c = width; c < wide; ++c) to[i * wide + c] = 0.0f;
+  }
+}
+
+inline void transpose(const float* from, int64_t rows, int64_t width, int64_t wide, float* to, int64_t padded) {
+  for (int64_t c = 0; c < width; ++c) {
+    for (int64_t i = 0; i < rows; ++i) to[c * padded + i] = from[i * wide + c];
+    for (int64_t i = rows; i < padded; ++i) to[c * padded + i] = 0.0f;
+  }
+}
+
+// Fetches one head of one sequence and makes p, the weights before dropout, and m, what each is multiplied with.
+template <typename T>
+void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
+  const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length), hidden = a.heads * a.width;
+  const int64_t first = a.starts[s], column = head * a.width, q_row = a.first_only ? s : first;
+  const float* bias = a.bias + a.runs[s] * a.bias_ld + column;
+  fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.wide, w.q);
+  fetch(a.k + first * a.kv_ld + column, a.kv_ld, bias + hidden, length, a.width, w.wide, w.k);
+  fetch(a.v + first * a.kv_ld + column, a.kv_ld, bias + 2 * hidden, length, a.width, w.wide, w.v);
+  transpose(w.k, length, a.width, w.wide, w.kt, padded);
+  product(queries, padded, a.width, w.q, w.wide, 1, w.kt, padded, w.p, padded);
+  for (int64_t i = 0; i < queries; ++i) {
+    float* row = w.p + i * padded;
+    float most = -INFINITY, sum = 0.0f;
+#pragma omp simd reduction(max : most)
+    for (int64_t j = 0; j < length; ++j) most = std::max(most, row[j]);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < length; ++j) {
+      const float x = (row[j] - most) * a.scale;
+      row[j] = x != x ? x : exponential(x);  // a NaN stays one
+      sum += row[j];
+    }
+    const float share = 1.0f / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < length; ++j) row[j] *= share;
+    for (int64_t j = length; j < padded; ++j) row[j] = 0.0f;
+  }
+  if (!a.keys) return;
+  const int64_t pairs = (length + 1) / 2;
+#pragma omp simd
+  for (int64_t i = 0; i < pairs; ++i) w.channels[i] = mix((uint32_t(head) * kHeadStride + uint32_t(i) + 1) * kGolden);
+  for (int64_t i = 0; i < queries; ++i) {
+    hash_row(mix(uint32_t(a.keys[first + i]) ^ a.site), w.channels.data(), pairs, w.hashes.data());
+    const int16_t* halves = reinterpret_cast<const int16_t*>(w.hashes.data());
+    float* row = w.m + i * padded;
+#pragma omp simd
+    for (int64_t j = 0; j < length; ++j) row[j] = halves[j] >= a.threshold ? a.kept : 0.0f;
+    for (int64_t j = length; j < padded; ++j) row[j] = 0.0f;
+  }
+}
+
+int64_t longest_of(const int64_t* lengths, int64_t sequences) {
+  return *std::max_element(lengths, lengths + sequences);
+}
+
+template <typename T>
+void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int threads) {
+  const int64_t longest = longest_of(a.lengths, a.sequences);
+#pragma omp parallel num_threads(threads)
+  {
+    Space w(longest, a.width);
+#pragma omp for schedule(dynamic, 8)
+    for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
+      const int64_t s = task / a.heads, head = task % a.heads;
+      weights(a, s, head, w);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length);
+      if (a.keys)
+#pragma omp simd
+        for (int64_t i = 0; i < queries * padded; ++i) w.p[i] *= w.m[i];
+      product(queries, w.wide, length, w.p, padded, 1, w.v, w.wide, w.d, w.wide);
+      T* to = out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width;
+      for (int64_t i = 0; i < queries; ++i)
+#pragma omp simd
+        for (int64_t c = 0; c < a.width; ++c) put(to[i * out_ld + c], w.d[i * w.wide + c]);
+    }
+  }
+}
+
+template <typename T>
+inline void store(const float* from, int64_t rows, int64_t width, int64_t wide, float scale, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i)
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * wide + c]);
+}
+
+template <typename T>
+void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T* dq, int64_t dq_ld, T* dk, T* dv,
+                        int64_t dkv_ld, int threads) {
+  const int64_t longest = longest_of(a.lengths, a.sequences);
+#pragma omp parallel num_threads(threads)
+  {
+    Space w(longest, a.width);
+#pragma omp for schedule(dynamic, 8)
+    for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
+      const int64_t s = task / a.heads, head = task % a.heads;
+      weights(a, s, head, w);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length);
+      const int64_t first = a.starts[s], row0 = a.first_only ? s : first, column = head * a.width;
+      // d: the output's gradient. g: the weights' gradient, then that of the scores.
+      for (int64_t i = 0; i < queries; ++i) {
+#pragma omp simd
+        for (int64_t c = 0; c < a.width; ++c) w.d[i * w.wide + c] = get(grad[(row0 + i) * grad_ld + column + c]);
+        for (int64_t c = a.width; c < w.wide; ++c) w.d[i * w.wide + c] = 0.0f;
+      }
+      transpose(w.v, length, a.width, w.wide, w.vt, padded);
+      product(queries, padded, a.width, w.d, w.wide, 1, w.vt, padded, w.g, padded);
+      for (int64_t i = 0; i < queries; ++i) {
+        float *p = w.p + i * padded, *m = w.m + i * padded, *g = w.g + i * padded;
+        float dot = 0.0f;
+        if (a.keys)
+#pragma omp simd
+          for (int64_t j = 0; j < length; ++j) g[j] *= m[j];
+#pragma omp simd reduction(+ : dot)
+        for (int64_t j = 0; j < length; ++j) dot += g[j] * p[j];
+#pragma omp simd
+        for (int64_t j = 0; j < length; ++j) g[j] = p[j] * (g[j] - dot);
+        if (a.keys)
+#pragma omp simd
+          for (int64_t j = 0; j < length; ++j) p[j] *= m[j];
+      }
+      product(length, w.wide, queries, w.p, 1, padded, w.d, w.wide, w.gk, w.wide);
+      store(w.gk, length, a.width, w.wide, 1.0f, dv + first * dkv_ld + column, dkv_ld);
+      product(length, w.wide, queries, w.g, 1, padded, w.q, w.wide, w.gk, w.wide);
+      store(w.gk, length, a.width, w.wide, a.scale, dk + first * dkv_ld + column, dkv_ld);
+      product(queries, w.wide, length, w.g, padded, 1, w.k, w.wide, w.gk, w.wide);
+      store(w.gk, queries, a.width, w.wide, a.scale, dq + row0 * dq_ld + column, dq_ld);
+    }
+  }
+}
+
+// ---- dropout, residual and LayerNorm ----
+
+template <typename T>
+void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const float* residual, const int64_t* runs,
+                           const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+                           const float* gain, const float* shift, int64_t shift_ld, float epsilon, int64_t rows,
+                           int64_t width, float* normed, float* rstd, float* out, T* low, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> factors(width + 16), z(width);
+    std::vector<uint32_t> hashes(width / 2 + 16);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < rows; ++t) {
+      const float* b = bias + runs[t] * bias_ld;
+      const float* s = shift + runs[t] * shift_ld;
+      const T* from = y + t * width;
+      const float* r = residual + t * width;
+      float sum = 0.0f, square = 0.0f;
+      if (keys) {
+        row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
+                    hashes.data(), factors.data());
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < width; ++c) {
+          z[c] = r[c] + (get(from[c]) + b[c]) * factors[c];
+          sum += z[c];
+        }
+      } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < width; ++c) {
+          z[c] = r[c] + get(from[c]) + b[c];
+          sum += z[c];
+        }
+      }
+      const float mean = sum / float(width);
+#pragma omp simd reduction(+ : square)
+      for (int64_t c = 0; c < width; ++c) square += (z[c] - mean) * (z[c] - mean);
+      const float inverse = 1.0f / std::sqrt(square / float(width) + epsilon);
+      rstd[t] = inverse;
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) {
+        const float n = (z[c] - mean) * inverse, o = n * gain[c] + s[c];
+        normed[t * width + c] = n;
+        out[t * width + c] = o;
+        put(low[t * width + c], o);
+      }
+    }
+  }
+}
+
+// grad and grad_low are the gradients of `out` and `low`; grad becomes that of the residual.
+template <typename T>
+void residual_norm_backward(float* grad, const T* grad_low, const float* normed, const float* rstd, const float* gain,
+                            const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+                            int64_t rows, int64_t width, T* grad_y, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> factors(width + 16, 1.0f), g(width);
+    std::vector<uint32_t> hashes(width / 2 + 16);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < rows; ++t) {
+      float* at = grad + t * width;
+      const float* n = normed + t * width;
+      float sum = 0.0f, dot = 0.0f;
+      if (grad_low) {
+        const T* other = grad_low + t * width;
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) g[c] = (at[c] + get(other[c])) * gain[c];
+      } else {
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) g[c] = at[c] * gain[c];
+      }
+#pragma omp simd reduction(+ : sum, dot)
+      for (int64_t c = 0; c < width; ++c) {
+        sum += g[c];
+        dot += g[c] * n[c];
+      }
+      const float mean = sum / float(width), slope = dot / float(width), inverse = rstd[t];
+      if (keys)
+        row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
+                    hashes.data(), factors.data());
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) {
+        const float d = (g[c] - mean - n[c] * slope) * inverse;
+        at[c] = d;
+        put(grad_y[t * width + c], d * factors[c]);
+      }
+    }
+  }
+}
+
+// Sums over each run's rows of the gradient of a norm's output (its bias's gradient) and, if `dgain`, of that times
+// the normed input (its weight's gradient).
+template <typename T>
+void norm_sums(const float* grad, const T* grad_low, const float* normed, const int64_t* bounds, int64_t runs,
+               int64_t width, float* dshift, float* dgain, int threads) {
+  const int64_t block = 64, blocks = (width + block - 1) / block;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < runs; ++r)
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t c0 = b * block, n = std::min(block, width - c0);
+      float shift[block] = {}, slope[block] = {};
+      for (int64_t t = bounds[r]; t < bounds[r + 1]; ++t) {
+        const float *g = grad + t * width + c0, *x = normed + t * width + c0;
+        float total[block];
+        for (int64_t c = 0; c < n; ++c) total[c] = g[c];
+        if (grad_low)
+          for (int64_t c = 0; c < n; ++c) total[c] += get(grad_low[t * width + c0 + c]);
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) {
+          shift[c] += total[c];
+          slope[c] += total[c] * x[c];
+        }
+      }
+      std::copy(shift, shift + n, dshift + r * width + c0);
+      if (dgain) std::copy(slope, slope + n, dgain + r * width + c0);
+    }
+}
+
+// [runs, width]: the sum of each run's rows.
+template <typename T>
+void segment_sums(const T* rows, int64_t ld, const int64_t* bounds, int64_t runs, int64_t width, float* sums,
+                  int threads) {
+  const int64_t block = 64, blocks = (width + block - 1) / block;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
+  for (int64_t r = 0; r < runs; ++r)
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t c0 = b * block, n = std::min(block, width - c0);
+      float sum[block] = {};
+      for (int64_t t = bounds[r]; t < bounds[r + 1]; ++t)
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) sum[c] += get(rows[t * ld + c0 + c]);
+      std::copy(sum, sum + n, sums + r * width + c0);
+    }
+}
+
+// ---- GELU ----
+
+template <typename T>
+void gelu_forward(const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, int64_t rows, int64_t width,
+                  T* out, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < rows; ++t) {
+    const float* b = bias + runs[t] * bias_ld;
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      const float u = get(x[t * width + c]) + b[c];
+      put(out[t * width + c], u * normal_cdf(u, exponential(-0.5f * u * u)));
+    }
+  }
+}
+
+// grad becomes the gradient of the input.
+template <typename T>
+void gelu_backward(T* grad, const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, int64_t rows,
+                   int64_t width, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < rows; ++t) {
+    const float* b = bias + runs[t] * bias_ld;
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      const float u = get(x[t * width + c]) + b[c], bell = exponential(-0.5f * u * u);
+      const float slope = normal_cdf(u, bell) + u * bell * 0.39894228f;
+      put(grad[t * width + c], get(grad[t * width + c]) * slope);
+    }
+  }
+}
+
+// ---- the inputs and outputs of LoRA's products: each run's rows padded to one length, dropped out ----
+
+template <typename T>
+void pad(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
+         const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels, T* out,
+         int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> factors(width + 16, 1.0f);
+    std::vector<uint32_t> hashes(width / 2 + 16);
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t r = 0; r < runs; ++r)
+      for (int64_t i = 0; i < longest; ++i) {
+        T* to = out + (r * longest + i) * width;
+        const int64_t t = bounds[r] + i;
+        if (t >= bounds[r + 1]) {
+          std::memset(to, 0, size_t(width) * sizeof(T));
+        } else if (!keys) {
+          std::memcpy(to, x + t * ld, size_t(width) * sizeof(T));
+        } else {
+          row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
+                      hashes.data(), factors.data());
+          const T* from = x + t * ld;
+#pragma omp simd
+          for (int64_t c = 0; c < width; ++c) put(to[c], get(from[c]) * factors[c]);
+        }
+      }
+  }
+}
+
+// y += the padded rows, dropped out.
+template <typename T>
+void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
+               const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels, T* y,
+               int64_t ld, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> factors(width + 16, 1.0f);
+    std::vector<uint32_t> hashes(width / 2 + 16);
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t r = 0; r < runs; ++r)
+      for (int64_t i = 0; i < longest; ++i) {
+        const int64_t t = bounds[r] + i;
+        if (t >= bounds[r + 1]) continue;
+        const T* from = padded + (r * longest + i) * width;
+        T* to = y + t * ld;
+        if (keys)
+          row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
+                      hashes.data(), factors.data());
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) put(to[c], get(to[c]) + get(from[c]) * factors[c]);
+      }
+  }
+}
+
+// ---- dropout of rows, in place ----
+
+template <typename T>
+void drop(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+          int64_t rows, int64_t width, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> factors(width + 16);
+    std::vector<uint32_t> hashes(width / 2 + 16);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < rows; ++t) {
+      row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
+                  hashes.data(), factors.data());
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) put(x[t * width + c], get(x[t * width + c]) * factors[c]);
+    }
+  }
+}
+
+}  // namespace
+
+// One C function for each template and type; kernels/__init__.py declares them.
+#define FOR_TYPE(T, SUFFIX)                                                                                            \
+  extern "C" void attention_forward_##SUFFIX(const Attention<T>* a, T* out, int64_t out_ld, int threads) {             \
+    attention_forward(*a, out, out_ld, threads);                                                                       \
+  }                                                                                                                    \
+  extern "C" void attention_backward_##SUFFIX(const Attention<T>* a, const T* grad, int64_t grad_ld, T* dq,            \
+                                              int64_t dq_ld, T* dk, T* dv, int64_t dkv_ld, int threads) {              \
+    attention_backward(*a, grad, grad_ld, dq, dq_ld, dk, dv, dkv_ld, threads);                                         \
+  }                                                                                                                    \
+  extern "C" void residual_norm_forward_##SUFFIX(                                                                      \
+      const T* y, const float* bias, int64_t bias_ld, const float* residual, const int64_t* runs, const int32_t* keys, \
+      uint32_t site, int32_t threshold, float kept, const int32_t* channels, const float* gain, const float* shift,    \
+      int64_t shift_ld, float epsilon, int64_t rows, int64_t width, float* normed, float* rstd, float* out, T* low,    \
+      int threads) {                                                                                                   \
+    residual_norm_forward(y, bias, bias_ld, residual, runs, keys, site, threshold, kept, channels, gain, shift,        \
+                          shift_ld, epsilon, rows, width, normed, rstd, out, low, threads);                            \
+  }                                                                                                                    \
+  extern "C" void residual_norm_backward_##SUFFIX(                                                                     \
+      float* grad, const T* grad_low, const float* normed, const float* rstd, const float* gain, const int32_t* keys,  \
+      uint32_t site, int32_t threshold, float kept, const int32_t* channels, int64_t rows, int64_t width, T* grad_y,   \
+      int threads) {                                                                                                   \
+    residual_norm_backward(grad, grad_low, normed, rstd, gain, keys, site, threshold, kept, channels, rows, width,     \
+                           grad_y, threads);                                                                           \
+  }                                                                                                                    \
+  extern "C" void norm_sums_##SUFFIX(const float* grad, const T* grad_low, const float* normed, const int64_t* bounds, \
+                                     int64_t runs, int64_t width, float* dshift, float* dgain, int threads) {          \
+    norm_sums(grad, grad_low, normed, bounds, runs, width, dshift, dgain, threads);                                    \
+  }                                                                                                                    \
+  extern "C" void segment_sums_##SUFFIX(const T* rows, int64_t ld, const int64_t* bounds, int64_t runs, int64_t width, \
+                                        float* sums, int threads) {                                                    \
+    segment_sums(rows, ld, bounds, runs, width, sums, threads);                                                        \
+  }                                                                                                                    \
+  extern "C" void gelu_forward_##SUFFIX(const T* x, const float* bias, int64_t bias_ld, const int64_t* runs,           \
+                                        int64_t rows, int64_t width, T* out, int threads) {                            \
+    gelu_forward(x, bias, bias_ld, runs, rows, width, out, threads);                                                   \
+  }                                                                                                                    \
+  extern "C" void gelu_backward_##SUFFIX(T* grad, const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, \
+                                         int64_t rows, int64_t width, int threads) {                                   \
+    gelu_backward(grad, x, bias, bias_ld, runs, rows, width, threads);                                                 \
+  }                                                                                                                    \
+  extern "C" void pad_##SUFFIX(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t longest,           \
+                               int64_t width, const int32_t* keys, uint32_t site, int32_t threshold, float kept,       \
+                               const int32_t* channels, T* out, int threads) {                                         \
+    pad(x, ld, bounds, runs, longest, width, keys, site, threshold, kept, channels, out, threads);                     \
+  }                                                                                                                    \
+  extern "C" void unpad_add_##SUFFIX(const T* padded, const int64_t* bounds, int64_t runs, int64_t longest,            \
+                                     int64_t width, const int32_t* keys, uint32_t site, int32_t threshold, float kept, \
+                                     const int32_t* channels, T* y, int64_t ld, int threads) {                         \
+    unpad_add(padded, bounds, runs, longest, width, keys, site, threshold, kept, channels, y, ld, threads);            \
+  }                                                                                                                    \
+  extern "C" void drop_##SUFFIX(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept,               \
+                                const int32_t* channels, int64_t rows, int64_t width, int threads) {                   \
+    drop(x, keys, site, threshold, kept, channels, rows, width, threads);                                              \
+  }
+
+FOR_TYPE(float, f32)
+FOR_TYPE(bf16, bf16)

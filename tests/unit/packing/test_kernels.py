@@ -1,0 +1,363 @@
+"""The compiled kernels against the plain ones, and the plain ones against autograd."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from manytune.packing.dropout import Drop, Keys, generator, site_key
+from manytune.packing.kernels import AttentionCall, Kernels, Segments, choose_kernels
+from manytune.packing.kernels.compiled import Compiled, compiled_library
+from manytune.packing.kernels.plain import Plain
+from manytune.packing.layout import Layout, build_layout
+from tiny import random_rows
+
+PLAIN = Plain()
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
+"""Two bf16 roundings of one number may fall on either side; the sums before them are fp32."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Compiled:
+    library = compiled_library()
+    if library is None:
+        pytest.skip("no C++ compiler on this machine: the compiled kernels cannot be made")
+    return Compiled(library)
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return PLAIN if request.param == "plain" else request.getfixturevalue("compiled")
+
+
+def layout_of(runs: int, per_run: int = 3, longest: int = 21) -> Layout:
+    data = random_rows(runs * per_run, longest=longest, seed=runs)
+    return build_layout(data, [np.arange(run * per_run, (run + 1) * per_run) for run in range(runs)])
+
+
+class Rows:
+    """Some rows of a packed batch, and what comes with them."""
+
+    def __init__(self, runs: int, width: int, dtype: torch.dtype, p: float, seed: int = 0) -> None:
+        self.layout = layout_of(runs)
+        self.segments = Segments(self.layout.token_bounds, torch.device("cpu"))
+        self.draw = generator("kernels", seed)
+        self.dtype = dtype
+        self.width = width
+        keys = Keys.build(self.layout, list(range(runs)), 3)
+        self.drop = Drop(keys.tokens, site_key("site", 0), p) if p else None
+
+    def fresh(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(*shape, generator=self.draw).to(dtype or self.dtype)
+
+    def rows(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.fresh(self.layout.tokens, self.width, dtype=dtype)
+
+    def by_run(self, width: int | None = None, *, shared: bool = False) -> Tensor:
+        runs = 1 if shared else len(self.segments)
+        return self.fresh(runs, width or self.width, dtype=torch.float32)
+
+
+def assert_close(ours: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    assert ours.dtype == wanted.dtype
+    assert ours.shape == wanted.shape
+    assert wanted.float().abs().max() > 0
+    limit = TOLERANCE[torch.bfloat16 if ours.dtype == torch.bfloat16 else dtype] * float(wanted.abs().max())
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=limit)
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 3).map(lambda n: 16 * n) | st.integers(1, 40))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(shape=shapes, p=st.sampled_from([0.0, 0.1, 0.5]), shared=st.booleans())
+def test_residual_norm(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], p: float, shared: bool) -> None:
+    case = Rows(*shape, dtype, p)
+    y, residual = case.rows(), case.rows(torch.float32)
+    bias, shift = case.by_run(shared=shared), case.by_run(shared=shared)
+    gain = case.fresh(case.width, dtype=torch.float32)
+    inputs = (y, bias, residual, case.segments, case.drop, gain, shift, 1e-5)
+    ours, plain = compiled.residual_norm(*inputs), PLAIN.residual_norm(*inputs)
+    if case.width > 2:  # of a row of one or two, the norm is all rounding
+        for mine, wanted in zip(ours, plain, strict=True):
+            limit = 1e-5 * float(wanted.abs().max()) if wanted.dtype == torch.float32 else None
+            torch.testing.assert_close(mine, wanted, rtol=1e-2 if limit is None else 1e-4, atol=limit or 1e-2)
+    _, _, normed, rstd = plain
+    grad = case.rows(torch.float32)
+    for grad_low in (case.rows(), None):
+        rest = (grad_low, normed, rstd, gain, case.drop, dtype)
+        mine = compiled.residual_norm_grad(grad.clone(), *rest)
+        wanted = PLAIN.residual_norm_grad(grad.clone(), *rest)
+        if case.width > 2:
+            assert_close(mine[0], wanted[0], torch.float32)
+            assert_close(mine[1], wanted[1], dtype)
+        sums = zip(
+            compiled.norm_sums(grad, grad_low, normed, case.segments),
+            PLAIN.norm_sums(grad, grad_low, normed, case.segments),
+            strict=True,
+        )
+        for one, other in sums:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_residual_norm_and_its_gradient_are_those_of_torch() -> None:
+    case = Rows(3, 24, torch.float32, 0.0)
+    y, residual = case.rows().requires_grad_(), case.rows().requires_grad_()
+    bias, shift, gain = case.by_run(shared=True), case.by_run(shared=True), case.fresh(24).requires_grad_()
+    shift.requires_grad_()
+    wanted = torch.nn.functional.layer_norm(residual + y + bias, (24,), gain, shift[0], 1e-5)
+    out, low, normed, rstd = PLAIN.residual_norm(y, bias, residual, case.segments, None, gain, shift, 1e-5)
+    torch.testing.assert_close(out, wanted)
+    assert torch.equal(out, low)
+    assert out.data_ptr() != low.data_ptr()
+    grad = case.rows()
+    expected = torch.autograd.grad(wanted, [residual, y, shift, gain], grad)
+    found = PLAIN.residual_norm_grad(grad, None, normed.detach(), rstd.detach(), gain.detach(), None, torch.float32)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    sums = PLAIN.norm_sums(grad, None, normed.detach(), case.segments)
+    torch.testing.assert_close(sums[0].sum(0, keepdim=True), expected[2])
+    torch.testing.assert_close(sums[1].sum(0), expected[3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(shape=shapes, shared=st.booleans())
+def test_gelu(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], shared: bool) -> None:
+    case = Rows(*shape, dtype, 0.0)
+    x, bias, grad = 3 * case.rows(), case.by_run(shared=shared), case.rows()
+    assert_close(compiled.gelu(x, bias, case.segments), PLAIN.gelu(x, bias, case.segments), dtype)
+    mine = compiled.gelu_grad_(grad.clone(), x, bias, case.segments)
+    assert_close(mine, PLAIN.gelu_grad_(grad.clone(), x, bias, case.segments), dtype)
+
+
+def test_the_slope_of_gelu_is_that_of_torch() -> None:
+    case = Rows(2, 50, torch.float32, 0.0)
+    x, grad = (4 * case.rows()).requires_grad_(), case.rows()
+    (wanted,) = torch.autograd.grad(torch.nn.functional.gelu(x), x, grad)
+    zero = torch.zeros(1, 50)
+    torch.testing.assert_close(PLAIN.gelu_grad_(grad, x.detach(), zero, case.segments), wanted)
+
+
+@pytest.mark.parametrize("far", [-60.0, -20.0, 20.0, 60.0, 1e30, -1e30, 0.0])
+def test_gelu_far_out(kernels: Kernels, far: float) -> None:
+    """Where the exponential under- or overflows, GELU is the identity or nothing."""
+    case = Rows(1, 4, torch.float32, 0.0)
+    x = torch.full((case.layout.tokens, 4), far)
+    zero = torch.zeros(1, 4)
+    torch.testing.assert_close(kernels.gelu(x, zero, case.segments), torch.nn.functional.gelu(x), rtol=1e-6, atol=1e-6)
+    slope = kernels.gelu_grad_(torch.ones_like(x), x, zero, case.segments)
+    expected = 0.5 if far == 0 else float(far > 0)
+    torch.testing.assert_close(slope, torch.full_like(x, expected), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(shape=shapes, p=st.sampled_from([0.0, 0.3]))
+def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], p: float) -> None:
+    case = Rows(*shape, dtype, p)
+    wide = case.fresh(case.layout.tokens, 3 * case.width)
+    x = wide[:, case.width : 2 * case.width]  # rows further apart than they are long, as q, k and v are
+    padded = compiled.pad(x, case.segments, case.drop)
+    assert torch.equal(padded, PLAIN.pad(x, case.segments, case.drop))
+    held = padded.abs().sum(-1) > 0
+    assert int(held.sum()) <= case.layout.tokens
+    grads = torch.randn(padded.shape, generator=case.draw).to(dtype)
+    sums = []
+    for kernels in (compiled, PLAIN):
+        y = wide.clone()
+        kernels.unpad_add_(y[:, case.width : 2 * case.width], grads, case.segments, case.drop)
+        assert torch.equal(y[:, : case.width], wide[:, : case.width])
+        assert torch.equal(y[:, 2 * case.width :], wide[:, 2 * case.width :])
+        sums.append(y)
+    assert_close(sums[0], sums[1], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(shape=shapes)
+def test_segment_sums(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    case = Rows(*shape, dtype, 0.0)
+    rows = case.rows()
+    index = case.segments.runs
+    expected = torch.zeros(len(case.segments), case.width).index_add_(0, index, rows.float())
+    for kernels in (compiled, PLAIN):
+        torch.testing.assert_close(kernels.segment_sums(rows, case.segments), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_segment_sums_add_low_precision_in_fp32(kernels: Kernels) -> None:
+    """In bf16 a sum of ones stops at 256."""
+    segments = Segments((0, 300, 1000), torch.device("cpu"))
+    sums = kernels.segment_sums(torch.ones(1000, 1, dtype=torch.bfloat16), segments)
+    assert sums.dtype == torch.float32
+    assert sums.flatten().tolist() == [300.0, 700.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dropout_in_place(compiled: Compiled, dtype: torch.dtype) -> None:
+    case = Rows(2, 37, dtype, 0.3)
+    assert case.drop is not None
+    x = case.rows()
+    ours = compiled.drop_(x.clone(), case.drop)
+    torch.testing.assert_close(ours, PLAIN.drop_(x.clone(), case.drop))
+    assert 0.2 < float((ours == 0).float().mean()) < 0.4
+
+
+class Heads:
+    """A case of attention."""
+
+    def __init__(
+        self,
+        runs: int = 3,
+        heads: int = 2,
+        width: int = 8,
+        dtype: torch.dtype = torch.float32,
+        p: float = 0.0,
+        *,
+        first_only: bool = False,
+        longest: int = 21,
+    ) -> None:
+        self.layout = layout_of(runs, longest=longest)
+        draw = generator("attention", runs, heads, width)
+        hidden = heads * width
+        rows = self.layout.tokens
+        joined = torch.randn(rows, 3 * hidden, generator=draw).to(dtype)
+        q, k, v = joined.chunk(3, 1)
+        if first_only:
+            q = torch.randn(len(self.layout.starts), hidden, generator=draw).to(dtype)
+        bias = torch.randn(runs, 3 * hidden, generator=draw)
+        keys = Keys.build(self.layout, list(range(runs)), 3)
+        drop = Drop(keys.tokens, site_key("attention", 1), p) if p else None
+        self.call = AttentionCall(self.layout, heads, q, k, v, bias, width**-0.5, drop, first_only)
+        self.grad = torch.randn(q.shape, generator=draw).to(dtype)
+
+    def run(self, kernels: Kernels) -> list[Tensor]:
+        """The output and the gradients of q, k and v."""
+        grads = [torch.empty_like(x.contiguous()) for x in (self.call.q, self.call.k, self.call.v)]
+        out = kernels.attention(self.call)
+        kernels.attention_grad(self.call, self.grad, *grads)
+        return [out, *grads]
+
+
+@pytest.mark.parametrize("first_only", [False, True], ids=["all ask", "first asks"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("runs", "heads", "width", "longest"), [(1, 1, 16, 9), (3, 2, 8, 21), (2, 3, 20, 40), (2, 2, 64, 150)]
+)
+def test_attention(
+    compiled: Compiled, runs: int, heads: int, width: int, longest: int, p: float, dtype: torch.dtype, first_only: bool
+) -> None:
+    case = Heads(runs, heads, width, dtype, p, first_only=first_only, longest=longest)
+    for ours, plain in zip(case.run(compiled), case.run(PLAIN), strict=True):
+        limit = (1e-5 if dtype == torch.float32 else 2e-2) * float(plain.abs().max())
+        torch.testing.assert_close(ours, plain, rtol=0, atol=limit)
+
+
+def test_plain_attention_is_that_of_each_sequence_alone() -> None:
+    case = Heads(3, 2, 8)
+    out = PLAIN.attention(case.call)
+    layout, call = case.layout, case.call
+    bias = call.bias[layout.token_run].chunk(3, 1)
+    for start, length in zip(layout.starts.tolist(), layout.lengths.tolist(), strict=True):
+        rows = slice(start, start + length)
+        q, k, v = (
+            (x + b)[rows].view(length, 2, 8).transpose(0, 1)
+            for x, b in zip((call.q, call.k, call.v), bias, strict=True)
+        )
+        alone = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        torch.testing.assert_close(out[rows], alone.transpose(0, 1).reshape(length, 16), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_keeps_nan_in_its_sequence(kernels: Kernels) -> None:
+    case = Heads(3, 2, 8, p=0.2)
+    clean = case.run(kernels)
+    start, length = int(case.layout.starts[4]), int(case.layout.lengths[4])
+    for x in (case.call.q, case.call.k, case.call.v, case.grad):
+        x[start : start + length] = float("nan")
+    spoilt = case.run(kernels)
+    others = torch.ones(case.layout.tokens, dtype=torch.bool)
+    others[start : start + length] = False
+    for before, after in zip(clean, spoilt, strict=True):
+        assert torch.equal(after[others], before[others])
+        assert after[~others].isnan().all()
+
+
+def test_attention_to_far_scores_is_finite(kernels: Kernels) -> None:
+    """The exponential of a score that is far below the best one is nothing, not an overflow."""
+    case = Heads(2, 2, 8)
+    case.call.q.mul_(300.0)
+    for part in case.run(kernels):
+        assert part.isfinite().all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads(compiled: Compiled) -> None:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            case = Rows(4, 70, torch.bfloat16, 0.1)
+            norm = (case.rows(), case.by_run(), case.rows(torch.float32), case.segments, case.drop)
+            out = compiled.residual_norm(*norm, case.fresh(70, dtype=torch.float32), case.by_run(), 1e-5)
+            sums = compiled.segment_sums(out[1], case.segments)
+            found.append([*out, sums, *Heads(4, 3, 16, torch.bfloat16, 0.1).run(compiled)])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_plain_kernels_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYTUNE_KERNELS", "plain")
+    assert choose_kernels(torch.device("cpu")).name == "plain"
+
+
+def test_other_devices_use_the_plain_kernels() -> None:
+    assert choose_kernels(torch.device("cuda")).name == "plain"
+
+
+def choose_in_a_new_process(**environment: str) -> str:
+    code = "import torch; from manytune.packing.kernels import kernel_path; print(kernel_path(torch.device('cpu')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_without_a_compiler_the_plain_kernels_do(tmp_path: Path) -> None:
+    assert choose_in_a_new_process(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), CXX="") == "plain"
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    cache = tmp_path / "cache"
+    assert choose_in_a_new_process(CXX=str(broken), XDG_CACHE_HOME=str(cache)) == "plain"
+    assert list((cache / "manytune").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert choose_in_a_new_process(XDG_CACHE_HOME=str(tmp_path / "file")) == "plain"
+
+
+def test_the_library_is_compiled_once(compiled: Compiled, tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert choose_in_a_new_process(**environment) == "compiled"
+    (library,) = (tmp_path / "manytune").iterdir()
+    before = library.stat().st_mtime_ns
+    assert choose_in_a_new_process(**environment) == "compiled"
+    assert library.stat().st_mtime_ns == before
