@@ -67,6 +67,11 @@ def _gather(tokens: Tensor, layout: Layout) -> Tensor:
     return tokens.index_select(0, layout.slot_token).index_fill_(0, layout.slot_padding, 0)
 
 
+def _rows(slots: Tensor, layout: Layout) -> Tensor:
+    """[N, c] → [T, c]; rows that are no tokens get zeros."""
+    return F.pad(slots.index_select(0, layout.token_slot), (0, 0, 0, layout.rows - layout.tokens))
+
+
 class _Regroup(torch.autograd.Function):
     """Tokens to slots. Each token has one slot, so the way back is a gather too, not an addition by index."""
 
@@ -77,7 +82,7 @@ class _Regroup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.layout.token_slot), None
+        return _rows(grad, ctx.layout), None
 
 
 class _Flatten(torch.autograd.Function):
@@ -86,7 +91,7 @@ class _Flatten(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slots: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        return slots.index_select(0, layout.token_slot)
+        return _rows(slots, layout)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -36,7 +36,7 @@ class Context:
     keys: Keys | None = None
     rows: Rows = "tokens"
     _calls: Counter[str] = field(default_factory=Counter)
-    _parts: dict[tuple[int, int, Rows], Segments] = field(default_factory=dict)
+    _parts: dict[tuple[int, int, int, Rows], Segments] = field(default_factory=dict)
 
     def begin(self, layout: Layout, keys: Keys | None) -> None:
         """Start a forward pass."""
@@ -63,19 +63,24 @@ class Context:
 
     @property
     def segments(self) -> Segments:
-        """The rows of each run."""
+        """The rows of each run, and the rows behind them that are no tokens."""
         assert self.layout is not None
-        return self.part(0, self.layout.runs)
+        tail = self.layout.rows - self.layout.tokens if self.rows == "tokens" else 0
+        return self._part(0, self.layout.runs, tail)
 
     def part(self, first: int, last: int) -> Segments:
-        """The rows of the runs `first` to `last` - 1, counted from the first of them."""
+        """The rows of the runs `first` to `last` - 1 alone, counted from the first of them."""
+        return self._part(first, last, 0)
+
+    def _part(self, first: int, last: int, tail: int) -> Segments:
         layout = self.layout
         assert layout is not None
-        key = (first, last, self.rows)
+        key = (first, last, tail, self.rows)
         if key not in self._parts:
             bounds = layout.token_bounds if self.rows == "tokens" else layout.sequence_bounds
-            whole = Segments(bounds, layout.ids.device)
-            self._parts[key] = whole if (first, last) == (0, layout.runs) else whole.part(first, last)
+            start = bounds[first]
+            own = tuple(bound - start for bound in bounds[first : last + 1])
+            self._parts[key] = Segments(own, layout.ids.device, tail)
         return self._parts[key]
 
     @property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.layout import Layout
+from manytune.packing.layout import Layout, row_count
 
 __all__ = ["AttentionCall", "Drop", "Kernels", "Segments"]
 
@@ -25,10 +25,12 @@ class Segments:
     Attributes:
         bounds: R + 1 ints; run r holds the rows `bounds[r]:bounds[r + 1]`, counted from the first of them.
         device: Where the rows are.
+        tail: Rows after those that belong to no run; they are treated as the last run's, but enter no sum.
     """
 
     bounds: tuple[int, ...]
     device: torch.device
+    tail: int = 0
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -39,23 +41,19 @@ class Segments:
     def runs(self) -> Tensor:
         """[n] int64, the run of each row."""
         counts = self.tensor.diff()
+        counts[-1] += self.tail
         return torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
 
     @cached_property
     def within(self) -> Tensor:
         """[n] int64, the place of each row in its run."""
         starts = self.tensor[:-1].to(self.device)
-        return torch.arange(self.bounds[-1], device=self.device) - starts[self.runs]
+        return torch.arange(len(self.runs), device=self.device) - starts[self.runs]
 
     @cached_property
     def longest(self) -> int:
-        """The rows of the run that has the most."""
-        return int(self.tensor.diff().max())
-
-    def part(self, first: int, last: int) -> Segments:
-        """The runs `first` to `last` - 1 alone."""
-        start = self.bounds[first]
-        return Segments(tuple(bound - start for bound in self.bounds[first : last + 1]), self.device)
+        """The rows of the run that has the most, up to one of few numbers."""
+        return row_count(int(self.tensor.diff().max()))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

@@ -133,12 +133,14 @@ class Compiled:
     def attention(self, call: AttentionCall) -> Tensor:
         out = torch.empty(call.q.shape, dtype=call.q.dtype)
         struct, kept = _attention(call)
+        _clear_tail(call, out)
         self._call("attention_forward", call.q.dtype, ctypes.addressof(struct), out, out.stride(0))
         del kept
         return out
 
     def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         struct, kept = _attention(call)
+        _clear_tail(call, dq, dk, dv)
         self._call(
             "attention_backward",
             call.q.dtype,
@@ -276,6 +278,13 @@ def _drop(drop: Drop | None, width: int) -> tuple[Any, ...]:
     if drop is None:
         return None, 0, 0, 1.0, None
     return drop.keys, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept, drop.channels(width)
+
+
+def _clear_tail(call: AttentionCall, *made: Tensor) -> None:
+    """Rows that are no tokens get zeros; in the last layer q and the output have none of these."""
+    for rows in made:
+        if len(rows) == call.layout.rows:
+            rows[call.layout.tokens :] = 0
 
 
 def _attention(call: AttentionCall) -> tuple[_Attention, tuple[Tensor, ...]]:

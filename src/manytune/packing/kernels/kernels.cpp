@@ -157,6 +157,21 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_
 
 inline int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
 
+// f(0) ... f(padded - 1), a multiple of 16, in whole vectors: sequences are short, so a loop over their exact length
+// would spend its time in the scalar rest (attention over 12 tokens then takes twice as long as over 16).
+template <typename F>
+inline void each(int64_t padded, F f) {
+  for (int64_t j = 0; j < padded; j += 16)
+#pragma omp simd
+    for (int64_t lane = 0; lane < 16; ++lane) f(j + lane, lane);
+}
+
+inline float sum_of(const float* lanes) {
+  float sum = 0.0f;
+  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
+  return sum;
+}
+
 // ---- attention ----
 
 template <typename T>
@@ -180,7 +195,7 @@ struct Space {
   std::vector<float> memory;
   std::vector<uint32_t> channels, hashes;
   float *q, *k, *kt, *v, *vt, *p, *m, *g, *d, *gk;
-  Space(int64_t longest, int64_t width) : wide(up16(width)), padded(up16(longest)), channels(padded), hashes(padded) {
+  Space(int64_t longest, int64_t width) : wide(up16(width)), padded(up16(longest)), channels(padded + 16), hashes(padded + 16) {
     const int64_t flat = padded * wide, square = padded * padded;
     memory.assign(7 * flat + 3 * square, 0.0f);
     float* at = memory.data();
@@ -218,31 +233,30 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
   product(queries, padded, a.width, w.q, w.wide, 1, w.kt, padded, w.p, padded);
   for (int64_t i = 0; i < queries; ++i) {
     float* row = w.p + i * padded;
-    float most = -INFINITY, sum = 0.0f;
-#pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < length; ++j) most = std::max(most, row[j]);
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < length; ++j) {
-      const float x = (row[j] - most) * a.scale;
+    for (int64_t j = length; j < padded; ++j) row[j] = -INFINITY;
+    float most[16], sums[16] = {};
+    std::fill(most, most + 16, -INFINITY);
+    each(padded, [&](int64_t j, int64_t lane) { most[lane] = row[j] > most[lane] ? row[j] : most[lane]; });
+    const float top = *std::max_element(most, most + 16);
+    each(padded, [&](int64_t j, int64_t lane) {
+      const float x = (row[j] - top) * a.scale;
       row[j] = x != x ? x : exponential(x);  // a NaN stays one
-      sum += row[j];
-    }
-    const float share = 1.0f / sum;
-#pragma omp simd
-    for (int64_t j = 0; j < length; ++j) row[j] *= share;
+    });
     for (int64_t j = length; j < padded; ++j) row[j] = 0.0f;
+    each(padded, [&](int64_t j, int64_t lane) { sums[lane] += row[j]; });
+    const float share = 1.0f / sum_of(sums);
+    each(padded, [&](int64_t j, int64_t) { row[j] *= share; });
   }
   if (!a.keys) return;
-  const int64_t pairs = (length + 1) / 2;
-#pragma omp simd
-  for (int64_t i = 0; i < pairs; ++i) w.channels[i] = mix((uint32_t(head) * kHeadStride + uint32_t(i) + 1) * kGolden);
+  const int64_t pairs = up16(padded / 2);
+  each(pairs, [&](int64_t i, int64_t) {
+    w.channels[i] = mix((uint32_t(head) * kHeadStride + uint32_t(i) + 1) * kGolden);
+  });
   for (int64_t i = 0; i < queries; ++i) {
     hash_row(mix(uint32_t(a.keys[first + i]) ^ a.site), w.channels.data(), pairs, w.hashes.data());
     const int16_t* halves = reinterpret_cast<const int16_t*>(w.hashes.data());
     float* row = w.m + i * padded;
-#pragma omp simd
-    for (int64_t j = 0; j < length; ++j) row[j] = halves[j] >= a.threshold ? a.kept : 0.0f;
-    for (int64_t j = length; j < padded; ++j) row[j] = 0.0f;
+    each(padded, [&](int64_t j, int64_t) { row[j] = halves[j] >= a.threshold ? a.kept : 0.0f; });
   }
 }
 
@@ -261,9 +275,7 @@ void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int thread
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
       const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length);
-      if (a.keys)
-#pragma omp simd
-        for (int64_t i = 0; i < queries * padded; ++i) w.p[i] *= w.m[i];
+      if (a.keys) each(queries * padded, [&](int64_t i, int64_t) { w.p[i] *= w.m[i]; });
       product(queries, w.wide, length, w.p, padded, 1, w.v, w.wide, w.d, w.wide);
       T* to = out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width;
       for (int64_t i = 0; i < queries; ++i)
@@ -303,17 +315,12 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
       product(queries, padded, a.width, w.d, w.wide, 1, w.vt, padded, w.g, padded);
       for (int64_t i = 0; i < queries; ++i) {
         float *p = w.p + i * padded, *m = w.m + i * padded, *g = w.g + i * padded;
-        float dot = 0.0f;
-        if (a.keys)
-#pragma omp simd
-          for (int64_t j = 0; j < length; ++j) g[j] *= m[j];
-#pragma omp simd reduction(+ : dot)
-        for (int64_t j = 0; j < length; ++j) dot += g[j] * p[j];
-#pragma omp simd
-        for (int64_t j = 0; j < length; ++j) g[j] = p[j] * (g[j] - dot);
-        if (a.keys)
-#pragma omp simd
-          for (int64_t j = 0; j < length; ++j) p[j] *= m[j];
+        float dots[16] = {};
+        if (a.keys) each(padded, [&](int64_t j, int64_t) { g[j] *= m[j]; });
+        each(padded, [&](int64_t j, int64_t lane) { dots[lane] += g[j] * p[j]; });
+        const float dot = sum_of(dots);
+        each(padded, [&](int64_t j, int64_t) { g[j] = p[j] * (g[j] - dot); });
+        if (a.keys) each(padded, [&](int64_t j, int64_t) { p[j] *= m[j]; });
       }
       product(length, w.wide, queries, w.p, 1, padded, w.d, w.wide, w.gk, w.wide);
       store(w.gk, length, a.width, w.wide, 1.0f, dv + first * dkv_ld + column, dkv_ld);

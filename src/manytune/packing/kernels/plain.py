@@ -73,7 +73,8 @@ class Plain:
     def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
         # Slices rather than an index: what a neighbour holds, NaN included, never enters a run's sum.
         counts = segments.tensor.diff().tolist()
-        return torch.stack([part.sum(0, dtype=torch.float32) for part in rows.split(counts)])
+        parts = rows[: segments.bounds[-1]].split(counts)
+        return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         return F.gelu(x.float() + _rows(bias, segments.runs)).to(x.dtype)
