@@ -50,7 +50,7 @@ class Rows:
 
     def __init__(self, runs: int, width: int, dtype: torch.dtype, p: float, seed: int = 0) -> None:
         self.layout = layout_of(runs)
-        self.segments = Segments(self.layout.token_bounds, torch.device("cpu"))
+        self.segments = Segments(self.layout.token_bounds, torch.device("cpu"), self.layout.rows - self.layout.tokens)
         self.draw = generator("kernels", seed)
         self.dtype = dtype
         self.width = width
@@ -61,7 +61,7 @@ class Rows:
         return torch.randn(*shape, generator=self.draw).to(dtype or self.dtype)
 
     def rows(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self.fresh(self.layout.tokens, self.width, dtype=dtype)
+        return self.fresh(self.layout.rows, self.width, dtype=dtype)
 
     def by_run(self, width: int | None = None, *, shared: bool = False) -> Tensor:
         runs = 1 if shared else len(self.segments)
@@ -122,10 +122,12 @@ def test_residual_norm_and_its_gradient_are_those_of_torch() -> None:
     assert torch.equal(out, low)
     assert out.data_ptr() != low.data_ptr()
     grad = case.rows()
-    expected = torch.autograd.grad(wanted, [residual, y, shift, gain], grad)
+    expected = torch.autograd.grad(wanted, [residual, y, shift, gain], grad, retain_graph=True)
     found = PLAIN.residual_norm_grad(grad, None, normed.detach(), rstd.detach(), gain.detach(), None, torch.float32)
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
+    grad[case.layout.tokens :] = 0
+    expected = torch.autograd.grad(wanted, [residual, y, shift, gain], grad)
     sums = PLAIN.norm_sums(grad, None, normed.detach(), case.segments)
     torch.testing.assert_close(sums[0].sum(0, keepdim=True), expected[2])
     torch.testing.assert_close(sums[1].sum(0), expected[3])
@@ -154,7 +156,7 @@ def test_the_slope_of_gelu_is_that_of_torch() -> None:
 def test_gelu_far_out(kernels: Kernels, far: float) -> None:
     """Where the exponential under- or overflows, GELU is the identity or nothing."""
     case = Rows(1, 4, torch.float32, 0.0)
-    x = torch.full((case.layout.tokens, 4), far)
+    x = torch.full((case.layout.rows, 4), far)
     zero = torch.zeros(1, 4)
     torch.testing.assert_close(kernels.gelu(x, zero, case.segments), torch.nn.functional.gelu(x), rtol=1e-6, atol=1e-6)
     slope = kernels.gelu_grad_(torch.ones_like(x), x, zero, case.segments)
@@ -167,17 +169,20 @@ def test_gelu_far_out(kernels: Kernels, far: float) -> None:
 @given(shape=shapes, p=st.sampled_from([0.0, 0.3]))
 def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], p: float) -> None:
     case = Rows(*shape, dtype, p)
-    wide = case.fresh(case.layout.tokens, 3 * case.width)
+    tokens = case.layout.tokens
+    segments = Segments(case.layout.token_bounds, torch.device("cpu"))
+    drop = case.drop and Drop(case.drop.keys[:tokens], case.drop.site, p)
+    wide = case.fresh(tokens, 3 * case.width)
     x = wide[:, case.width : 2 * case.width]  # rows further apart than they are long, as q, k and v are
-    padded = compiled.pad(x, case.segments, case.drop)
-    assert torch.equal(padded, PLAIN.pad(x, case.segments, case.drop))
+    padded = compiled.pad(x, segments, drop)
+    assert torch.equal(padded, PLAIN.pad(x, segments, drop))
     held = padded.abs().sum(-1) > 0
-    assert int(held.sum()) <= case.layout.tokens
+    assert int(held.sum()) <= tokens
     grads = torch.randn(padded.shape, generator=case.draw).to(dtype)
     sums = []
     for kernels in (compiled, PLAIN):
         y = wide.clone()
-        kernels.unpad_add_(y[:, case.width : 2 * case.width], grads, case.segments, case.drop)
+        kernels.unpad_add_(y[:, case.width : 2 * case.width], grads, segments, drop)
         assert torch.equal(y[:, : case.width], wide[:, : case.width])
         assert torch.equal(y[:, 2 * case.width :], wide[:, 2 * case.width :])
         sums.append(y)
@@ -190,8 +195,8 @@ def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: 
 def test_segment_sums(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     case = Rows(*shape, dtype, 0.0)
     rows = case.rows()
-    index = case.segments.runs
-    expected = torch.zeros(len(case.segments), case.width).index_add_(0, index, rows.float())
+    index, tokens = case.segments.runs[: case.layout.tokens], case.layout.tokens
+    expected = torch.zeros(len(case.segments), case.width).index_add_(0, index, rows[:tokens].float())
     for kernels in (compiled, PLAIN):
         torch.testing.assert_close(kernels.segment_sums(rows, case.segments), expected, rtol=1e-5, atol=1e-5)
 
@@ -231,7 +236,7 @@ class Heads:
         self.layout = layout_of(runs, longest=longest)
         draw = generator("attention", runs, heads, width)
         hidden = heads * width
-        rows = self.layout.tokens
+        rows = self.layout.rows
         joined = torch.randn(rows, 3 * hidden, generator=draw).to(dtype)
         q, k, v = joined.chunk(3, 1)
         if first_only:
@@ -265,10 +270,12 @@ def test_attention(
         torch.testing.assert_close(ours, plain, rtol=0, atol=limit)
 
 
-def test_plain_attention_is_that_of_each_sequence_alone() -> None:
+def test_attention_is_that_of_each_sequence_alone(kernels: Kernels) -> None:
     case = Heads(3, 2, 8)
-    out = PLAIN.attention(case.call)
+    out = kernels.attention(case.call)
     layout, call = case.layout, case.call
+    assert (out[layout.tokens :] == 0).all()
+    assert layout.rows > layout.tokens
     bias = call.bias[layout.token_run].chunk(3, 1)
     for start, length in zip(layout.starts.tolist(), layout.lengths.tolist(), strict=True):
         rows = slice(start, start + length)
@@ -287,7 +294,7 @@ def test_attention_keeps_nan_in_its_sequence(kernels: Kernels) -> None:
     for x in (case.call.q, case.call.k, case.call.v, case.grad):
         x[start : start + length] = float("nan")
     spoilt = case.run(kernels)
-    others = torch.ones(case.layout.tokens, dtype=torch.bool)
+    others = torch.ones(case.layout.rows, dtype=torch.bool)
     others[start : start + length] = False
     for before, after in zip(clean, spoilt, strict=True):
         assert torch.equal(after[others], before[others])

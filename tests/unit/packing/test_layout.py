@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manytune.data import Encoded
-from manytune.packing.layout import Layout, bucket_length, build_layout
+from manytune.packing.layout import Layout, bucket_length, build_layout, row_count
 
 # Lengths near the buckets' edges, where an error by one shows.
 _LENGTHS = st.one_of(st.integers(1, 20), st.sampled_from([8, 9, 63, 64, 65, 128, 129, 512, 513, 640, 641]))
@@ -66,8 +66,20 @@ def test_every_token_of_every_drawn_row_appears_once_in_run_order(
         for within, token in enumerate(tokens_of(data, row))
     ]
     columns = (layout.token_run, layout.sequence_index, layout.within, layout.ids[0], layout.types[0])
-    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
-    assert layout.ids.shape == layout.types.shape == (1, layout.tokens)
+    assert list(zip(*(column[: layout.tokens].tolist() for column in columns), strict=True)) == expected
+    assert layout.ids.shape == layout.types.shape == (1, layout.rows)
+    for column in columns:  # the rows that are no tokens are of the last run, and of words that there are
+        assert len(column) == layout.rows
+        assert set(column[layout.tokens :].tolist()) <= set(column[: layout.tokens].tolist())
+
+
+@given(st.integers(1, 100_000))
+def test_a_row_count_is_one_of_few_and_little_more_than_the_tokens(tokens: int) -> None:
+    rows = row_count(tokens)
+    assert tokens <= rows <= max(tokens + 15, tokens * (1 + 1 / 16))
+    assert rows % 16 == 0
+    assert row_count(rows) == rows
+    assert len({row_count(near) for near in range(tokens, 2 * tokens, max(1, tokens // 512))}) <= 65
 
 
 @given(batches())
@@ -77,7 +89,7 @@ def test_bounds_and_starts(batch: tuple[Encoded, list[np.ndarray]]) -> None:
     assert layout.runs == len(rows)
     assert layout.token_bounds == (0, *itertools.accumulate(int(data.lengths[own].sum()) for own in rows))
     assert layout.sequence_bounds == tuple(len(rows[0]) * run for run in range(len(rows) + 1))
-    assert layout.tokens == layout.token_bounds[-1] == len(layout.within)
+    assert layout.tokens == layout.token_bounds[-1]
     lengths = data.lengths[np.concatenate(rows)].tolist()
     assert layout.starts.tolist() == [0, *itertools.accumulate(lengths)][:-1]
 
@@ -163,9 +175,9 @@ def test_micro_batches_keep_the_index_in_the_whole_step(
     cut = data.draw(st.integers(0, len(rows[0]) - 1))
     whole = build_layout(encoded, rows)
     part = build_layout(encoded, [own[cut:] for own in rows], first_index=cut)
-    kept = whole.sequence_index >= cut
+    kept = whole.sequence_index[: whole.tokens] >= cut
     for name in ("sequence_index", "within", "token_run"):
-        assert torch.equal(getattr(part, name), getattr(whole, name)[kept])
+        assert torch.equal(getattr(part, name)[: part.tokens], getattr(whole, name)[: whole.tokens][kept])
 
 
 @pytest.mark.parametrize(
