@@ -24,10 +24,11 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from manytune.config.problems import show
-from manytune.errors import choices
+from manytune.errors import StudyError, choices
 from manytune.tasks import TASKS
 
 __all__ = [
+    "DEVICES",
     "ClassWeights",
     "Count",
     "EvalEvery",
@@ -42,10 +43,25 @@ __all__ = [
     "Targets",
     "TaskName",
     "WholeNumber",
+    "check_device",
     "distinct",
     "or_default",
     "refused",
 ]
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device's name; whether this machine has it, only torch knows.
+
+    Raises:
+        StudyError: There is no such device.
+    """
+    if name not in DEVICES:
+        raise StudyError(f"--device: {choices(name, DEVICES)}")
 
 
 class Frozen(BaseModel):
