@@ -407,6 +407,17 @@ def test_whether_a_run_collapsed_is_not_settled_while_it_trains(backbone: Backbo
     assert outcome.state is RunState.FINISHED
 
 
+def test_an_evaluation_that_is_not_constant_is_better_than_a_constant_one() -> None:
+    constant = Evaluation({METRIC: 0.0}, loss=0.5, collapsed=True, predictions=np.zeros(2))
+    outcome = Outcome(Run("run", "tiny", TASK.name, HEAD, 0), best=constant)
+    outcome.last = Evaluation({METRIC: -0.3}, loss=0.9, collapsed=False, predictions=np.arange(2))
+    assert outcome.improved(METRIC)
+    outcome.best, outcome.last = outcome.last, constant
+    assert not outcome.improved(METRIC)
+    assert not outcome.exhausted(2)
+    assert outcome.exhausted(1)
+
+
 def test_a_listener_hears_of_every_step_and_every_end(backbone: Backbone) -> None:
     pack = Pack(backbone, [(HEAD, 0), (HEAD, 1)])
     outcomes = pack.train(batch_size=4, max_steps=3)
