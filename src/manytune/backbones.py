@@ -239,6 +239,11 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
             f"model: {model} is of the architecture {kind}, which cannot be trained here; "
             f"encoders of these can: {', '.join(FAMILIES)}."
         )
+    if FAMILIES[config.model_type].padded_positions and config.pad_token_id is None:
+        raise ModelError(
+            f"model: the config of {model} has no pad_token_id, after which {config.model_type} counts its positions. "
+            "Set it in config.json to what the model was trained with; roberta-base has 1."
+        )
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
     return config

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import sys
 from dataclasses import asdict
 from importlib import resources
@@ -30,22 +31,51 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _FEW = 6  # runs that a message names
+_MOST_LABELS = 100_000
+
+
+def _directory(text: str) -> Path:
+    from manytune.store import named_directory
+
+    return named_directory(text)
+
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar="DIR")]
+_Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar="DIR", parser=_directory)]
 
 
 def main() -> NoReturn:
     """Run the command line; an error that a user can mend is one message and exit code 2."""
     try:
-        app(prog_name="manytune")
+        try:
+            app(prog_name="manytune")
+        finally:
+            if sys.stdout is not None:  # it is where the caller closed it
+                sys.stdout.flush()
     except ManytuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None:  # a file's, and whoever opened it should have said so
+            raise
+        _let_go_of_output()
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+            sys.exit(1)
+        print(
+            f"error: The output cannot be written: {error.strerror}. Send it elsewhere, or make room there.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     sys.exit()
+
+
+def _let_go_of_output() -> None:
+    """Send what is left to nowhere, so that the interpreter does not fail at it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +94,10 @@ def run(
         list[str] | None,
         typer.Argument(metavar="KEY.SUB=VALUE", help="Values that replace the file's: training.epochs=2"),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The study directory; goes on if it exists.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The study directory; goes on if it exists.", metavar="DIR", parser=_directory),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
@@ -73,19 +106,23 @@ def run(
 
     Given the directory of a study that was begun, train the runs that have not ended yet.
     """
-    from manytune.config import Study
+    from manytune.config import Study, check_device
+    from manytune.plan import plan_runs
     from manytune.store import Store
 
+    # What can be refused without torch is refused before it is imported.
     study = Study.from_file(study_file, overrides or ())
-    if dry_run:
+    plan_runs(study)
+    check_device(device)
+    if out is not None:
+        Store.check(out, study)
+    elif not dry_run:
+        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
+    if out is None or dry_run:
         from manytune.dryrun import render_dry_run
 
-        if out is not None:
-            Store.check(out, study)
         _print(*render_dry_run(study, device))
         return
-    if out is None:
-        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
     from manytune.executors import run_study
     from manytune.progress import make_progress
     from manytune.report import render
@@ -163,7 +200,7 @@ def params(
     rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
     labels: Annotated[
-        int | None, typer.Option(min=1, help="Number of outputs; 1 for regression.", show_default="2")
+        int | None, typer.Option(min=1, max=_MOST_LABELS, help="Number of outputs; 1 for regression.", show_default="2")
     ] = None,
     study: Annotated[Path | None, typer.Option(help="Count for a study's methods instead.")] = None,
     as_json: _Json = False,
@@ -176,12 +213,16 @@ def params(
         raise typer.BadParameter("give a MODEL or --study, one of the two")
     if study is not None and (method or rank or head or labels):
         raise typer.BadParameter("--method, --rank, --head and --labels go with a MODEL; a study has its own")
-    from manytune.parameters import count_for_model, count_for_study, parameter_table
+    from manytune.config import Study, choose_methods
 
-    if study is not None:
-        rows = count_for_study(study)
+    loaded = None if study is None else Study.from_file(study)
+    chosen = choose_methods(method or (), rank or (), head or ())
+    from manytune.parameters import count_for_model, count_for_study, parameter_table  # torch, so late
+
+    if loaded is not None:
+        rows = count_for_study(loaded)
     else:
-        rows = count_for_model(str(model), labels or 2, method or (), rank or (), head or ())
+        rows = count_for_model(str(model), labels or 2, chosen, leave_out_too_wide=not rank)
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
@@ -195,14 +236,20 @@ def tasks(as_json: _Json = False) -> None:
     from manytune.tasks import TASKS
 
     rows = [
-        (t.name, t.title, t.kind, ", ".join(t.metrics), t.sizes.get("train"), t.sizes.get("dev"))
-        for t in TASKS.values()
+        {
+            "task": task.name,
+            "title": task.title,
+            "kind": task.kind,
+            "metrics": list(task.metrics),
+            "train": task.sizes.get("train"),
+            "dev": task.sizes.get("dev"),
+        }
+        for task in TASKS.values()
     ]
-    columns = ("task", "title", "kind", "metrics", "train", "dev")
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        _print_json(rows)
         return
-    _print(plain_table(columns, rows))
+    _print(plain_table(list(rows[0]), [[_joined(value) for value in row.values()] for row in rows]))
 
 
 @app.command()
@@ -212,19 +259,19 @@ def methods(as_json: _Json = False) -> None:
     from manytune.report.views import plain_table
 
     rows = [
-        (
-            name,
-            (kind.__doc__ or "").splitlines()[0],
-            ", ".join(f for f in kind.model_fields if f != "method"),
-            kind.paper,
-        )
+        {
+            "method": name,
+            "summary": (kind.__doc__ or "").splitlines()[0],
+            "hyperparameters": [field for field in kind.model_fields if field != "method"],
+            "paper": kind.paper,
+        }
         for name, kind in METHODS.items()
     ]
-    columns = ("method", "what it does", "hyper-parameters", "paper")
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        _print_json(rows)
         return
-    _print(plain_table(columns, rows))
+    columns = ("method", "what it does", "hyper-parameters", "paper")
+    _print(plain_table(columns, [[_joined(value) for value in row.values()] for row in rows]))
 
 
 @app.command()
@@ -251,6 +298,10 @@ def _one_run(start: str, status: StudyStatus) -> str:
     near = difflib.get_close_matches(start, run_ids, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise StoreError(f"There is no run {start!r}.{hint} {see_all}")
+
+
+def _joined(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _print(*items: Any) -> None:

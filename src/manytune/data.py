@@ -27,6 +27,8 @@ __all__ = ["Encoded", "Split", "encode", "epoch_order", "load_split", "train_spl
 
 Array = NDArray[Any]
 
+_CUT_AT_ONCE = 256  # rows
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -217,10 +219,12 @@ def _tokenize(tokenizer: Any, columns: Sequence[list[str]], **options: Any) -> _
 def _native(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tuple[_Rows, int]:
     rows = _tokenize(tokenizer, columns)
     long = [index for index, row in enumerate(rows.ids) if len(row) > max_length]
-    if long:
-        few = [[column[index] for index in long] for column in columns]
-        cut = _tokenize(tokenizer, few, truncation="longest_first", max_length=max_length)
-        for index, ids, types in zip(long, cut.ids, cut.types, strict=True):
+    # A few at a time: the library keeps every piece that it cuts off, gigabytes of them where most rows are cut.
+    for first in range(0, len(long), _CUT_AT_ONCE):
+        few = long[first : first + _CUT_AT_ONCE]
+        texts = [[column[index] for index in few] for column in columns]
+        cut = _tokenize(tokenizer, texts, truncation="longest_first", max_length=max_length)
+        for index, ids, types in zip(few, cut.ids, cut.types, strict=True):
             rows.ids[index], rows.types[index] = ids, types
     return rows, len(long)
 

@@ -18,7 +18,7 @@ from manytune.data import Encoded
 from manytune.packing import PackedModel, build_layout
 from manytune.tasks import Task
 
-__all__ = ["Evaluation", "evaluate", "example_losses", "predict", "predictions_of"]
+__all__ = ["Evaluation", "beats", "evaluate", "example_losses", "predict", "predictions_of"]
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 """Tokens that go through the backbone at once while evaluating: enough to fill the device, and little enough
@@ -71,6 +71,20 @@ def evaluate(model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArr
     """Score every run of the pack on its own rows."""
     logits = predict(model, data, rows)
     return tuple(_score(task, own, data.labels[at]) for own, at in zip(logits, rows, strict=True))
+
+
+def beats(metric: str, new: Evaluation, old: Evaluation | None) -> bool:
+    """Whether one evaluation is better than another, by a metric; of two equals neither is.
+
+    A score that is no number beats nothing. Whatever it scores, a prediction that is one constant is worse than
+    one that is not: its 0 says nothing, while a correlation below 0 is one.
+    """
+    if not math.isfinite(new.scores[metric]):
+        return False
+    if old is None or new.collapsed is not old.collapsed:
+        return old is None or old.collapsed
+    sign = 1 if metrics.METRICS[metric].higher_is_better else -1
+    return sign * new.scores[metric] > sign * old.scores[metric]
 
 
 def predictions_of(task: Task, logits: NDArray[Any]) -> NDArray[Any]:

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from manytune.errors import StudyError, choices
+from manytune.config import check_device
+from manytune.errors import StudyError
 
-__all__ = ["DEVICES", "PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "versions"]
+__all__ = ["PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "versions"]
 
 _AVAILABLE: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
     "cpu": lambda: True,
 }
-DEVICES = ("auto", *sorted(_AVAILABLE))
-"""What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
 
 _PACKAGES = (
     "torch",
@@ -42,8 +41,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         StudyError: There is no such device, or not on this machine.
     """
-    if name not in DEVICES:
-        raise StudyError(f"--device: {choices(name, DEVICES)}")
+    check_device(name)
     if name == "auto":
         name = next(device for device, available in _AVAILABLE.items() if available())
     if not _AVAILABLE[name]():

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from manytune.backbones import anatomy
-from manytune.config import METHODS, Method, Study, make_method
-from manytune.errors import StudyError, choices
+from manytune.config import Method, Study
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.plan import plan_runs
 from manytune.report.views import percent, plain_table
 from manytune.tasks import get_task
 
 __all__ = ["ParameterRow", "count_for_model", "count_for_study", "parameter_table"]
-
-_RANKS = (2, 8, 64, 256)
-_HEADS = ("full", "bias", "frozen")
 
 
 @dataclass(frozen=True)
@@ -43,44 +38,34 @@ class ParameterRow:
 
 
 def count_for_model(
-    model: str, labels: int, methods: Sequence[str], ranks: Sequence[int], heads: Sequence[str]
+    model: str, labels: int, methods: Sequence[Method], *, leave_out_too_wide: bool = False
 ) -> list[ParameterRow]:
-    """Count for every method, LoRA rank and part of the head; an empty choice stands for all.
+    """Count for every method.
+
+    Args:
+        model: As in a study.
+        labels: Number of outputs; 1 for regression.
+        methods: What to count for.
+        leave_out_too_wide: Leave out LoRA ranks above the backbone's width, rather than refuse them.
 
     Raises:
-        ManytuneError: The model, a method or a part of the head is not known, or a rank does not fit.
+        ManytuneError: The model cannot be had, or a rank does not fit.
     """
-    for name in methods:
-        if name not in METHODS:
-            raise StudyError(f"--method: {choices(name, METHODS)}")
-    for name in heads:
-        if name not in _HEADS:
-            raise StudyError(f"--head: {choices(name, _HEADS)}")
     parts = anatomy(model, labels)
     width = min(min(widths) for widths in parts.linears.values())
-    ranks = ranks or [rank for rank in _RANKS if rank <= width]
-    rows = []
-    for name in methods or METHODS:
-        for rank in ranks if name == "lora" else (None,):
-            for head in heads or _HEADS:
-                method = _method(name, rank, head)
-                if method is not None:
-                    rows.append(_row(None, method, count_parameters(parts, adapt(method, parts))))
-    if not rows:
-        raise StudyError(
-            f"--head: {', '.join(heads)} does not go with {', '.join(methods)}: full trains the whole head, "
-            "and head the whole of it or its biases."
-        )
-    return rows
+    return [
+        _row(None, method, count_parameters(parts, adapt(method, parts)))
+        for method in methods
+        if not (leave_out_too_wide and method.method == "lora" and method.rank > width)
+    ]
 
 
-def count_for_study(path: Path) -> list[ParameterRow]:
+def count_for_study(study: Study) -> list[ParameterRow]:
     """Count for every task and method of a study.
 
     Raises:
-        ManytuneError: The study or its model cannot be used.
+        ManytuneError: The study's model cannot be used.
     """
-    study = Study.from_file(path)
     rows: dict[tuple[Any, ...], ParameterRow] = {}
     for run in plan_runs(study):
         parts = anatomy(study.model, get_task(run.task).num_outputs)
@@ -105,15 +90,6 @@ def parameter_table(rows: Sequence[ParameterRow]) -> Table:
     with_task = any(row.task for row in rows)
     cells = [[row.task, *_cells(row)] if with_task else _cells(row) for row in rows]
     return plain_table(("task", *columns) if with_task else columns, cells)
-
-
-def _method(name: str, rank: int | None, head: str) -> Method | None:
-    """A method with this part of the head, if it can have it; the learning rate does not matter here."""
-    allowed = {"full": ("full",), "head": ("full", "bias")}.get(name, _HEADS)
-    if head not in allowed:
-        return None
-    chosen = {"rank": rank} if rank is not None else {}
-    return make_method(name, learning_rate=1.0, head=head, **chosen)
 
 
 def _row(task: str | None, method: Method, count: ParameterCount) -> ParameterRow:

@@ -17,6 +17,7 @@ from manytune.config import Method, Study, Training, digest
 from manytune.errors import StudyError
 
 __all__ = [
+    "EvaluationSteps",
     "Pack",
     "PackKind",
     "Run",
@@ -144,10 +145,32 @@ def warmup_steps(training: Training, total: int) -> int:
     return training.warmup_steps or 0
 
 
-def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> list[int]:
+@dataclass(frozen=True)
+class EvaluationSteps:
+    """The optimizer steps, counted from 1, after which runs are evaluated: every so many, and the last one.
+
+    Asked like a list of them, `step in steps`, `len(steps)` and `steps[0]`, and never written out: a study may ask
+    for a billion steps.
+    """
+
+    every: int
+    total: int
+
+    def __contains__(self, step: int) -> bool:
+        return step == self.total or (0 < step < self.total and step % self.every == 0)
+
+    def __len__(self) -> int:
+        return (self.total - 1) // self.every + 1
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} evaluations, and no number {index}")
+        return min((index + 1) * self.every, self.total)
+
+
+def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> EvaluationSteps:
     """The optimizer steps, counted from 1, after which runs are evaluated; the last is always `total`."""
-    every = steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every)
-    return [*range(every, total, every), total]
+    return EvaluationSteps(steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every), total)
 
 
 def _run_id(study: Study, task: str, method: Method, seed: int) -> str:

@@ -176,13 +176,13 @@ class RunRecord(_Facts):
     best_step: int | None = None
     """Optimizer step of the best snapshot."""
     last_score: float | None = None
-    """The primary metric at the last evaluation."""
+    """The primary metric of the run's last tensors, scored like `best_score`; null where a share of train selects."""
     last_collapsed: bool = False
     """Whether the predictions of the last evaluation were one constant."""
     scores: Scores = Field(default_factory=dict)
     """All metrics of the best snapshot."""
     last_scores: Scores = Field(default_factory=dict)
-    """All metrics at the last evaluation."""
+    """All metrics of the run's last tensors; empty where `last_score` is null."""
     epochs_done: float | None = None
     """Passes over the training data."""
     steps: int | None = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ __all__ = ["load", "restore", "save"]
 _FORMAT = 1
 _TENSORS = "snapshot.safetensors"
 _FACTS = "snapshot.json"
+_LEFT_BEHIND_SECONDS = 3600.0
+"""Writing takes seconds: what is that old beside a snapshot was left by a process that was killed."""
 
 
 def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
@@ -43,9 +47,9 @@ def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any])
     Raises:
         StoreError: It cannot be written.
     """
-    temporary = directory.with_name(f".{directory.name}.tmp")
+    # A name of its own, in case another process writes the same snapshot at the same time.
+    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(dict(state), temporary / _TENSORS)
         (temporary / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, indent=2) + "\n")
@@ -53,9 +57,12 @@ def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any])
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _replace(directory, temporary)
+        _clear(directory)
         return sum(path.stat().st_size for path in directory.iterdir())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be written: {error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,8 +107,7 @@ def restore(
 
 def _replace(directory: Path, new: Path) -> None:
     """Put `new` in the place of `directory`, which stays as it was if that fails."""
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = new.with_suffix(".old")
     if directory.exists():
         directory.rename(old)
     try:
@@ -111,3 +117,10 @@ def _replace(directory: Path, new: Path) -> None:
             old.rename(directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what processes that were killed left beside a snapshot."""
+    for left in directory.parent.glob(f".{directory.name}.*"):
+        if left.suffix in (".tmp", ".old") and left.stat().st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)

@@ -35,7 +35,7 @@ from manytune.errors import StoreError, StudyError
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus"]
+__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory"]
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -110,6 +110,7 @@ class Store:
             StoreError: The directory holds another study, or other files and no study.
         """
         store = cls.check(root, study)
+        _refuse_unwritable(store.root)
         if not store._study_file.exists():
             _write_atomically(store._study_file, study.to_yaml())
         return store
@@ -119,13 +120,14 @@ class Store:
         """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet.
 
         Raises:
-            StoreError: The directory holds another study, or other files and no study.
+            StoreError: The directory holds another study, or other files and no study, or cannot be made.
         """
-        store = cls(Path(root))
-        if store._study_file.exists():
-            store._refuse_another(study)
-        else:
-            store._refuse_foreign_files()
+        store = cls(named_directory(root))
+        with _writing(store.root):
+            if store._study_file.exists():
+                store._refuse_another(study)
+            else:
+                store._refuse_foreign_files()
         return store
 
     @classmethod
@@ -135,8 +137,12 @@ class Store:
         Raises:
             StoreError: There is no study in it.
         """
-        store = cls(Path(root))
-        if not store._study_file.is_file():
+        store = cls(named_directory(root))
+        try:
+            found = store._study_file.is_file()
+        except OSError as error:
+            raise StoreError(f"{store.root} cannot be read: {error.strerror or error}.") from error
+        if not found:
             what = "there is no such directory" if not store.root.exists() else "it has no study.yaml"
             raise StoreError(
                 f"{store.root} is not a study directory: {what}. "
@@ -309,18 +315,38 @@ class Store:
         )
 
     def _refuse_foreign_files(self) -> None:
+        _refuse_unwritable(self.root)
         if not self.root.exists():
             return
-        if not self.root.is_dir():
-            raise StoreError(f"{self.root} is not a directory. Give another --out.")
-        with _writing(self.root):
-            foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
+        foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
         if foreign:
             shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             raise StoreError(
                 f"{self.root} holds files but no study ({shown}). "
                 "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
             )
+
+
+def named_directory(root: Path | str) -> Path:
+    """The directory that a user names.
+
+    Raises:
+        StoreError: The name is empty, which would mean the present directory, hardly on purpose.
+    """
+    if root == "":
+        raise StoreError("The name of the study directory is empty. Give one, such as results; . is the present one.")
+    return Path(root)
+
+
+def _refuse_unwritable(root: Path) -> None:
+    """Refuse a directory that cannot be written to or made, before hours of training show it."""
+    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        what = "is not a directory" if nearest == root else f"cannot be made: {nearest} is not a directory"
+        raise StoreError(f"{root} {what}. Give another --out.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written to" if nearest == root else f"cannot be made: {nearest} cannot be written to"
+        raise StoreError(f"{root} {what}. Check its permissions, or give another --out.")
 
 
 def _checked_id(name: str, what: str) -> str:
@@ -361,6 +387,11 @@ def _differences(there: Any, here: Any, key: str = "") -> list[str]:
         return [line for lines in inner for line in lines]
     if there == here:
         return []
+    if isinstance(there, list) and isinstance(here, list) and any(isinstance(entry, Mapping) for entry in there):
+        if len(there) != len(here):
+            return [f"{key}: {len(there)} entries there, {len(here)} here"]
+        pairs = enumerate(zip(there, here, strict=True))
+        return [line for index, pair in pairs for line in _differences(*pair, f"{key}.{index}")]
     return [f"{key}: {_shortened(json.dumps(there))} there, {_shortened(json.dumps(here))} here"]
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from manytune.config import Training
 from manytune.data import Encoded, epoch_order
-from manytune.evaluate import Evaluation, evaluate, example_losses
-from manytune.metrics import METRICS
+from manytune.evaluate import Evaluation, beats, evaluate, example_losses
 from manytune.packing import PackedAdamW, PackedModel, build_layout, schedule_factor
 from manytune.plan import Run, evaluation_steps, steps_per_epoch, total_steps, warmup_steps
 from manytune.record import HistoryRow, RunState
@@ -48,7 +47,7 @@ class Outcome:
 
     Attributes:
         run: The run.
-        state: How it ended.
+        state: How it ended: finished or failed. Whether it collapsed, only the last score of its snapshot says.
         failure: Why it failed, if it did.
         history: One row an evaluation.
         best: What the best evaluation found, at step `best_step`; None before the first one.
@@ -103,10 +102,7 @@ class Outcome:
     def improved(self, metric: str) -> bool:
         """Whether the last evaluation beats the best one before it; the earlier of two equals stays best."""
         assert self.last is not None
-        new = self.last.scores[metric]
-        old = None if self.best is None else self.best.scores[metric]
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        better = math.isfinite(new) and (old is None or sign * new > sign * old)
+        better = beats(metric, self.last, self.best)
         self._evaluations_since_best = 0 if better else self._evaluations_since_best + 1
         return better
 
@@ -128,8 +124,6 @@ class Outcome:
         if self.state is RunState.FINISHED and self.best is None:
             self.state = RunState.FAILED
             self.failure = "No evaluation gave a score that is a number."
-        elif self.state is RunState.FINISHED and self.best is not None and self.best.collapsed:
-            self.state = RunState.COLLAPSED
 
 
 class Listener(Protocol):
@@ -170,7 +164,7 @@ def train_pack(
     epoch_steps = steps_per_epoch(samples, training.batch_size, training.accumulate)
     total = total_steps(training, samples)
     warmup = warmup_steps(training, total)
-    evaluations = frozenset(evaluation_steps(training, epoch_steps, total))
+    evaluations = evaluation_steps(training, epoch_steps, total)
     optimizer = PackedAdamW(
         model.bank,
         betas=(training.adam_beta1, training.adam_beta2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,8 @@ from manytune.tasks import Task, get_task
 from manytune.train import PackData
 
 __all__ = ["TaskWork", "prepare"]
+
+_WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class TaskWork:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
-        longest = self.study.training.max_length
+        longest, whose = _longest(self.study, self.anatomy)
         parts = (("train", self.train), ("dev", self.dev))
         return [
-            f"{data.truncated} of {data.size} {name} rows were cut at {longest} tokens."
+            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {longest} tokens, {whose}."
             for name, data in parts
             if data.truncated
         ]
@@ -131,13 +133,12 @@ def prepare(study: Study, name: str) -> TaskWork:
     task = get_task(name)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
-    limit = min(study.training.max_length, parts.max_length)
+    limit, _ = _longest(study, parts)
     splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
     encoded = {
         split: encode(rows, tokenizer, template=study.template, max_length=limit) for split, rows in splits.items()
     }
-    for rows in encoded.values():
-        _check_vocabulary(study.model, rows, parts)
+    encoded = {split: _fitted(study.model, rows, parts) for split, rows in encoded.items()}
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,
@@ -150,10 +151,27 @@ def prepare(study: Study, name: str) -> TaskWork:
     )
 
 
-def _check_vocabulary(model: str, rows: Encoded, parts: Anatomy) -> None:
-    known, highest = parts.tensors["embeddings.word_embeddings.weight"][0], int(rows.ids.max())
-    if highest >= known:
-        raise ModelError(
-            f"model: the tokenizer of {model} gives the token id {highest}, but the backbone has embeddings "
-            f"for 0 to {known - 1} alone: the two do not belong together."
-        )
+def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
+    """The most tokens that a row may have, and what says so."""
+    asked, positions = study.training.max_length, parts.max_length
+    if positions < asked:
+        return positions, f"the most that {study.model} takes"
+    return asked, "which is training.max_length"
+
+
+def _fitted(model: str, rows: Encoded, parts: Anatomy) -> Encoded:
+    """The rows, if the backbone has an embedding for each of their ids.
+
+    Where it knows but one token type, all tokens are of that type, as transformers has it by default.
+    """
+    if parts.tensors[_TYPES][0] == 1:
+        rows = replace(rows, types=np.zeros_like(rows.types))
+    for what, table, values in (("token id", _WORDS, rows.ids), ("token type", _TYPES, rows.types)):
+        known, highest = parts.tensors[table][0], int(values.max())
+        if highest >= known:
+            raise ModelError(
+                f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "
+                f"for 0 to {known - 1} alone: the two do not belong together. Put the tokenizer's files that the "
+                "model was trained with beside its config.json."
+            )
+    return rows

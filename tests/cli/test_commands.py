@@ -486,8 +486,9 @@ class TestParams:
             (("--method", "full", "--head", "frozen"), ("--head: frozen does not go with full",)),
             (("--method", "lora", "--rank", 33), ("rank 33 exceeds the width", "from 1 to 32")),
             (("--rank", 0), ("rank: received 0",)),
+            (("--method", "full", "--rank", 7), ("--rank: only lora has a rank, not full", "--method lora")),
         ],
-        ids=["method", "head", "both", "wide", "zero"],
+        ids=["method", "head", "both", "wide", "zero", "no rank"],
     )
     def test_what_cannot_be_counted(
         self, tiny: Path, command: Command, tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
@@ -501,7 +502,7 @@ class TestLists:
         listed = json.loads(command("tasks", "--json", cwd=tmp_path).out)
         assert [row["task"] for row in listed] == list(TASKS)
         assert all(name in shown for name in TASKS)
-        assert listed[0]["train"] == 8551
+        assert (listed[0]["train"], listed[0]["metrics"]) == (8551, ["matthews_correlation", "accuracy"])
         assert "8,551" in shown
 
     def test_methods(self, command: Command, tmp_path: Path) -> None:
@@ -509,12 +510,23 @@ class TestLists:
         listed = json.loads(command("methods", "--json", cwd=tmp_path).out)
         assert [row["method"] for row in listed] == list(METHODS)
         assert "rank, alpha, dropout, targets, learning_rate, head" in shown
+        assert all(key.isidentifier() for row in listed for key in row)
+        assert listed[2]["hyperparameters"] == ["rank", "alpha", "dropout", "targets", "learning_rate", "head"]
         assert all(row["paper"] is None or row["paper"] in shown for row in listed)
 
     def test_schema(self, command: Command, tmp_path: Path) -> None:
         schema = json.loads(command("schema", cwd=tmp_path).out)
         assert set(schema["properties"]) == set(Study.model_fields)
         assert "seeds" in schema["required"]
+
+    @pytest.mark.parametrize("words", [("-h",), ("run", "-h")], ids=" ".join)
+    def test_the_module_is_the_command(self, command: Command, tmp_path: Path, words: tuple[str, ...]) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "manytune", *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: manytune ")
+        assert done.stdout.split() == command(*words[:-1], "--help", cwd=tmp_path).out.split()
 
     def test_version(self, tmp_path: Path) -> None:
         assert manytune("--version", cwd=tmp_path) == Finished(0, f"manytune {__version__}\n", "")
@@ -541,6 +553,7 @@ class TestWhatIsRefused:
         ("words", "said"),
         [
             (("model=./nowhere",), ("model: there is no folder nowhere.",)),
+            (("--out", ""), ("The name of the study directory is empty",)),
             (("modle=minilm",), ("modle", "unknown key", "Did you mean 'model'?")),
             (("tasks=[colla]",), ("'colla' is not one of", "Did you mean 'cola'?")),
             (("training.batch_size=many",), ("training.batch_size", "'many'", "whole number")),
@@ -552,6 +565,10 @@ class TestWhatIsRefused:
             ),
             (("methods.2.rank=33",), ("rank 33 exceeds the width", "from 1 to 32")),
             (("training.class_weights=[1,2,3]", "tasks=[builtin-acceptability]"), ("3 numbers", "2 classes")),
+            (
+                ("methods=[{method: full, learning_rate: 1}, {method: full, learning_rate: 1.0}]",),
+                ("methods.0 and methods.1 both",),
+            ),
             (("training.max_length=4", "tasks=[builtin-similarity]"), ("training.max_length", "at least 5")),
         ],
         ids=lambda value: str(value[0])[:24] if isinstance(value, tuple) else None,
@@ -560,7 +577,7 @@ class TestWhatIsRefused:
         self, tiny: Path, command: Command, tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]
     ) -> None:
         path = write_study(tmp_path, tiny)
-        refused(command("run", path, *words, "--out", "results", cwd=tmp_path), *said)
+        refused(command("run", path, "--out", "results", *words, cwd=tmp_path), *said)
         assert not (tmp_path / "results").exists()
 
     def test_a_tokenizer_of_another_model(self, tiny: Path, command: Command, tmp_path: Path) -> None:
@@ -676,6 +693,7 @@ class TestUsage:
             (("params", "--study", "x.yaml", "--rank", "2"), "go with a MODEL"),
             (("params", "minilm", "--labels", "0"), "'--labels'"),
             (("params", "minilm", "--labels", "two"), "'--labels'"),
+            (("params", "minilm", "--labels", "99999999999"), "less than or equal to 100000"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
@@ -693,6 +711,17 @@ class TestUsage:
         assert done.code == 2
         assert "Usage: manytune" in done.out + done.err
         assert "status" in done.out + done.err
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+    @pytest.mark.parametrize("word", ["schema", "tasks", "--version"])
+    def test_output_that_cannot_be_written_is_one_message(self, tmp_path: Path, word: str) -> None:
+        script = str(Path(sys.executable).with_name("manytune"))
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [script, word], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: The output cannot be written: .*\n", done.stderr)
 
     def test_a_reader_that_leaves_early_is_no_error(self, tmp_path: Path) -> None:
         script = str(Path(sys.executable).with_name("manytune"))
@@ -737,6 +766,37 @@ def test_what_must_be_quick_imports_nothing_heavy(finish: Finish, words: str) ->
     code, *imported = done.stderr.split()
     assert code in ("0", "None")
     assert {"manytune", "typer"} <= set(imported)
+    assert HEAVY & set(imported) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run study.yaml", "--out is missing"),
+        ("run study.yaml --out other --device gpu", "'gpu' is not one of"),
+        ("run study.yaml --out study.yaml/below", "is not a directory"),
+        ("run study.yaml seeds=[3] --out results", "already holds a study that differs"),
+        ("run study.yaml seeds=[3] --out results --dry-run", "already holds a study that differs"),
+        ("run study.yaml methods.1={method:\xa0full,learning_rate:\xa01e-3} --out other", "methods.0 and methods.1"),
+        ("params minilm --method lorra", "'lorra' is not one of"),
+        ("params minilm --head half", "'half' is not one of"),
+        ("params minilm --rank 0", "received 0"),
+        ("params --study nowhere.yaml", "There is no study file"),
+    ],
+)
+def test_what_is_wrong_by_itself_is_refused_before_torch(finish: Finish, words: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *(word.replace("\xa0", " ") for word in words.split(" "))],
+        cwd=finish.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    message, _, last = done.stderr.rstrip().rpartition("\n")
+    code, *imported = last.split()
+    assert code == "2"
+    assert said in message
     assert HEAVY & set(imported) == set()
 
 

@@ -257,6 +257,11 @@ class TestWhatIsRefused:
             anatomy(str(tmp_path), 2)
         assert str(caught.value).endswith("bert, roberta, xlm-roberta, camembert.")
 
+    def test_positions_that_start_nowhere(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(folders["roberta"], tmp_path / "roberta"))
+        set_config(folder, pad_token_id=None)
+        self.refused(folder, "has no pad_token_id, after which roberta counts its positions", "Set it in config.json")
+
     def test_a_decoder(self, tiny: Path) -> None:
         set_config(tiny, is_decoder=True)
         with pytest.raises(ModelError, match="bert decoder"):

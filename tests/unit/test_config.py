@@ -37,6 +37,8 @@ from manytune.tasks import TASKS
 
 FULL = {"method": "full", "learning_rate": 2e-5}
 LORA = {"method": "lora", "rank": 8, "learning_rate": 4e-4}
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+COUNTS = ("batch_size", "max_length", "warmup_steps", "accumulate", "early_stopping", "max_pack")
 BASE = {"name": "s", "tasks": ["cola"], "seeds": [0], "methods": [FULL]}
 
 
@@ -340,7 +342,8 @@ class TestRefused:
             ("adam_epsilon", 0, "received 0; it must be above 0."),
             ("max_grad_norm", -1, "received -1; it must be at least 0."),
             ("accumulate", 0, "received 0; it must be at least 1."),
-            ("eval_every", 0, "received 0; it must be epoch, or a number of optimizer steps, at least 1."),
+            ("eval_every", 0, "received 0; it must be epoch, or a number of optimizer steps, at least 1"),
+            ("eval_every", 10**9 + 1, "received 1000000001; it must be epoch, or a number of optimizer steps"),
             ("eval_every", "epochs", "received 'epochs'; it must be epoch, or a number"),
             ("eval_every", True, "received true; it must be epoch, or a number"),
             ("early_stopping", 0, "received 0; it must be at least 1."),
@@ -360,6 +363,10 @@ class TestRefused:
             ),
             ("precision", "fp16", "'fp16' is not one of: auto, fp32, bf16."),
             ("max_pack", 0, "received 0; it must be at least 1."),
+            # More than floats and arrays can count
+            ("epochs", 1e300, "received 1e+300; it must be at most 1000000."),
+            ("max_steps", 10**20 - 1, "received 99999999999999999999; it must be at most 1000000000."),
+            *((key, 10**9 + 1, "it must be at most 1000000000.") for key in COUNTS),
         ],
     )
     def test_in_the_training(self, key, value, what):
@@ -371,6 +378,7 @@ class TestRefused:
         ("changes", "line"),
         [
             ({"rank": 0}, "methods.0.rank: received 0; it must be at least 1."),
+            ({"rank": 10**20}, "methods.0.rank: received 100000000000000000000; it must be at most 1000000000."),
             ({"rank": [2, 0]}, "methods.0.rank.1: received 0; it must be at least 1."),
             ({"rank": []}, "methods.0.rank: received []; it must not be empty."),
             ({"rank": [[2]]}, "methods.0.rank.0: received [2]; it must be a whole number."),
@@ -753,6 +761,7 @@ def conforms(value, schema, root) -> bool:
         "enum": lambda allowed: value in allowed,
         "type": lambda kinds: any(is_a(value, k) for k in ([kinds] if isinstance(kinds, str) else kinds)),
         "minimum": lambda bound: not is_a(value, "number") or value >= bound,
+        "maximum": lambda bound: not is_a(value, "number") or value <= bound,
         "exclusiveMinimum": lambda bound: not is_a(value, "number") or value > bound,
         "exclusiveMaximum": lambda bound: not is_a(value, "number") or value < bound,
         "minLength": lambda least: len(value) >= least,
@@ -816,6 +825,9 @@ class TestJsonSchema:
             {"training": {"batch_sise": 3}},
             {"training": {"eval_every": "often"}},
             {"training": {"class_weights": []}},
+            {"training": {"epochs": 1e300}},
+            {"training": {"max_steps": 10**20}},
+            {"training": {"eval_every": 10**20}},
             {"methods": []},
             {"methods": [{"learning_rate": 1e-3}]},
             {"methods": [{"method": "lorra", "learning_rate": 1e-3}]},
@@ -832,6 +844,12 @@ class TestJsonSchema:
     def test_what_it_may_not_say_does_not(self, changes):
         assert problems(**changes)
         assert not conforms({**BASE, **changes}, self.schema, self.schema)
+
+    def test_the_examples_conform(self):
+        files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).parents[1] / "study_template.yaml"]
+        assert len(files) == 5
+        for path in files:
+            assert conforms(read(path).data, self.schema, self.schema), path.name
 
     def test_it_says_which_dialect_it_is_and_is_json(self):
         assert self.schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"

@@ -583,6 +583,26 @@ class TestEncode:
         encode(make([("a b c d e f g", "a")] * 500), tokenizer, template=template, max_length=8)
         assert 1 <= len(calls) <= 4
 
+    def test_rows_are_cut_a_few_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The tokenizers library keeps all pieces that a call cuts off: of thousands of rows they are gigabytes."""
+        tokenizer = bert_like()
+        cutting = []
+        call = type(tokenizer).__call__
+
+        def counted(self: Any, *args: Any, **options: Any) -> Any:
+            if "truncation" in options:
+                cutting.append(len(args[0]))
+            return call(self, *args, **options)
+
+        monkeypatch.setattr(type(tokenizer), "__call__", counted)
+        rows = [("a b c d e f g", "a" * (1 + at % 7)) for at in range(600)]
+        encoded = encode(make(rows), tokenizer, template="native", max_length=8)
+        assert sum(cutting) == encoded.truncated == 600
+        assert max(cutting) <= 256
+        for at in (0, 255, 256, 599):
+            alone = call(tokenizer, *rows[at], truncation="longest_first", max_length=8)
+            assert row(encoded, at) == (alone["input_ids"], alone["token_type_ids"])
+
     @pytest.mark.parametrize("template", ["native", "spaced"])
     @pytest.mark.parametrize(("kind", "texts", "least"), [("bert", ("a",), 3), ("roberta", ("a", "b"), 6)])
     def test_no_room_for_the_sentences(self, template: str, kind: str, texts: tuple[str, ...], least: int) -> None:

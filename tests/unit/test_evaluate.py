@@ -12,10 +12,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 
 from manytune import evaluate as module
+from manytune import metrics
 from manytune.backbones import load_backbone
 from manytune.config import make_method
 from manytune.data import Encoded
-from manytune.evaluate import evaluate, example_losses, predict, predictions_of
+from manytune.evaluate import Evaluation, beats, evaluate, example_losses, predict, predictions_of
 from manytune.methods import adapt
 from manytune.packing import Layout, Member, PackedModel, build_layout
 from manytune.tasks import Task, get_task
@@ -198,3 +199,33 @@ def test_predictions_are_classes_or_numbers() -> None:
     logits = np.array([[0.1, 0.9], [2.0, -1.0]], dtype=np.float32)
     assert predictions_of(CLASSES, logits).tolist() == [1, 0]
     assert np.array_equal(predictions_of(NUMBERS, logits[:, :1]), logits[:, 0])
+
+
+def found(score: float, collapsed: bool = False) -> Evaluation:
+    return Evaluation({"pearson": score}, 0.5, collapsed, np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "better"),
+    [
+        (found(0.2), found(0.1), True),
+        (found(0.1), found(0.1), False),
+        (found(0.1), found(0.2), False),
+        (found(-0.3), None, True),
+        (found(float("nan")), None, False),
+        (found(float("nan")), found(0.0, collapsed=True), False),
+        (found(-0.3), found(0.0, collapsed=True), True),
+        (found(0.0, collapsed=True), found(-0.3), False),
+        (found(0.0, collapsed=True), None, True),
+        (found(0.0, collapsed=True), found(0.0, collapsed=True), False),
+    ],
+)
+def test_which_of_two_evaluations_is_better(new: Evaluation, old: Evaluation | None, better: bool) -> None:
+    assert beats("pearson", new, old) is better
+
+
+def test_the_metric_says_which_direction_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = metrics.Metric("pearson", "Error", False, lambda predictions, labels: 0.0)
+    monkeypatch.setattr(metrics, "METRICS", {"pearson": error})
+    assert beats("pearson", found(0.1), found(0.2))
+    assert not beats("pearson", found(0.2), found(0.1))

@@ -37,6 +37,22 @@ def test_each_parses_plans_and_fits_the_page(path):
     assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 110
 
 
+def test_the_readmes_run_is_one_of_the_readmes_study(tmp_path):
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (start,) = re.findall(r"^manytune show results (\S+)", readme, re.MULTILINE)
+    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    runs = plan_runs(Study.from_file(tmp_path / "study.yaml"))
+    assert len(runs) == 36
+    assert len([run for run in runs if run.id.startswith(start)]) == 1
+
+
+def test_the_template_says_where_its_schema_lies():
+    first, *rest = TEMPLATE.read_text(encoding="utf-8").splitlines()
+    assert first == "# yaml-language-server: $schema=study.schema.json"
+    assert "#   manytune schema > study.schema.json" in rest
+
+
 def test_roberta_glue_has_every_setting_of_the_published_study():
     study = load("roberta-glue")
     assert (study.model, study.tasks, study.template, study.selection) == (

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from manytune import hardware
+from manytune.config import DEVICES
 from manytune.errors import StudyError
 from manytune.hardware import PeakMemory, choose_device, choose_dtype
 from manytune.version import __version__
@@ -19,6 +20,9 @@ CPU = torch.device("cpu")
 
 
 class TestDevice:
+    def test_every_device_that_has_a_name_can_be_looked_for(self) -> None:
+        assert {"auto", *hardware._AVAILABLE} == set(DEVICES)
+
     @pytest.mark.parametrize(
         ("here", "chosen"),
         [({"cuda", "mps", "cpu"}, "cuda"), ({"mps", "cpu"}, "mps"), ({"cpu"}, "cpu")],

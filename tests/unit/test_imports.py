@@ -20,7 +20,7 @@ PACKAGE = Path(manytune.__file__).parent
 ORDER = (
     *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store", "hardware"),
     *("sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
-    *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli"),
+    *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.

@@ -420,7 +420,17 @@ class TestSteps:
         ],
     )
     def test_when_to_evaluate(self, eval_every, total, steps):
-        assert evaluation_steps(Training(eval_every=eval_every), 10, total) == steps
+        found = evaluation_steps(Training(eval_every=eval_every), 10, total)
+        assert [found[index] for index in range(len(found))] == list(found) == steps
+        assert [step for step in range(-1, total + 100) if step in found] == steps
+        with pytest.raises(IndexError):
+            found[-1]
+
+    def test_evaluations_are_never_written_out(self):
+        """A list of these would fill the memory of any machine."""
+        found = evaluation_steps(Training(eval_every=1), 10, 10**15)
+        assert len(found) == 10**15
+        assert (found[0], found[10**15 - 1], 10**15 in found, 10**15 + 1 in found) == (1, 10**15, True, False)
 
 
 def test_a_run_is_frozen():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,15 +61,35 @@ def test_its_files_are_safetensors_and_json(saved: Path) -> None:
 
 def test_a_snapshot_that_is_there_is_replaced(saved: Path) -> None:
     (saved / "stray").touch()
-    # What a process that was killed in the midst of it left behind.
-    for name in (".best.tmp", ".best.old"):
+    # What processes that were killed in the midst of it left behind long ago.
+    for name in (".best.tmp", ".best.0badcafe.tmp", ".best.0badcafe.old"):
         (saved.with_name(name) / "deep").mkdir(parents=True)
+        os.utime(saved.with_name(name), (0, 0))
     snapshot.save(saved, state_of(2.0), {"run_id": "other"})
     state, facts = snapshot.load(saved)
     assert_same(state, state_of(2.0))
     assert facts == {"format": 1, "run_id": "other"}
     assert [path.name for path in saved.parent.iterdir()] == ["best"]
     assert not (saved / "stray").exists()
+
+
+def test_two_that_write_the_same_snapshot_do_not_mix(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one starts while the first one writes, and is done before it."""
+    write, depth = snapshot.save_file, []
+
+    def interrupted(state: dict[str, Tensor], path: Path) -> None:
+        write(state, path)
+        if not depth:
+            depth.append(1)
+            snapshot.save(directory, state_of(2.0), {"run_id": "second"})
+            assert_same(snapshot.load(directory)[0], state_of(2.0))
+
+    monkeypatch.setattr(snapshot, "save_file", interrupted)
+    snapshot.save(directory, state_of(1.0), {"run_id": "first"})
+    state, facts = snapshot.load(directory)
+    assert_same(state, state_of(1.0))
+    assert facts["run_id"] == "first"
+    assert [path.name for path in directory.parent.iterdir()] == ["best"]
 
 
 def full_disk(*_: object, **__: object) -> NoReturn:
@@ -121,7 +142,7 @@ def test_where_writing_fails_there_is_no_half_a_snapshot(
     fail(monkeypatch)
     with pytest.raises(StoreError):
         snapshot.save(directory, state_of(), FACTS)
-    assert not directory.exists()
+    assert list(directory.parent.iterdir()) == []
 
 
 def cut_tensors(directory: Path) -> None:

@@ -95,6 +95,24 @@ class TestCreateOrOpen:
         assert "another --out" in message
         assert "delete" in message
 
+    def test_says_which_entry_of_a_list_differs(self, tmp_path: Path) -> None:
+        full, lora = {"method": "full", "learning_rate": 1e-4}, {"method": "lora", "rank": 2, "learning_rate": 1e-3}
+        store = Store.create_or_open(tmp_path / "out", make_study(methods=[full, lora]))
+
+        def said(*methods: dict[str, object]) -> list[str]:
+            with pytest.raises(StoreError) as caught:
+                Store.check(store.root, make_study(methods=list(methods)))
+            return [line.strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
+
+        assert said(full, {**lora, "learning_rate": [2e-3, 4e-3]}) == [
+            "methods.1.learning_rate: 0.001 there, [0.002, 0.004] here"
+        ]
+        assert said(full, {**lora, "rank": 3, "alpha": 2.0}) == [
+            "methods.1.rank: 2 there, 3 here",
+            "methods.1.alpha: 8.0 there, 2.0 here",
+        ]
+        assert said(full) == ["methods: 2 entries there, 1 here"]
+
     def test_shortens_what_is_long(self, store: Store) -> None:
         with pytest.raises(StoreError) as caught:
             Store.create_or_open(store.root, make_study(seeds=list(range(1000))))
@@ -115,6 +133,40 @@ class TestCreateOrOpen:
         (tmp_path / "out").touch()
         with pytest.raises(StoreError, match="out is not a directory"):
             Store.create_or_open(tmp_path / "out", study)
+
+    def test_refuses_what_cannot_be_made_before_anything_is_written(
+        self, tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(StoreError, match=r"out cannot be made: .*file is not a directory\. Give another --out"):
+            Store.check(tmp_path / "file" / "a" / "out", study)
+        with pytest.raises(StoreError, match=r"cannot be written: File name too long"):
+            Store.check(tmp_path / ("a" * 300), study)
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+        with pytest.raises(StoreError, match=r"out cannot be made: .* cannot be written to\. Check its permissions"):
+            Store.check(tmp_path / "a" / "out", study)
+        with pytest.raises(StoreError, match=rf"{tmp_path} cannot be written to\."):
+            Store.check(tmp_path, study)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_what_has_ended_is_read_where_nothing_can_be_written(
+        self, store: Store, study: Study, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert Store.check(store.root, study) == store
+        with pytest.raises(StoreError, match="cannot be written to"):
+            Store.create_or_open(store.root, study)
+
+    def test_refuses_an_empty_name(self, study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        for refused in (
+            lambda: Store.check("", study),
+            lambda: Store.create_or_open("", study),
+            lambda: Store.open(""),
+        ):
+            with pytest.raises(StoreError, match="The name of the study directory is empty"):
+                refused()
+        assert Store.check(".", study).root == Path()
 
     def test_refuses_a_study_that_it_cannot_read(self, store: Store, study: Study) -> None:
         (store.root / "study.yaml").write_text("seeds: [a]\n")
@@ -139,6 +191,8 @@ class TestOpen:
             Store.open(tmp_path / "missing")
         with pytest.raises(StoreError, match=r"it has no study\.yaml.*--out DIR"):
             Store.open(tmp_path)
+        with pytest.raises(StoreError, match="cannot be read: File name too long"):
+            Store.open(tmp_path / ("a" * 300))
 
 
 BAD_IDS = ["", ".", "..", "../up", "a/b", "/etc", "a\\b", ".hidden", "-rf", "a b", "a\n", "ä", "a" * 201]

@@ -396,14 +396,26 @@ def test_a_run_that_breaks_in_its_last_update_has_not_collapsed(backbone: Backbo
     assert outcome.state is RunState.FAILED
 
 
-def test_a_constant_prediction_is_a_collapse(backbone: Backbone) -> None:
+def test_whether_a_run_collapsed_is_not_settled_while_it_trains(backbone: Backbone) -> None:
+    """Its snapshot's last score settles it, on dev and in fp32."""
     pack = Pack(backbone, [(make_method("head", learning_rate=1e-9, head="bias"), 0)])
     for tensor in pack.model.bank.of(0):
         tensor.data(0).zero_()
     (outcome,) = pack.train(batch_size=4, max_steps=2)
-    assert outcome.state is RunState.COLLAPSED
     assert outcome.best is not None
-    assert outcome.best.scores[METRIC] == 0.0
+    assert outcome.best.collapsed
+    assert outcome.state is RunState.FINISHED
+
+
+def test_an_evaluation_that_is_not_constant_is_better_than_a_constant_one() -> None:
+    constant = Evaluation({METRIC: 0.0}, loss=0.5, collapsed=True, predictions=np.zeros(2))
+    outcome = Outcome(Run("run", "tiny", TASK.name, HEAD, 0), best=constant)
+    outcome.last = Evaluation({METRIC: -0.3}, loss=0.9, collapsed=False, predictions=np.arange(2))
+    assert outcome.improved(METRIC)
+    outcome.best, outcome.last = outcome.last, constant
+    assert not outcome.improved(METRIC)
+    assert not outcome.exhausted(2)
+    assert outcome.exhausted(1)
 
 
 def test_a_listener_hears_of_every_step_and_every_end(backbone: Backbone) -> None:

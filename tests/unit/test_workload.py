@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
+from manytune.data import Encoded, Split, encode, load_split
+from manytune.errors import ModelError
 from manytune.plan import plan_runs
+from manytune.tasks import Task
 from manytune.workload import TaskWork, prepare
 from tiny import make_tiny
 
@@ -51,7 +55,10 @@ def test_a_share_of_train_selects_by_seed(tiny: Path) -> None:
 def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
     ready = work(tiny, ACCEPTABILITY, training={"max_length": 12})
     assert ready.train.lengths.max() == 12
-    assert ready.notes[0] == f"{ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens."
+    assert ready.notes[0] == (
+        f"{ACCEPTABILITY}: {ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens, "
+        "which is training.max_length."
+    )
     assert ready.train.truncated > 0
     assert work(tiny, ACCEPTABILITY).notes == []
 
@@ -59,6 +66,32 @@ def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
 def test_max_length_beyond_the_backbones_positions_is_lowered(tiny: Path) -> None:
     ready = work(tiny, SIMILARITY, training={"max_length": 4096})
     assert ready.train.lengths.max() <= ready.anatomy.max_length == 130
+
+
+def test_rows_cut_at_the_backbones_own_limit_are_said_to_be(tmp_path: Path) -> None:
+    ready = work(make_tiny(tmp_path / "short", max_position_embeddings=40), ACCEPTABILITY)
+    assert ready.train.lengths.max() == 40
+    assert ready.study.training.max_length == 512
+    cut = f"{ready.train.truncated} of {ready.train.size} train rows were cut"
+    assert ready.notes[0] == f"{ACCEPTABILITY}: {cut} at 40 tokens, the most that {tmp_path / 'short'} takes."
+
+
+def test_a_backbone_of_one_token_type_sees_zeros(tmp_path: Path) -> None:
+    """Its tokenizer tells the sentences of a pair apart; transformers leaves the types out."""
+    ready = work(make_tiny(tmp_path / "roberta", "roberta"), SIMILARITY)
+    assert set(ready.train.types) == set(ready.dev.types) == {0}
+    assert ready.train.types.shape == ready.train.ids.shape
+    assert set(work(make_tiny(tmp_path / "bert"), SIMILARITY).train.types) == {0, 1}
+
+
+def test_token_types_beyond_the_backbones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def typed(*args: Any, **options: Any) -> Encoded:
+        encoded = encode(*args, **options)
+        return replace(encoded, types=encoded.types * 2)
+
+    monkeypatch.setattr("manytune.workload.encode", typed)
+    with pytest.raises(ModelError, match=r"gives the token type 2, but the backbone has embeddings for 0 to 1 alone"):
+        work(make_tiny(tmp_path / "bert"), SIMILARITY)
 
 
 def frozen(head: str) -> list[Mapping[str, Any]]:
@@ -97,6 +130,17 @@ def _warnings(ready: TaskWork) -> list[str]:
 def test_the_fingerprint_is_the_datas(tiny: Path) -> None:
     assert work(tiny, ACCEPTABILITY).fingerprint == work(tiny, ACCEPTABILITY).fingerprint
     assert work(tiny, ACCEPTABILITY).fingerprint != work(tiny, SIMILARITY).fingerprint
+
+
+@pytest.mark.parametrize("changed", ["train", "dev"])
+def test_the_fingerprint_is_of_both_splits(tiny: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    def load(task: Task, split: str, data_dir: str | None) -> Split:
+        rows = load_split(task, split, data_dir)
+        return replace(rows, fingerprint="another") if split == changed else rows
+
+    before = work(tiny, ACCEPTABILITY).fingerprint
+    monkeypatch.setattr("manytune.workload.load_split", load)
+    assert work(tiny, ACCEPTABILITY).fingerprint != before
 
 
 def test_a_warm_up_without_end_is_said(tiny: Path) -> None:

@@ -12,11 +12,13 @@ study.py     Training and Study
 
 from __future__ import annotations
 
-from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, make_method
+from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, choose_methods, make_method
 from manytune.config.study import Study, Training, digest, study_json_schema
 from manytune.config.sweeps import Sweep
+from manytune.config.values import DEVICES, check_device
 
 __all__ = [
+    "DEVICES",
     "METHODS",
     "BitFit",
     "Full",
@@ -26,6 +28,8 @@ __all__ = [
     "Study",
     "Sweep",
     "Training",
+    "check_device",
+    "choose_methods",
     "digest",
     "make_method",
     "study_json_schema",

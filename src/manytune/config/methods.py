@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -11,7 +11,7 @@ from manytune.config import problems
 from manytune.config.values import Count, Fraction, Frozen, Positive, Targets, refused
 from manytune.errors import StudyError, choices
 
-__all__ = ["METHODS", "BaseMethod", "BitFit", "Full", "Head", "Lora", "Method", "make_method"]
+__all__ = ["METHODS", "BaseMethod", "BitFit", "Full", "Head", "Lora", "Method", "choose_methods", "make_method"]
 
 
 class BaseMethod(Frozen):
@@ -123,3 +123,37 @@ def make_method(name: str, **hyperparameters: Any) -> Method:
     if name not in METHODS:
         raise StudyError(f"There is no such method: {choices(name, METHODS)}")
     return METHODS[name](**hyperparameters)
+
+
+_RANKS = (2, 8, 64, 256)
+_HEADS = ("full", "bias", "frozen")
+_HEADS_OF = {"full": ("full",), "head": ("full", "bias")}
+
+
+def choose_methods(names: Sequence[str], ranks: Sequence[int], heads: Sequence[str]) -> list[Method]:
+    """One method for every name, LoRA rank and part of the head that go together; an empty choice stands for all.
+
+    The learning rate is 1: what is chosen here is for counting parameters.
+
+    Raises:
+        StudyError: A name or a part of the head is not known, a rank cannot be, or nothing goes together.
+    """
+    for option, chosen, allowed in (("--method", names, tuple(METHODS)), ("--head", heads, _HEADS)):
+        for name in chosen:
+            if name not in allowed:
+                raise StudyError(f"{option}: {choices(name, allowed)}")
+    if ranks and names and "lora" not in names:
+        raise StudyError(f"--rank: only lora has a rank, not {', '.join(names)}. Leave it out, or add --method lora.")
+    found = [
+        make_method(name, learning_rate=1.0, head=head, **rank)
+        for name in names or METHODS
+        for rank in ([{"rank": rank} for rank in ranks or _RANKS] if name == "lora" else [{}])
+        for head in heads or _HEADS
+        if head in _HEADS_OF.get(name, _HEADS)
+    ]
+    if not found:
+        raise StudyError(
+            f"--head: {', '.join(heads)} does not go with {', '.join(names)}: full trains the whole head, "
+            "and head the whole of it or its biases."
+        )
+    return found

@@ -25,6 +25,7 @@ from manytune.config.problems import Problem, from_pydantic, message, show
 from manytune.config.source import KeyPath, Source, dump, read
 from manytune.config.sweeps import AnySweep
 from manytune.config.values import (
+    MOST,
     ClassWeights,
     Count,
     EvalEvery,
@@ -55,11 +56,13 @@ class Training(Frozen):
 
     batch_size: Count = 16
     """Training samples of one run in one batch."""
-    epochs: Positive | None = Field(default=None, json_schema_extra={"default": DEFAULT_EPOCHS})
+    epochs: Annotated[Positive, Field(le=1e6)] | None = Field(
+        default=None, json_schema_extra={"default": DEFAULT_EPOCHS}
+    )
     """Passes over the training data, fractions included; 3 unless `max_steps` is given."""
     max_steps: Count | None = None
     """Length of the training in optimizer steps, instead of `epochs`."""
-    max_length: Annotated[int, Field(strict=True, ge=4)] = 512
+    max_length: Annotated[int, Field(strict=True, ge=4, le=MOST)] = 512
     """Longest input in tokens, special tokens included; what is longer is cut, counted and reported."""
     warmup_steps: WholeNumber | None = Field(default=None, json_schema_extra={"default": DEFAULT_WARMUP})
     """Optimizer steps in which the learning rate rises from 0 to its peak; instead of `warmup_ratio`."""

@@ -24,10 +24,11 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from manytune.config.problems import show
-from manytune.errors import choices
+from manytune.errors import StudyError, choices
 from manytune.tasks import TASKS
 
 __all__ = [
+    "DEVICES",
     "ClassWeights",
     "Count",
     "EvalEvery",
@@ -42,10 +43,25 @@ __all__ = [
     "Targets",
     "TaskName",
     "WholeNumber",
+    "check_device",
     "distinct",
     "or_default",
     "refused",
 ]
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no device's name; whether this machine has it, only torch knows.
+
+    Raises:
+        StudyError: There is no such device.
+    """
+    if name not in DEVICES:
+        raise StudyError(f"--device: {choices(name, DEVICES)}")
 
 
 class Frozen(BaseModel):
@@ -112,9 +128,9 @@ def _home_expanded(value: Any) -> Any:
 
 
 def _eval_every(value: Any) -> Any:
-    if value == "epoch" or (type(value) is int and value >= 1):
+    if value == "epoch" or (type(value) is int and 1 <= value <= MOST):
         return value
-    raise ValueError("it must be epoch, or a number of optimizer steps, at least 1")
+    raise ValueError(f"it must be epoch, or a number of optimizer steps, at least 1 and at most {MOST}")
 
 
 def _class_weights(value: Any) -> Any:
@@ -127,8 +143,11 @@ def _class_weights(value: Any) -> Any:
     raise ValueError("it must be none, balanced, or a list with a number above 0 for each class")
 
 
-WholeNumber = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+MOST = 10**9
+"""No study has more of anything that is counted; beyond it, arithmetic on floats and arrays would break."""
+
+WholeNumber = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]

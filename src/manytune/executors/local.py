@@ -15,7 +15,8 @@ from torch import Tensor
 from manytune import hardware, snapshot
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
-from manytune.evaluate import Evaluation, evaluate
+from manytune.errors import ManytuneError
+from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.packing import Member, PackedModel
 from manytune.plan import Pack, Run, plan_packs, plan_runs, total_steps
 from manytune.progress import Progress, make_progress
@@ -30,6 +31,7 @@ __all__ = ["StudyResult", "run_study"]
 _COLLAPSE_ADVICE = (
     "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
 )
+_MEMORY_ADVICE = "Lower training.max_pack or training.batch_size, in a study of another --out."
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,13 @@ def run_study(
     Raises:
         ManytuneError: The study, its data, its model or the directory cannot be used. A run that fails while
             training raises nothing: its record says so.
+        TypeError: `study` is no Study.
     """
+    if not isinstance(study, Study):
+        raise TypeError(
+            f"run_study takes a Study, not {study!r} ({type(study).__name__}): "
+            "make one with Study.from_file(path) or Study.from_dict(data)"
+        )
     chosen = hardware.choose_device(device)
     store = Store.check(out, study)
     packs = store.read_plan() or plan_packs(plan_runs(study), study.training.max_pack)
@@ -89,7 +97,13 @@ def run_study(
             # The loaded weights say whether the pooler is the backbone's or, where they lack it, the head's.
             work = replace(works[pack.task], anatomy=backbones[outputs].anatomy)
             _begin(store.root, study, packs)
-            _PackJob(store, work, backbones[outputs], pack, runs, chosen, told).execute()
+            job = _PackJob(store, work, backbones[outputs], pack, runs, chosen, told)
+            try:
+                job.execute()
+            except ManytuneError:
+                raise
+            except Exception as error:  # whatever it is, the other packs can still train
+                job.fail(error)
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records))
 
@@ -134,13 +148,15 @@ class _PackJob:
         self.device = device
         self.told = told
         self.started = datetime.now(UTC)
-        self._best: tuple[str, float] | None = None
+        self.memory = hardware.PeakMemory(device)
+        self._peak_bytes: int | None = None
+        self._bests: dict[str, Evaluation] = {}
+        self._recorded: set[str] = set()
 
     def execute(self) -> None:
         """Train, score and record."""
         clock = time.perf_counter()
         training = self.work.study.training
-        self.memory = hardware.PeakMemory(self.device)
         members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
         dtype = hardware.choose_dtype(training.precision, self.device)
         model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
@@ -149,6 +165,15 @@ class _PackJob:
         self.told.pack_started(self.pack.id, self.pack.task, [run.id for run in self.runs], total)
         train_pack(model, self.runs, self.work.task, data, training, self)
         self.told.pack_finished(time.perf_counter() - clock)
+
+    def fail(self, error: Exception) -> None:
+        """Record why the runs that have no record yet could not go on."""
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
+        for run in self.runs:
+            if run.id not in self._recorded:
+                self._write(Outcome(run, state=RunState.FAILED, failure=reason))
 
     # What the training loop tells
 
@@ -160,20 +185,28 @@ class _PackJob:
         """Pass an evaluation on."""
         metric = self.work.task.primary_metric
         scores = {o.run.id: o.last.scores[metric] for o in outcomes if o.last is not None}
-        bests = {o.run.id: o.best.scores[metric] for o in outcomes if o.best is not None}
-        self._best = max(
-            [*bests.items(), *([self._best] if self._best else [])], key=lambda item: item[1], default=None
-        )
-        if self._best is not None:
-            self.told.evaluated(step, scores, self._best)
+        self._bests |= {o.run.id: o.best for o in outcomes if o.best is not None}
+        best: str | None = None
+        for run_id, found in self._bests.items():
+            if best is None or beats(metric, found, self._bests[best]):
+                best = run_id
+        if best is not None:
+            self.told.evaluated(step, scores, (best, self._bests[best].scores[metric]))
 
     def ended(self, outcome: Outcome) -> None:
         """Write the run's history and snapshot, score the snapshot as it was written, write the record."""
-        run = outcome.run
-        self.store.write_history(run.id, outcome.history)
+        self.store.write_history(outcome.run.id, outcome.history)
+        self._write(outcome)
+
+    def _write(self, outcome: Outcome) -> None:
+        held = self.memory.bytes()
+        self._peak_bytes = max(self._peak_bytes or 0, held) if held is not None else None
         record = self._record(outcome)
+        self.memory = hardware.PeakMemory(self.device)  # what scoring took is no part of what training takes
         self.store.write_record(record)
-        self.told.run_ended(run.id, record.state, record.failure or next(iter(record.notes), None))
+        self._recorded.add(record.run_id)
+        advice = _COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
+        self.told.run_ended(record.run_id, record.state, record.failure or advice)
 
     def _record(self, outcome: Outcome) -> RunRecord:
         run, task = outcome.run, self.work.task
@@ -183,7 +216,8 @@ class _PackJob:
             directory = self.store.snapshot_dir(run.id)
             snapshot_bytes = snapshot.save(directory, outcome.best_state, self._facts(run))
             best = self._score(run, snapshot.load(directory)[0])
-            if outcome.state is not RunState.FAILED:
+            # Where a share of train selects, dev is scored once, with what was selected.
+            if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
                 last = self._score(run, outcome.last_state) if outcome.last_state else best
         state = outcome.state
         notes = list(self.work.notes)
@@ -219,12 +253,12 @@ class _PackJob:
             scores=best.scores if best else {},
             last_scores=last.scores if last else {},
             epochs_done=outcome.history[-1].epoch if outcome.history else None,
-            steps=outcome.steps,
+            steps=outcome.steps or None,
             parameters=Parameters(**asdict(self.work.parameters(run))),
             cost=Cost(
-                train_seconds=outcome.train_seconds,
-                eval_seconds=outcome.eval_seconds,
-                peak_memory_bytes=self.memory.bytes(),
+                train_seconds=outcome.train_seconds if outcome.steps else None,
+                eval_seconds=outcome.eval_seconds if outcome.steps else None,
+                peak_memory_bytes=self._peak_bytes,
                 samples_per_second=samples / outcome.train_seconds if samples else None,
                 snapshot_bytes=snapshot_bytes,
                 pack_size=len(self.runs),

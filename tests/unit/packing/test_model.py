@@ -132,6 +132,19 @@ def test_runs_that_differ_in_alpha_alone_keep_their_own_scale(backbone: Backbone
     assert not torch.allclose(logits[0], logits[1])
 
 
+def test_every_layer_and_every_seed_draws_an_a_of_its_own(build: Callable[..., PackedModel]) -> None:
+    model = build("lora", runs=2)
+    draws = [
+        (run, name, tensor) for run in range(2) for name, tensor in model.bank.state(run).items() if "lora_A" in name
+    ]
+    assert len(draws) == 2 * 2 * 2  # seeds, layers, targets
+    for index, (run, name, tensor) in enumerate(draws):
+        for other_run, other_name, other in draws[:index]:
+            assert not torch.equal(tensor, other), (run, name, other_run, other_name)
+    again = build("lora").bank.state(0)
+    assert all(torch.equal(tensor, again[name]) for run, name, tensor in draws if run == 0)
+
+
 def test_a_run_that_trains_every_weight_has_no_neighbours(build: Callable[..., PackedModel]) -> None:
     with pytest.raises(ValueError, match="pack of one"):
         build("full", runs=2)

@@ -125,6 +125,31 @@ def test_a_pack_of_one_over_tensors_of_their_own() -> None:
         assert torch.equal(plain.state(0)[name], tensor)
 
 
+def test_an_embedding_moves_as_by_a_dense_adamw_whatever_rows_a_batch_has() -> None:
+    """Its gradient comes sparse: rows of an earlier step have none in a later one, though they have moments."""
+    start = torch.randn(8, 3, generator=generator("embedding"))
+    bank = Bank()
+    name = "embeddings.word_embeddings.weight"
+    value = nn.Parameter(start.clone())
+    bank.add(BankTensor(name, "backbone", bank.group(0, 1), value, stacked=False))
+    optimizer = PackedAdamW(bank, max_grad_norm=1.0, **SETTINGS)
+    dense = nn.Parameter(start.clone())
+    theirs = torch.optim.AdamW(
+        [dense], lr=1e-2, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], weight_decay=0.1, fused=True
+    )
+    for ids in ([0, 1, 1], [5, 6], [2, 0]):
+        rows = torch.tensor(ids)
+        nn.functional.embedding(rows, value, sparse=True).square().sum().backward()
+        nn.functional.embedding(rows, dense).square().sum().backward()
+        assert value.grad is not None
+        assert value.grad.is_sparse
+        nn.utils.clip_grad_norm_([dense], 1.0)
+        optimizer.step([1e-2])
+        theirs.step()
+        theirs.zero_grad()
+        torch.testing.assert_close(bank.state(0)[name], dense.detach(), rtol=0, atol=3e-7)
+
+
 @pytest.mark.parametrize("kept", [[0, 3, 4], [1], [2, 3]])
 def test_a_bank_that_shrank_goes_on_exactly(kept: list[int]) -> None:
     whole, shrinking = make_bank(), make_bank()

@@ -1,0 +1,309 @@
+"""A study from its first pack to its last record, with very small models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from manytune import metrics, snapshot
+from manytune.config import Study
+from manytune.errors import DataError
+from manytune.evaluate import Evaluation, evaluate
+from manytune.executors import StudyResult, local, run_study
+from manytune.plan import Run, plan_packs, plan_runs
+from manytune.record import RunState
+from manytune.store import Store
+from manytune.tasks import get_task
+from manytune.train import Outcome, PackData, train_pack
+from tiny import make_tiny
+
+TASK = "builtin-similarity"
+LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
+HEAD = {"method": "head", "learning_rate": 1e-3}
+FINISHED, FAILED, COLLAPSED = RunState.FINISHED, RunState.FAILED, RunState.COLLAPSED
+
+Evaluate = Callable[..., tuple[Evaluation, ...]]
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.packs: list[str] = []
+        self.bests: list[tuple[str, float]] = []
+        self.ended: dict[str, tuple[str, str | None]] = {}
+        self.messages: list[str] = []
+
+    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+        self.packs.append(pack_id)
+
+    def step(self, step: int, losses: Sequence[float]) -> None: ...
+
+    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+        self.bests.append(best)
+
+    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+        self.ended[run_id] = (state, note)
+
+    def pack_finished(self, seconds: float) -> None: ...
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def small(model: Path, methods: Sequence[Mapping[str, Any]] = (LORA,), **changes: Any) -> Study:
+    return Study.from_dict(
+        {
+            "name": "small",
+            "model": str(model),
+            "tasks": [TASK],
+            "seeds": [0, 1],
+            "training": {"max_steps": 2, "eval_every": 1, "precision": "fp32"},
+            "methods": list(methods),
+            **changes,
+        }
+    )
+
+
+def run(study: Study, out: Path) -> tuple[StudyResult, Told]:
+    told = Told()
+    return run_study(study, out, device="cpu", progress=told), told
+
+
+def test_what_is_no_study_is_refused_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"takes a Study, not 'study\.yaml' \(str\): make one with Study\.from_file"):
+        run_study("study.yaml", tmp_path)  # type: ignore[arg-type]
+
+
+# Scores
+
+
+def constant(*args: Any, **options: Any) -> tuple[Evaluation, ...]:
+    """An evaluation that finds every run's prediction constant."""
+    found = evaluate(*args, **options)
+    return tuple(replace(each, collapsed=True, scores=dict.fromkeys(each.scores, 0.0)) for each in found)
+
+
+def test_a_run_that_is_constant_on_the_selecting_rows_alone_has_not_collapsed(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manytune.train.evaluate", constant)
+    result, told = run(small(tiny, selection="train-split"), tmp_path)
+    assert [record.state for record in result.records] == [FINISHED, FINISHED]
+    assert all(record.best_score for record in result.records)
+    assert all(note is None for _, note in told.ended.values())
+
+
+def test_a_run_that_is_constant_on_dev_has_collapsed_and_scores_0(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manytune.executors.local.evaluate", constant)
+    result, told = run(small(tiny, selection="train-split"), tmp_path)
+    assert [(record.state, record.best_score) for record in result.records] == [(COLLAPSED, 0.0)] * 2
+    for record in result.records:
+        state, note = told.ended[record.run_id]
+        assert state == "collapsed"
+        assert note == record.notes[0]
+        assert "lower learning rate" in note
+
+
+def test_the_snapshot_is_scored_as_it_lies_on_the_disk(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = snapshot.save
+
+    def spoil(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
+        return save(directory, {name: torch.zeros_like(tensor) for name, tensor in state.items()}, facts)
+
+    monkeypatch.setattr(snapshot, "save", spoil)
+    result, _ = run(small(tiny), tmp_path)
+    assert [(record.state, record.best_score) for record in result.records] == [(COLLAPSED, 0.0)] * 2
+
+
+@pytest.mark.parametrize(("selection", "times"), [("dev", 2), ("train-split", 1)])
+def test_with_a_split_of_train_dev_is_scored_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, times: int
+) -> None:
+    """The last tensors are scored on dev only where dev selects: else their score there is not known."""
+    rates = iter([0.2, 0.1] * 2)  # the first evaluation is the best one, so that the last tensors are others
+
+    def falling(model: Any, task: Any, data: Any, rows: Any) -> tuple[Evaluation, ...]:
+        found = evaluate(model, task, data, rows)
+        rate = next(rates)
+        return tuple(replace(each, scores=dict.fromkeys(each.scores, rate)) for each in found)
+
+    scored: list[int] = []
+
+    def counted(model: Any, task: Any, data: Any, rows: Any) -> tuple[Evaluation, ...]:
+        scored.append(len(rows[0]))
+        return evaluate(model, task, data, rows)
+
+    monkeypatch.setattr("manytune.train.evaluate", falling)
+    monkeypatch.setattr("manytune.executors.local.evaluate", counted)
+    result, _ = run(small(tiny, seeds=[0], selection=selection), tmp_path)
+    (record,) = result.records
+    assert len(scored) == times
+    assert record.best_score is not None
+    assert (record.last_score is None) is (selection == "train-split")
+    assert (record.last_scores == {}) is (selection == "train-split")
+
+
+def test_the_best_run_that_is_told_of_is_best_by_the_metrics_own_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = metrics.Metric("pearson", "Error", False, lambda predictions, labels: 0.0)
+    monkeypatch.setattr(metrics, "METRICS", {"pearson": error})
+    told = Told()
+    task = replace(get_task(TASK), metrics=("pearson",))
+    cpu = torch.device("cpu")
+    job: Any = local._PackJob(None, SimpleNamespace(task=task), None, None, (), cpu, told)  # type: ignore[arg-type]
+    outcomes = []
+    for name, score in (("a", 0.3), ("b", 0.1), ("c", 0.2)):
+        found = Evaluation({"pearson": score}, 0.5, False, np.arange(2))
+        outcomes.append(Outcome(SimpleNamespace(id=name), best=found, last=found))  # type: ignore[arg-type]
+    job.evaluated(1, outcomes)
+    job.evaluated(2, outcomes[:1])  # the others have left
+    assert told.bests == [("b", 0.1), ("b", 0.1)]
+
+
+def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = {"bytes": 0}
+
+    class Memory:
+        def __init__(self, device: torch.device) -> None:
+            peak["bytes"] = 70
+
+        def bytes(self) -> int:
+            return peak["bytes"]
+
+    def train(*args: Any) -> list[Outcome]:
+        peak["bytes"] = 100
+        return train_pack(*args)
+
+    def score(*args: Any) -> tuple[Evaluation, ...]:
+        peak["bytes"] = 10_000
+        return evaluate(*args)
+
+    monkeypatch.setattr("manytune.hardware.PeakMemory", Memory)
+    monkeypatch.setattr("manytune.executors.local.train_pack", train)
+    monkeypatch.setattr("manytune.executors.local.evaluate", score)
+    result, _ = run(small(tiny), tmp_path)
+    assert [record.cost.peak_memory_bytes for record in result.records] == [100, 100]
+
+
+# Failures
+
+
+def failing(error: Exception, *, after: int = 0) -> Callable[..., list[Outcome]]:
+    """A training of packs that raises in the first of them, when `after` of its runs have ended."""
+    calls = []
+
+    def train(model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, told: Any) -> list[Outcome]:
+        calls.append(runs)
+        if len(calls) > 1:
+            return train_pack(model, runs, task, data, training, told)
+        for each in runs[:after]:
+            told.ended(Outcome(each, state=FAILED, failure="Its own reason."))
+        raise error
+
+    return train
+
+
+def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("the device is gone\nand more of it")
+    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error, after=1))
+    result, told = run(small(tiny, [LORA, HEAD]), tmp_path)
+    lora, head = result.records[:2], result.records[2:]
+    assert [record.failure for record in lora] == ["Its own reason.", "RuntimeError: the device is gone"]
+    assert [record.state for record in head] == [FINISHED, FINISHED]
+    assert result.failed == lora
+    for record in lora:
+        assert told.ended[record.run_id] == ("failed", record.failure)
+        assert (record.steps, record.best_score, record.cost.train_seconds) == (None, None, None)
+        assert record.parameters.trainable
+    assert len(told.packs) == 2
+
+    again, _ = run(small(tiny, [LORA, HEAD]), tmp_path)
+    assert again.records == result.records
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")], ids=["cpu", "gpu"])
+def test_of_too_little_memory_the_record_says_what_to_do(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error))
+    result, _ = run(small(tiny), tmp_path)
+    assert len(result.failed) == 2
+    for record in result.failed:
+        assert (record.failure or "").startswith(f"{type(error).__name__}: ")
+        assert "Lower training.max_pack or training.batch_size" in (record.failure or "")
+
+
+@pytest.mark.parametrize("error", [DataError("The disk is full."), KeyboardInterrupt()], ids=["mendable", "interrupt"])
+def test_what_a_user_does_or_can_mend_ends_the_study(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error))
+    with pytest.raises(type(error)):
+        run(small(tiny), tmp_path)
+    assert Store.open(tmp_path).finished_runs() == {}
+
+
+# What the plan, the data and the weights say
+
+
+def test_a_plan_that_was_stored_is_obeyed(tiny: Path, tmp_path: Path) -> None:
+    study = small(tiny)
+    apart = plan_packs(plan_runs(study), 1)
+    Store.create_or_open(tmp_path, study).write_plan(apart)
+    result, told = run(study, tmp_path)
+    assert told.packs == [pack.id for pack in apart]
+    assert [record.cost.pack_size for record in result.records] == [1, 1]
+
+
+def test_a_note_on_the_data_is_said_once_and_kept_in_every_record(tiny: Path, tmp_path: Path) -> None:
+    study = small(tiny, training={"max_steps": 1, "max_length": 12, "precision": "fp32"})
+    result, told = run(study, tmp_path)
+    notes = [text for text in told.messages if "were cut at 12 tokens" in text]
+    assert len(notes) == 2
+    assert [record.notes for record in result.records] == [notes, notes]
+    assert set(told.ended.values()) == {("finished", None)}
+
+
+def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model on the hub it is not known before its weights are loaded."""
+    folder = make_tiny(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if "pooler" not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+    monkeypatch.setattr("manytune.backbones._stored_names", lambda folder: frozenset())
+    study = small(folder, [HEAD], seeds=[0])
+    result, _ = run(study, tmp_path / "out")
+    (record,) = result.records
+    pooler, classifier = 32 * 32 + 32, 32 + 1
+    assert record.parameters.head == record.parameters.trainable == pooler + classifier
+    state, _ = snapshot.load(Store.open(tmp_path / "out").snapshot_dir(record.run_id))
+    assert set(state) == {
+        f"{name}.{kind}" for name in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")
+    }
