@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
+from manytune.data import load_split
 from manytune.plan import plan_runs
+from manytune.tasks import get_task
 from manytune.workload import TaskWork, prepare
 from tiny import make_tiny
 
@@ -97,6 +99,14 @@ def _warnings(ready: TaskWork) -> list[str]:
 def test_the_fingerprint_is_the_datas(tiny: Path) -> None:
     assert work(tiny, ACCEPTABILITY).fingerprint == work(tiny, ACCEPTABILITY).fingerprint
     assert work(tiny, ACCEPTABILITY).fingerprint != work(tiny, SIMILARITY).fingerprint
+
+
+@pytest.mark.parametrize(("task", "sentences"), [(ACCEPTABILITY, 1), (SIMILARITY, 2)])
+def test_dev_texts_are_the_dev_rows(tiny: Path, task: str, sentences: int) -> None:
+    ready = work(tiny, task)
+    assert ready.dev_texts == load_split(get_task(task), "dev").texts
+    assert len(ready.dev_texts) == ready.dev.size
+    assert {len(row) for row in ready.dev_texts} == {sentences}
 
 
 def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
