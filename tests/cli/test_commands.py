@@ -140,6 +140,7 @@ class TestRun:
             *(run.label for run in finish.runs),
             "from 1 seed each nothing can be said about the spread over seeds",
             "Results: results\n",
+            f"Report: {Path('results', 'report', 'index.html')}\n",
             "manytune show results RUN",
         ):
             assert text in finish.done.out
@@ -270,7 +271,7 @@ class TestRunAgain:
         run = finish.run(SIMILARITY, "lora r=2")
         first = record_in(out, run.id)
         shutil.rmtree(out / "runs" / run.id)
-        others = files(out)
+        others = {name: file for name, file in files(out).items() if not name.startswith("report/")}
 
         assert command("run", "study.yaml", "--out", "results", cwd=tmp_path).code == 0
         again = record_in(out, run.id)

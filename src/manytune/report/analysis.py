@@ -199,13 +199,17 @@ def _predictions(
         said = None
         if own.shape == (len(labels), TASKS[task].num_outputs) and np.isfinite(own).all():
             said = own.argmax(-1) if TASKS[task].kind == "classification" else own[:, 0].astype(float)
-        score = None if said is None else metric_draws(run.primary_metric, said[None], labels, once)
-        constant = said is not None and is_constant(said)
-        if said is not None and (score is None or constant or abs(float(score[0, 0]) - run.best_score) < _CLOSE):
+        if said is not None and _fits(run.primary_metric, said, labels, once, run.best_score):
             found[run.run_id] = said
         else:
             misfits.append(run.run_id)
     return found, tuple(misfits)
+
+
+def _fits(metric: str, said: Array, labels: Array, once: Array, recorded: float) -> bool:
+    score = metric_draws(metric, said[None], labels, once)
+    # Numbers that are one but for rounding have a correlation that means nothing; their record says 0.
+    return score is None or abs(float(score[0, 0]) - recorded) < _CLOSE or (is_constant(said) and recorded == 0)
 
 
 def _draws(table: TaskTable, predictions: Mapping[str, Array], examples: Examples | None) -> dict[str, Array]:

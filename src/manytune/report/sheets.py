@@ -110,8 +110,9 @@ def to_csv(sheet: Sheet) -> str:
 
 
 def _csv_cell(cell: Cell) -> Cell:
-    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{cell}"
+    if isinstance(cell, str):
+        text = cell.replace("\r", " ")  # a bare one ends the line for some readers
+        return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] == "\t" else text
     return "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else cell
 
 
