@@ -22,7 +22,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 help: ## Show this help
 	@echo 'Usage: make TARGET [VARIABLE=value …]'
 	@echo
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1@\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F@ '{ printf "  %-13s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1@\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F@ '{ printf "  %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  PYTHON=python3.12     the Python to use, 3.11 or newer (found by itself: python3.11 first)'
 	@echo '  TORCH_INDEX=URL       one more package index for torch, e.g. https://download.pytorch.org/whl/cpu'

@@ -19,6 +19,7 @@ from manytune.report.tables import swept
 __all__ = ["Chart", "cost_chart", "curve_chart", "rank_chart", "rate_chart", "score_chart"]
 
 _MOST_LINES = 60  # runs drawn one by one; more are a thicket, and their band says the same
+_MOST_SHOWN = 24  # configurations; of more, the best one of each method shows at first, the others by the legend
 _PANELS = ("", "2", "3", "4")
 
 
@@ -102,10 +103,13 @@ def curve_chart(analysis: Analysis) -> Chart | None:
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"legend": {"groupclick": "togglegroup"}, "hovermode": "closest"}
     narrow: dict[str, Any] = {"height": 1150}
+    first_seen = {row.label for row in (analysis.rows if len(look) <= _MOST_SHOWN else analysis.best_rows)}
     for place, (panel, (_, title, value)) in enumerate(zip(_PANELS, quantities(analysis), strict=True)):
         for curve in curves(analysis, value):
             own = look[curve.label]
             axes = {"xaxis": f"x{panel}", "yaxis": f"y{panel}", "legendgroup": curve.label, "type": "scatter"}
+            if curve.label not in first_seen:
+                axes["visible"] = "legendonly"
             if lines:
                 data += [
                     {
@@ -248,8 +252,9 @@ def _swept_chart(
 def _swept(analysis: Analysis, series: Mapping[str, Sequence[tuple[float, MethodRow]]]) -> list[dict[str, Any]]:
     data: list[dict[str, Any]] = []
     shades: dict[str, int] = {}
+    look = looks(analysis)
     for name, points in series.items():
-        color = looks(analysis)[points[0][1].label].color
+        color = look[points[0][1].label].color
         shades[color] = shades.get(color, -1) + 1
         own = Look(_plain(name), color, shades[color])
         known = [(value, row.primary.best) for value, row in points if row.primary.best.mean is not None]

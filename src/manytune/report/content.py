@@ -166,7 +166,8 @@ def _curves(analysis: Analysis) -> Part:
     text = []
     rising = loss_rises(analysis)
     if rising:
-        names = ", ".join(looks(analysis)[label].name for label in rising)
+        look = looks(analysis)
+        names = ", ".join(look[label].name for label in rising)
         text.append(
             f"Evaluation loss rises while {analysis.metric.title} rises too: {names}. A model can grow surer of what "
             "it gets wrong, and the loss counts that, while the score may not."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from manytune.report.analysis import Analysis
 from manytune.report.series import COSTS, Look, curves, front, looks, quantities
+from manytune.report.table import MethodRow
 from manytune.report.tables import swept
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _DASHES = {
     "longdashdot": (0, (8, 2, 1, 2)),
 }
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
+
+_MOST = 16  # configurations in one figure; of more, the best ones are drawn
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -77,6 +80,14 @@ def _color(look: Look) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _shown(analysis: Analysis) -> tuple[MethodRow, ...]:
+    """The configurations that a figure can hold: all, or the best ones, in the studies' order."""
+    if len(analysis.rows) <= _MOST:
+        return analysis.rows
+    best = {row.label for row in (*analysis.best_rows, *analysis.ranked)[:_MOST]}
+    return tuple(row for row in analysis.rows if row.label in best)
+
+
 def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
@@ -85,7 +96,7 @@ def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[
 
 
 def _scores(analysis: Analysis) -> Figure | None:
-    rows, look = list(reversed(analysis.rows)), looks(analysis)
+    rows, look = list(reversed(_shown(analysis))), looks(analysis)
     figure, (axes,) = _figure(height=0.9 + 0.34 * len(rows))
     for place, row in enumerate(rows):
         own, best = look[row.label], row.primary.best
@@ -104,17 +115,17 @@ def _scores(analysis: Analysis) -> Figure | None:
 
 def _curves(analysis: Analysis) -> Figure | None:
     shown = quantities(analysis)[:2]
-    look = looks(analysis)
-    if not any(curve.steps for _, _, value in shown for curve in curves(analysis, value)):
+    look, labels = looks(analysis), {row.label for row in _shown(analysis)}
+    drawn = [[each for each in curves(analysis, value) if each.steps and each.label in labels] for *_, value in shown]
+    if not any(drawn):
         return None
     figure, panels = _figure(2, width=7.2, height=3.0)
-    for axes, (_, title, value) in zip(panels, shown, strict=True):
-        for curve in curves(analysis, value):
-            if curve.steps:
-                own = look[curve.label]
-                line: dict[str, Any] = {"color": _color(own), "linestyle": _DASHES[own.dash]}
-                axes.plot(curve.steps, curve.mean, linewidth=1.5, label=own.name, **line)
-                axes.fill_between(curve.steps, curve.low, curve.high, color=line["color"], alpha=0.12, linewidth=0)
+    for axes, (_, title, _), own_curves in zip(panels, shown, drawn, strict=True):
+        for curve in own_curves:
+            own = look[curve.label]
+            line: dict[str, Any] = {"color": _color(own), "linestyle": _DASHES[own.dash]}
+            axes.plot(curve.steps, curve.mean, linewidth=1.5, label=own.name, **line)
+            axes.fill_between(curve.steps, curve.low, curve.high, color=line["color"], alpha=0.12, linewidth=0)
         axes.set_xlabel("step")
         axes.set_ylabel(title)
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
@@ -150,8 +161,9 @@ def _swept(analysis: Analysis, name: str, title: str, base: int) -> Figure | Non
         return None
     figure, (axes,) = _figure()
     shades: dict[str, int] = {}
-    for key, points in series.items():
-        own = looks(analysis)[points[0][1].label]
+    look = looks(analysis)
+    for key, points in list(series.items())[:_MOST]:
+        own = look[points[0][1].label]
         shade = shades[own.color] = shades.get(own.color, -1) + 1
         known = [(value, row.primary.best) for value, row in points if row.primary.best.mean is not None]
         x = [value for value, _ in known]
@@ -172,7 +184,8 @@ def _swept(analysis: Analysis, name: str, title: str, base: int) -> Figure | Non
 
 def _cost(analysis: Analysis) -> Figure | None:
     cost, look = COSTS[0], looks(analysis)
-    points = [(cost.value(row), analysis.mean(row), row) for row in analysis.ranked]
+    shown = {row.label for row in _shown(analysis)}
+    points = [(cost.value(row), analysis.mean(row), row) for row in analysis.ranked if row.label in shown]
     known = [(value, mean, row) for value, mean, row in points if value and mean is not None]
     if not known:
         return None
