@@ -89,7 +89,13 @@ def score_chart(analysis: Analysis) -> Chart:
         data,
         {
             "xaxis": {"title": {"text": analysis.metric.title}, "zeroline": False},
-            "yaxis": {"automargin": True, "categoryorder": "array", "categoryarray": order, "ticksuffix": "  "},
+            "yaxis": {
+                "automargin": True,
+                "categoryorder": "array",
+                "categoryarray": order,
+                "ticksuffix": "  ",
+                "range": [-0.7, len(rows) - 0.3],
+            },
             "showlegend": False,
         },
         height=90 + 38 * max(len(rows), 3),

@@ -343,3 +343,22 @@ def test_tables_compile_in_latex(hostile: Path, files: dict[str, str | bytes], t
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_real_records_of_the_quickstart_give_a_report(tmp_path: Path) -> None:
+    results = Path(__file__).parents[3] / "docs" / "results" / "quickstart"
+    records = sorted(results.glob("*.json"))
+    assert len(records) == 8
+    shutil.copy(results / "study.yaml", tmp_path)
+    for record in records:
+        folder = tmp_path / "runs" / record.stem
+        folder.mkdir(parents=True)
+        shutil.copy(record, folder / "record.json")
+    content = compose(read([tmp_path]))
+    (task,) = content.tasks
+    assert content.complete
+    assert task.answer.headline == (
+        "Built-in acceptability, MCC: full fine-tuning lr 1e-4 has the highest mean, 0.686 over 2 seeds, "
+        "but these are too few seeds for a verdict."
+    )
+    assert "0.610" in render_page(content)
