@@ -89,8 +89,9 @@ def run(
         raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
     from manytune.executors import run_study
     from manytune.progress import make_progress
-    from manytune.report import render, write_report
+    from manytune.report import render
     from manytune.report.views import closing_lines
+    from manytune.report.write import write_report
 
     try:
         result = run_study(study, out, device=device, progress=make_progress(quiet))
@@ -178,8 +179,8 @@ def report(
 
     It reads what is on disk alone, also of a study that is still going on.
     """
-    from manytune.report import write_report
     from manytune.report.views import watched
+    from manytune.report.write import write_report
 
     for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
         if first:
@@ -195,7 +196,7 @@ def compare(
     as_json: _Json = False,
 ) -> None:
     """Say what changed between two studies: settings, machines, scores."""
-    from manytune.report import compare_studies, render_changes
+    from manytune.report.compare import compare_studies, render_changes
 
     changes = compare_studies(first, second)
     if as_json:

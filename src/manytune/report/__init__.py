@@ -10,21 +10,12 @@ content.py    the parts of a report in their order
 page.py       content → one HTML file; write.py → all files
 compare.py    what changed between two studies
 views.py      what the commands print besides
+
+The commands import `write` and `compare` themselves: `status` does without.
 """
 
 from __future__ import annotations
 
-from manytune.report.compare import compare_studies, render_changes
 from manytune.report.table import MethodRow, MetricSummary, TaskTable, render, tabulate
-from manytune.report.write import write_report
 
-__all__ = [
-    "MethodRow",
-    "MetricSummary",
-    "TaskTable",
-    "compare_studies",
-    "render",
-    "render_changes",
-    "tabulate",
-    "write_report",
-]
+__all__ = ["MethodRow", "MetricSummary", "TaskTable", "render", "tabulate"]

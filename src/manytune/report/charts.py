@@ -56,7 +56,7 @@ def score_chart(analysis: Analysis) -> Chart:
             "y": [own.name] * len(scores),
             "text": [f"seed {run.seed}" for run, _ in scores],
             "hovertemplate": f"%{{y}}, %{{text}}<br>{metric.title} %{{x:.4f}}<extra></extra>",
-            "marker": {"color": f"@{own.color}~{own.tone:.2f}/0.45", "size": 9, "symbol": own.symbol},
+            "marker": {"color": f"@{own.color}~{own.tone:.2f}/0.6", "size": 9, "symbol": own.symbol},
         }
         best = row.primary.best
         mean = {

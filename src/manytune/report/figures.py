@@ -185,10 +185,12 @@ def _swept(analysis: Analysis, name: str, title: str, base: int) -> Figure | Non
 def _cost(analysis: Analysis) -> Figure | None:
     cost, look = COSTS[0], looks(analysis)
     shown = {row.label for row in _shown(analysis)}
-    points = [(cost.value(row), analysis.mean(row), row) for row in analysis.ranked if row.label in shown]
+    points = [(cost.value(row), analysis.mean(row), row) for row in analysis.rows if row.label in shown]
     known = [(value, mean, row) for value, mean, row in points if value and mean is not None]
     if not known:
         return None
+    from matplotlib.ticker import EngFormatter
+
     figure, (axes,) = _figure()
     pairs = [(float(value), mean) for value, mean, _ in known]
     best = front(pairs, less_is_better=cost.less_is_better, higher_is_better=analysis.metric.higher_is_better)
@@ -199,6 +201,7 @@ def _cost(analysis: Analysis) -> Figure | None:
         marker, color = _MARKERS[own.symbol], _color(own)
         axes.errorbar(value, mean, yerr=spread, fmt=marker, color=color, markersize=6, label=own.name, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # the usual powers of ten are set as formulas, which are off
     axes.set_xlabel(cost.title)
     axes.set_ylabel(f"{analysis.title}: {analysis.metric.title}")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -17,7 +17,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 _METHODS = ("full", "lora", "bitfit", "head")
 
-_PALEST = 0.45  # still a contrast of 2 and more with the paper, and lines differ in style and marker besides
+_PALEST = 0.35  # lines differ in style and marker besides
 _POINTS = 240  # of one curve: more than a screen's width can tell apart
 
 

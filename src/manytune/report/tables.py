@@ -32,6 +32,11 @@ __all__ = [
 
 _CONFIGURATION = Column("configuration", "configuration")
 
+_SELECTED = {
+    "dev": "The best evaluation was chosen on dev itself, so its scores are optimistic.",
+    "train-split": "The best evaluation was chosen on a tenth of train, so its scores on dev are not optimistic.",
+}
+
 
 def score_sheets(analysis: Analysis) -> tuple[Sheet, ...]:
     """One table a metric, the primary one first: best and last evaluation side by side."""
@@ -63,8 +68,8 @@ def _score_sheet(analysis: Analysis, place: int) -> Sheet:
         rows.append(tuple(cells))
     caption = (
         "Mean, standard deviation and median over the seeds that finished, each at its best evaluation; last: at the "
-        f"last one. Selected on: {' and '.join(analysis.selections)}."
-    )
+        f"last one. {' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
+    ).strip()
     if place == 0:
         caption += " dev: 95 % bootstrap interval of the mean over dev examples."
     name = f"{analysis.key}-scores" if place == 0 else f"{analysis.key}-scores-{metric.name}"

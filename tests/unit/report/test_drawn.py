@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import rc_context
+from matplotlib.text import Text
 
 from manytune.evidence import Structure, Trained
-from manytune.report import charts
+from manytune.report import charts, figures
 from manytune.report.analysis import Analysis
 from manytune.report.drawing import draw
 from manytune.report.figures import PALETTE, draw_figures
@@ -175,6 +177,17 @@ def test_figures_are_png_and_svg_and_the_same_bytes_every_time(cola: Analysis) -
     again = draw_figures(cola)
     assert again == found
     assert b"<dc:date>" not in found["cola-scores.svg"]
+
+
+def test_no_label_of_a_figure_is_an_unset_formula(cola: Analysis) -> None:
+    """A dollar sign in a name must show as one, so formulas are off; labels of the axes must do without."""
+    with rc_context(figures._STYLE):
+        for name, make in figures._FIGURES.items():
+            figure = make(cola)
+            figure.draw_without_rendering()
+            labels = [text.get_text() for text in figure.findobj(Text)]
+            assert len(labels) > 10, name
+            assert not [label for label in labels if "$" in label or "\\" in label], name
 
 
 def test_the_palettes_are_of_the_same_methods() -> None:
