@@ -42,13 +42,13 @@ test-browser: $(READY) ## Run the tests of the report in a real browser; install
 	@if ! command -v chromium >/dev/null && [[ -z $${MANYTUNE_CHROMIUM:-} ]]; then \
 		if command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]]; then \
 			echo 'Installing Chromium by apt-get.'; \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
 		else \
 			echo 'Chromium is not here. Install it (on Debian: apt install chromium), or name one in MANYTUNE_CHROMIUM.' >&2; \
 			exit 1; \
 		fi; \
 	fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	MANYTUNE_CHROMIUM=$${MANYTUNE_CHROMIUM:-$$(command -v chromium)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 format: $(READY) ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
