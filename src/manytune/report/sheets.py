@@ -19,6 +19,8 @@ Cell = str | int | float | None
 
 UNKNOWN = "–"
 
+_TEX_COLUMNS, _TEX_CHARACTERS = 8, 80  # what fits into a line of a page of text
+
 
 @dataclass(frozen=True)
 class Column:
@@ -117,21 +119,25 @@ def _csv_cell(cell: Cell) -> Cell:
 
 
 def to_tex(sheet: Sheet) -> str:
-    r"""A `table` with booktabs rules; the document needs `\usepackage{booktabs}` and, for wide ones, `graphicx`."""
+    r"""A `table` with booktabs rules; a wide one is scaled to the width of the line by graphicx."""
     alignment = "".join("l" if column.kind == "text" else "r" for column in sheet.columns)
+    shown = sheet.shown()
+    widest = max((sum(map(len, row)) for row in shown), default=0)
+    scaled = len(sheet.columns) > _TEX_COLUMNS or widest > _TEX_CHARACTERS
     lines = [
-        "% needs \\usepackage{booktabs}",
+        rf"% needs \usepackage{{booktabs{',graphicx' if scaled else ''}}}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{tex(sheet.title)}. {tex(sheet.caption)}}}",
         rf"\label{{tab:{re.sub(r'[^a-z0-9-]+', '-', sheet.name.lower())}}}",
+        *([r"\resizebox{\linewidth}{!}{%"] if scaled else []),
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         _tex_row([column.title for column in sheet.columns]),
         r"\midrule",
-        *(_tex_row(row) for row in sheet.shown()),
+        *(_tex_row(row) for row in shown),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}" + ("}" if scaled else ""),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

@@ -338,7 +338,7 @@ def test_tables_compile_in_latex(hostile: Path, files: dict[str, str | bytes], t
     sheets = [to_tex(sheet) for sheet in compose(read([hostile])).sheets]
     tables = [*sheets, *(str(files[name]) for name in files if name.endswith(".tex"))]
     body = "\n\\clearpage\n".join(tables)
-    document = "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}\\begin{document}"
+    document = "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs,graphicx}\\begin{document}"
     (tmp_path / "t.tex").write_text(f"{document}\n{body}\n\\end{{document}}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

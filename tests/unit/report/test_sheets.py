@@ -78,6 +78,16 @@ def test_a_latex_table_has_its_rules_and_as_many_cells_as_columns() -> None:
     assert r"\caption{A title \& more. Of 5 \%.}" in text
 
 
+def test_a_wide_latex_table_is_scaled_to_the_line() -> None:
+    assert "resizebox" not in to_tex(make(("a", 0.5)))
+    wide = to_tex(make(("a long sentence " * 10, 0.5)))
+    assert r"\resizebox{\linewidth}{!}{%" in wide
+    assert r"\end{tabular}}" in wide
+    assert r"\usepackage{booktabs,graphicx}" in wide.splitlines()[0]
+    many = Sheet("s", "t", "c", tuple(Column(f"c{at}", "c", "count") for at in range(9)), ())
+    assert "resizebox" in to_tex(many)
+
+
 def test_markdown_takes_no_text_for_markup() -> None:
     text = to_markdown(make(("<b>|x|</b> `a`\nb", 0.5)))
     assert text.splitlines()[2] == r"| \<b\>\|x\|\</b\> \`a\` b | 0.500 |"
