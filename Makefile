@@ -17,12 +17,12 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 TORCH_INDEX :=
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: help env demo test format clean
+.PHONY: help env demo test test-browser format clean
 
 help: ## Show this help
 	@echo 'Usage: make TARGET [VARIABLE=value …]'
 	@echo
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1@\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F@ '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1@\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F@ '{ printf "  %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  PYTHON=python3.12     the Python to use, 3.11 or newer (found by itself: python3.11 first)'
 	@echo '  TORCH_INDEX=URL       one more package index for torch, e.g. https://download.pytorch.org/whl/cpu'
@@ -37,6 +37,18 @@ test: $(READY) ## Check format, lint and types, and run all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-browser: $(READY) ## Run the tests of the report in a real browser; installs Debian's Chromium where it may
+	@if ! command -v chromium >/dev/null && [[ -z $${MANYTUNE_CHROMIUM:-} ]]; then \
+		if command -v apt-get >/dev/null && [[ $$(id -u) == 0 ]]; then \
+			echo 'Installing Chromium by apt-get.'; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+		else \
+			echo 'Chromium is not here. Install it (on Debian: apt install chromium), or name one in MANYTUNE_CHROMIUM.' >&2; \
+			exit 1; \
+		fi; \
+	fi
+	MANYTUNE_CHROMIUM=$${MANYTUNE_CHROMIUM:-$$(command -v chromium)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
 
 format: $(READY) ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .

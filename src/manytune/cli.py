@@ -101,6 +101,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> None:
     """Run a study, or go on with it.
 
@@ -127,6 +128,7 @@ def run(
     from manytune.progress import make_progress
     from manytune.report import render
     from manytune.report.views import closing_lines
+    from manytune.report.write import write_report
 
     try:
         result = run_study(study, out, device=device, progress=make_progress(quiet))
@@ -134,7 +136,13 @@ def run(
         print("Interrupted. The same command goes on with the runs that have not ended.", file=sys.stderr)
         raise typer.Exit(130) from None
     _print(render(result.tables))
-    print(*closing_lines(result.directory, result.failed), sep="\n")
+    page = None
+    if report and result.records:
+        try:
+            page, _ = write_report([result.directory])
+        except ManytuneError as error:  # the results are whole all the same
+            print(f"warning: no report: {error}", file=sys.stderr)
+    print(*closing_lines(result.directory, result.failed, page), sep="\n")
     if result.failed:
         raise typer.Exit(1)
 
@@ -191,6 +199,47 @@ def show(
         _print(history_table(history))
     if (snapshot := store.snapshot_dir(run_id)).exists():
         print(f"Snapshot: {snapshot}")
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One or several study directories.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; DIR/report for one study.", show_default=False)
+    ] = None,
+    examples: Annotated[bool, typer.Option(help="Show dev sentences, such as the worst mistakes.")] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew while the study goes on.")] = False,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 20.0,
+) -> None:
+    """Turn records into an answer: a page, tables and figures.
+
+    It reads what is on disk alone, also of a study that is still going on.
+    """
+    from manytune.report.views import watched
+    from manytune.report.write import write_report
+
+    for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
+        if first:
+            print(f"Report: {page}")
+            if open_page:
+                typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A", help="A study directory.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B", help="Another one.")],
+    as_json: _Json = False,
+) -> None:
+    """Say what changed between two studies: settings, machines, scores."""
+    from manytune.report.compare import compare_studies, render_changes
+
+    changes = compare_studies(first, second)
+    if as_json:
+        _print_json(changes.to_dict())
+        return
+    _print(render_changes(changes))
 
 
 @app.command()

@@ -34,12 +34,14 @@ class Evaluation:
         loss: Mean loss, without class weights.
         collapsed: The predictions are one constant.
         predictions: [N] class indices or numbers, in the rows' order.
+        logits: [N, outputs] fp32, in the rows' order; None where they were not kept.
     """
 
     scores: dict[str, float]
     loss: float
     collapsed: bool
     predictions: NDArray[Any]
+    logits: NDArray[Any] | None = None
 
 
 @torch.no_grad()
@@ -120,6 +122,7 @@ def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation
         loss=float(losses.mean()),
         collapsed=finite and metrics.is_constant(predictions),
         predictions=predictions,
+        logits=logits,
     )
 
 

@@ -5,8 +5,9 @@ OUT/plan.json                  the packs, as the first start planned them
 OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
 OUT/runs/<run-id>/history.csv  one row an evaluation
 OUT/runs/<run-id>/best/        the snapshot
+OUT/runs/<run-id>/predictions.npz, OUT/tasks/<task>/  see `evidence`
 OUT/packs/<pack-id>/           what a killed pack needs to go on
-OUT/report/                    tables and figures
+OUT/report/                    the page, tables and figures
 
 Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
 after a crash, sees the old file or the new one, never a part of one.
@@ -28,14 +29,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
+from manytune.evidence import Examples, Structure, predictions_from_bytes, predictions_to_bytes
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory"]
+__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory", "write_file"]
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -221,6 +224,40 @@ class Store:
         text = _read(path)
         return () if text is None else history_from_csv(text, where=str(path))
 
+    def write_predictions(self, run_id: str, logits: NDArray[Any]) -> None:
+        """Keep a run's logits `[N, outputs]` on dev, those of its best snapshot."""
+        _write_atomically(self.run_dir(run_id) / "predictions.npz", predictions_to_bytes(logits))
+
+    def read_predictions(self, run_id: str) -> NDArray[Any] | None:
+        """A run's logits `[N, outputs]` on dev; None if none were kept."""
+        path = self.run_dir(run_id) / "predictions.npz"
+        data = _read_bytes(path)
+        return None if data is None else predictions_from_bytes(data, where=str(path))
+
+    def keep_task(self, task: str, examples: Examples, structure: Structure) -> None:
+        """Keep a task's dev rows and module tree; what is there already stays as it is."""
+        for path, kept in ((self._examples(task), examples), (self._structure(task), structure)):
+            if not path.exists():
+                _write_atomically(path, kept.to_json())
+
+    def read_examples(self, task: str) -> Examples | None:
+        """A task's dev rows; None if they were not kept."""
+        path = self._examples(task)
+        text = _read(path)
+        return None if text is None else Examples.from_json(text, where=str(path))
+
+    def read_structure(self, task: str) -> Structure | None:
+        """A task's module tree; None if it was not kept."""
+        path = self._structure(task)
+        text = _read(path)
+        return None if text is None else Structure.from_json(text, where=str(path))
+
+    def _examples(self, task: str) -> Path:
+        return self.root / "tasks" / _checked_id(task, "task") / "examples.json"
+
+    def _structure(self, task: str) -> Path:
+        return self.root / "tasks" / _checked_id(task, "task") / "structure.json"
+
     def write_record(self, record: RunRecord) -> None:
         """Write a run's record, which says that the run has ended: call it last.
 
@@ -400,13 +437,33 @@ def _shortened(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all; one that holds the same already is left alone.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if _read_bytes(path) != data:
+        _write_atomically(path, data)
+
+
 def _read(path: Path) -> str | None:
     """The text of a file; None if it is not there."""
+    data = _read_bytes(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None if it is not there."""
+    try:
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
 
 
@@ -422,14 +479,14 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same directory: a rename, no copy
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "x", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with open(temporary, "xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -44,6 +44,8 @@ class Task:
     """The task's folder inside a GLUE folder; None for the built-in tasks."""
     file_columns: tuple[str, ...] = ()
     """The columns of the folder's files where these have no header line; empty where they have one."""
+    dev_parts: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    """Name of a part of the dev split → its first row and the row after its last; empty where it has no parts."""
 
     @property
     def primary_metric(self) -> str:
@@ -81,6 +83,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 hub_splits=_GLUE_SPLITS,
                 folder="CoLA",
                 file_columns=("source", "label", "mark", "sentence"),
+                # Sentences of the publications that train has too, then of others: the paper's section 4.
+                dev_parts=MappingProxyType({"in-domain": (0, 527), "out-of-domain": (527, 1043)}),
             ),
             # Cer et al. 2017, https://arxiv.org/abs/1708.00055
             Task(

@@ -37,6 +37,7 @@ class TaskWork:
         anatomy: The backbone's tensors and the task's head, without values.
         fingerprint: SHA-256 over both splits.
         sources: Where the rows came from.
+        dev_texts: The dev split's sentences, one or two a row.
     """
 
     study: Study
@@ -46,6 +47,7 @@ class TaskWork:
     anatomy: Anatomy
     fingerprint: str
     sources: tuple[str, ...]
+    dev_texts: tuple[tuple[str, ...], ...]
 
     @property
     def notes(self) -> list[str]:
@@ -148,6 +150,7 @@ def prepare(study: Study, name: str) -> TaskWork:
         parts,
         hashlib.sha256(both.encode()).hexdigest(),
         tuple(rows.source for rows in splits.values()),
+        splits["dev"].texts,
     )
 
 

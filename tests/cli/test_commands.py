@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -20,12 +21,13 @@ import pytest
 import yaml
 from command_line import Command, Finished, manytune
 
-from manytune import snapshot
+from manytune import metrics, snapshot
 from manytune.backbones import load_backbone
 from manytune.config import METHODS, Study
-from manytune.evaluate import evaluate
+from manytune.evaluate import evaluate, predictions_of
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import RunRecord, RunState, history_from_csv
+from manytune.store import Store
 from manytune.tasks import TASKS, get_task
 from manytune.version import __version__
 from manytune.workload import prepare
@@ -139,6 +141,7 @@ class TestRun:
             *(run.label for run in finish.runs),
             "from 1 seed each nothing can be said about the spread over seeds",
             "Results: results\n",
+            f"Report: {Path('results', 'report', 'index.html')}\n",
             "manytune show results RUN",
         ):
             assert text in finish.done.out
@@ -162,9 +165,12 @@ class TestRun:
         assert f"1 of 1 collapsed: {run.id}" in finish.done.out
 
     def test_the_directory_holds_what_it_should_and_nothing_else(self, finish: Finish) -> None:
-        of_a_run = ("record.json", "history.csv", "best/snapshot.json", "best/snapshot.safetensors")
+        best = ("best/snapshot.json", "best/snapshot.safetensors")
+        of_a_run = ("record.json", "history.csv", "predictions.npz", *best)
         expected = {f"runs/{run.id}/{name}" for run in finish.runs for name in of_a_run}
-        assert set(files(finish.out)) == {"study.yaml", "plan.json", *expected}
+        expected |= {f"tasks/{task}/{name}.json" for task in finish.study.tasks for name in ("examples", "structure")}
+        there = {name for name in files(finish.out) if not name.startswith("report/")}
+        assert there == {"study.yaml", "plan.json", *expected}
         assert len(finish.runs) == 12
         assert Study.from_file(finish.out / "study.yaml") == finish.study
 
@@ -194,6 +200,31 @@ class TestRun:
             assert origin.versions["manytune"] == __version__
             assert (origin.model_revision or "").startswith("sha256:")
             assert origin.data_fingerprint == prepare_once(study, run.task).fingerprint
+
+    @pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
+    def test_kept_predictions_and_examples_give_the_scores_of_the_record(self, finish: Finish, task: str) -> None:
+        store = Store.open(finish.out)
+        examples = store.read_examples(task)
+        assert examples is not None
+        for run in (run for run in finish.runs if run.task == task):
+            logits = store.read_predictions(run.id)
+            assert logits is not None
+            predictions = predictions_of(TASKS[task], logits)
+            assert metrics.evaluate(TASKS[task], predictions, np.array(examples.labels)) == pytest.approx(
+                record_in(finish.out, run.id).scores, abs=1e-6
+            )
+
+    def test_the_structure_says_what_each_method_trains(self, finish: Finish) -> None:
+        structure = Store.open(finish.out).read_structure(SIMILARITY)
+        assert structure is not None
+        sizes = {name: math.prod(shape) for name, shape in (structure.tensors | structure.head).items()}
+        assert set(structure.trained) == {run.label for run in finish.runs}
+        for label, trained in structure.trained.items():
+            parameters = record_in(finish.out, finish.run(SIMILARITY, label).id).parameters
+            assert sum(sizes[name] for name in trained.biases) == parameters.bias
+            assert sum(sizes[name] for name in trained.head) == parameters.head
+            assert trained.weights == bool(parameters.backbone)
+            assert bool(trained.lora_targets) == (trained.lora_rank is not None) == bool(parameters.adapter)
 
     def test_every_history_is_the_evaluations_of_its_run(self, finish: Finish) -> None:
         for run in finish.runs:
@@ -241,7 +272,7 @@ class TestRunAgain:
         run = finish.run(SIMILARITY, "lora r=2")
         first = record_in(out, run.id)
         shutil.rmtree(out / "runs" / run.id)
-        others = files(out)
+        others = {name: file for name, file in files(out).items() if not name.startswith("report/")}
 
         assert command("run", "study.yaml", "--out", "results", cwd=tmp_path).code == 0
         again = record_in(out, run.id)

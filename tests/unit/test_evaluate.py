@@ -106,7 +106,7 @@ def test_rows_go_through_the_backbone_sorted_by_length(
     monkeypatch.setitem(module._TOKENS_PER_BATCH, "cpu", 60)
     data = data_of(CLASSES)
     predict(make_model(folder, CLASSES, [0]), data, [np.arange(30)])
-    lengths = [length for layout in batches for length in torch.bincount(layout.sequence_index).tolist()]
+    lengths = [length for layout in batches for length in layout.lengths.tolist()]
     assert lengths == sorted(data.lengths.tolist())
 
 

@@ -18,7 +18,7 @@ PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data. A module imports only what stands above it.
 ORDER = (
-    *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store", "hardware"),
+    *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "store", "hardware"),
     *("sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
     *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
 )
@@ -26,11 +26,11 @@ ORDER = (
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
-        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "store"),
+        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "store"),
         *("stats", "report", "progress", "cli"),
     }
 )
-HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib"})
+HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})
 
 # Who may never know of whom, whatever the order says.
 FORBIDDEN = {"methods": {"data", "tasks", "train"}, "train": {"store", "report", "cli"}}

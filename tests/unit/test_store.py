@@ -3,19 +3,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from record_factory import make_record
 
 from manytune.config import Study
 from manytune.errors import StoreError
+from manytune.evidence import Examples, Structure
 from manytune.plan import Pack, Run, plan_packs, plan_runs
 from manytune.record import HistoryRow, RunRecord
-from manytune.store import Store
+from manytune.store import Store, write_file
 
 
 def make_study(**settings: Any) -> Study:
@@ -457,3 +460,42 @@ class TestStatus:
         assert status["counts"]["finished"] == 1
         assert status["runs"][0]["state"] == "finished"
         assert set(status) == {"study", "directory", "planned", "counts", "runs", "unplanned"}
+
+
+class TestEvidence:
+    def test_predictions_come_back_and_are_none_where_there_are_none(self, store: Store) -> None:
+        assert store.read_predictions("run-1") is None
+        logits = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
+        store.write_predictions("run-1", logits)
+        again = store.read_predictions("run-1")
+        assert again is not None
+        np.testing.assert_array_equal(again, logits)
+
+    def test_a_task_is_kept_once(self, store: Store) -> None:
+        assert store.read_examples("cola") is None
+        assert store.read_structure("cola") is None
+        structure = Structure(model="minilm", tensors={}, head={}, trained={})
+        first, second = (Examples(texts=((text,),), labels=(1.0,)) for text in ("first", "second"))
+        store.keep_task("cola", first, structure)
+        store.keep_task("cola", second, structure)
+        assert store.read_examples("cola") == first
+        assert store.read_structure("cola") == structure
+
+    @pytest.mark.parametrize("name", ["examples.json", "structure.json"])
+    def test_damage_is_said_with_its_place(self, store: Store, name: str) -> None:
+        path = store.root / "tasks" / "cola" / name
+        path.parent.mkdir(parents=True)
+        path.write_text('{"texts": ')
+        with pytest.raises(StoreError, match=f"{re.escape(str(path))} is damaged"):
+            store.read_examples("cola") if name == "examples.json" else store.read_structure("cola")
+
+
+def test_a_file_that_holds_the_same_already_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "report" / "index.html"
+    write_file(path, "ü")
+    before = path.stat()
+    write_file(path, "ü".encode())
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    write_file(path, "new")
+    assert path.read_text() == "new"
+    assert [each.name for each in path.parent.iterdir()] == ["index.html"]

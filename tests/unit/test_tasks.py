@@ -32,6 +32,18 @@ def test_glue_sizes_are_the_official_ones() -> None:
     assert TASKS["stsb"].sizes == {"train": 5749, "dev": 1500}
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_parts_of_dev_follow_one_another_and_leave_no_row_out(name: str) -> None:
+    task = get_task(name)
+    bounds = [bound for part in task.dev_parts.values() for bound in part]
+    assert bounds == sorted(bounds)
+    assert not bounds or (bounds[0], bounds[-1]) == (0, task.sizes["dev"])
+
+
+def test_colas_parts_are_the_papers() -> None:
+    assert TASKS["cola"].dev_parts == {"in-domain": (0, 527), "out-of-domain": (527, 1043)}
+
+
 def test_the_first_metric_is_primary() -> None:
     assert [task.primary_metric for task in TASKS.values()] == ["matthews_correlation", "pearson"] * 2
     swapped = dataclasses.replace(TASKS["stsb"], metrics=("spearman", "pearson"))

@@ -12,7 +12,7 @@ from manytune.config import Study
 from manytune.data import Encoded, Split, encode, load_split
 from manytune.errors import ModelError
 from manytune.plan import plan_runs
-from manytune.tasks import Task
+from manytune.tasks import Task, get_task
 from manytune.workload import TaskWork, prepare
 from tiny import make_tiny
 
@@ -141,6 +141,14 @@ def test_the_fingerprint_is_of_both_splits(tiny: Path, monkeypatch: pytest.Monke
     before = work(tiny, ACCEPTABILITY).fingerprint
     monkeypatch.setattr("manytune.workload.load_split", load)
     assert work(tiny, ACCEPTABILITY).fingerprint != before
+
+
+@pytest.mark.parametrize(("task", "sentences"), [(ACCEPTABILITY, 1), (SIMILARITY, 2)])
+def test_dev_texts_are_the_dev_rows(tiny: Path, task: str, sentences: int) -> None:
+    ready = work(tiny, task)
+    assert ready.dev_texts == load_split(get_task(task), "dev").texts
+    assert len(ready.dev_texts) == ready.dev.size
+    assert {len(row) for row in ready.dev_texts} == {sentences}
 
 
 def test_a_warm_up_without_end_is_said(tiny: Path) -> None:

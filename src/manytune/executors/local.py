@@ -17,6 +17,7 @@ from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
 from manytune.errors import ManytuneError
 from manytune.evaluate import Evaluation, beats, evaluate
+from manytune.evidence import Examples, Structure, Trained
 from manytune.packing import Member, PackedModel
 from manytune.plan import Pack, Run, plan_packs, plan_runs, total_steps
 from manytune.progress import Progress, make_progress
@@ -97,6 +98,7 @@ def run_study(
             # The loaded weights say whether the pooler is the backbone's or, where they lack it, the head's.
             work = replace(works[pack.task], anatomy=backbones[outputs].anatomy)
             _begin(store.root, study, packs)
+            _keep(store, work, [run for each in packs if each.task == pack.task for run in each.runs])
             job = _PackJob(store, work, backbones[outputs], pack, runs, chosen, told)
             try:
                 job.execute()
@@ -125,6 +127,35 @@ def _begin(out: Path, study: Study, packs: Sequence[Pack]) -> None:
     store = Store.create_or_open(out, study)
     if store.read_plan() is None:
         store.write_plan(packs)
+
+
+def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
+    """Keep a task's dev rows and module tree, for whoever looks into its results later."""
+    trained = {run.label: work.adaptation(run) for run in runs}
+    store.keep_task(
+        work.task.name,
+        Examples(
+            texts=work.dev_texts,
+            labels=tuple(work.dev.labels.tolist()),
+            parts=dict(work.task.dev_parts),
+            fingerprint=work.fingerprint,
+        ),
+        Structure(
+            model=work.study.model,
+            tensors=work.anatomy.tensors,
+            head=work.anatomy.head.shapes(),
+            trained={
+                label: Trained(
+                    weights=adaptation.weights,
+                    biases=adaptation.biases,
+                    lora_rank=adaptation.lora.rank if adaptation.lora else None,
+                    lora_targets=adaptation.lora.targets if adaptation.lora else (),
+                    head=adaptation.head,
+                )
+                for label, adaptation in trained.items()
+            },
+        ),
+    )
 
 
 class _PackJob:
@@ -216,6 +247,8 @@ class _PackJob:
             directory = self.store.snapshot_dir(run.id)
             snapshot_bytes = snapshot.save(directory, outcome.best_state, self._facts(run))
             best = self._score(run, snapshot.load(directory)[0])
+            assert best.logits is not None
+            self.store.write_predictions(run.id, best.logits)
             # Where a share of train selects, dev is scored once, with what was selected.
             if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
                 last = self._score(run, outcome.last_state) if outcome.last_state else best

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "record_facts",
     "status_line",
     "status_table",
+    "watched",
 ]
 
 
@@ -106,10 +108,32 @@ def history_table(rows: Sequence[HistoryRow]) -> Table:
     )
 
 
-def closing_lines(directory: Path, failed: Sequence[RunRecord]) -> list[str]:
+def watched(
+    write: Callable[[], tuple[Path, bool]], every: float | None, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[tuple[Path, bool]]:
+    """Write a report once, or again and again until the study is complete.
+
+    Args:
+        write: Writes it; gives the page's path and whether every planned run has ended.
+        every: Seconds between two times; None: only once.
+        sleep: Waits so many seconds.
+
+    Yields:
+        After each time: the page's path, and whether it was the first time.
+    """
+    page, complete = write()
+    yield page, True
+    while every is not None and not complete:
+        sleep(every)
+        page, complete = write()
+        yield page, False
+
+
+def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | None = None) -> list[str]:
     """Where the results are, and what to do about runs that failed."""
     lines = [
         f"Results: {directory}",
+        *([f"Report: {page}"] if page else []),
         f"Every run: manytune status {directory}; one run: manytune show {directory} RUN",
     ]
     if failed:

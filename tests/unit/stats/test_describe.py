@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.stats import Summary, leader, summarize
+from manytune.stats.describe import Summary, leader, summarize
 
 scores = st.floats(min_value=-1, max_value=1)
 

@@ -1,0 +1,131 @@
+"""What a study keeps beside records and histories, so that its results can be looked into without a model.
+
+OUT/runs/<run-id>/predictions.npz   the best snapshot's logits on dev
+OUT/tasks/<task>/examples.json      the dev split: sentences, labels and its parts
+OUT/tasks/<task>/structure.json     the backbone's and the head's tensors, and which of them each method trains
+
+All three are optional: a study directory of an earlier version, or one that is handed on without its data, has
+records all the same.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from manytune.errors import StoreError
+
+__all__ = ["Examples", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
+
+_LOGITS = "logits.npy"
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same logits give the same bytes
+
+
+class _Kept(BaseModel):
+    """Frozen facts in a JSON file of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON text.
+            where: What to call the text in an error message, such as its path.
+
+        Raises:
+            StoreError: The text is something else.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as error:
+            first = " ".join(str(error).split())[:120]
+            raise StoreError(f"{where} is damaged: {first}. Delete it; the report goes without it.") from error
+
+
+class Examples(_Kept):
+    """The rows of a task's dev split, in the order of the predictions."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """N rows of one or two sentences."""
+    labels: tuple[float, ...]
+    """N class indices or targets."""
+    parts: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Name of a part → its first row and the row after its last."""
+    fingerprint: str | None = None
+    """The records' `data_fingerprint` of the data that these rows belong to."""
+
+    @model_validator(mode="after")
+    def _rows_match(self) -> Self:
+        if len(self.texts) != len(self.labels):
+            raise ValueError(f"{len(self.texts)} texts and {len(self.labels)} labels")
+        return self
+
+
+class Trained(_Kept):
+    """What one method trains."""
+
+    weights: bool
+    """Whether every tensor of the backbone trains."""
+    biases: tuple[str, ...] = ()
+    """The backbone's biases that train by themselves."""
+    lora_rank: int | None = None
+    """Rank of the adapters; None where there are none."""
+    lora_targets: tuple[str, ...] = ()
+    """Paths of the linear layers with an adapter."""
+    head: tuple[str, ...] = ()
+    """The head's tensors that train."""
+
+
+class Structure(_Kept):
+    """The module tree of a backbone with a task's head: shapes, and what trains."""
+
+    model: str
+    """Name of the backbone, as the study gave it."""
+    tensors: dict[str, tuple[int, ...]]
+    """The backbone's parameters: path → shape, in the order of the module tree."""
+    head: dict[str, tuple[int, ...]]
+    """The head's parameters: path → shape, in the order of computation."""
+    trained: dict[str, Trained]
+    """Label of a method → what it trains."""
+
+
+def predictions_to_bytes(logits: NDArray[Any]) -> bytes:
+    """A compressed NPZ of logits `[N, outputs]` in fp32; the same logits give the same bytes."""
+    array, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array(array, np.ascontiguousarray(logits, dtype=np.float32), allow_pickle=False)
+    with zipfile.ZipFile(file, "w") as archive:
+        entry = zipfile.ZipInfo(_LOGITS, date_time=_NO_DATE)
+        archive.writestr(entry, array.getvalue(), compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
+    return file.getvalue()
+
+
+def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
+    """The logits `[N, outputs]` that `predictions_to_bytes` wrote; nothing is unpickled.
+
+    Args:
+        data: The file's content.
+        where: What to call it in an error message, such as its path.
+
+    Raises:
+        StoreError: It is something else.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            logits: NDArray[Any] = archive[_LOGITS.removesuffix(".npy")]
+        if logits.ndim != 2 or logits.dtype != np.float32:
+            raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32")
+    except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{where} is damaged: {error}. Delete it; the report goes without it.") from error
+    return logits

@@ -1,0 +1,227 @@
+"""Material → one analysis for each task and backbone: what the page, the tables and the figures are made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manytune.evidence import Examples, Structure
+from manytune.metrics import Metric, is_constant
+from manytune.record import HistoryRow, RunRecord
+from manytune.report.source import Material
+from manytune.report.table import MethodRow, TaskTable, tabulate
+from manytune.stats import (
+    LEVEL,
+    Comparison,
+    Configuration,
+    Standing,
+    bootstrap_weights,
+    compare_all,
+    metric_draws,
+    standings,
+)
+from manytune.store import PENDING, RunStatus
+from manytune.tasks import TASKS, Task
+
+__all__ = ["Analysis", "analyse", "score_of"]
+
+Array = NDArray[Any]
+
+_CLOSE = 1e-3  # a kept score and one computed from kept logits differ by rounding alone
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """One task on one backbone, over all of its methods and seeds."""
+
+    key: str
+    """Safe as a file name and as an anchor; unique in the report."""
+    table: TaskTable
+    """Records grouped by configuration."""
+    pending: tuple[RunStatus, ...]
+    """Planned runs that have not ended."""
+    histories: Mapping[str, tuple[HistoryRow, ...]]
+    """Run id → its evaluations."""
+    predictions: Mapping[str, Array]
+    """Run id → [N] class indices or numbers on dev, of runs whose kept logits fit their record."""
+    misfits: tuple[str, ...]
+    """Runs whose kept logits do not give the score of their record; they are left out."""
+    examples: Examples | None
+    """The dev rows."""
+    structure: Structure | None
+    """The module tree and what trains."""
+    comparisons: tuple[Comparison, ...]
+    """Every pair of methods, the best method's first."""
+    standings: Mapping[str, Standing]
+    """Label → whether the configuration may be the best."""
+    intervals: Mapping[str, tuple[float, float]]
+    """Label → 95 % bootstrap interval of its mean score over dev examples."""
+
+    @property
+    def title(self) -> str:
+        """What to call the task."""
+        return self.table.title
+
+    @property
+    def task(self) -> Task | None:
+        """The task; None if this version does not know it."""
+        return TASKS.get(self.table.task)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that ranks."""
+        return self.table.rows[0].primary.metric
+
+    @property
+    def rows(self) -> tuple[MethodRow, ...]:
+        """The configurations, in the studies' order."""
+        return self.table.rows
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the studies' order."""
+        return tuple(dict.fromkeys(row.runs[0].method for row in self.rows))
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """All runs that have ended."""
+        return tuple(run for row in self.rows for run in row.runs)
+
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """What selected the snapshots: dev or train-split; more than one only where studies were put together."""
+        return tuple(dict.fromkeys(run.selection or "unknown" for run in self.records))
+
+    def row(self, label: str) -> MethodRow:
+        """The configuration that is called so."""
+        return next(row for row in self.rows if row.label == label)
+
+    def mean(self, row: MethodRow) -> float | None:
+        """Mean best score of a configuration."""
+        return row.primary.best.mean
+
+    @property
+    def ranked(self) -> tuple[MethodRow, ...]:
+        """Configurations with a mean, the best first."""
+        sign = 1 if self.metric.higher_is_better else -1
+        known = [(mean, row) for row in self.rows if (mean := self.mean(row)) is not None]
+        return tuple(row for _, row in sorted(known, key=lambda one: -sign * one[0]))
+
+    @property
+    def best_rows(self) -> tuple[MethodRow, ...]:
+        """The best configuration of each method, the best method first."""
+        best: dict[str, MethodRow] = {}
+        for row in self.ranked:
+            best.setdefault(row.runs[0].method, row)
+        return tuple(best.values())
+
+
+def score_of(run: RunRecord, metric: str) -> float | None:
+    """A metric of the run's best snapshot."""
+    return run.best_score if metric == run.primary_metric else run.scores.get(metric)
+
+
+def analyse(material: Material) -> tuple[Analysis, ...]:
+    """One analysis for each task and backbone, in the records' order."""
+    tables = tabulate(material.records)
+    alone = {task for task in (t.task for t in tables) if sum(t.task == task for t in tables) == 1}
+    keys: list[str] = []
+    for table in tables:
+        keys.append(_key(table.task if table.task in alone else f"{table.task}-{table.model}", keys))
+    return tuple(_analyse(key, table, material) for key, table in zip(keys, tables, strict=True))
+
+
+def _key(name: str, taken: Iterable[str]) -> str:
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "task"
+    used = set(taken)
+    return next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
+
+
+def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
+    runs = [run for row in table.rows for run in row.runs]
+    examples = material.examples.get(table.task)
+    kept = {run.run_id: material.logits[run.run_id] for run in runs if run.run_id in material.logits}
+    predictions, misfits = _predictions(table.task, runs, kept, examples)
+    draws = _draws(table, predictions, examples)
+    metric = table.rows[0].primary.metric
+    sign = 1 if metric.higher_is_better else -1
+    configurations = [
+        Configuration(
+            row.runs[0].method,
+            row.label,
+            {run.seed: sign * score for run in row.finished if (score := run.best_score) is not None},
+            None if row.label not in draws else sign * draws[row.label],
+        )
+        for row in table.rows
+    ]
+    labels = {row.label for row in table.rows}
+    pending = tuple(
+        replace(run, label=run.label + study.label_suffix) if run.label + study.label_suffix in labels else run
+        for study in material.studies
+        for run in study.status.runs
+        if run.state == PENDING and (run.task, run.model) == (table.task, table.model)
+    )
+    tails = [LEVEL / 2, 1 - LEVEL / 2]
+    return Analysis(
+        key=key,
+        table=table,
+        pending=pending,
+        histories={run.run_id: material.histories[run.run_id] for run in runs if run.run_id in material.histories},
+        predictions=predictions,
+        misfits=misfits,
+        examples=examples,
+        structure=material.structures.get((table.task, table.model)),
+        comparisons=compare_all(configurations),
+        standings={each.label: each for each in standings(configurations)},
+        intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
+    )
+
+
+def _predictions(
+    task: str, runs: Sequence[RunRecord], logits: Mapping[str, Array], examples: Examples | None
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Predictions of the runs whose logits give the score of their record, and the ids of the others."""
+    if examples is None or task not in TASKS:
+        return {}, ()
+    labels = np.array(examples.labels)
+    once = np.ones((1, len(labels)))
+    found: dict[str, Array] = {}
+    misfits = []
+    for run in runs:
+        own = logits.get(run.run_id)
+        if own is None or run.best_score is None:
+            continue
+        said = None
+        if own.shape == (len(labels), TASKS[task].num_outputs) and np.isfinite(own).all():
+            said = own.argmax(-1) if TASKS[task].kind == "classification" else own[:, 0].astype(float)
+        if said is not None and _fits(run.primary_metric, said, labels, once, run.best_score):
+            found[run.run_id] = said
+        else:
+            misfits.append(run.run_id)
+    return found, tuple(misfits)
+
+
+def _fits(metric: str, said: Array, labels: Array, once: Array, recorded: float) -> bool:
+    score = metric_draws(metric, said[None], labels, once)
+    # Numbers that are one but for rounding have a correlation that means nothing; their record says 0.
+    return score is None or abs(float(score[0, 0]) - recorded) < _CLOSE or (is_constant(said) and recorded == 0)
+
+
+def _draws(table: TaskTable, predictions: Mapping[str, Array], examples: Examples | None) -> dict[str, Array]:
+    """Label → [draws] mean score of a configuration in resampled dev sets, where all of its runs are known."""
+    rows = [row for row in table.rows if row.finished and all(run.run_id in predictions for run in row.finished)]
+    if examples is None or not rows:
+        return {}
+    labels = np.array(examples.labels)
+    everything = np.stack([predictions[run.run_id] for row in rows for run in row.finished])
+    metric = table.rows[0].primary.metric.name
+    drawn = metric_draws(metric, everything, labels, bootstrap_weights(len(labels)))
+    if drawn is None:
+        return {}
+    ends = np.cumsum([len(row.finished) for row in rows])[:-1]
+    return {row.label: part.mean(1) for row, part in zip(rows, np.split(drawn, ends, axis=1), strict=True)}

@@ -1,0 +1,219 @@
+"""The answer in words: which method is best, by how much, what is within noise of it, and which is cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from manytune.record import RunState
+from manytune.report.analysis import Analysis
+from manytune.report.sheets import show, signed
+from manytune.report.table import MethodRow
+from manytune.report.views import counted
+from manytune.stats import MINIMUM_SEEDS, Comparison, Verdict
+
+__all__ = ["Answer", "Point", "answer", "cheapest", "configuration_title", "method_title", "train_seconds"]
+
+_TITLES = {"full": "full fine-tuning", "bitfit": "BitFit", "lora": "LoRA", "head": "head-only training"}
+
+Kind = Literal["better", "noise", "few", "cheap", "warning"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sentence or two, and what they are about."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task's runs say."""
+
+    headline: str
+    points: tuple[Point, ...]
+    decided: bool
+    """Whether a verdict was possible: at least 5 seeds of the leader and of another method."""
+
+
+def method_title(method: str) -> str:
+    """What sentences call a method."""
+    return _TITLES.get(method, method)
+
+
+def configuration_title(row: MethodRow) -> str:
+    """What sentences call a configuration: "LoRA r=8, lr 4e-4"."""
+    method = row.runs[0].method
+    return f"{method_title(method)}{row.label.removeprefix(method)}" if row.label.startswith(method) else row.label
+
+
+def answer(analysis: Analysis) -> Answer:
+    """Say what the runs of one task come to, and no more than they allow."""
+    ranked = analysis.best_rows
+    warnings = tuple(Point("warning", text) for text in _warnings(analysis))
+    what = f"{analysis.title}, {analysis.metric.title}"
+    if not ranked:
+        return Answer(f"{what}: no run has finished with a score yet, so nothing can be said.", warnings, False)
+    leader = ranked[0]
+    name, mean, seeds = configuration_title(leader), leader.primary.best.mean, len(leader.finished)
+    level = f"{what}: {name} has the highest mean, {show(mean, 'score')} over {counted(seeds, 'seed')}"
+    if not analysis.metric.higher_is_better:
+        level = level.replace("highest", "lowest")
+    against = [each for each in analysis.comparisons if each.first == leader.runs[0].method]
+    if not against:
+        return Answer(f"{level}. No other method has a score, so there is nothing to compare it with.", warnings, False)
+    points = [_point(analysis, each) for each in against]
+    verdicts = {each.verdict for each in against}
+    decided = any(verdict is not Verdict.TOO_FEW_SEEDS for verdict in verdicts)
+    if verdicts == {Verdict.BETTER}:
+        others = "the only other method" if len(against) == 1 else f"all {len(against)} other methods"
+        headline = (
+            f"{what}: {name} is best, {show(mean, 'score')} over {counted(seeds, 'seed')}; it is better than {others}."
+        )
+    elif not decided:
+        headline = f"{level}, but these are too few seeds for a verdict."
+    elif Verdict.WITHIN_NOISE in verdicts:
+        level_with = _listed(method_title(each.second) for each in against if each.verdict is Verdict.WITHIN_NOISE)
+        headline = f"{level}; {level_with} cannot be told from it."
+    else:
+        headline = f"{level}."
+    return Answer(headline, (*points, *_cheap(analysis), *warnings), decided)
+
+
+def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
+    """Configurations that no verdict excludes from being as good as the best: what may be chosen by its cost.
+
+    The best configuration, the best one of every method within noise of it, and every one that may be the best
+    and is not of a method that is worse. Empty where there is no verdict.
+    """
+    if not analysis.best_rows:
+        return ()
+    leader = analysis.best_rows[0]
+    against = [each for each in analysis.comparisons if each.first == leader.runs[0].method]
+    if all(each.verdict is Verdict.TOO_FEW_SEEDS for each in against):
+        return ()
+    level = {leader.label, *(each.second_label for each in against if each.verdict is Verdict.WITHIN_NOISE)}
+    worse = {each.second for each in against if each.verdict is Verdict.BETTER}
+    for row in analysis.ranked:
+        if analysis.standings[row.label].in_reach and row.runs[0].method not in worse:
+            level.add(row.label)
+    return tuple(row for row in analysis.rows if row.label in level)
+
+
+def _point(analysis: Analysis, found: Comparison) -> Point:
+    first, second = analysis.row(found.first_label), analysis.row(found.second_label)
+    one, other = configuration_title(first), configuration_title(second)
+    facts = _facts(found)
+    if found.verdict is Verdict.TOO_FEW_SEEDS:
+        return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(found)}")
+    if found.verdict is Verdict.WITHIN_NOISE:
+        text = f"{_capital(other)} is within noise of {one} ({_facts(found, mirrored=True)}){_share(second)}."
+        if found.detectable is not None:
+            least = show(found.detectable, "score")
+            text += f" With these seeds, four of five studies would find a true difference of {least} or more."
+        if found.low is not None and found.low > 0:
+            text += " By itself the interval leaves out 0; after correction for all comparisons it proves nothing."
+        return Point("noise", text)
+    if found.verdict is Verdict.ON_THIS_DEV_SET:
+        over_examples = _interval(found.examples_low, found.examples_high)
+        doubt = f"but another dev set might say otherwise: over dev examples the interval is {over_examples}."
+        return Point("noise", f"{_capital(one)} is better than {other} on these dev examples ({facts}), {doubt}")
+    p = show(found.p_holm, "p")
+    return Point("better", f"{_capital(one)} is better than {other} ({facts}, p {p if p[0] == '<' else f'= {p}'}).")
+
+
+def _facts(found: Comparison, *, mirrored: bool = False) -> str:
+    """Difference, interval, seeds; `mirrored` from the second's point of view."""
+    sign, low, high = (-1, _minus(found.high), _minus(found.low)) if mirrored else (1, found.low, found.high)
+    known = low is not None and high is not None and found.seeds >= MINIMUM_SEEDS
+    between = f"95 % interval {_interval(low, high)}, " if known else ""
+    return f"{signed(sign * found.difference)}, {between}{counted(found.seeds, 'seed')}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "unknown" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def _more_seeds(found: Comparison) -> str:
+    """How many more seeds a verdict would take."""
+    if found.deviation is None:
+        return f"A verdict takes at least {MINIMUM_SEEDS} seeds that both have: {MINIMUM_SEEDS - found.seeds} more."
+    if found.seeds_needed is None:
+        return (
+            f"A verdict takes at least {MINIMUM_SEEDS} seeds, {MINIMUM_SEEDS - found.seeds} more; against this spread, "
+            "a difference of this size would not be found with a thousand."
+        )
+    return (
+        f"A verdict takes at least {MINIMUM_SEEDS} seeds; if the difference is real and the spread as seen, "
+        f"{found.seeds_needed} would find it in four of five studies: {found.seeds_needed - found.seeds} more."
+    )
+
+
+def _cheap(analysis: Analysis) -> list[Point]:
+    rows = cheapest(analysis)
+    least: dict[str, list[str]] = {}
+    for what, kind, values in (
+        ("fewest trainable parameters", "count", [row.trainable for row in rows]),
+        ("shortest training", "seconds", [train_seconds(row) for row in rows]),
+        ("least memory", "bytes", [row.peak_memory_bytes for row in rows]),
+    ):
+        known = [(value, row) for value, row in zip(values, rows, strict=True) if value is not None]
+        if len(rows) > 1 and len(known) == len(rows):
+            value, row = min(known, key=lambda one: one[0])
+            least.setdefault(configuration_title(row), []).append(f"{what} ({show(value, kind)})")
+    if not least:
+        return []
+    said = "; ".join(f"{name}: {_listed(facts)}" for name, facts in least.items())
+    return [Point("cheap", f"Cheapest of the {len(rows)} configurations that may be as good as the best: {said}.")]
+
+
+def train_seconds(row: MethodRow) -> float | None:
+    """Mean training time of a run, its share of its pack's; over the runs that finished."""
+    known = [run.cost.train_seconds for run in row.finished if run.cost.train_seconds is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _warnings(analysis: Analysis) -> list[str]:
+    said = []
+    for state, what in (
+        (RunState.COLLAPSED, "collapsed"),
+        (RunState.FAILED, "failed"),
+        (RunState.PRUNED, "were pruned"),
+    ):
+        runs = [run for run in analysis.records if run.state is state]
+        if runs:
+            labels = _listed(dict.fromkeys(run.label for run in runs))
+            said.append(f"{counted(len(runs), 'run')} {what} ({labels}): left out of all means, named below.")
+    if analysis.pending:
+        total = len(analysis.pending) + len(analysis.records)
+        said.append(
+            f"{len(analysis.pending)} of {counted(total, 'planned run')} have not ended: this is a report so far."
+        )
+    if "dev" in analysis.selections:
+        said.append(
+            "Each run's best snapshot was chosen on the dev set that scores it, so best scores are optimistic. "
+            "The last ones are not; with selection: train-split the best ones are not either."
+        )
+    if analysis.misfits:
+        misfits = counted(len(analysis.misfits), "run")
+        said.append(f"{misfits} kept predictions that do not give the recorded score; they are not used.")
+    return said
+
+
+def _share(row: MethodRow) -> str:
+    return "" if row.trainable_share is None else f" with {show(row.trainable_share, 'share')} of the parameters"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value

@@ -1,0 +1,191 @@
+"""Tables as data: one sheet is shown on the page and written as CSV, LaTeX and Markdown, from the same values."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from rich.filesize import decimal
+
+__all__ = ["FORMATS", "Cell", "Column", "Sheet", "show", "signed", "tex", "to_csv", "to_markdown", "to_tex"]
+
+Cell = str | int | float | None
+"""A value as it is; None is unknown."""
+
+UNKNOWN = "–"
+
+_TEX_COLUMNS, _TEX_CHARACTERS = 8, 80  # what fits into a line of a page of text
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a sheet."""
+
+    name: str
+    """Header in the CSV file."""
+    title: str
+    """Header on the page and in LaTeX."""
+    kind: str = "text"
+    """One of FORMATS: how a value is shown; everything but text stands to the right."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: values, and how they are shown."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    caption: str
+    """What the reader should know of the figures."""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def shown(self) -> list[list[str]]:
+        """Every cell as the page shows it."""
+        return [[show(cell, column.kind) for cell, column in zip(row, self.columns, strict=True)] for row in self.rows]
+
+
+def show(cell: Cell, kind: str) -> str:
+    """A value as text."""
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return UNKNOWN
+    return str(cell) if isinstance(cell, str) else FORMATS[kind](cell)
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: +0.012, −0.004; one that rounds to nothing shows its first digit."""
+    text = f"{abs(value):.3f}" if abs(value) >= 0.0005 or value == 0 else f"{abs(value):.1g}"
+    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def _seconds(value: float) -> str:
+    if value < 100:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{int(value) // 60}:{int(value) % 60:02d} min"
+    return f"{int(value) // 3600}:{int(value) % 3600 // 60:02d} h"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _rate(value: float) -> str:
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+FORMATS: Mapping[str, Callable[[int | float], str]] = MappingProxyType(
+    {
+        "text": str,
+        "score": lambda value: f"{value:.3f}".replace("-", "−"),
+        "difference": signed,
+        "count": lambda value: f"{value:,.0f}",
+        "share": lambda value: f"{100 * value:.2f} %",
+        "percent": lambda value: f"{100 * value:.0f} %",
+        "p": _p,
+        "effect": lambda value: f"{value:.1f}".replace("-", "−"),
+        "seconds": _seconds,
+        "bytes": lambda value: decimal(int(value)),
+        "rate": _rate,
+    }
+)
+"""Kind of a column → how its numbers are shown."""
+
+
+def to_csv(sheet: Sheet) -> str:
+    """The values at full precision, one header line; unknown is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([column.name for column in sheet.columns])
+    writer.writerows([[_csv_cell(cell) for cell in row] for row in sheet.rows])
+    return file.getvalue()
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    if isinstance(cell, str):
+        text = cell.replace("\r", " ")  # a bare one ends the line for some readers
+        return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] == "\t" else text
+    return "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else cell
+
+
+def to_tex(sheet: Sheet) -> str:
+    r"""A `table` with booktabs rules; a wide one is scaled to the width of the line by graphicx."""
+    alignment = "".join("l" if column.kind == "text" else "r" for column in sheet.columns)
+    shown = sheet.shown()
+    widest = max((sum(map(len, row)) for row in shown), default=0)
+    scaled = len(sheet.columns) > _TEX_COLUMNS or widest > _TEX_CHARACTERS
+    lines = [
+        rf"% needs \usepackage{{booktabs{',graphicx' if scaled else ''}}}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{tex(sheet.title)}. {tex(sheet.caption)}}}",
+        rf"\label{{tab:{re.sub(r'[^a-z0-9-]+', '-', sheet.name.lower())}}}",
+        *([r"\resizebox{\linewidth}{!}{%"] if scaled else []),
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        _tex_row([column.title for column in sheet.columns]),
+        r"\midrule",
+        *(_tex_row(row) for row in shown),
+        r"\bottomrule",
+        r"\end{tabular}" + ("}" if scaled else ""),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(tex, cells)) + r" \\"
+
+
+_TEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",  # \textquotedbl would need T1 fonts
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "α": r"$\alpha$",
+    "→": r"$\rightarrow$",
+    "×": r"$\times$",
+    "…": r"\ldots{}",
+    "\u2028": " ",
+    "\u2029": " ",
+    "\n": " ",
+    "\r": " ",
+    "\t": " ",
+}
+
+
+def tex(text: str) -> str:
+    """Text with everything escaped that LaTeX would take for a command."""
+    escaped = "".join(_TEX.get(sign, sign) for sign in text)
+    return "".join(sign if sign.isprintable() else "?" for sign in escaped)
+
+
+def to_markdown(sheet: Sheet) -> str:
+    """A table of GitHub's Markdown."""
+    head = " | ".join(_markdown(column.title) for column in sheet.columns)
+    rule = " | ".join("---" if column.kind == "text" else "---:" for column in sheet.columns)
+    rows = [" | ".join(map(_markdown, row)) for row in sheet.shown()]
+    return "\n".join(f"| {line} |" for line in (head, rule, *rows)) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Text that neither Markdown nor HTML in it takes for more than text."""
+    return re.sub(r"([\\`*_{}\[\]<>|#&~!])", r"\\\1", " ".join(text.split()))

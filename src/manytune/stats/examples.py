@@ -1,0 +1,136 @@
+"""Uncertainty over dev examples: what another dev set of the same kind would have said of the same models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["bootstrap_weights", "combined_p", "mcnemar", "metric_draws"]
+
+Array = NDArray[Any]
+
+
+def bootstrap_weights(examples: int, draws: int = 2000, seed: int = 0) -> Array:
+    """[draws, examples] float64: how often each example is in each resampled dev set; the same every time."""
+    chosen = np.random.default_rng(seed).integers(0, examples, (draws, examples))
+    chosen += np.arange(draws)[:, None] * examples
+    counts = np.bincount(chosen.ravel(), minlength=draws * examples)
+    weights: Array = counts.reshape(draws, examples).astype(np.float64)
+    return weights
+
+
+def metric_draws(metric: str, predictions: ArrayLike, labels: ArrayLike, weights: Array) -> Array | None:
+    """Scores of every run in every resampled dev set.
+
+    Args:
+        metric: Name out of `metrics.METRICS`.
+        predictions: [R, N] class indices or numbers.
+        labels: [N] likewise.
+        weights: [draws, N], as `bootstrap_weights` gives them.
+
+    Returns:
+        [draws, R], or None for a metric that is not resampled here. A constant prediction scores 0 in a
+        correlation, as in `metrics.evaluate`.
+    """
+    compute = _DRAWS.get(metric)
+    return None if compute is None else compute(np.asarray(predictions), np.asarray(labels), weights)
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
+    """McNemar's exact test of two classifiers on the same examples (McNemar 1947).
+
+    Args:
+        first: [N] whether the first is right.
+        second: [N] whether the second is right.
+
+    Returns:
+        Examples that only the first gets right, those that only the second does, and the two-sided p.
+    """
+    from scipy.special import bdtr
+
+    right_a, right_b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    if only_a + only_b == 0:
+        return 0, 0, 1.0
+    return only_a, only_b, min(1.0, 2 * float(bdtr(float(min(only_a, only_b)), only_a + only_b, 0.5)))
+
+
+def combined_p(p: Sequence[float]) -> float | None:
+    """One p for several tests of the same hypothesis that may depend on one another in any way.
+
+    n / k times the k-th smallest, with k = n / 2 rounded up (Rüger 1978): about twice the median. It is for tests
+    on the same dev set, one a seed. None for no tests.
+    """
+    if not p:
+        return None
+    place = math.ceil(len(p) / 2)
+    return min(1.0, len(p) / place * sorted(p)[place - 1])
+
+
+def _accuracy(predictions: Array, labels: Array, weights: Array) -> Array:
+    right: Array = weights @ (predictions == labels).T.astype(float) / weights.sum(1, keepdims=True)
+    return right
+
+
+def _matthews(predictions: Array, labels: Array, weights: Array) -> Array:
+    """The multi-class formula of Gorodkin 2004, of which the binary one is a case."""
+    total = weights.sum(1, keepdims=True)
+    right = weights @ (predictions == labels).T.astype(float)
+    both = np.zeros_like(right)
+    predicted, labelled = np.zeros_like(right), np.zeros_like(total)
+    for one in np.unique(labels):
+        said = weights @ (predictions == one).T.astype(float)
+        true = weights @ (labels == one).astype(float)[:, None]
+        both += said * true
+        labelled += true**2
+    for one in np.unique(predictions):
+        predicted += (weights @ (predictions == one).T.astype(float)) ** 2
+    return _ratio(right * total - both, (total**2 - predicted) * (total**2 - labelled))
+
+
+def _pearson(predictions: Array, labels: Array, weights: Array) -> Array:
+    total = weights.sum(1, keepdims=True)
+    x = (predictions - predictions.mean(1, keepdims=True)).T.astype(float)
+    y = (labels - labels.mean())[:, None].astype(float)
+    mean_x, mean_y = weights @ x / total, weights @ y / total
+    together = weights @ (x * y) / total - mean_x * mean_y
+    spread_x = weights @ x**2 / total - mean_x**2
+    spread_y = weights @ y**2 / total - mean_y**2
+    return _ratio(together, np.maximum(spread_x, 0) * np.maximum(spread_y, 0))
+
+
+def _spearman(predictions: Array, labels: Array, weights: Array) -> Array:
+    ranks = _ranks(labels, weights)
+    return np.stack([_correlation(_ranks(own, weights), ranks, weights) for own in predictions], axis=1)
+
+
+def _ranks(values: Array, weights: Array) -> Array:
+    """[draws, N] mean rank of each example's value in each resampled dev set."""
+    _, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sizes = np.add.reduceat(weights[:, order], starts, axis=1)
+    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
+    return ranks[:, group]
+
+
+def _correlation(x: Array, y: Array, weights: Array) -> Array:
+    total = weights.sum(1)
+    mean_x, mean_y = ((weights * each).sum(1) / total for each in (x, y))
+    x, y = x - mean_x[:, None], y - mean_y[:, None]
+    return _ratio((weights * x * y).sum(1), (weights * x**2).sum(1) * (weights * y**2).sum(1))
+
+
+def _ratio(above: Array, below_squared: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(below_squared > 0, above / np.sqrt(below_squared), 0.0)
+
+
+_DRAWS: Mapping[str, Callable[[Array, Array, Array], Array]] = MappingProxyType(
+    {"accuracy": _accuracy, "matthews_correlation": _matthews, "pearson": _pearson, "spearman": _spearman}
+)

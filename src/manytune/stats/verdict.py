@@ -1,0 +1,240 @@
+"""What can be said of the methods of one task: who is better than whom, and who may be the best.
+
+The verdict is over seeds, by paired t-tests that account for the choice among a method's configurations, and
+corrected over all pairs of methods (Holm). It is given from 5 seeds on. Where dev predictions were kept, a
+difference must also hold over dev examples; else it is one of this dev set alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manytune.stats.choice import BestOf, best_of, best_of_draws, best_set, holm
+from manytune.stats.paired import detectable, differences, effect_size, seeds_needed, sign_flip
+
+__all__ = [
+    "LEVEL",
+    "MINIMUM_SEEDS",
+    "Comparison",
+    "Configuration",
+    "Standing",
+    "Verdict",
+    "compare",
+    "compare_all",
+    "standings",
+]
+
+Array = NDArray[Any]
+
+LEVEL = 0.05
+"""Share of studies without a true difference in which one may be claimed."""
+
+MINIMUM_SEEDS = 5
+"""Fewer seeds tell too little of the spread for any verdict."""
+
+
+class Verdict(StrEnum):
+    """What a comparison of two methods comes to."""
+
+    BETTER = "better"
+    """The first is better, over seeds and, where they are known, over dev examples."""
+    ON_THIS_DEV_SET = "better on this dev set"
+    """Over seeds it is, but another dev set might say otherwise."""
+    WITHIN_NOISE = "within noise"
+    """No difference can be told from chance."""
+    TOO_FEW_SEEDS = "too few seeds"
+    """Fewer than 5 seeds are shared: no verdict."""
+
+
+@dataclass(frozen=True, eq=False)
+class Configuration:
+    """One way to train: a method with its hyper-parameters, over its seeds."""
+
+    method: str
+    label: str
+    scores: Mapping[int, float]
+    """Seed → score of the runs that finished; higher is better."""
+    draws: Array | None = None
+    """[draws] its mean score over seeds in resampled dev sets, the same sets for all; None if not known."""
+
+    @property
+    def mean(self) -> float:
+        """Mean score over its seeds."""
+        return math.fsum(self.scores.values()) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods, each by its best configuration; the first is the one with the higher mean."""
+
+    first: str
+    second: str
+    first_label: str
+    """The first's configuration with the highest mean."""
+    second_label: str
+    choices: tuple[int, int]
+    """Among how many configurations each was chosen."""
+    difference: float
+    """Mean difference of these two over the seeds that both have; the first's mean less the second's if none."""
+    seeds: int
+    """Seeds that both have."""
+    low: float | None
+    """Bounds of the 95 % interval over seeds, with the choice of both accounted for; None if unknown."""
+    high: float | None
+    p: float
+    """Two-sided, the choice accounted for; 1 where nothing can be said."""
+    p_holm: float
+    """`p`, corrected over all pairs of methods of the task."""
+    verdict: Verdict
+    sign_flip_p: float | None
+    """Two-sided p of the exact sign-flip test of the two configurations alone: a check without assumptions."""
+    effect: float | None
+    """Hedges-corrected d_z of the two configurations."""
+    wins: int
+    """Seeds in which the first is ahead."""
+    deviation: float | None
+    """Standard deviation of the paired differences."""
+    alpha: float
+    """The level that one pair of configurations must reach for a verdict, with all corrections."""
+    seeds_needed: int | None
+    """Seeds, at least 5, that would find a difference of this size with power 80 %, if it is real; None if
+    unknown or more than 1,000."""
+    detectable: float | None
+    """The true difference that these seeds find with power 80 %."""
+    examples_low: float | None
+    """Bounds of the 95 % interval over dev examples; None where predictions were not kept."""
+    examples_high: float | None
+    examples_p: float | None
+    """Two-sided bootstrap p over dev examples."""
+    seed_differences: tuple[float, ...] = field(default=(), repr=False)
+    """One a shared seed, in the seeds' order."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a configuration may be the best of all."""
+
+    label: str
+    p: float
+    """That it is the best."""
+    in_reach: bool | None
+    """Whether it may be; None where there are too few seeds to say."""
+
+
+def compare(first: Sequence[Configuration], second: Sequence[Configuration], pairs: int) -> Comparison:
+    """Compare two methods by their best configurations.
+
+    Args:
+        first: Configurations of one method, each with at least one score.
+        second: Those of another.
+        pairs: How many pairs of methods the task has, for the level that must be reached; `p_holm` is set by
+            `compare_all`.
+    """
+    a, b = (max(group, key=lambda one: one.mean) for group in (first, second))
+    if b.mean > a.mean:
+        return compare(second, first, pairs)
+    seeds = sorted({seed for one in (*first, *second) for seed in one.scores})
+    found = differences(_table(first, seeds), _table(second, seeds))
+    over_seeds = best_of(found, LEVEL)
+    over_examples = _over_examples(first, second)
+    own = [a.scores[seed] - b.scores[seed] for seed in seeds if seed in a.scores and seed in b.scores]
+    deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
+    difference = math.fsum(own) / len(own) if own else a.mean - b.mean
+    alpha = LEVEL / pairs / len(first)
+    needed = None if deviation is None else seeds_needed(difference, deviation, alpha)
+    return Comparison(
+        first=a.method,
+        second=b.method,
+        first_label=a.label,
+        second_label=b.label,
+        choices=(len(first), len(second)),
+        difference=difference,
+        seeds=len(own),
+        low=_finite(over_seeds.low),
+        high=_finite(over_seeds.high),
+        p=float(over_seeds.p),
+        p_holm=float(over_seeds.p),
+        verdict=Verdict.TOO_FEW_SEEDS,
+        sign_flip_p=sign_flip(own),
+        effect=effect_size(own),
+        wins=sum(one > 0 for one in own),
+        deviation=deviation,
+        alpha=alpha,
+        seeds_needed=None if needed is None else max(MINIMUM_SEEDS, needed),
+        detectable=None if deviation is None else detectable(deviation, len(own), alpha),
+        examples_low=None if over_examples is None else float(over_examples.low),
+        examples_high=None if over_examples is None else float(over_examples.high),
+        examples_p=None if over_examples is None else float(over_examples.p),
+        seed_differences=tuple(own),
+    )
+
+
+def compare_all(configurations: Sequence[Configuration]) -> tuple[Comparison, ...]:
+    """Compare all methods of a task with one another, pair by pair.
+
+    Configurations without a score are left out. The best method's comparisons come first.
+    """
+    methods: dict[str, list[Configuration]] = {}
+    for one in configurations:
+        if one.scores:
+            methods.setdefault(one.method, []).append(one)
+    ranked = sorted(methods, key=lambda name: -max(one.mean for one in methods[name]))
+    pairs = list(itertools.combinations(ranked, 2))
+    found = [compare(methods[first], methods[second], len(pairs)) for first, second in pairs]
+    adjusted = holm([each.p for each in found]) if found else np.empty(0)
+    judged = [replace(each, p_holm=float(p)) for each, p in zip(found, adjusted, strict=True)]
+    return tuple(replace(each, verdict=_verdict(each)) for each in judged)
+
+
+def standings(configurations: Sequence[Configuration]) -> tuple[Standing, ...]:
+    """Which configurations may be the best of all, at 95 %; those without a score are left out."""
+    known = [one for one in configurations if one.scores]
+    if not known:
+        return ()
+    seeds = sorted({seed for one in known for seed in one.scores})
+    table = _table(known, seeds)
+    p = best_set(differences(table, table))
+    best = max(known, key=lambda one: one.mean)
+    return tuple(
+        Standing(
+            one.label,
+            float(own),
+            None if len(one.scores.keys() & best.scores.keys()) < MINIMUM_SEEDS else bool(own > LEVEL),
+        )
+        for one, own in zip(known, p, strict=True)
+    )
+
+
+def _verdict(found: Comparison) -> Verdict:
+    if found.seeds < MINIMUM_SEEDS:
+        return Verdict.TOO_FEW_SEEDS
+    # The first has the higher mean; a test that prefers the second says that the two cannot be told apart.
+    if found.p_holm >= LEVEL or found.low is None or found.low <= 0:
+        return Verdict.WITHIN_NOISE
+    if found.examples_low is not None and found.examples_low <= 0:
+        return Verdict.ON_THIS_DEV_SET
+    return Verdict.BETTER
+
+
+def _over_examples(first: Sequence[Configuration], second: Sequence[Configuration]) -> BestOf | None:
+    a, b = ([one.draws for one in group if one.draws is not None] for group in (first, second))
+    if len(a) < len(first) or len(b) < len(second):
+        return None
+    return best_of_draws(np.stack(a, axis=1), np.stack(b, axis=1), LEVEL)
+
+
+def _table(group: Sequence[Configuration], seeds: Sequence[int]) -> Array:
+    """[configurations, seeds] scores, NaN where there is none."""
+    return np.array([[one.scores.get(seed, math.nan) for seed in seeds] for one in group])
+
+
+def _finite(value: Array) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,234 @@
+"""The page in a real browser, with the network cut off."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from study_factory import HOSTILE
+
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@dataclass
+class Seen:
+    """A page that is open, and what the browser had to say."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def until(self, condition: str) -> None:
+        """Wait until a condition in the page holds. Playwright's own way evaluates text, which the policy forbids."""
+        self.page.evaluate(
+            "new Promise((done, failed) => {"
+            "  const last = performance.now() + 20000;"
+            f"  const look = () => ({condition}) ? done() : performance.now() > last"
+            "    ? failed(new Error('it did not come')) : requestAnimationFrame(look);"
+            "  look();"
+            "})"
+        )
+
+    def chart(self, key: str) -> Any:
+        """Bring a chart near the screen, and wait until it is drawn."""
+        plot = self.page.locator(f"#{key}")
+        plot.scroll_into_view_if_needed()
+        self.page.wait_for_selector(f"#{key} .main-svg")
+        return plot
+
+
+@pytest.fixture
+def open_page(browser: Browser, report: Path) -> Iterator[Callable[..., Seen]]:
+    contexts = []
+
+    def open_it(**settings: Any) -> Seen:
+        context = browser.new_context(offline=True, **(DESKTOP | settings))
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        seen = Seen(context.new_page())
+        seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
+        seen.page.on("pageerror", lambda error: seen.complaints.append(f"error: {error}"))
+        seen.page.on("request", lambda request: seen.requests.append(request.url))
+        seen.page.goto(report.as_uri())
+        return seen
+
+    yield open_it
+    for context in contexts:
+        context.close()
+
+
+def charts(seen: Seen) -> list[str]:
+    found: list[str] = seen.page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot.id)")
+    return found
+
+
+@pytest.mark.parametrize("settings", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_opens_and_draws_every_chart_with_no_complaint_and_no_request(
+    open_page: Callable[..., Seen], report: Path, settings: dict[str, Any]
+) -> None:
+    seen = open_page(**settings)
+    keys = charts(seen)
+    assert len(keys) == 10
+    for key in keys:
+        plot = seen.chart(key)
+        assert plot.locator(".scatterlayer .trace").count() >= 2
+    assert seen.complaints == []
+    assert seen.requests == [report.as_uri()]
+
+
+def test_the_policy_lets_nothing_else_run_or_load(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    seen.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=https://example.org/x.png>')")
+    seen.page.evaluate("fetch('https://example.org/').catch(() => 0)")
+    seen.page.evaluate(
+        "(() => { const script = document.createElement('script'); script.textContent = 'window.hacked=1';"
+        " document.body.append(script); })()"
+    )
+    assert seen.page.evaluate("window.hacked") is None
+    assert len(seen.complaints) >= 3
+    assert all("Content Security Policy" in each for each in seen.complaints[:3])
+
+
+def test_hostile_texts_show_as_they_are_and_do_nothing(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    text = seen.page.evaluate("document.querySelector('main').textContent")
+    for sentence in HOSTILE:
+        assert sentence in text
+    assert "49" not in seen.page.locator("#cola-mistakes tbody td", has_text="7*7").first.inner_text()
+    assert seen.page.evaluate("window.hacked") is None
+    assert seen.page.locator("main img").count() == 0
+
+
+def test_the_legend_takes_all_of_a_configuration_away_and_brings_it_back(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    plot = seen.chart("cola-chart-curves")
+    visible = "key => document.getElementById(key).data.map(trace => [trace.legendgroup, trace.visible ?? true])"
+    entry = plot.locator(".legendtoggle").first
+
+    def hidden() -> set[str]:
+        return {group for group, shown in seen.page.evaluate(visible, "cola-chart-curves") if shown == "legendonly"}
+
+    assert hidden() == set()
+    entry.click()
+    seen.until("document.getElementById('cola-chart-curves').data[0].visible === 'legendonly'")
+    assert hidden() == {"full lr 5e-5"}
+    entry.click()
+    seen.until("document.getElementById('cola-chart-curves').data[0].visible === true")
+    assert hidden() == set()
+
+
+def test_another_cost_can_be_chosen(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    seen.chart("cola-chart-cost")
+    seen.page.locator("#cola-chart-cost-axis").select_option(label="peak memory of the pack")
+    title = seen.page.locator("#cola-chart-cost .xtitle")
+    assert title.text_content() == "peak memory of the pack"
+    x = seen.page.evaluate("document.getElementById('cola-chart-cost').data.slice(1).map(trace => trace.x[0])")
+    assert set(x) == {1_900_000_000, 1_500_000_000, 1_200_000_000}
+
+
+def column(seen: Seen, sheet: str, place: int) -> list[str]:
+    rows = f"[...document.querySelectorAll('[data-sheet={sheet}] tbody tr')]"
+    found: list[str] = seen.page.evaluate(f"{rows}.map(row => row.children[{place}].dataset.value)")
+    return found
+
+
+def test_tables_sort_by_keyboard_and_say_how(open_page: Callable[..., Seen], report: Path) -> None:
+    seen = open_page()
+    with (report.parent / "tables" / "cola-scores.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    place = header.index("mean")
+    means = [row[place] for row in rows]
+    assert column(seen, "cola-scores", place) == means
+    heading = seen.page.locator("[data-sheet=cola-scores] thead th").nth(place)
+    heading.locator("button").focus()
+    seen.page.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert column(seen, "cola-scores", place) == sorted(means, key=float, reverse=True)
+    seen.page.keyboard.press("Space")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert column(seen, "cola-scores", place) == sorted(means, key=float)
+    names = seen.page.locator("[data-sheet=cola-scores] thead th").first
+    names.locator("button").click()
+    assert heading.get_attribute("aria-sort") is None
+    assert column(seen, "cola-scores", 0)[0] == "bitfit lr 1e-3"
+
+
+def test_what_is_unknown_is_sorted_last_either_way(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    heading = seen.page.locator("[data-sheet=cola-standings] thead th", has_text="is the best").first
+    place = seen.page.locator("[data-sheet=cola-standings] thead th").all_inner_texts().index(heading.inner_text())
+    for _ in range(2):
+        heading.locator("button").click()
+        values = column(seen, "cola-standings", place)
+        assert values[-2:] == ["", ""]
+        assert "" not in values[:-2]
+
+
+def test_the_first_tab_leads_to_the_answer(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    seen.page.keyboard.press("Tab")
+    assert seen.page.evaluate("document.activeElement.textContent") == "Skip to the answer"
+    seen.page.keyboard.press("Enter")
+    seen.until("location.hash === '#answer'")
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(open_page: Callable[..., Seen]) -> None:
+    seen = open_page(**PHONE)
+    for key in charts(seen):
+        seen.chart(key)
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
+    # What is wide scrolls by itself; text is not smaller than a phone can show.
+    texts = "[...document.querySelectorAll('main p, main td')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    assert min(seen.page.evaluate(texts)) >= 12
+    contents = seen.page.locator("nav details")
+    assert contents.get_attribute("open") is None
+    contents.locator("summary").click()
+    contents.locator("a", has_text="Learning rate").first.click()
+    seen.until("location.hash === '#cola-rates'")
+    assert contents.get_attribute("open") is None
+
+
+def test_in_the_dark_page_and_charts_are_dark(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    ink = "getComputedStyle(document.querySelector('#cola-chart-rank .xtitle')).fill"
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen.chart("cola-chart-rank")
+    light = seen.page.evaluate(ink), seen.page.evaluate(ground)
+    seen.page.emulate_media(color_scheme="dark")
+    seen.until(f"{ink} !== {light[0]!r}")
+    assert (seen.page.evaluate(ink), seen.page.evaluate(ground)) == ("rgb(230, 233, 237)", "rgb(20, 23, 27)")
+    assert light == ("rgb(28, 33, 39)", "rgb(251, 251, 250)")
+    assert seen.complaints == []
+
+
+def test_hovering_says_whose_point_it_is(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    plot = seen.chart("stsb-chart-rank")
+    plot.locator(".points path").first.hover(force=True)
+    hover = seen.page.locator("#stsb-chart-rank .hoverlayer .hovertext").first
+    hover.wait_for()
+    assert "Pearson" in (hover.text_content() or "")
+
+
+def test_zooming_narrows_an_axis(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    plot = seen.chart("cola-chart-curves")
+    extent = (
+        "(() => { const r = document.getElementById('cola-chart-curves').layout.xaxis.range; return r[1] - r[0]; })()"
+    )
+    before = seen.page.evaluate(extent)
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    seen.page.mouse.move(box["x"] + 40, box["y"] + 20)
+    seen.page.mouse.down()
+    seen.page.mouse.move(box["x"] + 140, box["y"] + 90, steps=5)
+    seen.page.mouse.up()
+    seen.until(f"{extent} < {before}")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+
+import pytest
+
+from manytune.report.sheets import Column, Sheet, show, signed, tex, to_csv, to_markdown, to_tex
+
+
+def make(*rows: tuple[object, ...], kind: str = "score") -> Sheet:
+    columns = (Column("name", "the name"), Column("value", "the value", kind))
+    return Sheet("a-sheet", "A title & more", "Of 5 %.", columns, rows)  # type: ignore[arg-type]
+
+
+def test_csv_has_the_values_at_full_precision() -> None:
+    text = to_csv(make(("a", 1 / 3), ("b", None), ("c", math.nan)))
+    assert text == f"name,value\na,{1 / 3!r}\nb,\nc,\n"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_text_is_a_formula_in_a_spreadsheet(text: str) -> None:
+    (_, (cell, number)) = csv.reader(io.StringIO(to_csv(make((text, -0.5))), newline=""))
+    assert cell == f"'{text}".replace("\r", " ")
+    assert number == "-0.5"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shown"),
+    [
+        ("score", 0.12345, "0.123"),
+        ("score", -0.5, "−0.500"),
+        ("count", 124647170, "124,647,170"),
+        ("share", 0.0024, "0.24 %"),
+        ("percent", 0.8, "80 %"),
+        ("p", 0.00001, "< 0.001"),
+        ("p", 0.0414, "0.041"),
+        ("p", 0.414, "0.41"),
+        ("seconds", 12.34, "12.3 s"),
+        ("seconds", 263, "4:23 min"),
+        ("seconds", 7500, "2:05 h"),
+        ("bytes", 1_900_000_000, "1.9 GB"),
+        ("rate", 0.0004, "4e-4"),
+        ("rate", 0.00025, "2.5e-4"),
+        ("count", None, "–"),
+        ("score", math.nan, "–"),
+        ("score", "text", "text"),
+    ],
+)
+def test_how_values_are_shown(kind: str, value: float | str | None, shown: str) -> None:
+    assert show(value, kind) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0123, "+0.012"), (-0.004, "−0.004"), (0.0, "0"), (0.0002, "+0.0002"), (-0.00004, "−4e-05")],
+)
+def test_a_difference_has_its_sign_and_never_rounds_to_nothing(value: float, shown: str) -> None:
+    assert signed(value) == shown
+
+
+def test_latex_takes_no_text_for_a_command() -> None:
+    assert tex(r"\input{/etc/passwd} 100 % a_b $x$ #1 ~^&") == (
+        r"\textbackslash{}input\{/etc/passwd\} 100 \% a\_b \$x\$ \#1 \textasciitilde{}\textasciicircum{}\&"
+    )
+    assert tex("a\u2028b\nc\x00") == "a b c?"
+    assert tex('−0.1 – "α ≥ 2"') == r"$-$0.1 -- ''$\alpha$ $\geq$ 2''"
+
+
+def test_a_latex_table_has_its_rules_and_as_many_cells_as_columns() -> None:
+    text = to_tex(make(("a & b", 0.5), ("c", None)))
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert r"\begin{tabular}{lr}" in text
+    assert r"a \& b & 0.500 \\" in text
+    assert len(re.findall(r"(?<!\\)&", text.split(r"\midrule")[1])) == 2
+    assert r"\caption{A title \& more. Of 5 \%.}" in text
+
+
+def test_a_wide_latex_table_is_scaled_to_the_line() -> None:
+    assert "resizebox" not in to_tex(make(("a", 0.5)))
+    wide = to_tex(make(("a long sentence " * 10, 0.5)))
+    assert r"\resizebox{\linewidth}{!}{%" in wide
+    assert r"\end{tabular}}" in wide
+    assert r"\usepackage{booktabs,graphicx}" in wide.splitlines()[0]
+    many = Sheet("s", "t", "c", tuple(Column(f"c{at}", "c", "count") for at in range(9)), ())
+    assert "resizebox" in to_tex(many)
+
+
+def test_markdown_takes_no_text_for_markup() -> None:
+    text = to_markdown(make(("<b>|x|</b> `a`\nb", 0.5)))
+    assert text.splitlines()[2] == r"| \<b\>\|x\|\</b\> \`a\` b | 0.500 |"
+    assert text.splitlines()[1] == "| --- | ---: |"

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from manytune.errors import StoreError
+from manytune.evidence import Examples, Structure, Trained, predictions_from_bytes, predictions_to_bytes
+
+
+def logits(rows: int = 50, outputs: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, outputs)).astype(np.float32)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_logits_come_back_bit_for_bit(outputs: int) -> None:
+    before = logits(outputs=outputs)
+    after = predictions_from_bytes(predictions_to_bytes(before), "here")
+    assert after.dtype == np.float32
+    np.testing.assert_array_equal(after, before)
+
+
+def test_the_same_logits_give_the_same_bytes_on_any_day() -> None:
+    data = predictions_to_bytes(logits())
+    assert data == predictions_to_bytes(logits()[::-1][::-1])  # whatever the array's strides
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        (entry,) = archive.infolist()
+    assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+    assert entry.compress_type == zipfile.ZIP_DEFLATED
+
+
+def test_an_ordinary_npz_is_what_it_is() -> None:
+    with np.load(io.BytesIO(predictions_to_bytes(logits()))) as archive:
+        np.testing.assert_array_equal(archive["logits"], logits())
+
+
+def npz(array: object) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, logits=np.array(array))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no zip",
+        predictions_to_bytes(logits())[:-30],
+        npz([1.0, 2.0]),
+        npz(np.zeros((2, 2), dtype=np.float64)),
+        npz(np.array([[{"a": "pickle"}]], dtype=object)),
+    ],
+    ids=["empty", "text", "torn", "vector", "float64", "pickle"],
+)
+def test_anything_else_is_refused(data: bytes) -> None:
+    with pytest.raises(StoreError, match=r"runs/x/predictions\.npz is damaged"):
+        predictions_from_bytes(data, "runs/x/predictions.npz")
+
+
+def test_examples_come_back() -> None:
+    examples = Examples(texts=(("<a> & ü\u2028",), ("b",)), labels=(0.0, 1.0), parts={"first": (0, 1)})
+    assert Examples.from_json(examples.to_json(), "here") == examples
+
+
+def test_a_text_without_a_label_is_refused() -> None:
+    with pytest.raises(StoreError, match="2 texts and 1 labels"):
+        Examples.from_json('{"texts": [["a"], ["b"]], "labels": [1]}', "here")
+
+
+def test_a_structure_comes_back_in_its_order() -> None:
+    structure = Structure(
+        model="minilm",
+        tensors={"z.weight": (2, 3), "a.bias": (2,)},
+        head={"classifier.weight": (2, 2)},
+        trained={"lora r=2": Trained(weights=False, lora_rank=2, lora_targets=("z",), head=("classifier.weight",))},
+    )
+    again = Structure.from_json(structure.to_json(), "here")
+    assert again == structure
+    assert list(again.tensors) == ["z.weight", "a.bias"]
