@@ -69,6 +69,10 @@ SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 WARM_UP = 5
 """Steps before the clock starts."""
 
+GROUPED_STEPS, STUDY_STEPS = 50, 15
+"""Timed steps of Trainer. Batches grouped by length come from stretches of 50, the longest first, so that fewer than
+50 would be a choice of long ones; padded to one length, every step is like the other."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -151,12 +155,12 @@ class Bench:
 
     def trainer(self, what: dict[str, Any], *, best: bool, threads: int) -> float:
         """Samples a second of Trainer, over the runs of the work one after the other; one run of each kind is timed."""
-        steps = WARM_UP + self.settings.steps
-        runs, work, _ = self.runs(what, steps)
+        timed = GROUPED_STEPS if best else STUDY_STEPS
+        runs, work, _ = self.runs(what, WARM_UP + timed)
         kinds = list({run.label: run for run in runs}.values())
         torch.set_num_threads(threads)
-        seconds = sum(self._train(run, work, steps, best=best) for run in kinds)
-        return 16 * len(kinds) * self.settings.steps / seconds
+        seconds = sum(self._train(run, work, WARM_UP + timed, best=best) for run in kinds)
+        return 16 * len(kinds) * timed / seconds
 
     def _train(self, run: Run, work: TaskWork, steps: int, *, best: bool) -> float:
         clock = Clock([])
@@ -199,11 +203,13 @@ class Bench:
             trainer.train()
         return clock.seconds
 
-    def compare(self) -> list[dict[str, Any]]:
-        """Every kind of work: rounds of ours and of Trainer's two ways, in turn."""
+    def compare(self, only: str = "") -> list[dict[str, Any]]:
+        """Every kind of work whose name has `only` in it: rounds of ours and of Trainer's two ways, in turn."""
         threads = (1, 2) if self.settings.device.type == "cpu" else (self.settings.threads,)
         found = []
         for name, what in WORK.items():
+            if only not in name:
+                continue
             ways: dict[str, Callable[[], float]] = {
                 "manytune": lambda what=what: self.ours(what),
                 "study": lambda what=what: self.trainer(what, best=False, threads=self.settings.threads),
@@ -341,9 +347,10 @@ def main() -> None:
     parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
     parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of each measurement")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each measurement of ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="compare only work with this in its name")
     parser.add_argument("--who", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="a JSON file; parts that it has already are replaced")
     options = parser.parse_args()
@@ -362,7 +369,7 @@ def main() -> None:
             return
         same = ["--model", model, "--device", device.type, "--steps", "10", "--threads", str(options.threads)]
         measure: dict[str, Callable[[], Any]] = {
-            "compare": bench.compare,
+            "compare": lambda: bench.compare(options.only),
             "growth": bench.growth,
             "memory": lambda: memory([*same, *(["--data", options.data] if options.data else [])]),
             "start": lambda: start(settings),

@@ -5,10 +5,10 @@
     y   = LayerNorm(u + drop(gelu(u W_1 + b) W_2 + b))
 
 The residual stream x, u, y is fp32; products work on a copy of it in the activations' dtype (`low`), which the kernel
-that makes the stream makes too. What this saves over transformers' own modules, measured, is in docs/performance.md:
-every element-wise stretch between two products is one kernel, biases are added where their sum is read anyway, q, k
-and v are one product, the gradients of a tensor with several uses add up inside a product or kernel, and of the
-last layer nothing is computed for tokens that no head looks at.
+that makes the stream makes too. What this saves over transformers' own modules: every element-wise stretch between
+two products is one kernel, biases are added where their sum is read anyway, q, k and v are one product, the gradients
+of a tensor with several uses add up inside a product or kernel, and of the last layer nothing is computed for tokens
+that no head looks at.
 """
 
 from __future__ import annotations
