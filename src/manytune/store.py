@@ -1,4 +1,4 @@
-"""The study directory: what is planned, what is finished, and files that are whole or not there.
+"""The study directory: what is planned, and what is finished.
 
 OUT/study.yaml                 the effective study
 OUT/plan.json                  the packs, as the first start planned them
@@ -8,23 +8,17 @@ OUT/runs/<run-id>/best/        the snapshot
 OUT/runs/<run-id>/predictions.npz, OUT/tasks/<task>/  see `evidence`
 OUT/packs/<pack-id>/           what a killed pack needs to go on
 OUT/report/                    the page, tables and figures
-
-Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
-after a crash, sees the old file or the new one, never a part of one.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import os
 import re
-import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +29,11 @@ from pydantic import TypeAdapter
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
 from manytune.evidence import Examples, Structure, predictions_from_bytes, predictions_to_bytes
+from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, writing
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory", "write_file"]
+__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory"]
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -115,7 +110,7 @@ class Store:
         store = cls.check(root, study)
         _refuse_unwritable(store.root)
         if not store._study_file.exists():
-            _write_atomically(store._study_file, study.to_yaml())
+            write_atomically(store._study_file, study.to_yaml())
         return store
 
     @classmethod
@@ -126,7 +121,7 @@ class Store:
             StoreError: The directory holds another study, or other files and no study, or cannot be made.
         """
         store = cls(named_directory(root))
-        with _writing(store.root):
+        with writing(store.root):
             if store._study_file.exists():
                 store._refuse_another(study)
             else:
@@ -192,11 +187,11 @@ class Store:
         """Keep the packs, so that every later start trains the same runs together."""
         packs_json = _packs_adapter().dump_python(tuple(packs), mode="json")
         plan = {"schema_version": _PLAN_VERSION, "packs": packs_json}
-        _write_atomically(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
         """The packs that were kept; None if none were."""
-        text = _read(self._plan_file)
+        text = read_text(self._plan_file)
         if text is None:
             return None
         try:
@@ -216,40 +211,40 @@ class Store:
 
     def write_history(self, run_id: str, rows: Sequence[HistoryRow]) -> None:
         """Write a run's history."""
-        _write_atomically(self.run_dir(run_id) / "history.csv", history_to_csv(rows))
+        write_atomically(self.run_dir(run_id) / "history.csv", history_to_csv(rows))
 
     def read_history(self, run_id: str) -> tuple[HistoryRow, ...]:
         """A run's history; empty if none was written."""
         path = self.run_dir(run_id) / "history.csv"
-        text = _read(path)
+        text = read_text(path)
         return () if text is None else history_from_csv(text, where=str(path))
 
     def write_predictions(self, run_id: str, logits: NDArray[Any]) -> None:
         """Keep a run's logits `[N, outputs]` on dev, those of its best snapshot."""
-        _write_atomically(self.run_dir(run_id) / "predictions.npz", predictions_to_bytes(logits))
+        write_atomically(self.run_dir(run_id) / "predictions.npz", predictions_to_bytes(logits))
 
     def read_predictions(self, run_id: str) -> NDArray[Any] | None:
         """A run's logits `[N, outputs]` on dev; None if none were kept."""
         path = self.run_dir(run_id) / "predictions.npz"
-        data = _read_bytes(path)
+        data = read_bytes(path)
         return None if data is None else predictions_from_bytes(data, where=str(path))
 
     def keep_task(self, task: str, examples: Examples, structure: Structure) -> None:
         """Keep a task's dev rows and module tree; what is there already stays as it is."""
         for path, kept in ((self._examples(task), examples), (self._structure(task), structure)):
             if not path.exists():
-                _write_atomically(path, kept.to_json())
+                write_atomically(path, kept.to_json())
 
     def read_examples(self, task: str) -> Examples | None:
         """A task's dev rows; None if they were not kept."""
         path = self._examples(task)
-        text = _read(path)
+        text = read_text(path)
         return None if text is None else Examples.from_json(text, where=str(path))
 
     def read_structure(self, task: str) -> Structure | None:
         """A task's module tree; None if it was not kept."""
         path = self._structure(task)
-        text = _read(path)
+        text = read_text(path)
         return None if text is None else Structure.from_json(text, where=str(path))
 
     def _examples(self, task: str) -> Path:
@@ -264,17 +259,17 @@ class Store:
         Whatever else is in the run's directory is brought to the disk before.
         """
         directory = self.run_dir(record.run_id)
-        with _writing(directory):
-            _sync_tree(directory)
-        _write_atomically(directory / "record.json", record.to_json())
-        with _writing(directory):
-            _sync(directory.parent)
-            _sync(self.root)
+        with writing(directory):
+            sync_tree(directory)
+        write_atomically(directory / "record.json", record.to_json())
+        with writing(directory):
+            sync(directory.parent)
+            sync(self.root)
 
     def read_record(self, run_id: str) -> RunRecord | None:
         """A run's record; None if it has not ended."""
         path = self.run_dir(run_id) / "record.json"
-        text = _read(path)
+        text = read_text(path)
         if text is None:
             return None
         record = RunRecord.from_json(text, where=str(path))
@@ -294,10 +289,10 @@ class Store:
     def reset_run(self, run_id: str) -> None:
         """Remove all that was written of a run, its record first, so that it is pending again."""
         directory = self.run_dir(run_id)
-        with _writing(directory):
+        with writing(directory):
             (directory / "record.json").unlink(missing_ok=True)
             if directory.exists():
-                _sync(directory)
+                sync(directory)
                 shutil.rmtree(directory)
 
     def _run_ids(self) -> list[str]:
@@ -435,81 +430,3 @@ def _differences(there: Any, here: Any, key: str = "") -> list[str]:
 def _shortened(value: object, limit: int = 120) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all; one that holds the same already is left alone.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    if _read_bytes(path) != data:
-        _write_atomically(path, data)
-
-
-def _read(path: Path) -> str | None:
-    """The text of a file; None if it is not there."""
-    data = _read_bytes(path)
-    try:
-        return None if data is None else data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path} cannot be read: {error}.") from error
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    """The content of a file; None if it is not there."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}.") from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into an error for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{error.filename or path} cannot be written: {error.strerror or error}. "
-            "Check its permissions and the free space, or give another --out."
-        ) from error
-
-
-def _write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same directory: a rename, no copy
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
-
-
-def _sync_tree(directory: Path) -> None:
-    """Bring to the disk every file below a directory, and their names."""
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's content, or a directory's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory
-            raise
-    finally:
-        os.close(handle)

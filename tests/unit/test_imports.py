@@ -18,15 +18,28 @@ PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data. A module imports only what stands above it.
 ORDER = (
-    *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "store", "hardware"),
-    *("sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
+    *(
+        "errors",
+        "version",
+        "metrics",
+        "tasks",
+        "builtin",
+        "config",
+        "plan",
+        "record",
+        "evidence",
+        "files",
+        "store",
+        "hardware",
+    ),
+    *("hardware", "sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
     *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
-        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "store"),
+        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
         *("stats", "report", "progress", "cli"),
     }
 )

@@ -16,9 +16,10 @@ from record_factory import make_record
 from manytune.config import Study
 from manytune.errors import StoreError
 from manytune.evidence import Examples, Structure
+from manytune.files import write_file
 from manytune.plan import Pack, Run, plan_packs, plan_runs
 from manytune.record import HistoryRow, RunRecord
-from manytune.store import Store, write_file
+from manytune.store import Store
 
 
 def make_study(**settings: Any) -> Study:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from manytune.errors import StoreError
+from manytune.files import write_file
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
 from manytune.report.page import render_page
 from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.source import read, without_examples
 from manytune.report.table import MethodRow
-from manytune.store import Store, write_file
+from manytune.store import Store
 
 __all__ = ["files_of", "write_report"]
 

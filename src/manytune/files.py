@@ -1,0 +1,96 @@
+"""Files that are whole or not there: what the study directory is written with.
+
+Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
+after a crash, sees the old file or the new one, never a part of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from manytune.errors import StoreError
+
+__all__ = ["read_bytes", "read_text", "sync", "sync_tree", "write_atomically", "write_file", "writing"]
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all; one that holds the same already is left alone.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if read_bytes(path) != data:
+        write_atomically(path, data)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file; None if it is not there."""
+    data = read_bytes(path)
+    try:
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None if it is not there."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into an error for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or path} cannot be written: {error.strerror or error}. "
+            "Check its permissions and the free space, or give another --out."
+        ) from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same directory: a rename, no copy
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Bring to the disk every file below a directory, and their names."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a directory's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory
+            raise
+    finally:
+        os.close(handle)
