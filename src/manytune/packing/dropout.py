@@ -117,10 +117,6 @@ class Drop:
         """[ceil(width / 2)] int32 keys of pairs of channels."""
         return channel_keys(width, self.keys.device)
 
-    def part(self, first: int, last: int) -> Drop:
-        """Of the rows `first` to `last` - 1."""
-        return Drop(self.keys[first:last], self.site, self.p)
-
 
 def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
     """Which elements dropout keeps.

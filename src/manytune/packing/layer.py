@@ -177,7 +177,7 @@ class _LayerNode(torch.autograd.Function):
         y = work.product("narrow", active)
         out, out_low, normed, rstd = work.norm(1, y, middle)
         keep_active = ctx.needs_input_grad[5 + names.index("narrow.weight")] or bool(call.uses["narrow"])
-        # In the order in which backward unpacks them; inputs and outputs of the node have to go this way.
+        # Inputs go through autograd's keeping; what is made here is held directly, and let go of in backward.
         ctx.save_for_backward(low, *tensors)
         ctx.saved = (
             q,
