@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,7 @@ class Bench:
         (task,) = study.tasks
         if task not in self._works:
             self._works[task] = prepare(study, task)
-        kept = self._works[task]
-        work = TaskWork(study, kept.task, kept.train, kept.dev, kept.anatomy, kept.fingerprint, kept.sources)
+        work = replace(self._works[task], study=study)
         outputs = work.task.num_outputs
         if outputs not in self._backbones:
             self._backbones[outputs] = load_backbone(study.model, outputs)

@@ -167,6 +167,7 @@ def train_pack(
     evaluations = evaluation_steps(training, epoch_steps, total)
     optimizer = PackedAdamW(
         model.bank,
+        model.context.kernels,
         betas=(training.adam_beta1, training.adam_beta2),
         epsilon=training.adam_epsilon,
         weight_decay=training.weight_decay,
@@ -259,6 +260,7 @@ def _forward_backward(
     share = share / share.sum(1, keepdim=True)
     losses = torch.zeros(len(rows), device=model.device)
     for first in range(0, len(rows[0]), batch_size):
+        model.bank.collect_grads()
         micro = slice(first, first + batch_size)
         layout = build_layout(data, [own[micro] for own in rows], first_index=first, device=model.device)
         logits = model.forward(layout, step=step)

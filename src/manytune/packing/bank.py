@@ -74,7 +74,9 @@ class BankTensor:
         value: The parameter: [len(group), ...], or just [...] where `stacked` is False (a pack of one).
         stacked: Whether the leading dimension of `value` is the run.
         transposed: Whether the unpacked model holds the last two dimensions the other way round.
-        moments: What the optimizer keeps of it, by name, with the same leading dimension as `value`.
+        moments: What the optimizer keeps of it, by name, with a leading dimension for the runs.
+        low: `value` in the activations' dtype, which products read, and which then gets the gradient; the optimizer
+            keeps it in step. None where products read `value` itself.
     """
 
     name: str
@@ -84,6 +86,37 @@ class BankTensor:
     stacked: bool = True
     transposed: bool = False
     moments: dict[str, Tensor] = field(default_factory=dict)
+    low: nn.Parameter | None = None
+    _touched: Tensor | None = None
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that has come together, in fp32 or of `low`."""
+        return self.value.grad if self.low is None or self.value.grad is not None else self.low.grad
+
+    def collect_grad(self) -> None:
+        """Add the gradient of `low` to that of `value`, so that several of them add up in fp32."""
+        if self.low is not None and self.low.grad is not None:
+            grad = self.low.grad.to(self.value.dtype)
+            self.value.grad = grad if self.value.grad is None else self.value.grad.add_(grad)
+            self.low.grad = None
+
+    def forget_grad(self) -> None:
+        """Let go of the gradient."""
+        self.value.grad = None
+        if self.low is not None:
+            self.low.grad = None
+
+    @property
+    def touched(self) -> Tensor:
+        """[rows] uint8 of a tensor of one run: 1 for the rows that ever had a gradient, as their moments tell."""
+        if self._touched is None:
+            self._touched = self.moments["mean_square"][0].flatten(1).any(1).to(torch.uint8)
+        return self._touched
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """A tensor shaped like `value`, with a leading dimension for the runs."""
+        return tensor if self.stacked else tensor[None]
 
     def data(self, run: int) -> Tensor:
         """The tensor of one run of the pack, a view that shares memory with the bank."""
@@ -104,6 +137,8 @@ class BankTensor:
         if tensor.shape != own.shape:
             raise ValueError(f"{self.name} has the shape {tuple(own.shape)}, not {tuple(tensor.shape)}")
         own.copy_(tensor)
+        if self.low is not None:
+            self.low.detach().copy_(self.value.detach())
 
     def holds(self, run: int) -> bool:
         """Whether this run of the pack has the tensor."""
@@ -147,6 +182,11 @@ class Bank:
             raise KeyError(f"tensors that do not match: {sorted(tensors.keys() ^ state.keys())}")
         for name, tensor in tensors.items():
             tensor.set(run, state[name])
+
+    def collect_grads(self) -> None:
+        """Make room for the gradients of another micro-batch of the same step."""
+        for tensor in self.tensors:
+            tensor.collect_grad()
 
     def keep(self, runs: Sequence[int]) -> None:
         """Shrink to some runs of the pack, given by their present numbers in ascending order."""

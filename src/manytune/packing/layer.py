@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
@@ -64,7 +64,7 @@ class PackedLayer:
         self.norms: dict[str, PackedLayerNorm] = {"middle": attention.output.LayerNorm, "last": output.LayerNorm}
         self._attention_drop: float = own.dropout.p
         self._drops = (attention.output.dropout, output.dropout)
-        self._joined = None if own.query.weight.requires_grad else self._join_frozen()
+        self.joined = self._join()
 
     def __call__(self, stream: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output from its input, each as the fp32 stream and in the activations' dtype.
@@ -81,12 +81,12 @@ class PackedLayer:
         out: tuple[Tensor, Tensor] = _LayerNode.apply(self, call, names, stream, low, *tensors)
         return out
 
-    def _join_frozen(self) -> Tensor:
-        """[3 H, H]: the frozen weights of q, k and v as one, of which the modules' own become views."""
-        modules = [self.linears[name] for name in _QKV]
-        joined = torch.cat([module.weight.detach() for module in modules])
-        for module, part in zip(modules, joined.chunk(3), strict=True):
-            module.weight = nn.Parameter(part, False)
+    def _join(self) -> Tensor:
+        """[3 H, H]: the weights of q, k and v as one, of which the modules' own become views."""
+        weights = [self.linears[name].weight for name in _QKV]
+        joined = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, joined.chunk(3), strict=True):
+            weight.data = part
         return joined
 
     def _tensors(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
@@ -118,16 +118,6 @@ class PackedLayer:
         uses |= {name: linear.uses() for name, linear in self.linears.items() if name not in uses}
         drops = [context.drop(module.path, module.p) for module in self._drops]
         return _Call(layout, context.kernels, tokens, context.segments, drop, (drops[0], drops[1]), uses)
-
-    def joined_weight(self, weights: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """[3 H, H] weights of q, k and v as one, in the activations' dtype."""
-        if self._joined is not None:
-            return self._joined
-        parts = [weights[f"{name}.weight"] for name in _QKV]
-        joined = parts[0].new_empty((sum(len(part) for part in parts), parts[0].shape[1]), dtype=dtype)
-        for part, place in zip(parts, joined.chunk(len(parts)), strict=True):
-            place.copy_(part)
-        return joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,23 +228,22 @@ class _Work:
         self.needs: set[str] = set()
         self.lows: dict[str, list[Tensor]] = {}
         self.grads: dict[str, Tensor] = {}
-        self._cast: dict[str, Tensor] = {}
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """Product of x with the weight, plus the runs' LoRA updates; the bias is left to whoever reads the sum."""
-        y = torch.mm(x, self._weight(name).t())
+        y = torch.mm(x, self.own[f"{name}.weight"].t())
         self._add_lora(name, y, x)
         return y
 
     def product_grad(self, name: str, grad: Tensor, x: Tensor | None) -> Tensor | None:
         """The gradient of x; those of the layer's own tensors are noted. `x` is needed for weights and LoRA."""
-        grad_x = torch.mm(grad, self._weight(name))
+        grad_x = torch.mm(grad, self.own[f"{name}.weight"])
         self._own_grads(name, grad, x, grad_x, self.call.rows)
         return grad_x
 
     def queries_keys_values(self, low: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three projections without their biases: of all tokens, queries of those that ask."""
-        joined = self._joined()
+        joined = self.layer.joined
         hidden = low.shape[1]
         if self.layer.last:
             q = torch.mm(asking, joined[:hidden].t())
@@ -270,7 +259,7 @@ class _Work:
     ) -> Tensor | None:
         """The gradient of `low`, if something below wants it; those of the projections' tensors are noted."""
         hidden = low.shape[1]
-        joined = self._joined()
+        joined = self.layer.joined
         if self.layer.last:
             dq = torch.empty_like(q)
             both = low.new_empty(len(low), 2 * hidden)
@@ -283,6 +272,9 @@ class _Work:
         if below:
             grad_low = torch.mm(both, joined[-both.shape[1] :])
             grad_asking = torch.mm(dq, joined[:hidden]) if self.layer.last else grad_low
+        if "query.weight" in self.needs and not self.layer.last:
+            found = torch.mm(both.t(), low).chunk(3)
+            self.grads |= {f"{name}.weight": part for name, part in zip(_QKV, found, strict=True)}
         for name, dy, x, dx, segments in (
             ("query", dq, asking, grad_asking, self.call.rows),
             ("key", dk, low, grad_low, self.call.tokens),
@@ -322,16 +314,6 @@ class _Work:
         gain = self.own[f"{name}.weight"]
         return kernels.residual_norm_grad(grad, grad_low, normed, rstd, gain, self.call.drops[index], self.dtype)
 
-    def _weight(self, name: str) -> Tensor:
-        if name not in self._cast:
-            self._cast[name] = self.own[f"{name}.weight"].to(self.dtype)
-        return self._cast[name]
-
-    def _joined(self) -> Tensor:
-        if "joined" not in self._cast:
-            self._cast["joined"] = self.layer.joined_weight(self.own, self.dtype)
-        return self._cast["joined"]
-
     def _factors(self, name: str) -> list[Tensor]:
         return [self.own[f"{name}.lora.{index}"] for index in range(2 * len(self.call.uses[name]))]
 
@@ -344,7 +326,7 @@ class _Work:
         """Gradients of a linear layer's bias, weight and LoRA factors."""
         if f"{name}.bias" in self.needs:
             self.grads[f"{name}.bias"] = self.call.kernels.segment_sums(grad, segments)
-        if f"{name}.weight" in self.needs:
+        if f"{name}.weight" in self.needs and f"{name}.weight" not in self.grads:
             assert x is not None
             self.grads[f"{name}.weight"] = torch.mm(grad.t(), x)
         uses = self.call.uses[name]

@@ -115,8 +115,12 @@ def lora_backward(
 class PackedLinear(nn.Module):
     """y = x W + b_run + scale_run * drop(x) A_run B_run, for rows sorted by run.
 
-    Where the weight itself trains (full fine-tuning, a pack of one) it is cast to `dtype` at each use, so that
-    the parameter stays in fp32.
+    Where the weight itself trains (full fine-tuning, a pack of one) the parameter is fp32, and products read a copy of
+    it in `dtype` that gets the gradient and that the optimizer keeps in step: casting at every use, and gradients
+    back to fp32, took a tenth of a step's time.
+
+    Attributes:
+        weight: What products read, [out, in] in `dtype`.
     """
 
     def __init__(self, linear: nn.Linear, path: str, context: Context, dtype: torch.dtype) -> None:
@@ -132,7 +136,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., in] whose flattened rows are sorted by run."""
         rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
-        weight = self.weight.to(self.dtype)
+        weight = self.weight
         if not self.biases and not self.lora:
             y = F.linear(rows, weight, None if self.bias is None else self.bias.to(self.dtype))
         else:

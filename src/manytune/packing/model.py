@@ -183,10 +183,13 @@ class PackedModel:
         group = self.bank.group(0, 1)
         prefix = self._backbone.anatomy.prefix
         for start, root in self._roots().items():
-            for name, parameter in root.named_parameters():
+            for name, parameter in list(root.named_parameters()):
                 parameter.requires_grad_(True)
-                path = f"{prefix}.{start}{name}"
-                self.bank.add(BankTensor(path, "backbone", group, parameter, stacked=False))
+                tensor = BankTensor(f"{prefix}.{start}{name}", "backbone", group, parameter, stacked=False)
+                site = self._sites.get(start + name.removesuffix(".weight"))
+                if isinstance(site, PackedLinear) and name.endswith(".weight") and site.dtype != parameter.dtype:
+                    tensor.low = site.weight = nn.Parameter(parameter.detach().to(site.dtype))
+                self.bank.add(tensor)
 
     def _add_biases(self, biases: Sequence[tuple[str, ...]]) -> None:
         prefix = self._backbone.anatomy.prefix

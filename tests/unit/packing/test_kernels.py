@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, Segments, choose_kernels
-from manytune.packing.kernels.compiled import Compiled, compiled_library
+from manytune.packing.kernels.compiled import Compiled
 from manytune.packing.kernels.plain import Plain
 from manytune.packing.layout import Layout, build_layout
 from tiny import random_rows
@@ -25,19 +25,6 @@ PLAIN = Plain()
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 """Two bf16 roundings of one number may fall on either side; the sums before them are fp32."""
-
-
-@pytest.fixture(scope="module")
-def compiled() -> Compiled:
-    library = compiled_library()
-    if library is None:
-        pytest.skip("no C++ compiler on this machine: the compiled kernels cannot be made")
-    return Compiled(library)
-
-
-@pytest.fixture(params=["plain", "compiled"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return PLAIN if request.param == "plain" else request.getfixturevalue("compiled")
 
 
 def layout_of(runs: int, per_run: int = 3, longest: int = 21) -> Layout:

@@ -230,17 +230,3 @@ def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
     ):
         assert wanted.abs().max() > 0
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_a_trained_weight_is_cast_for_the_product_alone() -> None:
-    context = start(torch.bfloat16, train=False)
-    linear = PackedLinear(nn.Linear(IN, OUT), PATH, context, torch.bfloat16)
-    norm = PackedLayerNorm(nn.LayerNorm(OUT), context)
-    y = linear(torch.ones(3, IN))
-    assert y.dtype == torch.bfloat16
-    y = norm(torch.ones(3, OUT) + y)
-    assert y.dtype == torch.float32
-    (y * torch.arange(OUT)).sum().backward()
-    for parameter in (*linear.parameters(), *norm.parameters()):
-        assert parameter.grad is not None
-        assert parameter.grad.dtype == torch.float32

@@ -10,7 +10,7 @@ from torch import Tensor
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import make_method
 from manytune.methods import adapt
-from manytune.packing import Member, PackedModel, build_layout
+from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
 from tiny import make_tiny, random_rows
 
 ROWS = random_rows(6, longest=9)
@@ -88,6 +88,32 @@ def test_in_bf16_the_encoders_products_are_rounded_and_nothing_else(
     assert logits.dtype == torch.float32
     exact = build("lora").forward(build_layout(ROWS, [np.arange(6)]))
     assert 0 < float((logits - exact).detach().abs().max()) < 0.1
+
+
+def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_copy(
+    build: Callable[..., PackedModel], backbone: Backbone
+) -> None:
+    model = build("full", dtype=torch.bfloat16)
+    products = {f"bert.{path}.weight" for path in backbone.anatomy.linears}
+    lows = {t.name: t for t in model.bank.tensors if t.low is not None}
+    assert lows.keys() == {name for name in products if "pooler" not in name}
+    assert all(tensor.value.dtype == torch.float32 for tensor in model.bank.tensors)
+    optimizer = PackedAdamW(model.bank, model.context.kernels)
+    layout, labels = build_layout(ROWS, [np.arange(6)]), torch.tensor([0, 1, 0, 1, 0, 1])
+    losses = []
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(model.forward(layout)[0], labels)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        assert all(tensor.grad is not None for tensor in model.bank.tensors)
+        optimizer.step([1e-3])
+        for tensor in lows.values():
+            assert tensor.low is not None
+            assert torch.equal(tensor.low, tensor.value.bfloat16())
+    assert losses[2] < losses[0]
+    fresh = build("full", dtype=torch.bfloat16)
+    fresh.bank.load(0, model.bank.state(0))
+    assert torch.equal(fresh.forward(layout), model.forward(layout))
 
 
 def test_a_smaller_pack_computes_what_its_runs_did(build: Callable[..., PackedModel]) -> None:

@@ -5,6 +5,7 @@ Shape letters are those of `layout.py`; n is the number of rows (tokens, or sequ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 from manytune.packing.dropout import Drop
 from manytune.packing.layout import Layout, row_count
 
-__all__ = ["AttentionCall", "Drop", "Kernels", "Segments"]
+__all__ = ["AttentionCall", "Drop", "Kernels", "Segments", "Step", "Stepped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,52 @@ class AttentionCall:
     scale: float
     drop: Drop | None
     first_only: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step of all runs of a pack.
+
+    Attributes:
+        number: From 1, for the correction of the moments' bias.
+        rates: [R] the learning rate of each run.
+        betas: Decay of the mean and of the mean square of the gradient.
+        epsilon: Added to the root of the mean square.
+        weight_decay: Of the tensors that decay.
+        max_grad_norm: Each run's gradient is scaled to at most this norm; 0 leaves it alone.
+    """
+
+    number: int
+    rates: Sequence[float]
+    betas: tuple[float, float]
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """A tensor that neighbouring runs hold, with all that its optimizer step needs.
+
+    Attributes:
+        first: The first run that holds it.
+        value: [G, ...] fp32.
+        grad: [G, ...] fp32 or bf16; or, of a pack of one, sparse over the rows of `value[0]` and coalesced.
+        mean: [G, ...] fp32, the running mean of the gradient.
+        mean_square: [G, ...] fp32, that of its square.
+        low: [G, ...] bf16, `value` rounded, which is to be kept so; None where there is no such copy.
+        decays: Whether weight decay applies.
+        touched: [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one.
+    """
+
+    first: int
+    value: Tensor
+    grad: Tensor
+    mean: Tensor
+    mean_square: Tensor
+    low: Tensor | None
+    decays: bool
+    touched: Tensor | None
 
 
 class Kernels(Protocol):
@@ -159,3 +206,6 @@ class Kernels(Protocol):
 
     def drop_(self, x: Tensor, drop: Drop) -> Tensor:
         """Drop out rows of x [n, c], in place."""
+
+    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
+        """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), after clipping, in place."""

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import AttentionCall, Segments
+from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
 
 __all__ = ["Compiled", "compiled_library"]
 
@@ -32,12 +32,13 @@ _OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 """Flags that not every compiler knows, tried in this order."""
 
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_TYPES = {
+_TYPES: dict[str, Any] = {
     "p": ctypes.c_void_p,
     "l": ctypes.c_int64,
     "i": ctypes.c_int32,
     "u": ctypes.c_uint32,
     "f": ctypes.c_float,
+    "d": ctypes.c_double,
 }
 _DROP = "puifp"
 _SIGNATURES = {
@@ -54,6 +55,7 @@ _SIGNATURES = {
     "drop": f"p{_DROP}lli",
 }
 """The arguments of each function of kernels.cpp: pointer, int64, int32, uint32, float; the last is the threads."""
+_ADAMW = "plplldddddi"
 
 
 class _Attention(ctypes.Structure):
@@ -70,6 +72,13 @@ class _Attention(ctypes.Structure):
         ("threshold", ctypes.c_int32),
         ("kept", ctypes.c_float),
         ("scale", ctypes.c_float),
+    )
+
+
+class _Stepped(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("value", "mean", "square", "grad", "low", "rows", "touched")),
+        *((name, ctypes.c_int64) for name in ("first", "runs", "size", "width", "found", "grad_low", "decays")),
     )
 
 
@@ -90,6 +99,8 @@ def compiled_library() -> ctypes.CDLL | None:
             function = getattr(loaded, f"{name}_{suffix}")
             function.argtypes = [_TYPES[letter] for letter in signature]
             function.restype = None
+    loaded.adamw.argtypes = [_TYPES[letter] for letter in _ADAMW]
+    loaded.adamw.restype = None
     return loaded
 
 
@@ -129,6 +140,7 @@ class Compiled:
             for name in _SIGNATURES
             for dtype, suffix in _SUFFIXES.items()
         }
+        self._adamw: Callable[..., None] = library.adamw
 
     def attention(self, call: AttentionCall) -> Tensor:
         out = torch.empty(call.q.shape, dtype=call.q.dtype)
@@ -264,6 +276,22 @@ class Compiled:
         self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape)
         return x
 
+    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
+        structs = (_Stepped * len(tensors))(*map(_stepped, tensors))
+        rates = torch.tensor(step.rates, dtype=torch.float64)
+        self._adamw(
+            ctypes.addressof(structs),
+            len(structs),
+            rates.data_ptr(),
+            len(rates),
+            step.number,
+            *step.betas,
+            step.epsilon,
+            step.weight_decay,
+            step.max_grad_norm,
+            torch.get_num_threads(),
+        )
+
     def _call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
         self._functions[name, dtype](*plain, torch.get_num_threads())
@@ -278,6 +306,32 @@ def _drop(drop: Drop | None, width: int) -> tuple[Any, ...]:
     if drop is None:
         return None, 0, 0, 1.0, None
     return drop.keys, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept, drop.channels(width)
+
+
+def _stepped(tensor: Stepped) -> _Stepped:
+    """The C struct; what it points into lives as long as `tensor`."""
+    grad, size = tensor.grad, tensor.value[0].numel()
+    rows, found, width = None, 0, 1
+    if grad.is_sparse:
+        assert tensor.touched is not None
+        rows, found, width = grad.indices().data_ptr(), grad.indices().shape[1], size // tensor.value.shape[1]
+        grad = grad.values()
+    return _Stepped(
+        value=tensor.value.data_ptr(),
+        mean=tensor.mean.data_ptr(),
+        square=tensor.mean_square.data_ptr(),
+        grad=grad.data_ptr(),
+        low=None if tensor.low is None else tensor.low.data_ptr(),
+        rows=rows,
+        touched=None if tensor.touched is None else tensor.touched.data_ptr(),
+        first=tensor.first,
+        runs=len(tensor.value),
+        size=size,
+        width=width,
+        found=found,
+        grad_low=grad.dtype == torch.bfloat16,
+        decays=tensor.decays,
+    )
 
 
 def _clear_tail(call: AttentionCall, *made: Tensor) -> None:

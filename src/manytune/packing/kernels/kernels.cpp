@@ -573,6 +573,141 @@ void drop(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kep
   }
 }
 
+// ---- AdamW ----
+
+struct Stepped {
+  float *value, *mean, *square;
+  const void* grad;      // float or bf16; of each run, or of the rows below
+  bf16* low;             // `value` rounded; null: there is none
+  const int64_t* rows;   // a sparse gradient's rows, ascending; null: the gradient is dense
+  uint8_t* touched;      // of each row, where the gradient is sparse
+  int64_t first, runs, size;  // size: elements of one run
+  int64_t width, found;  // of a row; the number of `rows`
+  int64_t grad_low, decays;
+};
+
+constexpr int64_t kChunk = 1 << 14;
+
+// What a thread works on: some elements of one run's tensor. Chunks are cut the same way whatever the pack, and sums
+// go over them in order, so a run's norm does not depend on its neighbours or on the number of threads.
+struct Chunk {
+  const Stepped* tensor;
+  int64_t run, from, to;  // in elements of the run, or of the sparse gradient
+};
+
+double square_sum(const Chunk& c) {
+  const int64_t base = c.run * c.tensor->size;
+  double total = 0.0;
+  for (int64_t from = c.from; from < c.to; from += 256) {  // short sums in float, their sum in double
+    const int64_t to = std::min(c.to, from + 256);
+    float sum = 0.0f;
+    if (c.tensor->grad_low) {
+      const bf16* g = static_cast<const bf16*>(c.tensor->grad) + base;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = from; i < to; ++i) sum += get(g[i]) * get(g[i]);
+    } else {
+      const float* g = static_cast<const float*>(c.tensor->grad) + base;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = from; i < to; ++i) sum += g[i] * g[i];
+    }
+    total += sum;
+  }
+  return total;
+}
+
+struct Rates {
+  float keep, w1, beta2, w2, step, root, epsilon, factor;
+};
+
+// torch's arithmetic to the bit: no product and sum are fused but where torch's own vector code does so.
+template <typename G>
+#ifndef __clang__
+__attribute__((optimize("fp-contract=off")))
+#endif
+void adamw_span(float* value, float* mean, float* square, const G* grad, bf16* low, int64_t n, const Rates& r) {
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = get(grad[i]) * r.factor;
+    const float m = __builtin_fmaf(r.w1, g - mean[i], mean[i]);
+    const float v = __builtin_fmaf(r.w2 * g, g, square[i] * r.beta2);
+    const float x = value[i] * r.keep - r.step * m / (std::sqrt(v) / r.root + r.epsilon);
+    mean[i] = m;
+    square[i] = v;
+    value[i] = x;
+  }
+  if (low)
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) put(low[i], value[i]);
+}
+
+// Rows that never had a gradient have no moments: AdamW does nothing but decay them.
+void adamw_rows(const Stepped& s, int64_t from, int64_t to, const Rates& r) {
+  const std::vector<float> none(s.width, 0.0f);
+  const int64_t* end = s.rows + s.found;
+  const int64_t* next = std::lower_bound(s.rows, end, from);
+  for (int64_t row = from; row < to; ++row) {
+    float* value = s.value + row * s.width;
+    const bool found = next != end && *next == row;
+    if (found) s.touched[row] = 1;
+    if (s.touched[row]) {
+      const float* grad = found ? static_cast<const float*>(s.grad) + (next - s.rows) * s.width : none.data();
+      adamw_span(value, s.mean + row * s.width, s.square + row * s.width, grad, static_cast<bf16*>(nullptr), s.width, r);
+    } else if (r.keep != 1.0f) {
+#pragma omp simd
+      for (int64_t i = 0; i < s.width; ++i) value[i] *= r.keep;
+    }
+    next += found;
+  }
+}
+
+void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t runs, int64_t number, double beta1,
+           double beta2, double epsilon, double decay, double max_norm, int threads) {
+  std::vector<double> squares(runs, 0.0);
+  if (max_norm > 0) {
+    std::vector<Chunk> chunks;
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t r = 0; r < tensors[t].runs; ++r) {
+        const int64_t size = tensors[t].rows ? tensors[t].found * tensors[t].width : tensors[t].size;
+        for (int64_t from = 0; from < size; from += kChunk)
+          chunks.push_back({tensors + t, r, from, std::min(size, from + kChunk)});
+      }
+    std::vector<double> sums(chunks.size());
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+    for (size_t i = 0; i < chunks.size(); ++i) sums[i] = square_sum(chunks[i]);
+    for (size_t i = 0; i < chunks.size(); ++i) squares[chunks[i].tensor->first + chunks[i].run] += sums[i];
+  }
+  std::vector<Rates> all(2 * runs);  // without and with decay
+  for (int64_t r = 0; r < runs; ++r) {
+    const float factor = float(max_norm / (std::sqrt(squares[r]) + 1e-6));
+    for (int decays = 0; decays < 2; ++decays)
+      all[2 * r + decays] = {decays ? float(1.0 - rates[r] * decay) : 1.0f, float(1.0 - beta1), float(beta2), float(1.0 - beta2),
+                             float(rates[r] / (1.0 - std::pow(beta1, double(number)))),
+                             float(std::sqrt(1.0 - std::pow(beta2, double(number)))), float(epsilon),
+                             max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
+  }
+  std::vector<Chunk> chunks;
+  for (int64_t t = 0; t < count; ++t)
+    for (int64_t r = 0; r < tensors[t].runs; ++r) {
+      const int64_t unit = tensors[t].rows ? tensors[t].width : 1, step = std::max<int64_t>(1, kChunk / unit);
+      for (int64_t from = 0; from < tensors[t].size / unit; from += step)
+        chunks.push_back({tensors + t, r, from, std::min(tensors[t].size / unit, from + step)});
+    }
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const Chunk& c = chunks[i];
+    const Stepped& s = *c.tensor;
+    const Rates& r = all[2 * (s.first + c.run) + s.decays];
+    const int64_t at = c.run * s.size + c.from, n = c.to - c.from;
+    bf16* low = s.low ? s.low + at : nullptr;
+    if (s.rows) adamw_rows(s, c.from, c.to, r);
+    else if (s.grad_low) adamw_span(s.value + at, s.mean + at, s.square + at, static_cast<const bf16*>(s.grad) + at, low, n, r);
+    else adamw_span(s.value + at, s.mean + at, s.square + at, static_cast<const float*>(s.grad) + at, low, n, r);
+  }
+}
+
 }  // namespace
 
 // One C function for each template and type; kernels/__init__.py declares them.
@@ -632,3 +767,9 @@ void drop(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kep
 
 FOR_TYPE(float, f32)
 FOR_TYPE(bf16, bf16)
+
+extern "C" void adamw(const void* tensors, int64_t count, const double* rates, int64_t runs, int64_t number,
+                      double beta1, double beta2, double epsilon, double decay, double max_norm, int threads) {
+  adamw(static_cast<const Stepped*>(tensors), count, rates, runs, number, beta1, beta2, epsilon, decay, max_norm,
+        threads);
+}

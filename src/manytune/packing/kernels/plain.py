@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
 from manytune.packing.dropout import Drop, dropout_scale
-from manytune.packing.kernels.base import AttentionCall, Segments
+from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
 
 __all__ = ["Plain"]
 
@@ -94,6 +96,58 @@ class Plain:
 
     def drop_(self, x: Tensor, drop: Drop) -> Tensor:
         return x.copy_(_dropped(x, drop))
+
+    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
+        # torch's own fused AdamW on each run's slices: what an update comes to does not depend on the pack.
+        grads = [_dense(tensor) for tensor in tensors]
+        if step.max_grad_norm > 0:
+            _clip_(tensors, grads, step)
+        for run, rate in enumerate(step.rates):
+            for decay in (True, False):
+                held = [
+                    (tensor, grad, run - tensor.first)
+                    for tensor, grad in zip(tensors, grads, strict=True)
+                    if tensor.decays is decay and 0 <= run - tensor.first < len(tensor.value)
+                ]
+                if not held:
+                    continue
+                before = torch.full((len(held),), step.number - 1.0, device=held[0][1].device)
+                adamw(
+                    [tensor.value[row] for tensor, _, row in held],
+                    [grad[row] for _, grad, row in held],
+                    [tensor.mean[row] for tensor, _, row in held],
+                    [tensor.mean_square[row] for tensor, _, row in held],
+                    [],
+                    list(before.unbind()),
+                    fused=True,
+                    amsgrad=False,
+                    beta1=step.betas[0],
+                    beta2=step.betas[1],
+                    lr=rate,
+                    weight_decay=step.weight_decay if decay else 0.0,
+                    eps=step.epsilon,
+                    maximize=False,
+                )
+        for tensor in tensors:
+            if tensor.low is not None:
+                tensor.low.copy_(tensor.value)
+
+
+def _dense(tensor: Stepped) -> Tensor:
+    """The gradient [G, ...] in fp32."""
+    grad = tensor.grad.to_dense()[None] if tensor.grad.is_sparse else tensor.grad
+    return grad.float()
+
+
+def _clip_(tensors: Sequence[Stepped], grads: Sequence[Tensor], step: Step) -> None:
+    """Scale each run's gradient, as `torch.nn.utils.clip_grad_norm_` does."""
+    squares = torch.zeros(len(step.rates), device=grads[0].device)
+    for tensor, grad in zip(tensors, grads, strict=True):
+        squares[tensor.first : tensor.first + len(grad)] += grad.flatten(1).norm(dim=1).square()
+    factors = (step.max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for tensor, grad in zip(tensors, grads, strict=True):
+        own = factors[tensor.first : tensor.first + len(grad)]
+        grad.mul_(own.view(-1, *[1] * (grad.dim() - 1)))
 
 
 def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,22 @@
+"""The two sets of kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from manytune.packing.kernels import Kernels
+from manytune.packing.kernels.compiled import Compiled, compiled_library
+from manytune.packing.kernels.plain import Plain
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Compiled:
+    library = compiled_library()
+    if library is None:
+        pytest.skip("no C++ compiler on this machine: the compiled kernels cannot be made")
+    return Compiled(library)
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return Plain() if request.param == "plain" else request.getfixturevalue("compiled")
