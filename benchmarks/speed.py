@@ -142,6 +142,7 @@ class Bench:
         steps = WARM_UP + settings.steps
         runs, work, backbone = self.runs(what, steps)
         torch.set_num_threads(settings.threads)
+        hardware.keep_freed_memory()  # as `manytune run` does; Trainer has the advantage of it too from here on
         dtype = hardware.choose_dtype("auto", settings.device)
         members = [Member(run.seed, work.adaptation(run)) for run in runs]
         model = PackedModel(backbone, members, dtype=dtype, device=settings.device)

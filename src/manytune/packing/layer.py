@@ -24,6 +24,7 @@ from manytune.packing.dropout import Drop
 from manytune.packing.kernels import AttentionCall, Kernels, Segments
 from manytune.packing.layout import Layout
 from manytune.packing.linear import LoraUse, PackedLayerNorm, PackedLinear, lora_backward, lora_forward, run_rows
+from manytune.packing.products import Product
 
 __all__ = ["PackedLayer"]
 
@@ -64,7 +65,7 @@ class PackedLayer:
         self.norms: dict[str, PackedLayerNorm] = {"middle": attention.output.LayerNorm, "last": output.LayerNorm}
         self._attention_drop: float = own.dropout.p
         self._drops = (attention.output.dropout, output.dropout)
-        self.joined = self._join()
+        self.products = self._products()
 
     def __call__(self, stream: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output from its input, each as the fp32 stream and in the activations' dtype.
@@ -81,13 +82,17 @@ class PackedLayer:
         out: tuple[Tensor, Tensor] = _LayerNode.apply(self, call, names, stream, low, *tensors)
         return out
 
-    def _join(self) -> Tensor:
-        """[3 H, H]: the weights of q, k and v as one, of which the modules' own become views."""
-        weights = [self.linears[name].weight for name in _QKV]
-        joined = torch.cat([weight.detach() for weight in weights])
-        for weight, part in zip(weights, joined.chunk(3), strict=True):
-            weight.data = part
-        return joined
+    def _products(self) -> dict[str, Product]:
+        """By name; q, k and v are one matrix of which the modules' own become views, or q apart in the last layer."""
+        weights = {name: linear.weight for name, linear in self.linears.items()}
+        joined = torch.cat([weights[name].detach() for name in _QKV])
+        for name, part in zip(_QKV, joined.chunk(3), strict=True):
+            weights[name].data = part
+        hidden = len(weights["query"])
+        together = {"query": joined[:hidden], "key_value": joined[hidden:]} if self.last else {"joined": joined}
+        frozen = not weights["query"].requires_grad
+        apart = {name: weights[name] for name in _LINEARS if name not in _QKV}
+        return {name: Product(weight, frozen=frozen) for name, weight in (together | apart).items()}
 
     def _tensors(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
         """Everything that could get a gradient, by name."""
@@ -231,25 +236,24 @@ class _Work:
 
     def product(self, name: str, x: Tensor) -> Tensor:
         """Product of x with the weight, plus the runs' LoRA updates; the bias is left to whoever reads the sum."""
-        y = torch.mm(x, self.own[f"{name}.weight"].t())
+        y = self.layer.products[name].forward(x)
         self._add_lora(name, y, x)
         return y
 
     def product_grad(self, name: str, grad: Tensor, x: Tensor | None) -> Tensor | None:
         """The gradient of x; those of the layer's own tensors are noted. `x` is needed for weights and LoRA."""
-        grad_x = torch.mm(grad, self.own[f"{name}.weight"])
+        grad_x = self.layer.products[name].backward(grad)
         self._own_grads(name, grad, x, grad_x, self.call.rows)
         return grad_x
 
     def queries_keys_values(self, low: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three projections without their biases: of all tokens, queries of those that ask."""
-        joined = self.layer.joined
-        hidden = low.shape[1]
+        products = self.layer.products
         if self.layer.last:
-            q = torch.mm(asking, joined[:hidden].t())
-            k, v = torch.mm(low, joined[hidden:].t()).chunk(2, 1)
+            q = products["query"].forward(asking)
+            k, v = products["key_value"].forward(low).chunk(2, 1)
         else:
-            q, k, v = torch.mm(low, joined.t()).chunk(3, 1)
+            q, k, v = products["joined"].forward(low).chunk(3, 1)
         for name, y, x in (("query", q, asking), ("key", k, low), ("value", v, low)):
             self._add_lora(name, y, x)
         return q, k, v
@@ -259,7 +263,7 @@ class _Work:
     ) -> Tensor | None:
         """The gradient of `low`, if something below wants it; those of the projections' tensors are noted."""
         hidden = low.shape[1]
-        joined = self.layer.joined
+        products = self.layer.products
         if self.layer.last:
             dq = torch.empty_like(q)
             both = low.new_empty(len(low), 2 * hidden)
@@ -270,8 +274,8 @@ class _Work:
         self.call.kernels.attention_grad(self.attention(q, k, v), grad, dq, dk, dv)
         grad_low = grad_asking = None
         if below:
-            grad_low = torch.mm(both, joined[-both.shape[1] :])
-            grad_asking = torch.mm(dq, joined[:hidden]) if self.layer.last else grad_low
+            grad_low = products["key_value" if self.layer.last else "joined"].backward(both)
+            grad_asking = products["query"].backward(dq) if self.layer.last else grad_low
         if "query.weight" in self.needs and not self.layer.last:
             found = torch.mm(both.t(), low).chunk(3)
             self.grads |= {f"{name}.weight": part for name, part in zip(_QKV, found, strict=True)}

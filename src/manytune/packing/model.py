@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from manytune.backbones import Backbone
 from manytune.packing import attention
 from manytune.packing.bank import Adaptation, Bank, BankTensor, Group, LoraAdapter
 from manytune.packing.context import Context
-from manytune.packing.dropout import Keys, dropout_scale, generator
+from manytune.packing.dropout import Drop, Keys, generator
 from manytune.packing.head import PackedHead
-from manytune.packing.kernels import choose_kernels
+from manytune.packing.kernels import Kernels, choose_kernels
 from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
 from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear
@@ -106,7 +106,8 @@ class PackedModel:
         context = self.context
         training = step is not None
         context.begin(layout, None if step is None else Keys.build(layout, self.seeds, step))
-        self._encoder.train(training)
+        if self._encoder.training is not training:
+            self._encoder.train(training)
         features = self._features(layout)
         context.rows = "sequences"
         if self._pooler is not None:
@@ -245,7 +246,21 @@ class _KeyedDropout(nn.Module):
         drop = self.context.drop(self.path, self.p)
         if drop is None:
             return x
-        return (x * dropout_scale(drop.keys, drop.site, x.shape[-1], drop.p, torch.float32).view(x.shape)).to(x.dtype)
+        dropped: Tensor = _Dropped.apply(x.reshape(-1, x.shape[-1]), drop, self.context.kernels)
+        return dropped.view(x.shape)
+
+
+class _Dropped(torch.autograd.Function):
+    """Dropout of rows; the mask is hashed again for the gradient rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop: Drop, kernels: Kernels) -> Tensor:
+        ctx.drop, ctx.kernels = drop, kernels
+        return kernels.drop(x.contiguous(), drop)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.kernels.drop(grad.contiguous(), ctx.drop), None, None
 
 
 class _Embedding(nn.Module):

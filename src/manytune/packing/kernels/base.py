@@ -204,8 +204,8 @@ class Kernels(Protocol):
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
         """Y [n, c] += drop(rows of padded [R, longest, c]): the adjoint of `pad`."""
 
-    def drop_(self, x: Tensor, drop: Drop) -> Tensor:
-        """Drop out rows of x [n, c], in place."""
+    def drop(self, x: Tensor, drop: Drop) -> Tensor:
+        """[n, c]: rows x dropped out."""
 
     def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
         """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), after clipping, in place."""

@@ -52,7 +52,7 @@ _SIGNATURES = {
     "gelu_backward": "ppplplli",
     "pad": f"plplll{_DROP}pi",
     "unpad_add": f"pplll{_DROP}pli",
-    "drop": f"p{_DROP}lli",
+    "drop": f"p{_DROP}llpi",
 }
 """The arguments of each function of kernels.cpp: pointer, int64, int32, uint32, float; the last is the threads."""
 _ADAMW = "plplldddddi"
@@ -272,9 +272,10 @@ class Compiled:
             y.stride(0),
         )
 
-    def drop_(self, x: Tensor, drop: Drop) -> Tensor:
-        self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape)
-        return x
+    def drop(self, x: Tensor, drop: Drop) -> Tensor:
+        out = torch.empty_like(x)
+        self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape, out)
+        return out
 
     def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
         structs = (_Stepped * len(tensors))(*map(_stepped, tensors))

@@ -554,11 +554,11 @@ void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t lon
   }
 }
 
-// ---- dropout of rows, in place ----
+// ---- dropout of rows ----
 
 template <typename T>
-void drop(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
-          int64_t rows, int64_t width, int threads) {
+void drop(const T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+          int64_t rows, int64_t width, T* out, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> factors(width + 16);
@@ -568,7 +568,7 @@ void drop(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kep
       row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
                   hashes.data(), factors.data());
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) put(x[t * width + c], get(x[t * width + c]) * factors[c]);
+      for (int64_t c = 0; c < width; ++c) put(out[t * width + c], get(x[t * width + c]) * factors[c]);
     }
   }
 }
@@ -760,9 +760,9 @@ void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t r
                                      const int32_t* channels, T* y, int64_t ld, int threads) {                         \
     unpad_add(padded, bounds, runs, longest, width, keys, site, threshold, kept, channels, y, ld, threads);            \
   }                                                                                                                    \
-  extern "C" void drop_##SUFFIX(T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept,               \
-                                const int32_t* channels, int64_t rows, int64_t width, int threads) {                   \
-    drop(x, keys, site, threshold, kept, channels, rows, width, threads);                                              \
+  extern "C" void drop_##SUFFIX(const T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept,         \
+                                const int32_t* channels, int64_t rows, int64_t width, T* out, int threads) {           \
+    drop(x, keys, site, threshold, kept, channels, rows, width, out, threads);                                         \
   }
 
 FOR_TYPE(float, f32)

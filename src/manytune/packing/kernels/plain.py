@@ -94,8 +94,8 @@ class Plain:
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
         y += _dropped(padded[segments.runs, segments.within], drop)
 
-    def drop_(self, x: Tensor, drop: Drop) -> Tensor:
-        return x.copy_(_dropped(x, drop))
+    def drop(self, x: Tensor, drop: Drop) -> Tensor:
+        return _dropped(x, drop)
 
     def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
         # torch's own fused AdamW on each run's slices: what an update comes to does not depend on the pack.
