@@ -85,7 +85,7 @@ def make_study_directory(
     made = Study.from_dict(study)
     store = Store.create_or_open(root, made)
     runs = plan_runs(made)
-    store.write_plan(plan_packs(runs, made.training.max_pack))
+    store.write_plan(plan_packs(runs, 16))
     for name in made.tasks:
         task = get_task(name)
         texts, labels = _dev(task, hostile)

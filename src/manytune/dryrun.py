@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from manytune import hardware
 from manytune.config import Study
-from manytune.estimate import PackEstimate, estimate_pack
+from manytune.estimate import PackEstimate, estimate_pack, largest_packs
 from manytune.plan import Pack, plan_packs, plan_runs
 from manytune.report.views import counted, duration, percent, plain_table
 from manytune.workload import TaskWork, prepare
@@ -25,8 +25,8 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
     """
     chosen = hardware.choose_device(device)
     runs = plan_runs(study)
-    packs = plan_packs(runs, study.training.max_pack)
     works = {name: prepare(study, name) for name in study.tasks}
+    packs = plan_packs(runs, largest_packs(study, works, chosen))
     estimates = [(pack, estimate_pack(works[pack.task], pack, chosen)) for pack in packs]
     dtype = str(hardware.choose_dtype(study.training.precision, chosen)).removeprefix("torch.")
     planned = f"{counted(len(runs), 'run')} in {counted(len(packs), 'pack')}"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from manytune import hardware
+from manytune.config import Study
 from manytune.methods import ParameterCount
-from manytune.plan import Pack, evaluation_steps, steps_per_epoch, total_steps
+from manytune.plan import Pack, evaluation_steps, plan_runs, steps_per_epoch, total_steps
 from manytune.workload import TaskWork
 
-__all__ = ["PackEstimate", "estimate_pack"]
+__all__ = ["PackEstimate", "estimate_pack", "largest_packs"]
 
 _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 """Matrix products a training token, in forward passes: forward, and back through inputs and weights."""
@@ -28,6 +29,13 @@ measured on CPUs with MiniLM."""
 
 _BYTES_PER_TRAINED = 16
 """A trained parameter in fp32, its gradient and its two moments."""
+
+
+_FASTEST = {"cpu": 16, "cuda": 64, "mps": 16}
+"""Runs of a pack beyond which training gets no faster, as measured (docs/performance.md)."""
+
+_SHARE_OF_MEMORY = 0.7
+"""Part of the memory now free that a pack that was sized by itself may take: estimates are rough."""
 
 
 @dataclass(frozen=True)
@@ -76,31 +84,55 @@ def estimate_pack(work: TaskWork, pack: Pack, device: torch.device) -> PackEstim
         evaluations=evaluations,
         tokens=tokens,
         seconds=passes * layers_flops / speed,
-        memory_bytes=_memory(work, parameters, runs * training.batch_size * length, dtype, device),
+        memory_bytes=round(
+            (0 if device.type == "cuda" else _resident_bytes())
+            + _shared_bytes(work, dtype, device)
+            + sum(_run_bytes(work, count, training.batch_size * length, dtype) for count in parameters)
+        ),
         disk_bytes=sum(_snapshot_bytes(work, count) for count in parameters),
         parameters=parameters,
     )
 
 
+def largest_packs(study: Study, works: Mapping[str, TaskWork], device: torch.device) -> dict[str, int]:
+    """How many runs a pack may hold, for each task: `max_pack`, or as many as make it faster and fit into memory."""
+    if study.training.max_pack != "auto":
+        return dict.fromkeys(works, int(study.training.max_pack))
+    return {name: _largest_pack(work, device) for name, work in works.items()}
+
+
+def _largest_pack(work: TaskWork, device: torch.device) -> int:
+    training = work.study.training
+    runs = [run for run in plan_runs(work.study) if run.task == work.task.name and run.method.method != "full"]
+    dtype = hardware.choose_dtype(training.precision, device)
+    tokens = training.batch_size * float(work.train.lengths.mean())
+    each = max((_run_bytes(work, work.parameters(run), tokens, dtype) for run in runs), default=1.0)
+    room = _SHARE_OF_MEMORY * hardware.free_memory(device) - _shared_bytes(work, dtype, device)
+    return max(1, min(_FASTEST[device.type], int(room // each)))
+
+
 def _shape(work: TaskWork) -> tuple[int, int]:
     """Hidden width, and floating-point operations of a token's forward pass through the linear layers."""
-    linears = [widths for path, widths in work.anatomy.linears.items() if not path.startswith("pooler")]
-    return linears[0][0], 2 * sum(inputs * outputs for inputs, outputs in linears)
+    return next(iter(work.anatomy.linears.values()))[0], 2 * _matrices(work)
 
 
-def _memory(
-    work: TaskWork,
-    parameters: Sequence[ParameterCount],
-    batch_tokens: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> int:
+def _matrices(work: TaskWork) -> int:
+    """Elements of the encoder's matrices."""
+    linears = work.anatomy.linears.items()
+    return sum(inputs * outputs for path, (inputs, outputs) in linears if not path.startswith("pooler"))
+
+
+def _shared_bytes(work: TaskWork, dtype: torch.dtype, device: torch.device) -> float:
+    """The backbone, and its matrices in bf16: on a CPU three times, as they are and packed for two products."""
     frozen = sum(math.prod(shape) for shape in work.anatomy.tensors.values())
-    shared = frozen * (4 + (dtype.itemsize if dtype != torch.float32 else 0))
-    trained = sum(count.trainable for count in parameters) * _BYTES_PER_TRAINED
+    copies = 0 if dtype == torch.float32 else 3 if device.type == "cpu" else 1
+    return float(4 * frozen + copies * dtype.itemsize * _matrices(work))
+
+
+def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, dtype: torch.dtype) -> float:
+    """What one run adds: what it trains, and the activations of its part of a batch."""
     kept_per_token = sum(sum(widths) for widths in work.anatomy.linears.values()) * dtype.itemsize
-    process = 0 if device.type == "cuda" else _resident_bytes()
-    return round(process + shared + trained + batch_tokens * kept_per_token)
+    return parameters.trainable * _BYTES_PER_TRAINED + batch_tokens * kept_per_token
 
 
 def _snapshot_bytes(work: TaskWork, count: ParameterCount) -> int:

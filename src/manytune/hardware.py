@@ -16,7 +16,16 @@ import torch
 from manytune.config import check_device
 from manytune.errors import StudyError
 
-__all__ = ["PeakMemory", "choose_device", "choose_dtype", "describe", "git_commit", "keep_freed_memory", "versions"]
+__all__ = [
+    "PeakMemory",
+    "choose_device",
+    "choose_dtype",
+    "describe",
+    "free_memory",
+    "git_commit",
+    "keep_freed_memory",
+    "versions",
+]
 
 _AVAILABLE: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
@@ -120,6 +129,15 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the GPU, else of the machine, swap left aside."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 class PeakMemory:

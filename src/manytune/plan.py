@@ -85,24 +85,33 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
     return tuple(runs.values())
 
 
-def plan_packs(runs: Iterable[Run], max_pack: int) -> tuple[Pack, ...]:
+def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
     """Put runs that can share a backbone into as few packs as possible, of equal size give or take one.
 
     A pack holds runs of one task and one kind; a full run is alone. Within a task and kind the runs are
     sorted by method, rank, dropout, targets, learning rate and seed, so that equal groups lie side by side.
+
+    Args:
+        runs: The runs.
+        most: How many runs a pack may hold, or that for each task.
     """
-    if max_pack < 1:
-        raise ValueError(f"max_pack must be at least 1, not {max_pack}")
+    limits = most.values() if isinstance(most, Mapping) else (most,)
+    if any(limit < 1 for limit in limits):
+        raise ValueError(f"a pack must hold at least 1 run, not {min(limits)}")
     groups: dict[tuple[str, PackKind], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.task, _KINDS[run.method.method]), []).append(run)
     tasks = list(dict.fromkeys(task for task, _ in groups))
     order = sorted(groups, key=lambda group: (tasks.index(group[0]), list(_KINDS.values()).index(group[1])))
-    return tuple(
-        Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
-        for task, kind in order
-        for number, part in enumerate(_parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else max_pack))
-    )
+    packs = []
+    for task, kind in order:
+        limit = most[task] if isinstance(most, Mapping) else most
+        parts = _parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else limit)
+        packs += [
+            Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
+            for number, part in enumerate(parts)
+        ]
+    return tuple(packs)
 
 
 def method_label(method: Method) -> str:

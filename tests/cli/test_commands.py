@@ -145,11 +145,11 @@ class TestRun:
             "manytune show results RUN",
         ):
             assert text in finish.done.out
-        for pack in plan_packs(finish.runs, finish.study.training.max_pack):
+        for pack in plan_packs(finish.runs, 16):
             assert f"{pack.id}: step 8/8" in finish.done.err
 
     def test_nobody_else_writes_on_the_terminal(self, finish: Finish) -> None:
-        packs = plan_packs(finish.runs, finish.study.training.max_pack)
+        packs = plan_packs(finish.runs, 16)
         ours = (*(f"{pack.id}: " for pack in packs), "warning: ")
         assert [line for line in finish.done.err.splitlines() if not line.startswith(ours)] == []
 
@@ -176,7 +176,7 @@ class TestRun:
 
     def test_every_record_tells_the_whole_story(self, finish: Finish) -> None:
         study = finish.study
-        packs = plan_packs(finish.runs, study.training.max_pack)
+        packs = plan_packs(finish.runs, 16)
         beside = {run.id: len(pack.runs) for pack in packs for run in pack.runs}
         for run in finish.runs:
             record = record_in(finish.out, run.id)
@@ -356,7 +356,7 @@ class TestDryRun:
 
         study = Study.from_file(path)
         runs = plan_runs(study)
-        packs = plan_packs(runs, study.training.max_pack)
+        packs = plan_packs(runs, 16)
         assert f"small: 12 runs in {len(packs)} packs on cpu in float32; nothing is trained." in done.out
         cells = [line.split() for line in done.out.splitlines()]
         for run in runs:

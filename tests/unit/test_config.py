@@ -38,7 +38,7 @@ from manytune.tasks import TASKS
 FULL = {"method": "full", "learning_rate": 2e-5}
 LORA = {"method": "lora", "rank": 8, "learning_rate": 4e-4}
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-COUNTS = ("batch_size", "max_length", "warmup_steps", "accumulate", "early_stopping", "max_pack")
+COUNTS = ("batch_size", "max_length", "warmup_steps", "accumulate", "early_stopping")
 BASE = {"name": "s", "tasks": ["cola"], "seeds": [0], "methods": [FULL]}
 
 
@@ -362,7 +362,7 @@ class TestRefused:
                 "received 3 numbers, but cola has 2 classes. Give one number a class.",
             ),
             ("precision", "fp16", "'fp16' is not one of: auto, fp32, bf16."),
-            ("max_pack", 0, "received 0; it must be at least 1."),
+            ("max_pack", 0, "received 0; it must be auto, or a number of runs, at least 1 and at most 1000000000."),
             # More than floats and arrays can count
             ("epochs", 1e300, "received 1e+300; it must be at most 1000000."),
             ("max_steps", 10**20 - 1, "received 99999999999999999999; it must be at most 1000000000."),

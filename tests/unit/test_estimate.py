@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune import estimate, snapshot
+from manytune import estimate, hardware, snapshot
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study, Training
-from manytune.estimate import PackEstimate, estimate_pack
+from manytune.estimate import PackEstimate, estimate_pack, largest_packs
 from manytune.packing import Member, PackedModel
 from manytune.plan import plan_packs, plan_runs
 from manytune.workload import TaskWork, prepare
@@ -128,16 +128,35 @@ def test_disk_is_what_snapshots_take(
     assert estimated(work, method).disk_bytes == pytest.approx(real, rel=0.05, abs=4096)
 
 
-def test_half_precision_takes_a_copy_of_the_backbone_more(work: TaskWork) -> None:
-    frozen = sum(torch.Size(shape).numel() for shape in work.anatomy.tensors.values())
+def test_half_precision_takes_three_copies_of_the_matrices_more(work: TaskWork) -> None:
+    names = [name for name in work.anatomy.tensors if name.removesuffix(".weight") in work.anatomy.linears]
+    frozen = sum(torch.Size(work.anatomy.tensors[name]).numel() for name in names if "pooler" not in name)
     more = {
         batch_size: estimated(work, precision="bf16", batch_size=batch_size).memory_bytes
         - estimated(work, precision="fp32", batch_size=batch_size).memory_bytes
         for batch_size in (1, 2, 64)
     }
     saved = more[1] - more[2]  # what the activations of one row take less
-    assert more[1] == pytest.approx(2 * frozen - saved, abs=2)
+    assert more[1] == pytest.approx(3 * 2 * frozen - saved, abs=2)
     assert more[64] < 0
+
+
+def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(
+    work: TaskWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(*methods: Mapping[str, Any], free: float = 1e15, **training: Any) -> int:
+        monkeypatch.setattr(hardware, "free_memory", lambda device: free)
+        asked = study(Path(work.study.model), *methods, seeds=2, **training)
+        return largest_packs(asked, {TASK: replace(work, study=asked)}, CPU)[TASK]
+
+    assert largest(max_pack=3) == 3
+    assert largest() == 16
+    assert largest(free=0) == 1
+    assert largest({"method": "full", "learning_rate": 1e-3}, free=0) == 1
+    some = 1.001 * estimated(work, seeds=10).memory_bytes / 0.7
+    assert largest(free=some) == 10
+    assert largest(free=some / 2) < largest(free=some)
+    assert largest({**LORA, "rank": 256}, free=some) < 10
 
 
 def test_the_probe_measures_once_a_device() -> None:

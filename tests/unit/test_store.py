@@ -59,7 +59,7 @@ def runs(study: Study) -> tuple[Run, ...]:
 
 @pytest.fixture
 def packs(study: Study, runs: tuple[Run, ...]) -> tuple[Pack, ...]:
-    return plan_packs(runs, study.training.max_pack)
+    return plan_packs(runs, 16)
 
 
 @pytest.fixture

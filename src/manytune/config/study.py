@@ -32,6 +32,7 @@ from manytune.config.values import (
     Fraction,
     Frozen,
     GradNorm,
+    MaxPack,
     NotNegative,
     PathOrName,
     Positive,
@@ -91,8 +92,9 @@ class Training(Frozen):
     training data), or a list with one number a class."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the backbone's computations; auto is bf16 where the hardware is fast at it."""
-    max_pack: Count = 16
-    """Most runs that train together over one copy of the backbone: changes speed and memory, not results."""
+    max_pack: MaxPack = "auto"
+    """Most runs that train together over one copy of the backbone: changes speed and memory, not results. Auto is as
+    many as make it faster and fit into memory."""
 
     @model_validator(mode="before")
     @classmethod

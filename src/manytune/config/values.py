@@ -133,6 +133,12 @@ def _eval_every(value: Any) -> Any:
     raise ValueError(f"it must be epoch, or a number of optimizer steps, at least 1 and at most {MOST}")
 
 
+def _max_pack(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST):
+        return value
+    raise ValueError(f"it must be auto, or a number of runs, at least 1 and at most {MOST}")
+
+
 def _class_weights(value: Any) -> Any:
     if isinstance(value, str) and value in ("none", "balanced"):
         return value
@@ -175,6 +181,10 @@ GradNorm = Annotated[
 EvalEvery = Annotated[
     Literal["epoch"] | int,
     PlainValidator(_eval_every, json_schema_input_type=Literal["epoch"] | Count),
+]
+MaxPack = Annotated[
+    Literal["auto"] | int,
+    PlainValidator(_max_pack, json_schema_input_type=Literal["auto"] | Count),
 ]
 _Weights = Annotated[list[Positive], Field(min_length=1)]
 ClassWeights = Annotated[

@@ -16,6 +16,7 @@ from manytune import hardware, snapshot
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
 from manytune.errors import ManytuneError
+from manytune.estimate import largest_packs
 from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.evidence import Examples, Structure, Trained
 from manytune.packing import Member, PackedModel
@@ -82,17 +83,18 @@ def run_study(
         )
     chosen = hardware.choose_device(device)
     store = Store.check(out, study)
-    packs = store.read_plan() or plan_packs(plan_runs(study), study.training.max_pack)
+    planned, runs = store.read_plan(), plan_runs(study)
     ended = store.finished_runs()
     with progress or make_progress(quiet=False) as told:
         if ended:
-            told.message(f"{len(ended)} of {sum(len(p.runs) for p in packs)} runs have ended before.")
+            told.message(f"{len(ended)} of {len(runs)} runs have ended before.")
+        works = _prepare(study, [run for run in runs if planned is None or run.id not in ended], told)
+        packs = planned or plan_packs(runs, largest_packs(study, works, chosen))
         pending = [(pack, tuple(run for run in pack.runs if run.id not in ended)) for pack in packs]
-        pending = [(pack, runs) for pack, runs in pending if runs]
-        works = _prepare(study, [run for _, runs in pending for run in runs], told)
+        pending = [(pack, own) for pack, own in pending if own]
         backbones: dict[int, Backbone] = {}
         hardware.keep_freed_memory()
-        for pack, runs in pending:
+        for pack, own in pending:
             outputs = works[pack.task].task.num_outputs
             if outputs not in backbones:
                 backbones = {outputs: load_backbone(study.model, outputs)}
@@ -100,7 +102,7 @@ def run_study(
             work = replace(works[pack.task], anatomy=backbones[outputs].anatomy)
             _begin(store.root, study, packs)
             _keep(store, work, [run for each in packs if each.task == pack.task for run in each.runs])
-            job = _PackJob(store, work, backbones[outputs], pack, runs, chosen, told)
+            job = _PackJob(store, work, backbones[outputs], pack, own, chosen, told)
             try:
                 job.execute()
             except ManytuneError:
