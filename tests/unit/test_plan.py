@@ -326,8 +326,7 @@ class TestPacks:
             {"method": "bitfit", "learning_rate": 1e-3},
             FULL,
         ]
-        runs = plan_runs(study(tasks=["stsb", "cola"], seeds=list(range(6)), methods=[{**LORA, "rank": 8}]))
-        packs = plan_packs(runs, {"stsb": 2, "cola": 6})
+        packs = plan_packs(plan_runs(study(tasks=["stsb", "cola"], methods=entries)), 16)
         assert [(pack.task, pack.kind, [run.method.method for run in pack.runs]) for pack in packs] == [
             (task, kind, methods)
             for task in ("stsb", "cola")
@@ -364,10 +363,8 @@ class TestPacks:
             plan_packs([], 0)
 
     def test_every_task_may_have_a_size_of_its_own(self):
-        packs = plan_packs(
-            plan_runs(study(tasks=["stsb", "cola"], seeds=list(range(6)), methods=[{**LORA, "rank": 8}])),
-            {"stsb": 2, "cola": 6},
-        )
+        runs = plan_runs(study(tasks=["stsb", "cola"], seeds=list(range(6)), methods=[{**LORA, "rank": 8}]))
+        packs = plan_packs(runs, {"stsb": 2, "cola": 6})
         assert [(pack.task, len(pack.runs)) for pack in packs] == [("stsb", 2)] * 3 + [("cola", 6)]
 
 
