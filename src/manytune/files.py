@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what the study directory is written with.
+"""Files that are whole or not there: what the study directory, and the user's cache, are written with.
 
 Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
 after a crash, sees the old file or the new one, never a part of one.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from manytune.errors import StoreError
 
-__all__ = ["read_bytes", "read_text", "sync", "sync_tree", "write_atomically", "write_file", "writing"]
+__all__ = ["read_bytes", "read_text", "sync", "sync_tree", "user_cache", "write_atomically", "write_file", "writing"]
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -46,6 +46,11 @@ def read_bytes(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
+
+
+def user_cache() -> Path:
+    """The user's folder for what may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manytune"
 
 
 @contextmanager

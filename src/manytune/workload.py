@@ -11,7 +11,8 @@ import numpy as np
 
 from manytune.backbones import Anatomy, anatomy, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, encode, load_split, train_split
+from manytune.data import Encoded, load_split, train_split
+from manytune.encodings import encode_cached
 from manytune.errors import ModelError
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
@@ -137,10 +138,10 @@ def prepare(study: Study, name: str) -> TaskWork:
     tokenizer = load_tokenizer(study.model)
     limit, _ = _longest(study, parts)
     splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
-    encoded = {
-        split: encode(rows, tokenizer, template=study.template, max_length=limit) for split, rows in splits.items()
-    }
-    encoded = {split: _fitted(study.model, rows, parts) for split, rows in encoded.items()}
+    encoded = {}
+    for split, rows in splits.items():
+        own = encode_cached(rows, tokenizer, template=study.template, max_length=limit)
+        encoded[split] = _fitted(study.model, own, parts)
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,

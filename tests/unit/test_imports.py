@@ -19,8 +19,8 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = (
     *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
-    *("hardware", "sources", "data", "backbones", "packing", "methods", "evaluate", "train", "workload", "snapshot"),
-    *("stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
+    *("hardware", "sources", "data", "encodings", "backbones", "packing", "methods", "evaluate", "train", "workload"),
+    *("snapshot", "stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.

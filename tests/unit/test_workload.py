@@ -89,7 +89,7 @@ def test_token_types_beyond_the_backbones_are_refused(tmp_path: Path, monkeypatc
         encoded = encode(*args, **options)
         return replace(encoded, types=encoded.types * 2)
 
-    monkeypatch.setattr("manytune.workload.encode", typed)
+    monkeypatch.setattr("manytune.workload.encode_cached", typed)
     with pytest.raises(ModelError, match=r"gives the token type 2, but the backbone has embeddings for 0 to 1 alone"):
         work(make_tiny(tmp_path / "bert"), SIMILARITY)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manytune.files import user_cache
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
 
@@ -88,9 +89,8 @@ def compiled_library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manytune"
     digest = hashlib.sha256("\x1f".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor())).encode())
-    library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
+    library = user_cache() / f"kernels-{digest.hexdigest()[:16]}.so"
     if not library.is_file() and not _compile(compiler, library):
         return None
     loaded = ctypes.CDLL(str(library))

@@ -1,0 +1,102 @@
+"""Encoded splits, kept in the user's cache by their content: tokenizing a large task takes minutes, reading it seconds.
+
+The key is a hash of everything that token ids depend on: the rows, the tokenizer's own serialization, the template,
+the longest row, the libraries' versions and our own code. So an entry is never stale, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manytune import data
+from manytune.data import Encoded, Split
+from manytune.errors import StoreError
+from manytune.files import user_cache, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["encode_cached"]
+
+_MOST_BYTES = 2 << 30
+"""The entries used least lately are deleted beyond this."""
+
+
+def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int) -> Encoded:
+    """The same as `data.encode`, from the cache if the same rows have been encoded before."""
+    key = _key(split, tokenizer, template, max_length)
+    if key is None:
+        return data.encode(split, tokenizer, template=template, max_length=max_length)
+    path = user_cache() / "encoded" / f"{key}.npz"
+    kept = _read(path, split)
+    if kept is not None:
+        with suppress(OSError):
+            os.utime(path)
+        return kept
+    fresh = data.encode(split, tokenizer, template=template, max_length=max_length)
+    with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
+        _write(path, fresh)
+    return fresh
+
+
+def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | None:
+    """What the token ids depend on; None where the tokenizer cannot be told from another."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = (
+        split.fingerprint,
+        # How the last call cut and padded stays in the tokenizer, and is no part of what it is.
+        {**json.loads(backend.to_str()), "truncation": None, "padding": None},
+        type(tokenizer).__name__,
+        sorted(tokenizer.special_tokens_map.items()),
+        tokenizer.model_input_names,
+        template,
+        max_length,
+        [metadata.version(name) for name in ("tokenizers", "transformers")],
+        Path(data.__file__).read_bytes(),
+    )
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _read(path: Path, split: Split) -> Encoded | None:
+    """An entry, or None if it is not there, or not whole."""
+    try:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            parts: Mapping[str, Any] = {name: kept[name] for name in ("ids", "types", "offsets", "truncated")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    offsets = parts["offsets"].astype(np.int64)
+    if len(offsets) != len(split) + 1 or offsets[-1] != len(parts["ids"]) or len(parts["types"]) != len(parts["ids"]):
+        return None
+    ids, types = parts["ids"].astype(np.int64), parts["types"].astype(np.int64)
+    return Encoded(ids, types, offsets, split.labels, int(parts["truncated"]))
+
+
+def _write(path: Path, rows: Encoded) -> None:
+    content = BytesIO()
+    np.savez(
+        content,
+        ids=rows.ids.astype(np.int32),
+        types=rows.types.astype(np.uint8 if rows.types.max() < 256 else np.int32),
+        offsets=rows.offsets,
+        truncated=rows.truncated,
+    )
+    write_atomically(path, content.getvalue())
+    entries = sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    total = 0
+    for entry in entries:
+        total += entry.stat().st_size
+        if total > _MOST_BYTES and entry != path:
+            entry.unlink(missing_ok=True)
