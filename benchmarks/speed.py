@@ -1,6 +1,6 @@
 """How fast packs train, beside transformers' Trainer and peft: one script for every figure of docs/performance.md.
 
-    python benchmarks/speed.py compare growth memory start --data GLUE --out result.json
+    python benchmarks/speed.py compare growth memory start profile --data GLUE --out result.json
     python benchmarks/speed.py show result.json
 
 Samples a second are those of training steps, after a warm-up, summed over the runs of a pack. What is compared
@@ -25,20 +25,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from trainer_reference import Rows, build_model, collate
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
+from trainer_reference import Rows, build_model, collate, common_arguments
+from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manytune import hardware
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
 from manytune.packing import Member, PackedModel
-from manytune.packing.kernels import kernel_path
+from manytune.packing.kernels import choose_kernels, kernel_path
+from manytune.packing.products import Product
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.train import Outcome, train_pack
 from manytune.workload import TaskWork, prepare
@@ -97,10 +100,13 @@ class Clock:
     """Listens to the training loop, or to Trainer, and notes when steps end."""
 
     ends: list[float]
+    at_warm: Callable[[], None]
 
     def step(self, step: int, losses: Sequence[float]) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        if len(self.ends) == WARM_UP - 1:
+            self.at_warm()
         self.ends.append(time.perf_counter())
 
     def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
@@ -136,8 +142,8 @@ class Bench:
         (pack,) = plan_packs(plan_runs(study), 64)
         return pack.runs, work, self._backbones[outputs]
 
-    def ours(self, what: dict[str, Any]) -> float:
-        """Samples a second of manytune's own loop."""
+    def ours(self, what: dict[str, Any], at_warm: Callable[[], None] = lambda: None) -> float:
+        """Samples a second of manytune's own loop; `at_warm` is called when the clock starts."""
         settings = self.settings
         steps = WARM_UP + settings.steps
         runs, work, backbone = self.runs(what, steps)
@@ -148,7 +154,7 @@ class Bench:
         model = PackedModel(backbone, members, dtype=dtype, device=settings.device)
         data = work.pack_data(runs)
         few = tuple(rows[:16] for rows in data.select_rows)  # the evaluation at the end is not timed
-        clock = Clock([])
+        clock = Clock([], at_warm)
         data = type(data)(data.train, data.select, data.train_rows, few)
         train_pack(model, runs, work.task, data, work.study.training, clock)
         return 16 * len(runs) * settings.steps / clock.seconds
@@ -163,7 +169,7 @@ class Bench:
         return 16 * len(kinds) * timed / seconds
 
     def _train(self, run: Run, work: TaskWork, steps: int, *, best: bool) -> float:
-        clock = Clock([])
+        clock = Clock([], lambda: None)
 
         class Steps(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -177,9 +183,9 @@ class Bench:
             set_seed(run.seed)
             trainer = Trainer(
                 model=build_model(run, work),
-                args=TrainingArguments(
-                    output_dir=folder,
-                    seed=run.seed,
+                args=common_arguments(
+                    folder,
+                    run.seed,
                     per_device_train_batch_size=16,
                     max_steps=steps,
                     learning_rate=run.method.learning_rate,
@@ -189,12 +195,6 @@ class Bench:
                     length_column_name="length",
                     bf16=bf16,
                     use_cpu=cpu,
-                    remove_unused_columns=False,
-                    label_names=["labels"],
-                    save_strategy="no",
-                    logging_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
                 ),
                 train_dataset=rows,
                 data_collator=collate if best else padded_to(longest),
@@ -248,6 +248,75 @@ class Bench:
         for row in found:
             print(f"pack of {row['runs']}: {statistics.median(row['samples_per_second']):.0f} samples/s", flush=True)
         return found
+
+    def profile(self) -> dict[str, Any]:
+        """Where the time of a pack of 8 LoRA runs on CoLA goes, by kind of work, and what products alone could do.
+
+        On a CPU alone: elsewhere a call returns before its work is done.
+        """
+        kernels = type(choose_kernels(self.settings.device))
+        kinds = {
+            "products with frozen matrices": [(Product, "forward"), (Product, "backward")],
+            "LoRA's own products": [(torch, "bmm")],
+            "attention, with its softmax and random numbers": [(kernels, "attention"), (kernels, "attention_grad")],
+            "element-wise: residuals, norms, GELU, dropout with its random numbers": [
+                (kernels, name)
+                for name in ("residual_norm", "residual_norm_grad", "gelu", "gelu_grad_", "drop", "segment_sums")
+            ],
+            "copies: LoRA's padding, with dropout": [(kernels, "pad"), (kernels, "unpad_add_")],
+            "optimizer": [(kernels, "adamw_")],
+        }
+        spent = dict.fromkeys(kinds, 0.0)
+        operations, tokens = [0], [0]
+
+        def timed(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                started = time.perf_counter()
+                made = real(*given, **named)
+                spent[kind] += time.perf_counter() - started
+                if isinstance(given[0], Product):
+                    operations[0] += 2 * len(given[1]) * given[0].weight.numel()
+                    tokens[0] = max(tokens[0], len(given[1]))
+                return made
+
+            return call
+
+        def reset() -> None:
+            spent.update(dict.fromkeys(kinds, 0.0))
+            operations[0] = 0
+
+        steps = self.settings.steps
+        what = {"tasks": ["cola"], "seeds": list(range(8)), "methods": [LORA]}
+        with ExitStack() as stack:
+            for kind, places in kinds.items():
+                for owner, name in places:
+                    stack.enter_context(patch.object(owner, name, timed(kind, getattr(owner, name))))
+            step = 16 * 8 / self.ours(what, reset)
+        milliseconds = {kind: 1e3 * seconds / steps for kind, seconds in spent.items()}
+        milliseconds["rest: Python, autograd, embeddings, head, data"] = 1e3 * step - sum(milliseconds.values())
+        ceiling = self.ceiling(tokens[0])
+        found = {
+            "step_ms": 1e3 * step,
+            "milliseconds": milliseconds,
+            "operations": operations[0] / steps,
+            "ceiling_per_second": ceiling,
+            "share_of_ceiling": operations[0] / steps / ceiling / step,
+        }
+        print(json.dumps(found, indent=2), flush=True)
+        return found
+
+    def ceiling(self, rows: int) -> float:
+        """Floating-point operations a second of the encoder's largest product alone, the best of 30."""
+        (_, _, backbone) = self.runs({"tasks": ["cola"], "seeds": [0], "methods": [LORA]}, 1)
+        width = backbone.model.config.hidden_size
+        dtype = hardware.choose_dtype("auto", self.settings.device)
+        product = Product(torch.randn(4 * width, width).to(dtype), frozen=True)
+        x, best = torch.randn(rows, width).to(dtype), float("inf")
+        for _ in range(30):
+            started = time.perf_counter()
+            product.forward(x)
+            best = min(best, time.perf_counter() - started)
+        return float(2 * x.numel() * 4 * width / best)
 
     def peak(self, who: str) -> int:
         """Peak memory of this process, in bytes, after some steps of one kind of work."""
@@ -336,13 +405,20 @@ def show(path: Path) -> None:
     print("\n| runs in the pack | samples/s |\n|---|---|")
     for row in result.get("growth", ()):
         print(f"| {row['runs']} | {statistics.median(row['samples_per_second']):.0f} |")
+    profile = result.get("profile")
+    if profile:
+        print("\n| kind of work | ms a step | share |\n|---|---|---|")
+        for kind, spent in profile["milliseconds"].items():
+            print(f"| {kind} | {spent:.1f} | {spent / profile['step_ms']:.0%} |")
+        ceiling, share = profile["ceiling_per_second"] / 1e9, profile["share_of_ceiling"]
+        print(f"\nproducts alone: {ceiling:.0f} GFLOP/s; share of it that a step reaches: {share:.0%}")
     for name in ("memory", "start", "hardware", "versions", "kernels", "commit", "command"):
         print(f"\n{name}: {result.get(name)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start; or: show FILE")
+    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start, profile; or: show FILE")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
     parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
@@ -373,6 +449,7 @@ def main() -> None:
             "growth": bench.growth,
             "memory": lambda: memory([*same, *(["--data", options.data] if options.data else [])]),
             "start": lambda: start(settings),
+            "profile": bench.profile,
         }
         result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
         for part in options.parts:

@@ -102,9 +102,9 @@ def arguments(run: Run, work: TaskWork, training: Training, folder: str) -> Trai
     total = total_steps(training, work.train.size)
     per_epoch = steps_per_epoch(work.train.size, training.batch_size, training.accumulate)
     bf16 = hardware.choose_dtype(training.precision, torch.device("cpu")) == torch.bfloat16
-    return TrainingArguments(
-        output_dir=folder,
-        seed=run.seed,
+    return common_arguments(
+        folder,
+        run.seed,
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=64,
         gradient_accumulation_steps=training.accumulate,
@@ -122,12 +122,21 @@ def arguments(run: Run, work: TaskWork, training: Training, folder: str) -> Trai
         optim="adamw_torch_fused",
         bf16=bf16,
         use_cpu=True,
+    )
+
+
+def common_arguments(folder: str, seed: int, **own: Any) -> TrainingArguments:
+    """What every use of Trainer here has in common: our rows, nothing saved, nothing logged."""
+    return TrainingArguments(
+        output_dir=folder,
+        seed=seed,
         remove_unused_columns=False,
         label_names=["labels"],
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **own,
     )
 
 

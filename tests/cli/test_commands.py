@@ -189,6 +189,7 @@ class TestRun:
             assert record.best_step in (4, 8)
             assert record.parameters == type(record.parameters)(**vars(prepare_once(study, run.task).parameters(run)))
             cost, origin = record.cost, record.provenance
+            assert origin.hardware["kernels"] in ("compiled", "plain")
             assert min(cost.train_seconds or 0, cost.eval_seconds or 0, cost.samples_per_second or 0) > 0
             assert cost.pack_size == beside[run.id]
             snapshot_files = (finish.out / "runs" / run.id / "best").iterdir()

@@ -20,6 +20,7 @@ from manytune.estimate import largest_packs
 from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.evidence import Examples, Structure, Trained
 from manytune.packing import Member, PackedModel
+from manytune.packing.kernels import kernel_path
 from manytune.plan import Pack, Run, plan_packs, plan_runs, total_steps
 from manytune.progress import Progress, make_progress
 from manytune.record import Cost, Parameters, Provenance, RunRecord, RunState
@@ -304,7 +305,7 @@ class _PackJob:
                 model_revision=self.backbone.revision,
                 data_fingerprint=self.work.fingerprint,
                 git_commit=hardware.git_commit(),
-                hardware=hardware.describe(self.device),
+                hardware={**hardware.describe(self.device), "kernels": kernel_path(self.device)},
                 started=self.started,
                 finished=datetime.now(UTC),
             ),
