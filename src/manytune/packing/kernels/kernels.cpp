@@ -101,9 +101,50 @@ inline float normal_cdf(float x, float bell) {
   return x < 0.0f ? tail : 1.0f - tail;
 }
 
-// ---- a product of small matrices: C = A B, or C += A B ----
+// ---- sixteen lanes at once ----
 
 typedef float v16 __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64), aligned(4)));
+
+inline v16 load(const float* from) {
+  v16 x;
+  std::memcpy(&x, from, 64);
+  return x;
+}
+
+inline void save(float* to, v16 x) { std::memcpy(to, &x, 64); }
+inline v16 larger(v16 x, v16 y) { return x > y ? x : y; }
+inline v16 kept_or_not(i16 hashes, int32_t threshold, float kept) { return hashes >= threshold ? v16{} + kept : v16{}; }
+
+inline u16 finish(u16 x) {
+  x *= kMultiply1;
+  x ^= x >> 15;
+  x *= kMultiply2;
+  return x ^ (x >> 16);
+}
+
+inline u16 mix(u16 x) { return finish(x ^ (x >> 16)); }
+
+inline v16 exponential(v16 given) {  // as above; a NaN stays one
+  v16 x = given < -87.0f ? v16{} - 87.0f : given;
+  x = x > 88.0f ? v16{} + 88.0f : x;
+  const v16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  const v16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  v16 p = v16{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const i16 power = (__builtin_convertvector(n, i16) + 127) << 23;
+  v16 scale;
+  std::memcpy(&scale, &power, 64);
+  return given != given ? given : p * scale;
+}
+
+// ---- a product of small matrices: C = A B, or C += A B ----
 
 template <int M, int N>
 inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
@@ -157,21 +198,6 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_
 
 inline int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
 
-// f(0) ... f(padded - 1), a multiple of 16, in whole vectors: sequences are short, so a loop over their exact length
-// would spend its time in the scalar rest (attention over 12 tokens then takes twice as long as over 16).
-template <typename F>
-inline void each(int64_t padded, F f) {
-  for (int64_t j = 0; j < padded; j += 16)
-#pragma omp simd
-    for (int64_t lane = 0; lane < 16; ++lane) f(j + lane, lane);
-}
-
-inline float sum_of(const float* lanes) {
-  float sum = 0.0f;
-  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
-  return sum;
-}
-
 // ---- attention ----
 
 template <typename T>
@@ -189,17 +215,17 @@ struct Attention {
   float kept, scale;
 };
 
-// The workspace of one thread, for sequences of up to `longest` tokens.
+// The workspace of one thread, for sequences of up to `longest` tokens. Weights lie transposed: a row is a key, its
+// lanes are queries, so that a softmax goes down the rows of sixteen queries at once.
 struct Space {
-  int64_t wide, padded;
+  int64_t wide;
   std::vector<float> memory;
-  std::vector<uint32_t> channels, hashes;
-  float *q, *k, *kt, *v, *vt, *p, *m, *g, *d, *gk;
-  Space(int64_t longest, int64_t width) : wide(up16(width)), padded(up16(longest)), channels(padded + 16), hashes(padded + 16) {
-    const int64_t flat = padded * wide, square = padded * padded;
-    memory.assign(7 * flat + 3 * square, 0.0f);
+  float *q, *k, *v, *d, *t, *p, *m, *g, *out;
+  Space(int64_t longest, int64_t width) : wide(up16(width)) {
+    const int64_t flat = up16(longest) * wide, square = up16(longest) * up16(longest);
+    memory.assign(6 * flat + 3 * square, 0.0f);
     float* at = memory.data();
-    for (float** part : {&q, &k, &kt, &v, &vt, &d, &gk}) *part = at, at += flat;
+    for (float** part : {&q, &k, &v, &d, &t, &out}) *part = at, at += flat;
     for (float** part : {&p, &m, &g}) *part = at, at += square;
   }
 };
@@ -207,8 +233,12 @@ struct Space {
 template <typename T>
 inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t wide, float* to) {
   for (int64_t i = 0; i < rows; ++i) {
+    if (bias)
 #pragma omp simd
-    for (int64_t c = 0; c < width; ++c) to[i * wide + c] = get(from[i * ld + c]) + bias[c];
+      for (int64_t c = 0; c < width; ++c) to[i * wide + c] = get(from[i * ld + c]) + bias[c];
+    else
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) to[i * wide + c] = get(from[i * ld + c]);
     for (int64_t c = width; c < wide; ++c) to[i * wide + c] = 0.0f;
   }
 }
@@ -223,41 +253,43 @@ inline void transpose(const float* from, int64_t rows, int64_t width, int64_t wi
 // Fetches one head of one sequence and makes p, the weights before dropout, and m, what each is multiplied with.
 template <typename T>
 void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
-  const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length), hidden = a.heads * a.width;
-  const int64_t first = a.starts[s], column = head * a.width, q_row = a.first_only ? s : first;
+  const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
+  const int64_t first = a.starts[s], column = head * a.width, q_row = a.first_only ? s : first, hidden = a.heads * a.width;
   const float* bias = a.bias + a.runs[s] * a.bias_ld + column;
   fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.wide, w.q);
   fetch(a.k + first * a.kv_ld + column, a.kv_ld, bias + hidden, length, a.width, w.wide, w.k);
   fetch(a.v + first * a.kv_ld + column, a.kv_ld, bias + 2 * hidden, length, a.width, w.wide, w.v);
-  transpose(w.k, length, a.width, w.wide, w.kt, padded);
-  product(queries, padded, a.width, w.q, w.wide, 1, w.kt, padded, w.p, padded);
-  for (int64_t i = 0; i < queries; ++i) {
-    float* row = w.p + i * padded;
-    for (int64_t j = length; j < padded; ++j) row[j] = -INFINITY;
-    float most[16], sums[16] = {};
-    std::fill(most, most + 16, -INFINITY);
-    each(padded, [&](int64_t j, int64_t lane) { most[lane] = row[j] > most[lane] ? row[j] : most[lane]; });
-    const float top = *std::max_element(most, most + 16);
-    each(padded, [&](int64_t j, int64_t lane) {
-      const float x = (row[j] - top) * a.scale;
-      row[j] = x != x ? x : exponential(x);  // a NaN stays one
-    });
-    for (int64_t j = length; j < padded; ++j) row[j] = 0.0f;
-    each(padded, [&](int64_t j, int64_t lane) { sums[lane] += row[j]; });
-    const float share = 1.0f / sum_of(sums);
-    each(padded, [&](int64_t j, int64_t) { row[j] *= share; });
+  transpose(w.q, queries, a.width, w.wide, w.t, padded);
+  product(length, padded, a.width, w.k, w.wide, 1, w.t, padded, w.p, padded);
+  for (int64_t block = 0; block < padded; block += 16) {
+    float* p = w.p + block;
+    v16 top = load(p), sum = v16{};
+    for (int64_t j = 1; j < length; ++j) top = larger(load(p + j * padded), top);
+    for (int64_t j = 0; j < length; ++j) {
+      const v16 x = exponential((load(p + j * padded) - top) * a.scale);
+      sum += x;
+      save(p + j * padded, x);
+    }
+    const v16 share = 1.0f / sum;
+    for (int64_t j = 0; j < length; ++j) save(p + j * padded, load(p + j * padded) * share);
+    if (!a.keys) continue;
+    u16 rows = u16{};
+    for (int64_t i = 0; i < std::min<int64_t>(16, queries - block); ++i) rows[i] = uint32_t(a.keys[first + block + i]);
+    rows = mix(rows ^ a.site);
+    float* m = w.m + block;
+    for (int64_t j = 0; j < length; j += 2) {
+      const i16 hashes = i16(finish(rows ^ mix((uint32_t(head) * kHeadStride + uint32_t(j / 2) + 1) * kGolden)));
+      save(m + j * padded, kept_or_not((hashes << 16) >> 16, a.threshold, a.kept));
+      if (j + 1 < length) save(m + (j + 1) * padded, kept_or_not(hashes >> 16, a.threshold, a.kept));
+    }
   }
-  if (!a.keys) return;
-  const int64_t pairs = up16(padded / 2);
-  each(pairs, [&](int64_t i, int64_t) {
-    w.channels[i] = mix((uint32_t(head) * kHeadStride + uint32_t(i) + 1) * kGolden);
-  });
-  for (int64_t i = 0; i < queries; ++i) {
-    hash_row(mix(uint32_t(a.keys[first + i]) ^ a.site), w.channels.data(), pairs, w.hashes.data());
-    const int16_t* halves = reinterpret_cast<const int16_t*>(w.hashes.data());
-    float* row = w.m + i * padded;
-    each(padded, [&](int64_t j, int64_t) { row[j] = halves[j] >= a.threshold ? a.kept : 0.0f; });
-  }
+}
+
+template <typename T>
+inline void store(const float* from, int64_t rows, int64_t width, int64_t wide, float scale, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i)
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * wide + c]);
 }
 
 int64_t longest_of(const int64_t* lengths, int64_t sequences) {
@@ -274,22 +306,13 @@ void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int thread
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
-      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length);
-      if (a.keys) each(queries * padded, [&](int64_t i, int64_t) { w.p[i] *= w.m[i]; });
-      product(queries, w.wide, length, w.p, padded, 1, w.v, w.wide, w.d, w.wide);
-      T* to = out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width;
-      for (int64_t i = 0; i < queries; ++i)
-#pragma omp simd
-        for (int64_t c = 0; c < a.width; ++c) put(to[i * out_ld + c], w.d[i * w.wide + c]);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
+      if (a.keys)
+        for (int64_t i = 0; i < length * padded; i += 16) save(w.p + i, load(w.p + i) * load(w.m + i));
+      product(queries, w.wide, length, w.p, 1, padded, w.v, w.wide, w.out, w.wide);
+      store(w.out, queries, a.width, w.wide, 1.0f, out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width, out_ld);
     }
   }
-}
-
-template <typename T>
-inline void store(const float* from, int64_t rows, int64_t width, int64_t wide, float scale, T* to, int64_t ld) {
-  for (int64_t i = 0; i < rows; ++i)
-#pragma omp simd
-    for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * wide + c]);
 }
 
 template <typename T>
@@ -303,31 +326,30 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
-      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(length);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
       const int64_t first = a.starts[s], row0 = a.first_only ? s : first, column = head * a.width;
       // d: the output's gradient. g: the weights' gradient, then that of the scores.
-      for (int64_t i = 0; i < queries; ++i) {
-#pragma omp simd
-        for (int64_t c = 0; c < a.width; ++c) w.d[i * w.wide + c] = get(grad[(row0 + i) * grad_ld + column + c]);
-        for (int64_t c = a.width; c < w.wide; ++c) w.d[i * w.wide + c] = 0.0f;
+      fetch(grad + row0 * grad_ld + column, grad_ld, nullptr, queries, a.width, w.wide, w.d);
+      transpose(w.d, queries, a.width, w.wide, w.t, padded);
+      product(length, padded, a.width, w.v, w.wide, 1, w.t, padded, w.g, padded);
+      for (int64_t block = 0; block < padded; block += 16) {
+        float *p = w.p + block, *m = w.m + block, *g = w.g + block;
+        v16 dot = v16{};
+        for (int64_t at = 0; at < length * padded; at += padded) {
+          if (a.keys) save(g + at, load(g + at) * load(m + at));
+          dot += load(g + at) * load(p + at);
+        }
+        for (int64_t at = 0; at < length * padded; at += padded) {
+          save(g + at, load(p + at) * (load(g + at) - dot));
+          if (a.keys) save(p + at, load(p + at) * load(m + at));
+        }
       }
-      transpose(w.v, length, a.width, w.wide, w.vt, padded);
-      product(queries, padded, a.width, w.d, w.wide, 1, w.vt, padded, w.g, padded);
-      for (int64_t i = 0; i < queries; ++i) {
-        float *p = w.p + i * padded, *m = w.m + i * padded, *g = w.g + i * padded;
-        float dots[16] = {};
-        if (a.keys) each(padded, [&](int64_t j, int64_t) { g[j] *= m[j]; });
-        each(padded, [&](int64_t j, int64_t lane) { dots[lane] += g[j] * p[j]; });
-        const float dot = sum_of(dots);
-        each(padded, [&](int64_t j, int64_t) { g[j] = p[j] * (g[j] - dot); });
-        if (a.keys) each(padded, [&](int64_t j, int64_t) { p[j] *= m[j]; });
-      }
-      product(length, w.wide, queries, w.p, 1, padded, w.d, w.wide, w.gk, w.wide);
-      store(w.gk, length, a.width, w.wide, 1.0f, dv + first * dkv_ld + column, dkv_ld);
-      product(length, w.wide, queries, w.g, 1, padded, w.q, w.wide, w.gk, w.wide);
-      store(w.gk, length, a.width, w.wide, a.scale, dk + first * dkv_ld + column, dkv_ld);
-      product(queries, w.wide, length, w.g, padded, 1, w.k, w.wide, w.gk, w.wide);
-      store(w.gk, queries, a.width, w.wide, a.scale, dq + row0 * dq_ld + column, dq_ld);
+      product(length, w.wide, queries, w.p, padded, 1, w.d, w.wide, w.out, w.wide);
+      store(w.out, length, a.width, w.wide, 1.0f, dv + first * dkv_ld + column, dkv_ld);
+      product(length, w.wide, queries, w.g, padded, 1, w.q, w.wide, w.out, w.wide);
+      store(w.out, length, a.width, w.wide, a.scale, dk + first * dkv_ld + column, dkv_ld);
+      product(queries, w.wide, length, w.g, 1, padded, w.k, w.wide, w.out, w.wide);
+      store(w.out, queries, a.width, w.wide, a.scale, dq + row0 * dq_ld + column, dq_ld);
     }
   }
 }
