@@ -49,7 +49,7 @@ class LoraUse:
         last: One past its last row.
         segments: Of its runs, counted from `first`.
         drop: Of the update's input; None without dropout.
-        scale: [G, 1, 1], alpha / rank of each run.
+        scale: [G], alpha / rank of each run.
     """
 
     first: int
@@ -64,8 +64,6 @@ def lora_forward(
 ) -> list[Tensor]:
     """Add every group's update scale * drop(x) A B to its rows of y.
 
-    Batched products over the runs, whose rows are padded to the longest run of the group.
-
     Args:
         y: [n, out], changed in place; its rows may be strided.
         x: [n, in].
@@ -74,15 +72,12 @@ def lora_forward(
         kernels: To work with.
 
     Returns:
-        drop(x) A of each group, [G, longest, r]: `lora_backward` needs it.
+        What `lora_backward` needs of drop(x) A, of each group.
     """
-    lows = []
-    for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True):
-        low = torch.bmm(kernels.pad(x[use.first : use.last], use.segments, use.drop), a.to(x.dtype))
-        update = torch.bmm(low, (b * use.scale).to(x.dtype))
-        kernels.unpad_add_(y[use.first : use.last], update, use.segments, None)
-        lows.append(low)
-    return lows
+    return [
+        kernels.lora_(y[use.first : use.last], x[use.first : use.last], use.segments, use.drop, a, b, use.scale)
+        for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True)
+    ]
 
 
 def lora_backward(
@@ -94,21 +89,12 @@ def lora_backward(
     grad_x: Tensor | None,
     kernels: Kernels,
 ) -> list[Tensor]:
-    """The gradients of A and B of each group in turn; that of x is added to `grad_x`.
-
-    The dropped-out input is made anew: hashing its mask again is cheaper than keeping it from the forward pass.
-    """
+    """The gradients of A and B of each group in turn; that of x is added to `grad_x`."""
     found: list[Tensor] = []
     for use, low, a, b in zip(uses, lows, factors[::2], factors[1::2], strict=True):
-        inputs = kernels.pad(x[use.first : use.last], use.segments, use.drop)
-        outer = kernels.pad(grad[use.first : use.last], use.segments, None)
-        grad_low = torch.bmm(outer, (b * use.scale).to(x.dtype).mT)
-        grad_a = torch.bmm(inputs.mT, grad_low).to(a.dtype)
-        grad_b = torch.bmm(low.mT, outer).to(b.dtype) * use.scale
-        if grad_x is not None:
-            rows = torch.bmm(grad_low, a.to(x.dtype).mT)
-            kernels.unpad_add_(grad_x[use.first : use.last], rows, use.segments, use.drop)
-        found += [grad_a, grad_b]
+        rows = slice(use.first, use.last)
+        below = None if grad_x is None else grad_x[rows]
+        found += kernels.lora_grad(grad[rows], x[rows], low, use.segments, use.drop, a, b, use.scale, below)
     return found
 
 
@@ -165,7 +151,7 @@ class PackedLinear(nn.Module):
             drop = None
             if keys is not None and site.dropout > 0:
                 drop = Drop(keys[start:end], site_key, site.dropout)
-            uses.append(LoraUse(start, end, context.part(first, last), drop, site.scale[:, None, None]))
+            uses.append(LoraUse(start, end, context.part(first, last), drop, site.scale))
         return uses
 
 

@@ -177,6 +177,59 @@ def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=30)
+@given(shape=shapes, rank=st.integers(1, 18), p=st.sampled_from([0.0, 0.3]), below=st.booleans())
+def test_lora(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], rank: int, p: float, below: bool) -> None:
+    """Of activations in bf16 the compiled products are those in fp32, up to rank 16."""
+    runs, width = shape
+    case = Rows(runs, width, dtype, p)
+    tokens, outputs = case.layout.tokens, width + 5
+    segments = Segments(case.layout.token_bounds, torch.device("cpu"))
+    drop = case.drop and Drop(case.drop.keys[:tokens], case.drop.site, p)
+    wide = case.fresh(tokens, 3 * width)
+    x = wide[:, width : 2 * width]  # rows further apart than they are long, as q, k and v are
+    y, grad = case.fresh(tokens, outputs), case.fresh(tokens, outputs)
+    a, b = (case.fresh(runs, *shape, dtype=torch.float32) for shape in ((width, rank), (rank, outputs)))
+    scale = torch.linspace(0.5, 2, runs)
+    found = []
+    for kernels, kind in ((compiled, dtype), (PLAIN, torch.float32)):
+        # Of what is added to, zero: else its own rounding would hide a small sum.
+        ys, below_x = torch.zeros_like(y, dtype=kind), torch.zeros(tokens, width, dtype=kind) if below else None
+        low = kernels.lora_(ys, x.to(kind), segments, drop, a, b, scale)
+        grads = kernels.lora_grad(grad.to(kind), x.to(kind), low, segments, drop, a, b, scale, below_x)
+        found.append((ys, *([] if below_x is None else [below_x]), *grads))
+    for ours, wanted in zip(*found, strict=True):
+        size = float(wanted.abs().max()) + 1e-6
+        exact = dtype == torch.float32 or (ours.dtype == torch.float32 and rank <= 16)
+        torch.testing.assert_close(ours.float() / size, wanted / size, rtol=0, atol=2e-6 if exact else 2e-2)
+
+
+def test_lora_of_a_run_does_not_depend_on_its_neighbours(compiled: Compiled) -> None:
+    """Not in a bit, and whatever a neighbour holds."""
+    bounds, width, rank = (0, 70, 75, 180), 24, 4
+    draw = generator("lora neighbours")
+    x, grad = torch.randn(180, width, generator=draw), torch.randn(180, width, generator=draw)
+    a, b = torch.randn(3, width, rank, generator=draw), torch.randn(3, rank, width, generator=draw)
+    x[70:75], scale = float("nan"), torch.ones(3)
+
+    def made(first: int, last: int) -> list[Tensor]:
+        rows, runs = slice(bounds[first], bounds[last]), slice(first, last)
+        segments = Segments(tuple(bound - bounds[first] for bound in bounds[first : last + 1]), x.device)
+        y, below = torch.zeros_like(x[rows]), torch.zeros_like(x[rows])
+        low = compiled.lora_(y, x[rows], segments, None, a[runs], b[runs], scale[runs])
+        grads = compiled.lora_grad(grad[rows], x[rows], low, segments, None, a[runs], b[runs], scale[runs], below)
+        return [y, below, *grads]
+
+    together = made(0, 3)
+    for run in (0, 2):
+        rows = slice(bounds[run], bounds[run + 1])
+        y, below, grad_a, grad_b = made(run, run + 1)
+        for ours, alone in zip(together, (y, below, grad_a, grad_b), strict=True):
+            own = ours[rows] if len(ours) == 180 else ours[run : run + 1]
+            assert torch.equal(own, alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes)
 def test_segment_sums(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int]) -> None:

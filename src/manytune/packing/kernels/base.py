@@ -204,6 +204,41 @@ class Kernels(Protocol):
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
         """Y [n, c] += drop(rows of padded [R, longest, c]): the adjoint of `pad`."""
 
+    def lora_(
+        self, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Y += scale * drop(x) A B, for each run's rows.
+
+        Args:
+            y: [n, out]; its rows may be strided.
+            x: [n, in].
+            segments: Whose rows they are, of G runs.
+            drop: Of the rows of x.
+            a: [G, in, r] fp32.
+            b: [G, r, out] fp32.
+            scale: [G] fp32.
+
+        Returns:
+            What `lora_grad` needs of drop(x) A.
+        """
+
+    def lora_grad(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        low: Tensor,
+        segments: Segments,
+        drop: Drop | None,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of A and B, given that of y; that of x is added to `grad_x`.
+
+        The dropped-out input is made anew: hashing its mask again is cheaper than keeping it.
+        """
+
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         """[n, c]: rows x dropped out."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from manytune.files import user_cache
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
+from manytune.packing.kernels.padded import padded_lora, padded_lora_grad
 
 __all__ = ["Compiled", "compiled_library"]
 
@@ -41,6 +42,9 @@ _TYPES: dict[str, Any] = {
     "f": ctypes.c_float,
     "d": ctypes.c_double,
 }
+_MOST_RANK = 16
+"""Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster."""
+
 _DROP = "puifp"
 _SIGNATURES = {
     "attention_forward": "ppli",
@@ -53,6 +57,8 @@ _SIGNATURES = {
     "gelu_backward": "ppplplli",
     "pad": f"plplll{_DROP}pi",
     "unpad_add": f"pplll{_DROP}pli",
+    "lora_forward": "pplplpi",
+    "lora_backward": "pplplpplppi",
     "drop": f"p{_DROP}llpi",
 }
 """The arguments of each function of kernels.cpp: pointer, int64, int32, uint32, float; the last is the threads."""
@@ -73,6 +79,18 @@ class _Attention(ctypes.Structure):
         ("threshold", ctypes.c_int32),
         ("kept", ctypes.c_float),
         ("scale", ctypes.c_float),
+    )
+
+
+class _Lora(ctypes.Structure):
+    _fields_ = (
+        ("bounds", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("runs", "in", "out", "rank")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "scale", "keys")),
+        ("site", ctypes.c_uint32),
+        ("threshold", ctypes.c_int32),
+        ("kept", ctypes.c_float),
+        ("channels", ctypes.c_void_p),
     )
 
 
@@ -272,6 +290,50 @@ class Compiled:
             y.stride(0),
         )
 
+    def lora_(
+        self, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
+    ) -> Tensor:
+        if a.shape[2] > _MOST_RANK:
+            return padded_lora(self, y, x, segments, drop, a, b, scale)
+        low = torch.empty(len(x), a.shape[2])
+        struct, kept = _lora(segments, drop, a, b, scale)
+        self._call("lora_forward", x.dtype, ctypes.addressof(struct), x, x.stride(0), y, y.stride(0), low)
+        del kept
+        return low
+
+    def lora_grad(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        low: Tensor,
+        segments: Segments,
+        drop: Drop | None,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        grad_x: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        if a.shape[2] > _MOST_RANK:
+            return padded_lora_grad(self, grad, x, low, segments, drop, a, b, scale, grad_x)
+        grad_a, grad_b = torch.empty(a.shape), torch.empty(b.shape)
+        struct, kept = _lora(segments, drop, a, b, scale)
+        self._call(
+            "lora_backward",
+            x.dtype,
+            ctypes.addressof(struct),
+            x,
+            x.stride(0),
+            grad,
+            grad.stride(0),
+            low,
+            grad_x,
+            0 if grad_x is None else grad_x.stride(0),
+            grad_a,
+            grad_b,
+        )
+        del kept
+        return grad_a, grad_b
+
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         out = torch.empty_like(x)
         self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape, out)
@@ -307,6 +369,21 @@ def _drop(drop: Drop | None, width: int) -> tuple[Any, ...]:
     if drop is None:
         return None, 0, 0, 1.0, None
     return drop.keys, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept, drop.channels(width)
+
+
+def _lora(
+    segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
+) -> tuple[_Lora, tuple[Tensor, ...]]:
+    """The C struct, and the tensors that it points into."""
+    runs, inputs, rank = a.shape
+    kept = [segments.tensor, a.contiguous(), b.contiguous(), scale.contiguous()]
+    bounds, *pointers = (tensor.data_ptr() for tensor in kept)
+    struct = _Lora(bounds, runs, inputs, b.shape[2], rank, *pointers)
+    if drop is not None:
+        kept += [drop.keys, drop.channels(inputs)]
+        struct.keys, struct.channels = drop.keys.data_ptr(), kept[-1].data_ptr()
+        struct.site, struct.threshold, struct.kept = drop.site & 0xFFFFFFFF, drop.threshold, drop.kept
+    return struct, tuple(kept)
 
 
 def _stepped(tensor: Stepped) -> _Stepped:

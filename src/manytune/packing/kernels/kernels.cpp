@@ -576,6 +576,204 @@ void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t lon
   }
 }
 
+// ---- LoRA of low rank: y += scale drop(x) A B for each run's rows, without padding or copies ----
+
+struct Lora {
+  const int64_t* bounds;  // of the runs' rows
+  int64_t runs, in, out, rank;
+  const float *a, *b, *scale;  // [runs, in, rank], [runs, rank, out], [runs]
+  const int32_t* keys;         // of the rows; null: no dropout
+  uint32_t site;
+  int32_t threshold;
+  float kept;
+  const int32_t* channels;
+};
+
+constexpr int64_t kMostRank = 16, kRows = 32;
+
+// A run's rows are cut into blocks the same way whatever its neighbours; sums go over blocks in order.
+struct Block {
+  int64_t run, from, to;
+};
+
+inline std::vector<Block> blocks_of(const Lora& l) {
+  std::vector<Block> blocks;
+  for (int64_t r = 0; r < l.runs; ++r)
+    for (int64_t from = l.bounds[r]; from < l.bounds[r + 1]; from += kRows)
+      blocks.push_back({r, from, std::min(l.bounds[r + 1], from + kRows)});
+  return blocks;
+}
+
+constexpr int kTogether = 4;  // rows that go through the factors together, which are then read once for all
+
+inline float sum_of(v16 x) {
+  float lanes[16];
+  save(lanes, x);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// sums[i][k] = x[i] . rows[k]; rows and x are `wide` apart.
+inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, float (*sums)[kMostRank]) {
+  for (int64_t k = 0; k < rank; ++k) {
+    v16 sum[kTogether] = {};
+    for (int64_t c = 0; c < wide; c += 16) {
+      const v16 row = load(rows + k * wide + c);
+      for (int i = 0; i < kTogether; ++i) sum[i] += load(x + i * wide + c) * row;
+    }
+    for (int i = 0; i < kTogether; ++i) sums[i][k] = sum_of(sum[i]);
+  }
+}
+
+// to[i] = sum over k of weights[i][k] rows[k].
+inline void mixed(const float (*weights)[kMostRank], const float* rows, int64_t wide, int64_t rank, float* to) {
+  for (int64_t c = 0; c < wide; c += 16) {
+    v16 sum[kTogether] = {};
+    for (int64_t k = 0; k < rank; ++k) {
+      const v16 row = load(rows + k * wide + c);
+      for (int i = 0; i < kTogether; ++i) sum[i] += weights[i][k] * row;
+    }
+    for (int i = 0; i < kTogether; ++i) save(to + i * wide + c, sum[i]);
+  }
+}
+
+// to[k] += sum over i of weights[i][k] x[i].
+inline void gathered(const float (*weights)[kMostRank], const float* x, int64_t wide, int64_t rank, float* to) {
+  for (int64_t c = 0; c < wide; c += 16) {
+    v16 row[kTogether];
+    for (int i = 0; i < kTogether; ++i) row[i] = load(x + i * wide + c);
+    for (int64_t k = 0; k < rank; ++k) {
+      v16 sum = load(to + k * wide + c);
+      for (int i = 0; i < kTogether; ++i) sum += weights[i][k] * row[i];
+      save(to + k * wide + c, sum);
+    }
+  }
+}
+
+// The workspace of one thread: one run's factors, A turned round, both with rows of whole vectors; and some rows.
+struct LoraSpace {
+  int64_t in, out, run = -1;
+  std::vector<float> a, b, x, g, factors, sum;
+  std::vector<uint32_t> hashes;
+  explicit LoraSpace(const Lora& l)
+      : in(up16(l.in)), out(up16(l.out)), a(l.rank * in), b(l.rank * out), x(kTogether * in), g(kTogether * out),
+        factors(kTogether * (in + 16), 1.0f), sum(kTogether * std::max(in, out)), hashes(in / 2 + 16) {}
+
+  void take(const Lora& l, int64_t wanted) {
+    if (run == wanted) return;
+    run = wanted;
+    for (int64_t k = 0; k < l.rank; ++k) {
+      for (int64_t c = 0; c < l.in; ++c) a[k * in + c] = l.a[(run * l.in + c) * l.rank + k];
+      for (int64_t c = 0; c < l.out; ++c) b[k * out + c] = l.b[(run * l.rank + k) * l.out + c];
+    }
+  }
+
+  // x: the dropped-out rows, or zeros where there are no more.
+  template <typename T>
+  void fetch(const Lora& l, const T* rows, int64_t ld, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < kTogether; ++i) {
+      float *to = x.data() + i * in, *factor = factors.data() + i * (in + 16);
+      if (i >= count) {
+        std::fill(to, to + in, 0.0f);
+        continue;
+      }
+      const T* from = rows + (first + i) * ld;
+      if (l.keys)
+        row_factors(uint32_t(l.keys[first + i]), l.site, reinterpret_cast<const uint32_t*>(l.channels), l.in,
+                    l.threshold, l.kept, hashes.data(), factor);
+#pragma omp simd
+      for (int64_t c = 0; c < l.in; ++c) to[c] = get(from[c]) * factor[c];
+    }
+  }
+};
+
+template <typename T>
+void lora_forward(const Lora& l, const T* x, int64_t x_ld, T* y, int64_t y_ld, float* low, int threads) {
+  const std::vector<Block> blocks = blocks_of(l);
+#pragma omp parallel num_threads(threads)
+  {
+    LoraSpace w(l);
+#pragma omp for schedule(static)
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const Block& block = blocks[b];
+      w.take(l, block.run);
+      const float scale = l.scale[block.run];
+      for (int64_t t = block.from; t < block.to; t += kTogether) {
+        const int64_t count = std::min<int64_t>(kTogether, block.to - t);
+        float sums[kTogether][kMostRank];
+        w.fetch(l, x, x_ld, t, count);
+        dots(w.x.data(), w.a.data(), w.in, l.rank, sums);
+        mixed(sums, w.b.data(), w.out, l.rank, w.sum.data());
+        for (int64_t i = 0; i < count; ++i) {
+          std::copy(sums[i], sums[i] + l.rank, low + (t + i) * l.rank);
+          T* to = y + (t + i) * y_ld;
+          const float* sum = w.sum.data() + i * w.out;
+#pragma omp simd
+          for (int64_t c = 0; c < l.out; ++c) put(to[c], get(to[c]) + scale * sum[c]);
+        }
+      }
+    }
+  }
+}
+
+// dx, if it is there, is added to.
+template <typename T>
+void lora_backward(const Lora& l, const T* x, int64_t x_ld, const T* grad, int64_t grad_ld, const float* low, T* dx,
+                   int64_t dx_ld, float* da, float* db, int threads) {
+  const std::vector<Block> blocks = blocks_of(l);
+  const int64_t in = up16(l.in), out = up16(l.out), part = l.rank * (in + out);
+  std::vector<float> parts(blocks.size() * part, 0.0f);  // of each block, A's gradient turned round and B's
+#pragma omp parallel num_threads(threads)
+  {
+    LoraSpace w(l);
+#pragma omp for schedule(static)
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const Block& block = blocks[b];
+      w.take(l, block.run);
+      const float scale = l.scale[block.run];
+      float* own = parts.data() + b * part;
+      for (int64_t t = block.from; t < block.to; t += kTogether) {
+        const int64_t count = std::min<int64_t>(kTogether, block.to - t);
+        float lows[kTogether][kMostRank] = {}, slopes[kTogether][kMostRank];
+        w.fetch(l, x, x_ld, t, count);
+        for (int64_t i = 0; i < kTogether; ++i) {
+          float* to = w.g.data() + i * w.out;
+          if (i >= count) {
+            std::fill(to, to + w.out, 0.0f);
+            continue;
+          }
+          std::copy(low + (t + i) * l.rank, low + (t + i + 1) * l.rank, lows[i]);
+          const T* from = grad + (t + i) * grad_ld;
+#pragma omp simd
+          for (int64_t c = 0; c < l.out; ++c) to[c] = scale * get(from[c]);
+        }
+        dots(w.g.data(), w.b.data(), w.out, l.rank, slopes);
+        gathered(slopes, w.x.data(), w.in, l.rank, own);
+        gathered(lows, w.g.data(), w.out, l.rank, own + l.rank * in);
+        if (!dx) continue;
+        mixed(slopes, w.a.data(), w.in, l.rank, w.sum.data());
+        for (int64_t i = 0; i < count; ++i) {
+          T* to = dx + (t + i) * dx_ld;
+          const float *sum = w.sum.data() + i * w.in, *factor = w.factors.data() + i * (w.in + 16);
+#pragma omp simd
+          for (int64_t c = 0; c < l.in; ++c) put(to[c], get(to[c]) + factor[c] * sum[c]);
+        }
+      }
+    }
+  }
+  std::fill(da, da + l.runs * l.in * l.rank, 0.0f);
+  std::fill(db, db + l.runs * l.rank * l.out, 0.0f);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const float *own_a = parts.data() + b * part, *own_b = own_a + l.rank * in;
+    float *to_a = da + blocks[b].run * l.in * l.rank, *to_b = db + blocks[b].run * l.rank * l.out;
+    for (int64_t k = 0; k < l.rank; ++k) {
+      for (int64_t c = 0; c < l.in; ++c) to_a[c * l.rank + k] += own_a[k * in + c];
+      for (int64_t c = 0; c < l.out; ++c) to_b[k * l.out + c] += own_b[k * out + c];
+    }
+  }
+}
+
 // ---- dropout of rows ----
 
 template <typename T>
@@ -781,6 +979,14 @@ void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t r
                                      int64_t width, const int32_t* keys, uint32_t site, int32_t threshold, float kept, \
                                      const int32_t* channels, T* y, int64_t ld, int threads) {                         \
     unpad_add(padded, bounds, runs, longest, width, keys, site, threshold, kept, channels, y, ld, threads);            \
+  }                                                                                                                    \
+  extern "C" void lora_forward_##SUFFIX(const Lora* l, const T* x, int64_t x_ld, T* y, int64_t y_ld, float* low,       \
+                                        int threads) {                                                                 \
+    lora_forward(*l, x, x_ld, y, y_ld, low, threads);                                                                  \
+  }                                                                                                                    \
+  extern "C" void lora_backward_##SUFFIX(const Lora* l, const T* x, int64_t x_ld, const T* grad, int64_t grad_ld,      \
+                                         const float* low, T* dx, int64_t dx_ld, float* da, float* db, int threads) {  \
+    lora_backward(*l, x, x_ld, grad, grad_ld, low, dx, dx_ld, da, db, threads);                                        \
   }                                                                                                                    \
   extern "C" void drop_##SUFFIX(const T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept,         \
                                 const int32_t* channels, int64_t rows, int64_t width, T* out, int threads) {           \
