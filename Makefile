@@ -17,7 +17,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 TORCH_INDEX :=
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: help env demo test test-browser format clean
+.PHONY: help env demo test test-browser bench bench-full format clean
 
 help: ## Show this help
 	@echo 'Usage: make TARGET [VARIABLE=value …]'
@@ -49,6 +49,12 @@ test-browser: $(READY) ## Run the tests of the report in a real browser; install
 		fi; \
 	fi
 	MANYTUNE_CHROMIUM=$${MANYTUNE_CHROMIUM:-$$(command -v chromium)} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+bench: $(READY) ## Speed, memory and start-up beside Trainer, one round (minutes); local GLUE files in MANYTUNE_GLUE_DIR
+	$(BIN)/python benchmarks/speed.py compare memory start profile --rounds 1 --out out/speed.json
+
+bench-full: $(READY) ## The same in three rounds, and speed by pack size
+	$(BIN)/python benchmarks/speed.py compare growth memory start profile --rounds 3 --out out/speed-full.json
 
 format: $(READY) ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .

@@ -257,13 +257,12 @@ class Bench:
         kernels = type(choose_kernels(self.settings.device))
         kinds = {
             "products with frozen matrices": [(Product, "forward"), (Product, "backward")],
-            "LoRA's own products": [(torch, "bmm")],
+            "LoRA: its products and dropout, with its random numbers": [(kernels, "lora_"), (kernels, "lora_grad")],
             "attention, with its softmax and random numbers": [(kernels, "attention"), (kernels, "attention_grad")],
             "element-wise: residuals, norms, GELU, dropout with its random numbers": [
                 (kernels, name)
                 for name in ("residual_norm", "residual_norm_grad", "gelu", "gelu_grad_", "drop", "segment_sums")
             ],
-            "copies: LoRA's padding, with dropout": [(kernels, "pad"), (kernels, "unpad_add_")],
             "optimizer": [(kernels, "adamw_")],
         }
         spent = dict.fromkeys(kinds, 0.0)
@@ -430,6 +429,8 @@ def main() -> None:
     parser.add_argument("--who", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="a JSON file; parts that it has already are replaced")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.parts[0] == "show":
         show(Path(options.parts[1]))
         return
