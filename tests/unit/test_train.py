@@ -19,7 +19,7 @@ from manytune.packing import Layout, Member, PackedModel, build_layout
 from manytune.plan import Run
 from manytune.record import RunState
 from manytune.tasks import get_task
-from manytune.train import Outcome, PackData, class_weights, train_pack
+from manytune.train import Outcome, PackData, _forward_backward, class_weights, train_pack
 from tiny import make_tiny, random_rows
 
 RATE = 1e-2
@@ -159,6 +159,24 @@ def test_accumulated_micro_batches_equal_one_batch(backbone: Backbone, seen_rows
     np.testing.assert_allclose(parts.recorder.losses, whole.recorder.losses, rtol=1e-5)
     for left, right in zip(one, two, strict=True):
         assert_close(final(left), final(right))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_micro_batch_counts_where_all_weights_train(backbone: Backbone, dtype: torch.dtype) -> None:
+    member = Member(0, adapt(make_method("full", learning_rate=RATE), backbone.anatomy))
+
+    def gradients(batch_size: int) -> dict[str, Tensor]:
+        model = PackedModel(backbone, [member], dtype=dtype)
+        _forward_backward(model, TASK, DATA, [np.arange(12)], None, [0], batch_size, 0)
+        found = {tensor.name: tensor.grad for tensor in model.bank.tensors}
+        return {name: grad.to_dense().float() for name, grad in found.items() if grad is not None}
+
+    whole, parts = gradients(12), gradients(4)
+    assert whole.keys() == parts.keys()
+    for name, grad in whole.items():
+        if not name.endswith("key.bias"):  # the true gradient is zero
+            off = float((parts[name] - grad).norm() / grad.norm())
+            assert off < (1e-5 if dtype == torch.float32 else 0.05), f"{name}: {off}"
 
 
 # Class weights

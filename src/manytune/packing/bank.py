@@ -91,8 +91,12 @@ class BankTensor:
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient that has come together, in fp32 or of `low`."""
-        return self.value.grad if self.low is None or self.value.grad is not None else self.low.grad
+        """The gradient of all micro-batches so far: in fp32, or that of `low` as it is where there was but one."""
+        if self.low is None or self.low.grad is None:
+            return self.value.grad
+        if self.value.grad is None:
+            return self.low.grad
+        return self.value.grad + self.low.grad
 
     def collect_grad(self) -> None:
         """Add the gradient of `low` to that of `value`, so that several of them add up in fp32."""
