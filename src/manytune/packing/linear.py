@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manytune.packing.bank import BankTensor, Group
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels import Kernels, Segments
+from manytune.packing.kernels import Kernels, LoraCall, Segments
 
 __all__ = ["LoraSite", "LoraUse", "PackedLayerNorm", "PackedLinear", "lora_backward", "lora_forward", "run_rows"]
 
@@ -58,6 +58,10 @@ class LoraUse:
     drop: Drop | None
     scale: Tensor
 
+    def call(self, x: Tensor, a: Tensor, b: Tensor) -> LoraCall:
+        """The update by A [G, in, r] and B [G, r, out] of this use's rows of x [n, in]."""
+        return LoraCall(x[self.first : self.last], self.segments, self.drop, a, b, self.scale)
+
 
 def lora_forward(
     y: Tensor, x: Tensor, uses: Sequence[LoraUse], factors: Sequence[Tensor], kernels: Kernels
@@ -75,7 +79,7 @@ def lora_forward(
         What `lora_backward` needs of drop(x) A, of each group.
     """
     return [
-        kernels.lora_(y[use.first : use.last], x[use.first : use.last], use.segments, use.drop, a, b, use.scale)
+        kernels.lora_(y[use.first : use.last], use.call(x, a, b))
         for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True)
     ]
 
@@ -94,7 +98,7 @@ def lora_backward(
     for use, low, a, b in zip(uses, lows, factors[::2], factors[1::2], strict=True):
         rows = slice(use.first, use.last)
         below = None if grad_x is None else grad_x[rows]
-        found += kernels.lora_grad(grad[rows], x[rows], low, use.segments, use.drop, a, b, use.scale, below)
+        found += kernels.lora_grad(grad[rows], low, use.call(x, a, b), below)
     return found
 
 

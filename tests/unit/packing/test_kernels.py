@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, generator, site_key
-from manytune.packing.kernels import AttentionCall, Kernels, Segments, choose_kernels
+from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, choose_kernels
 from manytune.packing.kernels.compiled import Compiled
 from manytune.packing.kernels.plain import Plain
 from manytune.packing.layout import Layout, build_layout
@@ -195,8 +195,9 @@ def test_lora(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], ra
     for kernels, kind in ((compiled, dtype), (PLAIN, torch.float32)):
         # Of what is added to, zero: else its own rounding would hide a small sum.
         ys, below_x = torch.zeros_like(y, dtype=kind), torch.zeros(tokens, width, dtype=kind) if below else None
-        low = kernels.lora_(ys, x.to(kind), segments, drop, a, b, scale)
-        grads = kernels.lora_grad(grad.to(kind), x.to(kind), low, segments, drop, a, b, scale, below_x)
+        call = LoraCall(x.to(kind), segments, drop, a, b, scale)
+        low = kernels.lora_(ys, call)
+        grads = kernels.lora_grad(grad.to(kind), low, call, below_x)
         found.append((ys, *([] if below_x is None else [below_x]), *grads))
     for ours, wanted in zip(*found, strict=True):
         size = float(wanted.abs().max()) + 1e-6
@@ -216,8 +217,9 @@ def test_lora_of_a_run_does_not_depend_on_its_neighbours(compiled: Compiled) -> 
         rows, runs = slice(bounds[first], bounds[last]), slice(first, last)
         segments = Segments(tuple(bound - bounds[first] for bound in bounds[first : last + 1]), x.device)
         y, below = torch.zeros_like(x[rows]), torch.zeros_like(x[rows])
-        low = compiled.lora_(y, x[rows], segments, None, a[runs], b[runs], scale[runs])
-        grads = compiled.lora_grad(grad[rows], x[rows], low, segments, None, a[runs], b[runs], scale[runs], below)
+        call = LoraCall(x[rows], segments, None, a[runs], b[runs], scale[runs])
+        low = compiled.lora_(y, call)
+        grads = compiled.lora_grad(grad[rows], low, call, below)
         return [y, below, *grads]
 
     together = made(0, 3)

@@ -16,7 +16,7 @@ from torch import Tensor
 from manytune.packing.dropout import Drop
 from manytune.packing.layout import Layout, row_count
 
-__all__ = ["AttentionCall", "Drop", "Kernels", "Segments", "Step", "Stepped"]
+__all__ = ["AttentionCall", "Drop", "Kernels", "LoraCall", "Segments", "Step", "Stepped"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,27 @@ class AttentionCall:
     scale: float
     drop: Drop | None
     first_only: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LoraCall:
+    """The update scale * drop(x) A B that neighbouring runs make to one layer, each for its own rows.
+
+    Attributes:
+        x: [n, in]; its rows may be strided.
+        segments: Whose rows they are, of G runs.
+        drop: Of the rows of x; None without dropout.
+        a: [G, in, r] fp32.
+        b: [G, r, out] fp32.
+        scale: [G] fp32.
+    """
+
+    x: Tensor
+    segments: Segments
+    drop: Drop | None
+    a: Tensor
+    b: Tensor
+    scale: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,37 +225,11 @@ class Kernels(Protocol):
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
         """Y [n, c] += drop(rows of padded [R, longest, c]): the adjoint of `pad`."""
 
-    def lora_(
-        self, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
-    ) -> Tensor:
-        """Y += scale * drop(x) A B, for each run's rows.
+    def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
+        """Add the update to y [n, out], whose rows may be strided; what `lora_grad` needs of drop(x) A."""
 
-        Args:
-            y: [n, out]; its rows may be strided.
-            x: [n, in].
-            segments: Whose rows they are, of G runs.
-            drop: Of the rows of x.
-            a: [G, in, r] fp32.
-            b: [G, r, out] fp32.
-            scale: [G] fp32.
-
-        Returns:
-            What `lora_grad` needs of drop(x) A.
-        """
-
-    def lora_grad(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        low: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        a: Tensor,
-        b: Tensor,
-        scale: Tensor,
-        grad_x: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients of A and B, given that of y; that of x is added to `grad_x`.
+    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradients of A and B, given that of y and what `lora_` returned; that of x is added to `grad_x`.
 
         The dropped-out input is made anew: hashing its mask again is cheaper than keeping it.
         """

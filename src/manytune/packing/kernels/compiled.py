@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manytune.files import user_cache
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
+from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
 from manytune.packing.kernels.padded import padded_lora, padded_lora_grad
 
 __all__ = ["Compiled", "compiled_library"]
@@ -42,27 +42,33 @@ _TYPES: dict[str, Any] = {
     "f": ctypes.c_float,
     "d": ctypes.c_double,
 }
-_MOST_RANK = 16
-"""Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster."""
-
-_DROP = "puifp"
 _SIGNATURES = {
     "attention_forward": "ppli",
     "attention_backward": "pplplppli",
-    "residual_norm_forward": f"pplpp{_DROP}pplfllppppi",
-    "residual_norm_backward": f"ppppp{_DROP}llpi",
+    "residual_norm_forward": "pplppppplfllppppi",
+    "residual_norm_backward": "ppppppllpi",
     "norm_sums": "ppppllppi",
     "segment_sums": "plpllpi",
     "gelu_forward": "pplpllpi",
     "gelu_backward": "ppplplli",
-    "pad": f"plplll{_DROP}pi",
-    "unpad_add": f"pplll{_DROP}pli",
+    "pad": "plplllppi",
+    "unpad_add": "pplllppli",
     "lora_forward": "pplplpi",
     "lora_backward": "pplplpplppi",
-    "drop": f"p{_DROP}llpi",
+    "drop": "ppllpi",
 }
-"""The arguments of each function of kernels.cpp: pointer, int64, int32, uint32, float; the last is the threads."""
+"""The arguments of each function of kernels.cpp that has a variant a type; the last is the number of threads."""
 _ADAMW = "plplldddddi"
+
+
+class _Drop(ctypes.Structure):
+    _fields_ = (
+        ("keys", ctypes.c_void_p),
+        ("channels", ctypes.c_void_p),
+        ("site", ctypes.c_uint32),
+        ("threshold", ctypes.c_int32),
+        ("kept", ctypes.c_float),
+    )
 
 
 class _Attention(ctypes.Structure):
@@ -72,12 +78,10 @@ class _Attention(ctypes.Structure):
         ("kv_ld", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
         ("bias_ld", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "runs", "keys")),
+        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "runs")),
+        ("drop", _Drop),
         *((name, ctypes.c_int64) for name in ("sequences", "heads", "width")),
         ("first_only", ctypes.c_int32),
-        ("site", ctypes.c_uint32),
-        ("threshold", ctypes.c_int32),
-        ("kept", ctypes.c_float),
         ("scale", ctypes.c_float),
     )
 
@@ -86,11 +90,8 @@ class _Lora(ctypes.Structure):
     _fields_ = (
         ("bounds", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("runs", "in", "out", "rank")),
-        *((name, ctypes.c_void_p) for name in ("a", "b", "scale", "keys")),
-        ("site", ctypes.c_uint32),
-        ("threshold", ctypes.c_int32),
-        ("kept", ctypes.c_float),
-        ("channels", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "scale")),
+        ("drop", _Drop),
     )
 
 
@@ -111,15 +112,13 @@ def compiled_library() -> ctypes.CDLL | None:
     library = user_cache() / f"kernels-{digest.hexdigest()[:16]}.so"
     if not library.is_file() and not _compile(compiler, library):
         return None
-    loaded = ctypes.CDLL(str(library))
-    for name, signature in _SIGNATURES.items():
-        for suffix in _SUFFIXES.values():
-            function = getattr(loaded, f"{name}_{suffix}")
-            function.argtypes = [_TYPES[letter] for letter in signature]
-            function.restype = None
-    loaded.adamw.argtypes = [_TYPES[letter] for letter in _ADAMW]
-    loaded.adamw.restype = None
-    return loaded
+    return ctypes.CDLL(str(library))
+
+
+def _function(library: ctypes.CDLL, pointer: str, signature: str) -> Callable[..., None]:
+    address = ctypes.c_void_p.in_dll(library, pointer).value
+    assert address is not None
+    return ctypes.CFUNCTYPE(None, *(_TYPES[letter] for letter in signature))(address)
 
 
 def _compile(compiler: str, library: Path) -> bool:
@@ -153,28 +152,27 @@ class Compiled:
     name = "compiled"
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions: dict[tuple[str, torch.dtype], Callable[..., None]] = {
-            (name, dtype): getattr(library, f"{name}_{suffix}")
-            for name in _SIGNATURES
+        self._functions = {
+            (name, dtype): _function(library, f"{name}_{suffix}", signature)
+            for name, signature in _SIGNATURES.items()
             for dtype, suffix in _SUFFIXES.items()
         }
-        self._adamw: Callable[..., None] = library.adamw
+        self._adamw = _function(library, "adamw_pointer", _ADAMW)
+        # Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster.
+        self._most_rank = ctypes.c_int64.in_dll(library, "lora_most_rank").value
 
     def attention(self, call: AttentionCall) -> Tensor:
         out = torch.empty(call.q.shape, dtype=call.q.dtype)
-        struct, kept = _attention(call)
         _clear_tail(call, out)
-        self._call("attention_forward", call.q.dtype, ctypes.addressof(struct), out, out.stride(0))
-        del kept
+        self._call("attention_forward", call.q.dtype, _attention(call), out, out.stride(0))
         return out
 
     def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        struct, kept = _attention(call)
         _clear_tail(call, dq, dk, dv)
         self._call(
             "attention_backward",
             call.q.dtype,
-            ctypes.addressof(struct),
+            _attention(call),
             grad,
             grad.stride(0),
             dq,
@@ -183,7 +181,6 @@ class Compiled:
             dv,
             dk.stride(0),
         )
-        del kept
 
     def residual_norm(
         self,
@@ -207,7 +204,7 @@ class Compiled:
             _stride(bias),
             residual,
             segments.runs,
-            *_drop(drop, width),
+            _drop(drop, width),
             gain,
             shift,
             _stride(shift),
@@ -241,7 +238,7 @@ class Compiled:
             normed,
             rstd,
             gain,
-            *_drop(drop, width),
+            _drop(drop, width),
             rows,
             width,
             grad_y,
@@ -274,7 +271,7 @@ class Compiled:
 
     def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
         out = torch.empty(len(segments), segments.longest, x.shape[1], dtype=x.dtype)
-        self._call("pad", x.dtype, x, x.stride(0), segments.tensor, *out.shape, *_drop(drop, x.shape[1]), out)
+        self._call("pad", x.dtype, x, x.stride(0), segments.tensor, *out.shape, _drop(drop, x.shape[1]), out)
         return out
 
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
@@ -285,42 +282,30 @@ class Compiled:
             padded,
             segments.tensor,
             *padded.shape,
-            *_drop(drop, width),
+            _drop(drop, width),
             y,
             y.stride(0),
         )
 
-    def lora_(
-        self, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
-    ) -> Tensor:
-        if a.shape[2] > _MOST_RANK:
-            return padded_lora(self, y, x, segments, drop, a, b, scale)
-        low = torch.empty(len(x), a.shape[2])
-        struct, kept = _lora(segments, drop, a, b, scale)
-        self._call("lora_forward", x.dtype, ctypes.addressof(struct), x, x.stride(0), y, y.stride(0), low)
-        del kept
+    def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
+        x, rank = call.x, call.a.shape[2]
+        if rank > self._most_rank:
+            return padded_lora(self, y, call)
+        low = torch.empty(len(x), rank)
+        struct, _kept = _lora(call)
+        self._call("lora_forward", x.dtype, struct, x, x.stride(0), y, y.stride(0), low)
         return low
 
-    def lora_grad(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        low: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        a: Tensor,
-        b: Tensor,
-        scale: Tensor,
-        grad_x: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        if a.shape[2] > _MOST_RANK:
-            return padded_lora_grad(self, grad, x, low, segments, drop, a, b, scale, grad_x)
-        grad_a, grad_b = torch.empty(a.shape), torch.empty(b.shape)
-        struct, kept = _lora(segments, drop, a, b, scale)
+    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = call.x
+        if call.a.shape[2] > self._most_rank:
+            return padded_lora_grad(self, grad, low, call, grad_x)
+        grad_a, grad_b = torch.empty(call.a.shape), torch.empty(call.b.shape)
+        struct, _kept = _lora(call)
         self._call(
             "lora_backward",
             x.dtype,
-            ctypes.addressof(struct),
+            struct,
             x,
             x.stride(0),
             grad,
@@ -331,12 +316,11 @@ class Compiled:
             grad_a,
             grad_b,
         )
-        del kept
         return grad_a, grad_b
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         out = torch.empty_like(x)
-        self._call("drop", x.dtype, x, *_drop(drop, x.shape[1]), *x.shape, out)
+        self._call("drop", x.dtype, x, _drop(drop, x.shape[1]), *x.shape, out)
         return out
 
     def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
@@ -356,8 +340,14 @@ class Compiled:
         )
 
     def _call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
-        plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        plain = [_plain(x) for x in arguments]
         self._functions[name, dtype](*plain, torch.get_num_threads())
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return ctypes.addressof(argument) if isinstance(argument, ctypes.Structure) else argument
 
 
 def _stride(bias: Tensor) -> int:
@@ -365,25 +355,20 @@ def _stride(bias: Tensor) -> int:
     return bias.stride(0) if len(bias) > 1 else 0
 
 
-def _drop(drop: Drop | None, width: int) -> tuple[Any, ...]:
+def _drop(drop: Drop | None, width: int = 0) -> _Drop:
+    """The C struct, for rows of `width` channels; what it points into lives as long as `drop`."""
     if drop is None:
-        return None, 0, 0, 1.0, None
-    return drop.keys, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept, drop.channels(width)
+        return _Drop(kept=1.0)
+    channels = drop.channels(width).data_ptr() if width else None
+    return _Drop(drop.keys.data_ptr(), channels, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept)
 
 
-def _lora(
-    segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
-) -> tuple[_Lora, tuple[Tensor, ...]]:
+def _lora(call: LoraCall) -> tuple[_Lora, tuple[Tensor, ...]]:
     """The C struct, and the tensors that it points into."""
-    runs, inputs, rank = a.shape
-    kept = [segments.tensor, a.contiguous(), b.contiguous(), scale.contiguous()]
+    runs, inputs, rank = call.a.shape
+    kept = (call.segments.tensor, call.a.contiguous(), call.b.contiguous(), call.scale.contiguous())
     bounds, *pointers = (tensor.data_ptr() for tensor in kept)
-    struct = _Lora(bounds, runs, inputs, b.shape[2], rank, *pointers)
-    if drop is not None:
-        kept += [drop.keys, drop.channels(inputs)]
-        struct.keys, struct.channels = drop.keys.data_ptr(), kept[-1].data_ptr()
-        struct.site, struct.threshold, struct.kept = drop.site & 0xFFFFFFFF, drop.threshold, drop.kept
-    return struct, tuple(kept)
+    return _Lora(bounds, runs, inputs, call.b.shape[2], rank, *pointers, _drop(call.drop, inputs)), kept
 
 
 def _stepped(tensor: Stepped) -> _Stepped:
@@ -419,10 +404,10 @@ def _clear_tail(call: AttentionCall, *made: Tensor) -> None:
             rows[call.layout.tokens :] = 0
 
 
-def _attention(call: AttentionCall) -> tuple[_Attention, tuple[Tensor, ...]]:
-    """The C struct, and the tensors that it points into."""
-    layout, drop = call.layout, call.drop
-    struct = _Attention(
+def _attention(call: AttentionCall) -> _Attention:
+    """The C struct; what it points into lives as long as `call`."""
+    layout = call.layout
+    return _Attention(
         q=call.q.data_ptr(),
         k=call.k.data_ptr(),
         v=call.v.data_ptr(),
@@ -433,14 +418,10 @@ def _attention(call: AttentionCall) -> tuple[_Attention, tuple[Tensor, ...]]:
         starts=layout.starts.data_ptr(),
         lengths=layout.lengths.data_ptr(),
         runs=layout.sequence_run.data_ptr(),
-        keys=None if drop is None else drop.keys.data_ptr(),
+        drop=_drop(call.drop),
         sequences=len(layout.starts),
         heads=call.heads,
         width=call.q.shape[1] // call.heads,
         first_only=call.first_only,
-        site=0 if drop is None else drop.site & 0xFFFFFFFF,
-        threshold=0 if drop is None else drop.threshold,
-        kept=1.0 if drop is None else drop.kept,
         scale=call.scale,
     )
-    return struct, (call.bias,)

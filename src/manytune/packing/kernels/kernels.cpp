@@ -42,14 +42,18 @@ inline void put(bf16& to, float x) {  // to the nearest, ties to even, as torch 
 constexpr uint32_t kMultiply1 = 0x7feb352d, kMultiply2 = 0x846ca68b, kGolden = 0x9e3779b9;
 constexpr uint32_t kHeadStride = 1 << 16;
 
-inline uint32_t finish(uint32_t x) {
+template <typename U>  // one number, or sixteen
+inline U finish(U x) {
   x *= kMultiply1;
   x ^= x >> 15;
   x *= kMultiply2;
   return x ^ (x >> 16);
 }
 
-inline uint32_t mix(uint32_t x) { return finish(x ^ (x >> 16)); }
+template <typename U>
+inline U mix(U x) {
+  return finish(x ^ (x >> 16));
+}
 
 // The 16-bit hashes of 2 * pairs channels of the row whose mixed key is `row`.
 inline void hash_row(uint32_t row, const uint32_t* channels, int64_t pairs, uint32_t* hashes) {
@@ -61,10 +65,19 @@ inline int16_t half(const uint32_t* hashes, int64_t channel) {
   return int16_t(hashes[channel >> 1] >> ((channel & 1) * 16));
 }
 
+struct Drop {
+  const int32_t* keys;       // of the rows; null: nothing is dropped
+  const uint32_t* channels;  // the mixed key of each pair of channels
+  uint32_t site;
+  int32_t threshold;
+  float kept;
+};
+
 // What each channel of a row is multiplied with: 0, or 1 / (1 - p).
-inline void row_factors(uint32_t key, uint32_t site, const uint32_t* channels, int64_t width, int32_t threshold,
-                        float kept, uint32_t* hashes, float* factors) {
-  hash_row(mix(key ^ site), channels, (width + 1) / 2, hashes);
+inline void row_factors(const Drop& drop, int64_t row, int64_t width, uint32_t* hashes, float* factors) {
+  const int32_t threshold = drop.threshold;
+  const float kept = drop.kept;
+  hash_row(mix(uint32_t(drop.keys[row]) ^ drop.site), drop.channels, (width + 1) / 2, hashes);
   int16_t halves[16];
   int64_t c = 0;
   for (; c + 16 <= width; c += 16) {
@@ -75,31 +88,23 @@ inline void row_factors(uint32_t key, uint32_t site, const uint32_t* channels, i
   for (; c < width; ++c) factors[c] = half(hashes, c) >= threshold ? kept : 0.0f;
 }
 
-// ---- elementary functions, which the compiler turns into vector code ----
+// One thread's factors of one row after another; ones where nothing is dropped.
+class Factors {
+ public:
+  explicit Factors(int64_t width) : width_(width), factors_(width + 16, 1.0f), hashes_(width / 2 + 16) {}
 
-inline float exponential(float x) {  // 2^n * p(r), |relative error| < 2e-7
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float n = std::floor(x * 1.44269504f + 0.5f);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * as_float(uint32_t(int32_t(n) + 127) << 23);
-}
+  const float* of(const Drop& drop, int64_t row) {
+    if (drop.keys) row_factors(drop, row, width_, hashes_.data(), factors_.data());
+    return factors_.data();
+  }
 
-// The normal distribution's Φ and exp(-x² / 2), by Abramowitz & Stegun 7.1.26 (error of erf below 1.5e-7).
-inline float normal_cdf(float x, float bell) {
-  const float z = std::fabs(x) * 0.70710678f;
-  const float t = 1.0f / (1.0f + 0.3275911f * z);
-  const float poly = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-  const float tail = 0.5f * poly * bell;
-  return x < 0.0f ? tail : 1.0f - tail;
-}
+  const float* last() const { return factors_.data(); }
+
+ private:
+  int64_t width_;
+  std::vector<float> factors_;
+  std::vector<uint32_t> hashes_;
+};
 
 // ---- sixteen lanes at once ----
 
@@ -117,31 +122,40 @@ inline void save(float* to, v16 x) { std::memcpy(to, &x, 64); }
 inline v16 larger(v16 x, v16 y) { return x > y ? x : y; }
 inline v16 kept_or_not(i16 hashes, int32_t threshold, float kept) { return hashes >= threshold ? v16{} + kept : v16{}; }
 
-inline u16 finish(u16 x) {
-  x *= kMultiply1;
-  x ^= x >> 15;
-  x *= kMultiply2;
-  return x ^ (x >> 16);
+// ---- elementary functions, which the compiler turns into vector code ----
+
+inline float power_of_two(float n) { return as_float(uint32_t(int32_t(n) + 127) << 23); }
+
+inline v16 power_of_two(v16 n) {
+  const i16 bits = (__builtin_convertvector(n, i16) + 127) << 23;
+  v16 power;
+  std::memcpy(&power, &bits, 64);
+  return power;
 }
 
-inline u16 mix(u16 x) { return finish(x ^ (x >> 16)); }
-
-inline v16 exponential(v16 given) {  // as above; a NaN stays one
-  v16 x = given < -87.0f ? v16{} - 87.0f : given;
-  x = x > 88.0f ? v16{} + 88.0f : x;
-  const v16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
-  const v16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  v16 p = v16{} + 1.9875691500e-4f;
+template <typename V>  // one number, or sixteen
+inline V exponential(V x) {  // 2^n * p(r), |relative error| < 2e-7
+  x = x < -87.0f ? V{} - 87.0f : x;
+  x = x > 88.0f ? V{} + 88.0f : x;
+  const V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  V p = V{} + 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const i16 power = (__builtin_convertvector(n, i16) + 127) << 23;
-  v16 scale;
-  std::memcpy(&scale, &power, 64);
-  return given != given ? given : p * scale;
+  return p * power_of_two(n);
+}
+
+// The normal distribution's Φ and exp(-x² / 2), by Abramowitz & Stegun 7.1.26 (error of erf below 1.5e-7).
+inline float normal_cdf(float x, float bell) {
+  const float z = std::fabs(x) * 0.70710678f;
+  const float t = 1.0f / (1.0f + 0.3275911f * z);
+  const float poly = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  const float tail = 0.5f * poly * bell;
+  return x < 0.0f ? tail : 1.0f - tail;
 }
 
 // ---- a product of small matrices: C = A B, or C += A B ----
@@ -190,8 +204,11 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_
       if (wide == 2) tile<2, 2>(k, at, am, ak, b + col, ldb, to, ldc, add);
       else tile<2, 1>(k, at, am, ak, b + col, ldb, to, ldc, add);
     }
-    for (; row < m; ++row) tile<1, 1>(k, a + row * am, am, ak, b + col, ldb, c + row * ldc + col, ldc, add),
-                           wide == 2 ? tile<1, 1>(k, a + row * am, am, ak, b + col + 16, ldb, c + row * ldc + col + 16, ldc, add) : void();
+    for (; row < m; ++row)
+      for (int part = 0; part < wide; ++part) {
+        const int64_t at = col + 16 * part;
+        tile<1, 1>(k, a + row * am, am, ak, b + at, ldb, c + row * ldc + at, ldc, add);
+      }
     col += 16 * wide;
   }
 }
@@ -207,12 +224,10 @@ struct Attention {
   const float* bias;           // [runs or 1, 3 * heads * width]: of q, k and v
   int64_t bias_ld;             // 0 where all runs share one
   const int64_t *starts, *lengths, *runs;  // of each sequence: first token, tokens, run
-  const int32_t* keys;         // of the tokens; null: no dropout
+  Drop drop;                   // of the weights, keyed by the queries' tokens
   int64_t sequences, heads, width;
   int32_t first_only;          // one query a sequence, its first token, in row s of q and of the output
-  uint32_t site;
-  int32_t threshold;
-  float kept, scale;
+  float scale;
 };
 
 // The workspace of one thread, for sequences of up to `longest` tokens. Weights lie transposed: a row is a key, its
@@ -272,15 +287,15 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
     }
     const v16 share = 1.0f / sum;
     for (int64_t j = 0; j < length; ++j) save(p + j * padded, load(p + j * padded) * share);
-    if (!a.keys) continue;
+    if (!a.drop.keys) continue;
     u16 rows = u16{};
-    for (int64_t i = 0; i < std::min<int64_t>(16, queries - block); ++i) rows[i] = uint32_t(a.keys[first + block + i]);
-    rows = mix(rows ^ a.site);
+    for (int64_t i = 0; i < std::min<int64_t>(16, queries - block); ++i) rows[i] = uint32_t(a.drop.keys[first + block + i]);
+    rows = mix(rows ^ a.drop.site);
     float* m = w.m + block;
     for (int64_t j = 0; j < length; j += 2) {
       const i16 hashes = i16(finish(rows ^ mix((uint32_t(head) * kHeadStride + uint32_t(j / 2) + 1) * kGolden)));
-      save(m + j * padded, kept_or_not((hashes << 16) >> 16, a.threshold, a.kept));
-      if (j + 1 < length) save(m + (j + 1) * padded, kept_or_not(hashes >> 16, a.threshold, a.kept));
+      save(m + j * padded, kept_or_not((hashes << 16) >> 16, a.drop.threshold, a.drop.kept));
+      if (j + 1 < length) save(m + (j + 1) * padded, kept_or_not(hashes >> 16, a.drop.threshold, a.drop.kept));
     }
   }
 }
@@ -307,7 +322,7 @@ void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int thread
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
       const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
-      if (a.keys)
+      if (a.drop.keys)
         for (int64_t i = 0; i < length * padded; i += 16) save(w.p + i, load(w.p + i) * load(w.m + i));
       product(queries, w.wide, length, w.p, 1, padded, w.v, w.wide, w.out, w.wide);
       store(w.out, queries, a.width, w.wide, 1.0f, out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width, out_ld);
@@ -336,12 +351,12 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
         float *p = w.p + block, *m = w.m + block, *g = w.g + block;
         v16 dot = v16{};
         for (int64_t at = 0; at < length * padded; at += padded) {
-          if (a.keys) save(g + at, load(g + at) * load(m + at));
+          if (a.drop.keys) save(g + at, load(g + at) * load(m + at));
           dot += load(g + at) * load(p + at);
         }
         for (int64_t at = 0; at < length * padded; at += padded) {
           save(g + at, load(p + at) * (load(g + at) - dot));
-          if (a.keys) save(p + at, load(p + at) * load(m + at));
+          if (a.drop.keys) save(p + at, load(p + at) * load(m + at));
         }
       }
       product(length, w.wide, queries, w.p, padded, 1, w.d, w.wide, w.out, w.wide);
@@ -358,13 +373,13 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
 
 template <typename T>
 void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const float* residual, const int64_t* runs,
-                           const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+                           const Drop& drop,
                            const float* gain, const float* shift, int64_t shift_ld, float epsilon, int64_t rows,
                            int64_t width, float* normed, float* rstd, float* out, T* low, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> factors(width + 16), z(width);
-    std::vector<uint32_t> hashes(width / 2 + 16);
+    Factors factors(width);
+    std::vector<float> z(width);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < rows; ++t) {
       const float* b = bias + runs[t] * bias_ld;
@@ -372,20 +387,11 @@ void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const
       const T* from = y + t * width;
       const float* r = residual + t * width;
       float sum = 0.0f, square = 0.0f;
-      if (keys) {
-        row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
-                    hashes.data(), factors.data());
+      const float* factor = factors.of(drop, t);
 #pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < width; ++c) {
-          z[c] = r[c] + (get(from[c]) + b[c]) * factors[c];
-          sum += z[c];
-        }
-      } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < width; ++c) {
-          z[c] = r[c] + get(from[c]) + b[c];
-          sum += z[c];
-        }
+      for (int64_t c = 0; c < width; ++c) {
+        z[c] = r[c] + (get(from[c]) + b[c]) * factor[c];
+        sum += z[c];
       }
       const float mean = sum / float(width);
 #pragma omp simd reduction(+ : square)
@@ -406,12 +412,12 @@ void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const
 // grad and grad_low are the gradients of `out` and `low`; grad becomes that of the residual.
 template <typename T>
 void residual_norm_backward(float* grad, const T* grad_low, const float* normed, const float* rstd, const float* gain,
-                            const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+                            const Drop& drop,
                             int64_t rows, int64_t width, T* grad_y, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> factors(width + 16, 1.0f), g(width);
-    std::vector<uint32_t> hashes(width / 2 + 16);
+    Factors factors(width);
+    std::vector<float> g(width);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < rows; ++t) {
       float* at = grad + t * width;
@@ -431,14 +437,12 @@ void residual_norm_backward(float* grad, const T* grad_low, const float* normed,
         dot += g[c] * n[c];
       }
       const float mean = sum / float(width), slope = dot / float(width), inverse = rstd[t];
-      if (keys)
-        row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
-                    hashes.data(), factors.data());
+      const float* factor = factors.of(drop, t);
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
         const float d = (g[c] - mean - n[c] * slope) * inverse;
         at[c] = d;
-        put(grad_y[t * width + c], d * factors[c]);
+        put(grad_y[t * width + c], d * factor[c]);
       }
     }
   }
@@ -525,12 +529,11 @@ void gelu_backward(T* grad, const T* x, const float* bias, int64_t bias_ld, cons
 
 template <typename T>
 void pad(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
-         const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels, T* out,
+         const Drop& drop, T* out,
          int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> factors(width + 16, 1.0f);
-    std::vector<uint32_t> hashes(width / 2 + 16);
+    Factors factors(width);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t r = 0; r < runs; ++r)
       for (int64_t i = 0; i < longest; ++i) {
@@ -538,14 +541,13 @@ void pad(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t lo
         const int64_t t = bounds[r] + i;
         if (t >= bounds[r + 1]) {
           std::memset(to, 0, size_t(width) * sizeof(T));
-        } else if (!keys) {
+        } else if (!drop.keys) {
           std::memcpy(to, x + t * ld, size_t(width) * sizeof(T));
         } else {
-          row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
-                      hashes.data(), factors.data());
+          const float* factor = factors.of(drop, t);
           const T* from = x + t * ld;
 #pragma omp simd
-          for (int64_t c = 0; c < width; ++c) put(to[c], get(from[c]) * factors[c]);
+          for (int64_t c = 0; c < width; ++c) put(to[c], get(from[c]) * factor[c]);
         }
       }
   }
@@ -554,12 +556,11 @@ void pad(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t lo
 // y += the padded rows, dropped out.
 template <typename T>
 void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
-               const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels, T* y,
+               const Drop& drop, T* y,
                int64_t ld, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> factors(width + 16, 1.0f);
-    std::vector<uint32_t> hashes(width / 2 + 16);
+    Factors factors(width);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t r = 0; r < runs; ++r)
       for (int64_t i = 0; i < longest; ++i) {
@@ -567,11 +568,9 @@ void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t lon
         if (t >= bounds[r + 1]) continue;
         const T* from = padded + (r * longest + i) * width;
         T* to = y + t * ld;
-        if (keys)
-          row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
-                      hashes.data(), factors.data());
+        const float* factor = factors.of(drop, t);
 #pragma omp simd
-        for (int64_t c = 0; c < width; ++c) put(to[c], get(to[c]) + get(from[c]) * factors[c]);
+        for (int64_t c = 0; c < width; ++c) put(to[c], get(to[c]) + get(from[c]) * factor[c]);
       }
   }
 }
@@ -582,11 +581,7 @@ struct Lora {
   const int64_t* bounds;  // of the runs' rows
   int64_t runs, in, out, rank;
   const float *a, *b, *scale;  // [runs, in, rank], [runs, rank, out], [runs]
-  const int32_t* keys;         // of the rows; null: no dropout
-  uint32_t site;
-  int32_t threshold;
-  float kept;
-  const int32_t* channels;
+  Drop drop;  // of the rows of x
 };
 
 constexpr int64_t kMostRank = 16, kRows = 32;
@@ -654,11 +649,11 @@ inline void gathered(const float (*weights)[kMostRank], const float* x, int64_t 
 // The workspace of one thread: one run's factors, A turned round, both with rows of whole vectors; and some rows.
 struct LoraSpace {
   int64_t in, out, run = -1;
-  std::vector<float> a, b, x, g, factors, sum;
-  std::vector<uint32_t> hashes;
+  std::vector<float> a, b, x, g, sum;
+  std::vector<Factors> factors;
   explicit LoraSpace(const Lora& l)
       : in(up16(l.in)), out(up16(l.out)), a(l.rank * in), b(l.rank * out), x(kTogether * in), g(kTogether * out),
-        factors(kTogether * (in + 16), 1.0f), sum(kTogether * std::max(in, out)), hashes(in / 2 + 16) {}
+        sum(kTogether * std::max(in, out)), factors(kTogether, Factors(l.in)) {}
 
   void take(const Lora& l, int64_t wanted) {
     if (run == wanted) return;
@@ -673,15 +668,13 @@ struct LoraSpace {
   template <typename T>
   void fetch(const Lora& l, const T* rows, int64_t ld, int64_t first, int64_t count) {
     for (int64_t i = 0; i < kTogether; ++i) {
-      float *to = x.data() + i * in, *factor = factors.data() + i * (in + 16);
+      float* to = x.data() + i * in;
       if (i >= count) {
         std::fill(to, to + in, 0.0f);
         continue;
       }
       const T* from = rows + (first + i) * ld;
-      if (l.keys)
-        row_factors(uint32_t(l.keys[first + i]), l.site, reinterpret_cast<const uint32_t*>(l.channels), l.in,
-                    l.threshold, l.kept, hashes.data(), factor);
+      const float* factor = factors[i].of(l.drop, first + i);
 #pragma omp simd
       for (int64_t c = 0; c < l.in; ++c) to[c] = get(from[c]) * factor[c];
     }
@@ -755,7 +748,7 @@ void lora_backward(const Lora& l, const T* x, int64_t x_ld, const T* grad, int64
         mixed(slopes, w.a.data(), w.in, l.rank, w.sum.data());
         for (int64_t i = 0; i < count; ++i) {
           T* to = dx + (t + i) * dx_ld;
-          const float *sum = w.sum.data() + i * w.in, *factor = w.factors.data() + i * (w.in + 16);
+          const float *sum = w.sum.data() + i * w.in, *factor = w.factors[i].last();
 #pragma omp simd
           for (int64_t c = 0; c < l.in; ++c) put(to[c], get(to[c]) + factor[c] * sum[c]);
         }
@@ -777,18 +770,16 @@ void lora_backward(const Lora& l, const T* x, int64_t x_ld, const T* grad, int64
 // ---- dropout of rows ----
 
 template <typename T>
-void drop(const T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept, const int32_t* channels,
+void drop(const T* x, const Drop& drop,
           int64_t rows, int64_t width, T* out, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> factors(width + 16);
-    std::vector<uint32_t> hashes(width / 2 + 16);
+    Factors factors(width);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < rows; ++t) {
-      row_factors(uint32_t(keys[t]), site, reinterpret_cast<const uint32_t*>(channels), width, threshold, kept,
-                  hashes.data(), factors.data());
+      const float* factor = factors.of(drop, t);
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) put(out[t * width + c], get(x[t * width + c]) * factors[c]);
+      for (int64_t c = 0; c < width; ++c) put(out[t * width + c], get(x[t * width + c]) * factor[c]);
     }
   }
 }
@@ -883,17 +874,23 @@ void adamw_rows(const Stepped& s, int64_t from, int64_t to, const Rates& r) {
   }
 }
 
+// Chunks of all runs' tensors, or of their gradients; of a sparse one, the chunks are whole rows of the tensor.
+std::vector<Chunk> chunks_of(const Stepped* tensors, int64_t count, bool gradients) {
+  std::vector<Chunk> chunks;
+  for (const Stepped* s = tensors; s != tensors + count; ++s) {
+    const int64_t unit = s->rows && !gradients ? s->width : 1, step = std::max<int64_t>(1, kChunk / unit);
+    const int64_t size = (s->rows && gradients ? s->found * s->width : s->size) / unit;
+    for (int64_t r = 0; r < s->runs; ++r)
+      for (int64_t from = 0; from < size; from += step) chunks.push_back({s, r, from, std::min(size, from + step)});
+  }
+  return chunks;
+}
+
 void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t runs, int64_t number, double beta1,
            double beta2, double epsilon, double decay, double max_norm, int threads) {
   std::vector<double> squares(runs, 0.0);
   if (max_norm > 0) {
-    std::vector<Chunk> chunks;
-    for (int64_t t = 0; t < count; ++t)
-      for (int64_t r = 0; r < tensors[t].runs; ++r) {
-        const int64_t size = tensors[t].rows ? tensors[t].found * tensors[t].width : tensors[t].size;
-        for (int64_t from = 0; from < size; from += kChunk)
-          chunks.push_back({tensors + t, r, from, std::min(size, from + kChunk)});
-      }
+    const std::vector<Chunk> chunks = chunks_of(tensors, count, true);
     std::vector<double> sums(chunks.size());
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (size_t i = 0; i < chunks.size(); ++i) sums[i] = square_sum(chunks[i]);
@@ -903,18 +900,13 @@ void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t r
   for (int64_t r = 0; r < runs; ++r) {
     const float factor = float(max_norm / (std::sqrt(squares[r]) + 1e-6));
     for (int decays = 0; decays < 2; ++decays)
-      all[2 * r + decays] = {decays ? float(1.0 - rates[r] * decay) : 1.0f, float(1.0 - beta1), float(beta2), float(1.0 - beta2),
+      all[2 * r + decays] = {decays ? float(1.0 - rates[r] * decay) : 1.0f, float(1.0 - beta1), float(beta2),
+                             float(1.0 - beta2),
                              float(rates[r] / (1.0 - std::pow(beta1, double(number)))),
                              float(std::sqrt(1.0 - std::pow(beta2, double(number)))), float(epsilon),
                              max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
   }
-  std::vector<Chunk> chunks;
-  for (int64_t t = 0; t < count; ++t)
-    for (int64_t r = 0; r < tensors[t].runs; ++r) {
-      const int64_t unit = tensors[t].rows ? tensors[t].width : 1, step = std::max<int64_t>(1, kChunk / unit);
-      for (int64_t from = 0; from < tensors[t].size / unit; from += step)
-        chunks.push_back({tensors + t, r, from, std::min(tensors[t].size / unit, from + step)});
-    }
+  const std::vector<Chunk> chunks = chunks_of(tensors, count, false);
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
   for (size_t i = 0; i < chunks.size(); ++i) {
     const Chunk& c = chunks[i];
@@ -930,74 +922,24 @@ void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t r
 
 }  // namespace
 
-// One C function for each template and type; kernels/__init__.py declares them.
-#define FOR_TYPE(T, SUFFIX)                                                                                            \
-  extern "C" void attention_forward_##SUFFIX(const Attention<T>* a, T* out, int64_t out_ld, int threads) {             \
-    attention_forward(*a, out, out_ld, threads);                                                                       \
-  }                                                                                                                    \
-  extern "C" void attention_backward_##SUFFIX(const Attention<T>* a, const T* grad, int64_t grad_ld, T* dq,            \
-                                              int64_t dq_ld, T* dk, T* dv, int64_t dkv_ld, int threads) {              \
-    attention_backward(*a, grad, grad_ld, dq, dq_ld, dk, dv, dkv_ld, threads);                                         \
-  }                                                                                                                    \
-  extern "C" void residual_norm_forward_##SUFFIX(                                                                      \
-      const T* y, const float* bias, int64_t bias_ld, const float* residual, const int64_t* runs, const int32_t* keys, \
-      uint32_t site, int32_t threshold, float kept, const int32_t* channels, const float* gain, const float* shift,    \
-      int64_t shift_ld, float epsilon, int64_t rows, int64_t width, float* normed, float* rstd, float* out, T* low,    \
-      int threads) {                                                                                                   \
-    residual_norm_forward(y, bias, bias_ld, residual, runs, keys, site, threshold, kept, channels, gain, shift,        \
-                          shift_ld, epsilon, rows, width, normed, rstd, out, low, threads);                            \
-  }                                                                                                                    \
-  extern "C" void residual_norm_backward_##SUFFIX(                                                                     \
-      float* grad, const T* grad_low, const float* normed, const float* rstd, const float* gain, const int32_t* keys,  \
-      uint32_t site, int32_t threshold, float kept, const int32_t* channels, int64_t rows, int64_t width, T* grad_y,   \
-      int threads) {                                                                                                   \
-    residual_norm_backward(grad, grad_low, normed, rstd, gain, keys, site, threshold, kept, channels, rows, width,     \
-                           grad_y, threads);                                                                           \
-  }                                                                                                                    \
-  extern "C" void norm_sums_##SUFFIX(const float* grad, const T* grad_low, const float* normed, const int64_t* bounds, \
-                                     int64_t runs, int64_t width, float* dshift, float* dgain, int threads) {          \
-    norm_sums(grad, grad_low, normed, bounds, runs, width, dshift, dgain, threads);                                    \
-  }                                                                                                                    \
-  extern "C" void segment_sums_##SUFFIX(const T* rows, int64_t ld, const int64_t* bounds, int64_t runs, int64_t width, \
-                                        float* sums, int threads) {                                                    \
-    segment_sums(rows, ld, bounds, runs, width, sums, threads);                                                        \
-  }                                                                                                                    \
-  extern "C" void gelu_forward_##SUFFIX(const T* x, const float* bias, int64_t bias_ld, const int64_t* runs,           \
-                                        int64_t rows, int64_t width, T* out, int threads) {                            \
-    gelu_forward(x, bias, bias_ld, runs, rows, width, out, threads);                                                   \
-  }                                                                                                                    \
-  extern "C" void gelu_backward_##SUFFIX(T* grad, const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, \
-                                         int64_t rows, int64_t width, int threads) {                                   \
-    gelu_backward(grad, x, bias, bias_ld, runs, rows, width, threads);                                                 \
-  }                                                                                                                    \
-  extern "C" void pad_##SUFFIX(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t longest,           \
-                               int64_t width, const int32_t* keys, uint32_t site, int32_t threshold, float kept,       \
-                               const int32_t* channels, T* out, int threads) {                                         \
-    pad(x, ld, bounds, runs, longest, width, keys, site, threshold, kept, channels, out, threads);                     \
-  }                                                                                                                    \
-  extern "C" void unpad_add_##SUFFIX(const T* padded, const int64_t* bounds, int64_t runs, int64_t longest,            \
-                                     int64_t width, const int32_t* keys, uint32_t site, int32_t threshold, float kept, \
-                                     const int32_t* channels, T* y, int64_t ld, int threads) {                         \
-    unpad_add(padded, bounds, runs, longest, width, keys, site, threshold, kept, channels, y, ld, threads);            \
-  }                                                                                                                    \
-  extern "C" void lora_forward_##SUFFIX(const Lora* l, const T* x, int64_t x_ld, T* y, int64_t y_ld, float* low,       \
-                                        int threads) {                                                                 \
-    lora_forward(*l, x, x_ld, y, y_ld, low, threads);                                                                  \
-  }                                                                                                                    \
-  extern "C" void lora_backward_##SUFFIX(const Lora* l, const T* x, int64_t x_ld, const T* grad, int64_t grad_ld,      \
-                                         const float* low, T* dx, int64_t dx_ld, float* da, float* db, int threads) {  \
-    lora_backward(*l, x, x_ld, grad, grad_ld, low, dx, dx_ld, da, db, threads);                                        \
-  }                                                                                                                    \
-  extern "C" void drop_##SUFFIX(const T* x, const int32_t* keys, uint32_t site, int32_t threshold, float kept,         \
-                                const int32_t* channels, int64_t rows, int64_t width, T* out, int threads) {           \
-    drop(x, keys, site, threshold, kept, channels, rows, width, out, threads);                                         \
-  }
+// What compiled.py finds by name: a pointer to each function, for each type (a reference is passed as a pointer is).
+#define EXPORT(NAME)                                                                    \
+  extern "C" void* const NAME##_f32 = reinterpret_cast<void*>(&NAME<float>);            \
+  extern "C" void* const NAME##_bf16 = reinterpret_cast<void*>(&NAME<bf16>);
 
-FOR_TYPE(float, f32)
-FOR_TYPE(bf16, bf16)
+EXPORT(attention_forward)
+EXPORT(attention_backward)
+EXPORT(residual_norm_forward)
+EXPORT(residual_norm_backward)
+EXPORT(norm_sums)
+EXPORT(segment_sums)
+EXPORT(gelu_forward)
+EXPORT(gelu_backward)
+EXPORT(pad)
+EXPORT(unpad_add)
+EXPORT(lora_forward)
+EXPORT(lora_backward)
+EXPORT(drop)
 
-extern "C" void adamw(const void* tensors, int64_t count, const double* rates, int64_t runs, int64_t number,
-                      double beta1, double beta2, double epsilon, double decay, double max_norm, int threads) {
-  adamw(static_cast<const Stepped*>(tensors), count, rates, runs, number, beta1, beta2, epsilon, decay, max_norm,
-        threads);
-}
+extern "C" void* const adamw_pointer = reinterpret_cast<void*>(&adamw);
+extern "C" const int64_t lora_most_rank = kMostRank;

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import Segments
+from manytune.packing.kernels.base import LoraCall, Segments
 
 __all__ = ["padded_lora", "padded_lora_grad"]
 
@@ -19,34 +19,25 @@ class _Padding(Protocol):
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None: ...
 
 
-def padded_lora(
-    kernels: _Padding, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
-) -> Tensor:
+def padded_lora(kernels: _Padding, y: Tensor, call: LoraCall) -> Tensor:
     """See `Kernels.lora_`; returns drop(x) A, [G, longest, r]."""
-    low = torch.bmm(kernels.pad(x, segments, drop), a.to(x.dtype))
-    update = torch.bmm(low, (b * scale[:, None, None]).to(x.dtype))
+    x, segments = call.x, call.segments
+    low = torch.bmm(kernels.pad(x, segments, call.drop), call.a.to(x.dtype))
+    update = torch.bmm(low, (call.b * call.scale[:, None, None]).to(x.dtype))
     kernels.unpad_add_(y, update, segments, None)
     return low
 
 
 def padded_lora_grad(
-    kernels: _Padding,
-    grad: Tensor,
-    x: Tensor,
-    low: Tensor,
-    segments: Segments,
-    drop: Drop | None,
-    a: Tensor,
-    b: Tensor,
-    scale: Tensor,
-    grad_x: Tensor | None,
+    kernels: _Padding, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.lora_grad`."""
-    factor = scale[:, None, None]
-    inputs, outer = kernels.pad(x, segments, drop), kernels.pad(grad, segments, None)
+    x, segments, a, b = call.x, call.segments, call.a, call.b
+    factor = call.scale[:, None, None]
+    inputs, outer = kernels.pad(x, segments, call.drop), kernels.pad(grad, segments, None)
     grad_low = torch.bmm(outer, (b * factor).to(x.dtype).mT)
     grad_a = torch.bmm(inputs.mT, grad_low).to(a.dtype)
     grad_b = torch.bmm(low.mT, outer).to(b.dtype) * factor
     if grad_x is not None:
-        kernels.unpad_add_(grad_x, torch.bmm(grad_low, a.to(x.dtype).mT), segments, drop)
+        kernels.unpad_add_(grad_x, torch.bmm(grad_low, a.to(x.dtype).mT), segments, call.drop)
     return grad_a, grad_b

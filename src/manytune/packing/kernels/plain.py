@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
 from manytune.packing.dropout import Drop, dropout_scale
-from manytune.packing.kernels.base import AttentionCall, Segments, Step, Stepped
+from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
 from manytune.packing.kernels.padded import padded_lora, padded_lora_grad
 
 __all__ = ["Plain"]
@@ -95,24 +95,11 @@ class Plain:
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
         y += _dropped(padded[segments.runs, segments.within], drop)
 
-    def lora_(
-        self, y: Tensor, x: Tensor, segments: Segments, drop: Drop | None, a: Tensor, b: Tensor, scale: Tensor
-    ) -> Tensor:
-        return padded_lora(self, y, x, segments, drop, a, b, scale)
+    def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
+        return padded_lora(self, y, call)
 
-    def lora_grad(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        low: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        a: Tensor,
-        b: Tensor,
-        scale: Tensor,
-        grad_x: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return padded_lora_grad(self, grad, x, low, segments, drop, a, b, scale, grad_x)
+    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        return padded_lora_grad(self, grad, low, call, grad_x)
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         return _dropped(x, drop)
