@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from manytune import hardware
-from manytune.config import Study
 from manytune.methods import ParameterCount
-from manytune.plan import Pack, evaluation_steps, plan_runs, steps_per_epoch, total_steps
+from manytune.plan import Pack, Run, evaluation_steps, steps_per_epoch, total_steps
 from manytune.workload import TaskWork
 
 __all__ = ["PackEstimate", "estimate_pack", "largest_packs"]
@@ -94,19 +93,21 @@ def estimate_pack(work: TaskWork, pack: Pack, device: torch.device) -> PackEstim
     )
 
 
-def largest_packs(study: Study, works: Mapping[str, TaskWork], device: torch.device) -> dict[str, int]:
+def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], device: torch.device) -> dict[str, int]:
     """How many runs a pack may hold, for each task: `max_pack`, or as many as make it faster and fit into memory."""
-    if study.training.max_pack != "auto":
-        return dict.fromkeys(works, int(study.training.max_pack))
-    return {name: _largest_pack(work, device) for name, work in works.items()}
+    return {
+        name: _largest_pack([run for run in runs if run.task == name], work, device) for name, work in works.items()
+    }
 
 
-def _largest_pack(work: TaskWork, device: torch.device) -> int:
+def _largest_pack(runs: Sequence[Run], work: TaskWork, device: torch.device) -> int:
     training = work.study.training
-    runs = [run for run in plan_runs(work.study) if run.task == work.task.name and run.method.method != "full"]
+    if training.max_pack != "auto":
+        return training.max_pack
     dtype = hardware.choose_dtype(training.precision, device)
     tokens = training.batch_size * float(work.train.lengths.mean())
-    each = max((_run_bytes(work, work.parameters(run), tokens, dtype) for run in runs), default=1.0)
+    packed = [run for run in runs if run.method.method != "full"]
+    each = max((_run_bytes(work, work.parameters(run), tokens, dtype) for run in packed), default=1.0)
     room = _SHARE_OF_MEMORY * hardware.free_memory(device) - _shared_bytes(work, dtype, device)
     return max(1, min(_FASTEST[device.type], int(room // each)))
 

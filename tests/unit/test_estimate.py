@@ -147,7 +147,7 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(
     def largest(*methods: Mapping[str, Any], free: float = 1e15, **training: Any) -> int:
         monkeypatch.setattr(hardware, "free_memory", lambda device: free)
         asked = study(Path(work.study.model), *methods, seeds=2, **training)
-        return largest_packs(asked, {TASK: replace(work, study=asked)}, CPU)[TASK]
+        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, CPU)[TASK]
 
     assert largest(max_pack=3) == 3
     assert largest() == 16

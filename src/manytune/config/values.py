@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -127,16 +127,13 @@ def _home_expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value
 
 
-def _eval_every(value: Any) -> Any:
-    if value == "epoch" or (type(value) is int and 1 <= value <= MOST):
-        return value
-    raise ValueError(f"it must be epoch, or a number of optimizer steps, at least 1 and at most {MOST}")
+def _word_or_count(word: str, counted: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value == word or (type(value) is int and 1 <= value <= MOST):
+            return value
+        raise ValueError(f"it must be {word}, or a number of {counted}, at least 1 and at most {MOST}")
 
-
-def _max_pack(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and 1 <= value <= MOST):
-        return value
-    raise ValueError(f"it must be auto, or a number of runs, at least 1 and at most {MOST}")
+    return check
 
 
 def _class_weights(value: Any) -> Any:
@@ -180,11 +177,11 @@ GradNorm = Annotated[
 ]
 EvalEvery = Annotated[
     Literal["epoch"] | int,
-    PlainValidator(_eval_every, json_schema_input_type=Literal["epoch"] | Count),
+    PlainValidator(_word_or_count("epoch", "optimizer steps"), json_schema_input_type=Literal["epoch"] | Count),
 ]
 MaxPack = Annotated[
     Literal["auto"] | int,
-    PlainValidator(_max_pack, json_schema_input_type=Literal["auto"] | Count),
+    PlainValidator(_word_or_count("auto", "runs"), json_schema_input_type=Literal["auto"] | Count),
 ]
 _Weights = Annotated[list[Positive], Field(min_length=1)]
 ClassWeights = Annotated[

@@ -90,7 +90,7 @@ def run_study(
         if ended:
             told.message(f"{len(ended)} of {len(runs)} runs have ended before.")
         works = _prepare(study, [run for run in runs if planned is None or run.id not in ended], told)
-        packs = planned or plan_packs(runs, largest_packs(study, works, chosen))
+        packs = planned or plan_packs(runs, largest_packs(runs, works, chosen))
         pending = [(pack, tuple(run for run in pack.runs if run.id not in ended)) for pack in packs]
         pending = [(pack, own) for pack, own in pending if own]
         backbones: dict[int, Backbone] = {}

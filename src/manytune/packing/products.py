@@ -23,7 +23,7 @@ class Product:
         """Take a matrix [out, in]; unless it is frozen, it may change between products."""
         self.weight = weight.detach()
         self._packed: tuple[Tensor, Tensor] | None = None
-        if frozen and can_pack(weight):
+        if frozen and _can_pack(weight):
             self._packed = _pack(self.weight), _pack(self.weight.t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Product:
         return torch.mm(grad, self.weight)
 
 
-def can_pack(weight: Tensor) -> bool:
+def _can_pack(weight: Tensor) -> bool:
     """Whether oneDNN keeps this matrix in a layout of its own."""
     return (
         weight.dtype == torch.bfloat16
