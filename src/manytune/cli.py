@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from importlib import resources
@@ -102,6 +103,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
 ) -> None:
     """Run a study, or go on with it.
 
@@ -125,16 +127,18 @@ def run(
         _print(*render_dry_run(study, device))
         return
     from manytune.executors import run_study
+    from manytune.interrupts import Interrupted
     from manytune.progress import make_progress
     from manytune.report import render
     from manytune.report.views import closing_lines
     from manytune.report.write import write_report
 
     try:
-        result = run_study(study, out, device=device, progress=make_progress(quiet))
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on with the runs that have not ended.", file=sys.stderr)
-        raise typer.Exit(130) from None
+        result = run_study(study, out, device=device, progress=make_progress(quiet), wait=wait)
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        print("Interrupted. The same command goes on from what is kept.", file=sys.stderr)
+        raise typer.Exit(128 + number) from None
     _print(render(result.tables))
     page = None
     if report and result.records:

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from manytune.errors import StoreError
 
-__all__ = ["read_bytes", "read_text", "sync", "sync_tree", "user_cache", "write_atomically", "write_file", "writing"]
+__all__ = [
+    "read_bytes",
+    "read_text",
+    "replacing",
+    "sync",
+    "sync_tree",
+    "user_cache",
+    "write_atomically",
+    "write_file",
+    "writing",
+]
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -67,14 +77,19 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write a file at, which then takes the place of `path`: whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same directory: a rename, no copy
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
+            sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

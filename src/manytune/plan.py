@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from manytune.config import Method, Study, Training, digest
+from manytune.config import MEANS, Method, Study, Training, digest
 from manytune.errors import StudyError
 
 __all__ = [
@@ -189,8 +189,7 @@ def _run_id(study: Study, task: str, method: Method, seed: int) -> str:
         "task": task,
         "method": {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method},
         "seed": seed,
-        # max_pack changes which runs train together, and a run's result does not depend on that.
-        "training": study.training.model_dump(mode="json", exclude={"max_pack"}, exclude_defaults=True),
+        "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
         "template": study.template,
         "selection": study.selection,
     }

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ __all__ = ["load", "restore", "save"]
 _FORMAT = 1
 _TENSORS = "snapshot.safetensors"
 _FACTS = "snapshot.json"
-_LEFT_BEHIND_SECONDS = 3600.0
-"""Writing takes seconds: what is that old beside a snapshot was left by a process that was killed."""
 
 
 def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
@@ -57,7 +54,6 @@ def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any])
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _replace(directory, temporary)
-        _clear(directory)
         return sum(path.stat().st_size for path in directory.iterdir())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be written: {error}.") from error
@@ -117,10 +113,3 @@ def _replace(directory: Path, new: Path) -> None:
             old.rename(directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _clear(directory: Path) -> None:
-    """Remove what processes that were killed left beside a snapshot."""
-    for left in directory.parent.glob(f".{directory.name}.*"):
-        if left.suffix in (".tmp", ".old") and left.stat().st_mtime < time.time() - _LEFT_BEHIND_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)

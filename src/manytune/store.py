@@ -8,6 +8,7 @@ OUT/runs/<run-id>/best/        the snapshot
 OUT/runs/<run-id>/predictions.npz, OUT/tasks/<task>/  see `evidence`
 OUT/packs/<pack-id>/           what a killed pack needs to go on
 OUT/report/                    the page, tables and figures
+OUT/lock                       who works on it, while someone does; see `lock`
 """
 
 from __future__ import annotations
@@ -169,6 +170,22 @@ class Store:
     def pack_dir(self, pack_id: str) -> Path:
         """Directory for what a killed pack needs to go on; whoever saves into it makes it."""
         return self.root / "packs" / _checked_id(pack_id, "pack")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half-written; for whoever alone works on the directory."""
+        with writing(self.root):
+            for path in (*self.root.rglob(".*.tmp"), *self.root.rglob(".*.old")):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def remove_pack(self, pack_id: str) -> None:
+        """Remove what a pack needed to go on."""
+        directory = self.pack_dir(pack_id)
+        with writing(directory):
+            if directory.exists():
+                shutil.rmtree(directory)
 
     @property
     def report_dir(self) -> Path:

@@ -21,7 +21,7 @@ from manytune.plan import Run, evaluation_steps, steps_per_epoch, total_steps, w
 from manytune.record import HistoryRow, RunState
 from manytune.tasks import Task
 
-__all__ = ["Listener", "Outcome", "PackData", "class_weights", "train_pack"]
+__all__ = ["Checkpoint", "Keeper", "Listener", "Outcome", "PackData", "class_weights", "train_pack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,8 @@ class Outcome:
         steps: Optimizer steps taken.
         train_seconds: The run's share of the pack's training time.
         eval_seconds: Its share of the time of evaluation.
+        losses: Of the steps since the last evaluation.
+        evaluations_since_best: How many found nothing better.
     """
 
     run: Run
@@ -71,13 +73,13 @@ class Outcome:
     steps: int = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
-    _losses: list[float] = field(default_factory=list)
-    _evaluations_since_best: int = 0
+    losses: list[float] = field(default_factory=list)
+    evaluations_since_best: int = 0
 
     def note_step(self, step: int, loss: float, seconds: float) -> None:
         """Take in one optimizer step."""
         self.steps = step
-        self._losses.append(loss)
+        self.losses.append(loss)
         self.train_seconds += seconds
 
     def note_evaluation(
@@ -90,32 +92,32 @@ class Outcome:
                 step=self.steps,
                 epoch=epoch,
                 samples_seen=samples_seen,
-                train_loss=sum(self._losses) / len(self._losses) if self._losses else None,
+                train_loss=sum(self.losses) / len(self.losses) if self.losses else None,
                 learning_rate=learning_rate,
                 eval_loss=evaluation.loss,
                 metrics=evaluation.scores,
                 seconds=seconds,
             )
         )
-        self._losses = []
+        self.losses = []
 
     def improved(self, metric: str) -> bool:
         """Whether the last evaluation beats the best one before it; the earlier of two equals stays best."""
         assert self.last is not None
         better = beats(metric, self.last, self.best)
-        self._evaluations_since_best = 0 if better else self._evaluations_since_best + 1
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
         return better
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether early stopping ends the run."""
-        return patience is not None and self._evaluations_since_best >= patience
+        return patience is not None and self.evaluations_since_best >= patience
 
     def fail(self, step: int) -> None:
         """End the run because its loss is not a number."""
         self.state = RunState.FAILED
         rate = f"{self.run.method.learning_rate:g}"
         self.failure = (
-            f"The training loss became {self._losses[-1]} at step {step}. The usual cause is a learning rate that "
+            f"The training loss became {self.losses[-1]} at step {step}. The usual cause is a learning rate that "
             f"is too high (it was {rate} at its peak): use a lower one, a longer warm-up, or max_grad_norm."
         )
 
@@ -124,6 +126,35 @@ class Outcome:
         if self.state is RunState.FINISHED and self.best is None:
             self.state = RunState.FAILED
             self.failure = "No evaluation gave a score that is a number."
+
+
+@dataclass
+class Checkpoint:
+    """All that is needed to go on with a pack after a step, to the bit: batches and dropout follow from the step.
+
+    Attributes:
+        step: Optimizer steps taken.
+        alive: Which runs are still in the pack.
+        outcomes: What became of each run so far.
+        tensors: The bank's dump.
+        seconds: Since the pack started.
+    """
+
+    step: int
+    alive: list[int]
+    outcomes: list[Outcome]
+    tensors: dict[str, Tensor]
+    seconds: float
+
+
+class Keeper(Protocol):
+    """Who keeps checkpoints."""
+
+    def due(self, step: int) -> bool:
+        """Whether one is wanted after this step, although nothing but the weights has changed."""
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep one; may raise to stop the training there."""
 
 
 class Listener(Protocol):
@@ -146,6 +177,8 @@ def train_pack(
     data: PackData,
     training: Training,
     listener: Listener,
+    keeper: Keeper | None = None,
+    start: Checkpoint | None = None,
 ) -> list[Outcome]:
     """Train the runs of a pack to their ends.
 
@@ -155,7 +188,10 @@ def train_pack(
         task: What they train for.
         data: The rows of each run.
         training: The settings that all runs share.
-        listener: Told of every step, evaluation and end.
+        listener: Told of every step, evaluation and end; of an end only when a checkpoint knows of it, so that whoever
+            goes on from there never trains a run again that has ended.
+        keeper: Given a checkpoint after every evaluation, when a run leaves, and when it says that one is due.
+        start: Where to go on from, with a model of the same runs that has not been trained.
 
     Returns:
         One outcome for each run, in the order of `runs`.
@@ -173,13 +209,20 @@ def train_pack(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
     )
-    outcomes = [Outcome(run) for run in runs]
+    outcomes = [Outcome(run) for run in runs] if start is None else start.outcomes
     batches = _Batches(data, runs, training.batch_size * training.accumulate)
     weights = class_weights(task, training, data)
     alive = list(range(len(runs)))
-    began = time.perf_counter()
+    first, began = 0, time.perf_counter()
+    if start is not None:
+        first, alive, began = start.step, start.alive, began - start.seconds
+        model.keep(alive)
+        model.bank.restore(start.tensors)
+        optimizer.steps = first
+        for index in set(range(len(runs))) - set(alive):
+            listener.ended(outcomes[index])
 
-    for step in range(total):
+    for step in range(first, total if alive else first):
         started = time.perf_counter()
         rows = batches.at(step, alive)
         losses = _forward_backward(model, task, data.train, rows, weights, alive, training.batch_size, step)
@@ -191,12 +234,13 @@ def train_pack(
             outcomes[index].note_step(done, loss, elapsed / len(alive))
         listener.step(done, losses)
 
-        leaving = [index for index, loss in zip(alive, losses, strict=True) if not math.isfinite(loss)]
-        for index in leaving:
+        gone = [index for index, loss in zip(alive, losses, strict=True) if not math.isfinite(loss)]
+        for index in gone:
             outcomes[index].fail(done)
-        alive = _shrink(model, alive, leaving, outcomes, listener)
+        alive = _shrink(model, alive, gone, outcomes)
 
-        if done in evaluations and alive:
+        evaluated = done in evaluations and bool(alive)
+        if evaluated:
             started = time.perf_counter()
             found = evaluate(model, task, data.select, [data.select_rows[index] for index in alive])
             elapsed = time.perf_counter() - started
@@ -215,11 +259,19 @@ def train_pack(
                     outcome.best_state = model.bank.state(position)
             listener.evaluated(done, [outcomes[index] for index in alive])
             leaving = [index for index in alive if outcomes[index].exhausted(training.early_stopping)]
-            alive = _shrink(model, alive, leaving, outcomes, listener)
+            if done == total:
+                leaving = alive
+            alive = _shrink(model, alive, leaving, outcomes)
+            gone = [*gone, *leaving]
+
+        if keeper is not None and (evaluated or gone or keeper.due(done)):
+            elapsed = time.perf_counter() - began
+            keeper.keep(Checkpoint(done, alive, outcomes, model.bank.dump(), elapsed))
+        for index in gone:
+            listener.ended(outcomes[index])
         if not alive:
             break
 
-    _shrink(model, alive, alive, outcomes, listener)
     return outcomes
 
 
@@ -275,7 +327,6 @@ def _shrink(
     alive: list[int],
     leaving: Sequence[int],
     outcomes: Sequence[Outcome],
-    listener: Listener,
 ) -> list[int]:
     """Let runs leave the pack; the others go on in a smaller one."""
     if not leaving:
@@ -286,7 +337,6 @@ def _shrink(
     model.keep([position for position, index in enumerate(alive) if index not in leaving])
     for index in leaving:
         outcomes[index].close()
-        listener.ended(outcomes[index])
     return [index for index in alive if index not in leaving]
 
 

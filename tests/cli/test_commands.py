@@ -341,7 +341,7 @@ class TestFailure:
         monkeypatch.setattr("manytune.executors.run_study", interrupt)
         done = command("run", write_study(tmp_path, tiny), "--out", "results", cwd=tmp_path)
         assert done.code == 130
-        assert done.err == "Interrupted. The same command goes on with the runs that have not ended.\n"
+        assert done.err == "Interrupted. The same command goes on from what is kept.\n"
 
 
 class TestDryRun:

@@ -627,7 +627,8 @@ class TestStudy:
         assert re.fullmatch("[0-9a-f]{12}", study().hash)
         same = study(training={"epochs": 3}, methods=[{"learning_rate": [2e-5], "method": "full"}])
         assert same.hash == study().hash
-        others = [{"name": "t"}, {"seeds": [1]}, {"training": {"max_pack": 4}}, {"methods": [LORA]}]
+        assert study(training={"max_pack": 4, "checkpoint_every": 7}).hash == study().hash
+        others = [{"name": "t"}, {"seeds": [1]}, {"training": {"epochs": 4}}, {"methods": [LORA]}]
         assert len({study(**changes).hash for changes in others} | {study().hash}) == 5
 
     def test_the_hash_is_the_same_everywhere(self):

@@ -19,15 +19,16 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = (
     *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
-    *("hardware", "sources", "data", "encodings", "backbones", "packing", "methods", "evaluate", "train", "workload"),
-    *("snapshot", "stats", "report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
+    *("lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones", "packing", "methods", "evaluate"),
+    *("train", "checkpoints", "workload", "snapshot", "stats", "report", "progress", "parameters", "estimate"),
+    *("dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
         *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
-        *("stats", "report", "progress", "cli"),
+        *("lock", "interrupts", "stats", "report", "progress", "cli"),
     }
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,10 +60,6 @@ def test_its_files_are_safetensors_and_json(saved: Path) -> None:
 
 def test_a_snapshot_that_is_there_is_replaced(saved: Path) -> None:
     (saved / "stray").touch()
-    # What processes that were killed in the midst of it left behind long ago.
-    for name in (".best.tmp", ".best.0badcafe.tmp", ".best.0badcafe.old"):
-        (saved.with_name(name) / "deep").mkdir(parents=True)
-        os.utime(saved.with_name(name), (0, 0))
     snapshot.save(saved, state_of(2.0), {"run_id": "other"})
     state, facts = snapshot.load(saved)
     assert_same(state, state_of(2.0))

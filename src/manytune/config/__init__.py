@@ -13,12 +13,13 @@ study.py     Training and Study
 from __future__ import annotations
 
 from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, choose_methods, make_method
-from manytune.config.study import Study, Training, digest, study_json_schema
+from manytune.config.study import MEANS, Study, Training, digest, study_json_schema
 from manytune.config.sweeps import Sweep
 from manytune.config.values import DEVICES, check_device
 
 __all__ = [
     "DEVICES",
+    "MEANS",
     "METHODS",
     "BitFit",
     "Full",

@@ -26,6 +26,7 @@ from manytune.config.source import KeyPath, Source, dump, read
 from manytune.config.sweeps import AnySweep
 from manytune.config.values import (
     MOST,
+    CheckpointEvery,
     ClassWeights,
     Count,
     EvalEvery,
@@ -46,7 +47,10 @@ from manytune.config.values import (
 from manytune.errors import StudyError, choices
 from manytune.tasks import TASKS
 
-__all__ = ["Study", "Training", "digest", "study_json_schema"]
+__all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
+
+MEANS: set[str] = {"checkpoint_every", "max_pack"}
+"""Training settings that say how results are reached: no result depends on them, so they may change on the way."""
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP = 0
@@ -92,6 +96,9 @@ class Training(Frozen):
     training data), or a list with one number a class."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the backbone's computations; auto is bf16 where the hardware is fast at it."""
+    checkpoint_every: CheckpointEvery = "auto"
+    """When to write what a pack that is killed goes on from: every so many optimizer steps, or, auto, every five
+    minutes; and always after an evaluation and before a run ends. It changes no result."""
     max_pack: MaxPack = "auto"
     """Most runs that train together over one copy of the backbone: changes speed and memory, not results. Auto is as
     many as make it faster and fit into memory."""
@@ -170,8 +177,8 @@ class Study(Frozen):
 
     @property
     def hash(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON."""
-        return digest(self.model_dump(mode="json"), 12)
+        """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON, `MEANS` left out."""
+        return digest(self.model_dump(mode="json", exclude={"training": MEANS}), 12)
 
     def to_yaml(self) -> str:
         """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""

@@ -179,6 +179,10 @@ EvalEvery = Annotated[
     Literal["epoch"] | int,
     PlainValidator(_word_or_count("epoch", "optimizer steps"), json_schema_input_type=Literal["epoch"] | Count),
 ]
+CheckpointEvery = Annotated[
+    Literal["auto"] | int,
+    PlainValidator(_word_or_count("auto", "optimizer steps"), json_schema_input_type=Literal["auto"] | Count),
+]
 MaxPack = Annotated[
     Literal["auto"] | int,
     PlainValidator(_word_or_count("auto", "runs"), json_schema_input_type=Literal["auto"] | Count),

@@ -77,6 +77,7 @@ class BankTensor:
         moments: What the optimizer keeps of it, by name, with a leading dimension for the runs.
         low: `value` in the activations' dtype, which products read, and which then gets the gradient; the optimizer
             keeps it in step. None where products read `value` itself.
+        touched_rows: What `touched` gives, once it has been asked for.
     """
 
     name: str
@@ -87,7 +88,7 @@ class BankTensor:
     transposed: bool = False
     moments: dict[str, Tensor] = field(default_factory=dict)
     low: nn.Parameter | None = None
-    _touched: Tensor | None = None
+    touched_rows: Tensor | None = None
 
     @property
     def grad(self) -> Tensor | None:
@@ -114,9 +115,9 @@ class BankTensor:
     @property
     def touched(self) -> Tensor:
         """[rows] uint8 of a tensor of one run: 1 for the rows that ever had a gradient, as their moments tell."""
-        if self._touched is None:
-            self._touched = self.moments["mean_square"][0].flatten(1).any(1).to(torch.uint8)
-        return self._touched
+        if self.touched_rows is None:
+            self.touched_rows = self.moments["mean_square"][0].flatten(1).any(1).to(torch.uint8)
+        return self.touched_rows
 
     def stack(self, tensor: Tensor) -> Tensor:
         """A tensor shaped like `value`, with a leading dimension for the runs."""
@@ -141,6 +142,14 @@ class BankTensor:
         if tensor.shape != own.shape:
             raise ValueError(f"{self.name} has the shape {tuple(own.shape)}, not {tuple(tensor.shape)}")
         own.copy_(tensor)
+        self._refresh_low()
+
+    def overwrite(self, value: Tensor) -> None:
+        """Overwrite the tensors of all runs with what has the shape of `value`."""
+        self.value.detach().copy_(value)
+        self._refresh_low()
+
+    def _refresh_low(self) -> None:
         if self.low is not None:
             self.low.detach().copy_(self.value.detach())
 
@@ -186,6 +195,38 @@ class Bank:
             raise KeyError(f"tensors that do not match: {sorted(tensors.keys() ^ state.keys())}")
         for name, tensor in tensors.items():
             tensor.set(run, state[name])
+
+    def dump(self) -> dict[str, Tensor]:
+        """All that training changes, on the CPU, as it is held: each tensor's value, moments and touched rows."""
+        found: dict[str, Tensor] = {}
+        for index, tensor in enumerate(self.tensors):
+            parts = {"value": tensor.value.detach(), **tensor.moments}
+            if tensor.touched_rows is not None:
+                parts["touched"] = tensor.touched_rows
+            found |= {f"{index}.{tensor.name}.{part}": data.cpu().contiguous() for part, data in parts.items()}
+        return found
+
+    def restore(self, found: Mapping[str, Tensor]) -> None:
+        """Take over what `dump` gave of a bank of the same runs.
+
+        Raises:
+            ValueError: It is of another bank.
+        """
+        parts: list[dict[str, Tensor]] = [{} for _ in self.tensors]
+        for key, data in found.items():
+            index, _, rest = key.partition(".")
+            name, _, part = rest.rpartition(".")
+            if int(index) >= len(parts) or self.tensors[int(index)].name != name:
+                raise ValueError(f"the bank does not hold {key}")
+            parts[int(index)][part] = data
+        for tensor, own in zip(self.tensors, parts, strict=True):
+            value = own.pop("value", None)
+            if value is None or value.shape != tensor.value.shape:
+                raise ValueError(f"{tensor.name} is missing or has another shape")
+            tensor.overwrite(value)
+            touched = own.pop("touched", None)
+            tensor.touched_rows = None if touched is None else touched.to(tensor.value.device)
+            tensor.moments = {part: data.to(tensor.value.device) for part, data in own.items()}
 
     def collect_grads(self) -> None:
         """Make room for the gradients of another micro-batch of the same step."""

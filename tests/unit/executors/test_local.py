@@ -18,7 +18,9 @@ from manytune import metrics, snapshot
 from manytune.config import Study
 from manytune.errors import DataError
 from manytune.evaluate import Evaluation, evaluate
-from manytune.executors import StudyResult, local, run_study
+from manytune.executors import StudyResult, run_study
+from manytune.executors.job import PackJob
+from manytune.interrupts import StopRequest
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import RunState
 from manytune.store import Store
@@ -116,7 +118,7 @@ def test_a_run_that_is_constant_on_the_selecting_rows_alone_has_not_collapsed(
 def test_a_run_that_is_constant_on_dev_has_collapsed_and_scores_0(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manytune.executors.local.evaluate", constant)
+    monkeypatch.setattr("manytune.executors.job.evaluate", constant)
     result, told = run(small(tiny, selection="train-split"), tmp_path)
     assert [(record.state, record.best_score) for record in result.records] == [(COLLAPSED, 0.0)] * 2
     for record in result.records:
@@ -158,7 +160,7 @@ def test_with_a_split_of_train_dev_is_scored_once(
         return evaluate(model, task, data, rows)
 
     monkeypatch.setattr("manytune.train.evaluate", falling)
-    monkeypatch.setattr("manytune.executors.local.evaluate", counted)
+    monkeypatch.setattr("manytune.executors.job.evaluate", counted)
     result, _ = run(small(tiny, seeds=[0], selection=selection), tmp_path)
     (record,) = result.records
     assert len(scored) == times
@@ -173,7 +175,9 @@ def test_the_best_run_that_is_told_of_is_best_by_the_metrics_own_direction(monke
     told = Told()
     task = replace(get_task(TASK), metrics=("pearson",))
     cpu = torch.device("cpu")
-    job: Any = local._PackJob(None, SimpleNamespace(task=task), None, None, (), cpu, told)  # type: ignore[arg-type]
+    store = SimpleNamespace(pack_dir=lambda name: Path(name))
+    pack, work = SimpleNamespace(id="pack", runs=()), SimpleNamespace(task=task, study=small(Path("no-model")))
+    job: Any = PackJob(store, None, work, None, pack, (), cpu, told, StopRequest())  # type: ignore[arg-type]
     outcomes = []
     for name, score in (("a", 0.3), ("b", 0.1), ("c", 0.2)):
         found = Evaluation({"pearson": score}, 0.5, False, np.arange(2))
@@ -204,8 +208,8 @@ def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
         return evaluate(*args)
 
     monkeypatch.setattr("manytune.hardware.PeakMemory", Memory)
-    monkeypatch.setattr("manytune.executors.local.train_pack", train)
-    monkeypatch.setattr("manytune.executors.local.evaluate", score)
+    monkeypatch.setattr("manytune.executors.job.train_pack", train)
+    monkeypatch.setattr("manytune.executors.job.evaluate", score)
     result, _ = run(small(tiny), tmp_path)
     assert [record.cost.peak_memory_bytes for record in result.records] == [100, 100]
 
@@ -217,10 +221,12 @@ def failing(error: Exception, *, after: int = 0) -> Callable[..., list[Outcome]]
     """A training of packs that raises in the first of them, when `after` of its runs have ended."""
     calls = []
 
-    def train(model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, told: Any) -> list[Outcome]:
+    def train(
+        model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, told: Any, *others: Any
+    ) -> list[Outcome]:
         calls.append(runs)
         if len(calls) > 1:
-            return train_pack(model, runs, task, data, training, told)
+            return train_pack(model, runs, task, data, training, told, *others)
         for each in runs[:after]:
             told.ended(Outcome(each, state=FAILED, failure="Its own reason."))
         raise error
@@ -232,7 +238,7 @@ def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = RuntimeError("the device is gone\nand more of it")
-    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error, after=1))
+    monkeypatch.setattr("manytune.executors.job.train_pack", failing(error, after=1))
     result, told = run(small(tiny, [LORA, HEAD]), tmp_path)
     lora, head = result.records[:2], result.records[2:]
     assert [record.failure for record in lora] == ["Its own reason.", "RuntimeError: the device is gone"]
@@ -252,7 +258,7 @@ def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
 def test_of_too_little_memory_the_record_says_what_to_do(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error))
+    monkeypatch.setattr("manytune.executors.job.train_pack", failing(error))
     result, _ = run(small(tiny), tmp_path)
     assert len(result.failed) == 2
     for record in result.failed:
@@ -264,7 +270,7 @@ def test_of_too_little_memory_the_record_says_what_to_do(
 def test_what_a_user_does_or_can_mend_ends_the_study(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
-    monkeypatch.setattr("manytune.executors.local.train_pack", failing(error))
+    monkeypatch.setattr("manytune.executors.job.train_pack", failing(error))
     with pytest.raises(type(error)):
         run(small(tiny), tmp_path)
     assert Store.open(tmp_path).finished_runs() == {}

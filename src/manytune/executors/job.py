@@ -1,0 +1,280 @@
+"""One pack from its first step, or its last checkpoint, to the records of its runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manytune import hardware, snapshot
+from manytune.backbones import Backbone
+from manytune.checkpoints import Checkpoints
+from manytune.evaluate import Evaluation, beats, evaluate
+from manytune.interrupts import StopRequest
+from manytune.lock import Lock
+from manytune.packing import Member, PackedModel
+from manytune.packing.kernels import kernel_path
+from manytune.plan import Pack, Run, total_steps
+from manytune.progress import Progress
+from manytune.record import Cost, Parameters, Provenance, RunRecord, RunState
+from manytune.store import Store
+from manytune.train import Checkpoint, Outcome, train_pack
+from manytune.workload import TaskWork
+
+__all__ = ["PackJob"]
+
+_COLLAPSE_ADVICE = (
+    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
+)
+_MEMORY_ADVICE = "Lower training.max_pack or training.batch_size, in a study of another --out."
+
+
+class PackJob:
+    """Train one pack and write what its runs came to, each as it ends."""
+
+    def __init__(
+        self,
+        store: Store,
+        lock: Lock,
+        work: TaskWork,
+        backbone: Backbone,
+        pack: Pack,
+        ended: Sequence[str],
+        device: torch.device,
+        told: Progress,
+        stop: StopRequest,
+    ) -> None:
+        """Take on a pack.
+
+        Args:
+            store: Where everything is written to.
+            lock: Looked at before anything is written.
+            work: The pack's task and data.
+            backbone: What its runs start from.
+            pack: The runs, some of which may have ended before.
+            ended: Ids of runs that have a record.
+            device: Where to train.
+            told: Told how it goes.
+            stop: Obeyed when a checkpoint, or a record, is on the disk.
+        """
+        self.store = store
+        self.lock = lock
+        self.work = work
+        self.backbone = backbone
+        self.pack = pack
+        self.runs: Sequence[Run] = pack.runs
+        self.device = device
+        self.told = told
+        self.stop = stop
+        self.started = datetime.now(UTC)
+        self.memory = hardware.PeakMemory(device)
+        self._peak_bytes: int | None = None
+        self._bests: dict[str, Evaluation] = {}
+        self._recorded = set(ended)
+        self._checkpoints = self._open_checkpoints()
+
+    def execute(self) -> None:
+        """Train, score and record."""
+        clock = time.perf_counter()
+        training = self.work.study.training
+        start = self._resume()
+        if start is None:  # of runs that ended before without a checkpoint to go on from, the others need nothing
+            self._checkpoints.runs = [run for run in self.pack.runs if run.id not in self._recorded]
+        self.runs = self._checkpoints.runs
+        members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
+        dtype = hardware.choose_dtype(training.precision, self.device)
+        model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
+        data = self.work.pack_data(self.runs)
+        total = total_steps(training, len(data.train_rows[0]))
+        pending = [run.id for run in self.runs if run.id not in self._recorded]
+        self.told.pack_started(self.pack.id, self.pack.task, pending, total)
+        train_pack(model, self.runs, self.work.task, data, training, self, self, start)
+        self.store.remove_pack(self.pack.id)
+        self.told.pack_finished(time.perf_counter() - clock)
+
+    def _open_checkpoints(self) -> Checkpoints:
+        # What a result depends on to the bit, beside the study and the data; the thread count is told of alone.
+        facts = {
+            "kernels": kernel_path(self.device),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "started": self.started.isoformat(),
+        }
+        every = self.work.study.training.checkpoint_every
+        directory = self.store.pack_dir(self.pack.id)
+        return Checkpoints(directory, self.pack.runs, None if every == "auto" else every, facts)
+
+    def _resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from, if there is one that this machine can go on from."""
+        found = self._checkpoints.newest(lambda text: self.told.message(text, "warning"))
+        if found is None:
+            return None
+        checkpoint, facts = found
+        here = self._checkpoints.facts
+        for name in ("kernels", "device"):
+            if facts[name] != here[name]:
+                self.told.message(
+                    f"The pack {self.pack.id} was begun with {name}: {facts[name]}, and here it is {here[name]}. "
+                    "A run never changes that on its way, so the pack starts anew.",
+                    "warning",
+                )
+                return None
+        if facts["threads"] != here["threads"]:
+            self.told.message(
+                f"The pack {self.pack.id} was begun with {facts['threads']} threads, and goes on with "
+                f"{here['threads']}: the results agree to rounding, not to the bit.",
+                "warning",
+            )
+        self.started = datetime.fromisoformat(facts["started"])
+        here["started"] = facts["started"]
+        self.told.message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
+        return checkpoint
+
+    def fail(self, error: Exception) -> None:
+        """Record why the runs that have no record yet could not go on."""
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
+        for run in self.runs:
+            if run.id not in self._recorded:
+                self._write(Outcome(run, state=RunState.FAILED, failure=reason))
+
+    # What the training loop asks for
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted."""
+        return self.stop.number is not None or self._checkpoints.due(step)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, and then stop if that was asked for."""
+        self.lock.check()
+        self._checkpoints.keep(checkpoint)
+        self.stop.obey()
+
+    # What the training loop tells
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        """Pass a step on."""
+        self.told.step(step, losses)
+
+    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """Pass an evaluation on."""
+        metric = self.work.task.primary_metric
+        scores = {o.run.id: o.last.scores[metric] for o in outcomes if o.last is not None}
+        self._bests |= {o.run.id: o.best for o in outcomes if o.best is not None}
+        best: str | None = None
+        for run_id, found in self._bests.items():
+            if best is None or beats(metric, found, self._bests[best]):
+                best = run_id
+        if best is not None:
+            self.told.evaluated(step, scores, (best, self._bests[best].scores[metric]))
+
+    def ended(self, outcome: Outcome) -> None:
+        """Write the run's history and snapshot, score the snapshot as it was written, write the record."""
+        if outcome.run.id in self._recorded:
+            return
+        self.stop.obey()  # a checkpoint holds all that is needed to do this later
+        self.lock.check()
+        self.store.write_history(outcome.run.id, outcome.history)
+        self._write(outcome)
+
+    def _write(self, outcome: Outcome) -> None:
+        self.lock.check()
+        held = self.memory.bytes()
+        self._peak_bytes = max(self._peak_bytes or 0, held) if held is not None else None
+        record = self._record(outcome)
+        self.memory = hardware.PeakMemory(self.device)  # what scoring took is no part of what training takes
+        self.store.write_record(record)
+        self._recorded.add(record.run_id)
+        advice = _COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
+        self.told.run_ended(record.run_id, record.state, record.failure or advice)
+
+    def _record(self, outcome: Outcome) -> RunRecord:
+        run, task = outcome.run, self.work.task
+        best = last = None
+        snapshot_bytes = None
+        if outcome.best_state:
+            directory = self.store.snapshot_dir(run.id)
+            snapshot_bytes = snapshot.save(directory, outcome.best_state, self._facts(run))
+            best = self._score(run, snapshot.load(directory)[0])
+            assert best.logits is not None
+            self.store.write_predictions(run.id, best.logits)
+            # Where a share of train selects, dev is scored once, with what was selected.
+            if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
+                last = self._score(run, outcome.last_state) if outcome.last_state else best
+        state = outcome.state
+        notes = list(self.work.notes)
+        if state is RunState.FINISHED and best is not None and best.collapsed:
+            state = RunState.COLLAPSED
+        if state is RunState.COLLAPSED:
+            notes.insert(0, _COLLAPSE_ADVICE)
+        samples = outcome.history[-1].samples_seen if outcome.history else None
+        metric = task.primary_metric
+        return RunRecord(
+            run_id=run.id,
+            study=self.work.study.name,
+            study_hash=self.work.study.hash,
+            task=task.name,
+            model=run.model,
+            method=run.method.method,
+            label=run.label,
+            hyperparameters={
+                **run.method.hyperparameters(),
+                "training": self.work.study.training.model_dump(mode="json"),
+            },
+            template=self.work.study.template,
+            selection=self.work.study.selection,
+            seed=run.seed,
+            state=state,
+            failure=outcome.failure,
+            notes=notes,
+            primary_metric=metric,
+            best_score=best.scores[metric] if best else None,
+            best_step=outcome.best_step,
+            last_score=last.scores[metric] if last else None,
+            last_collapsed=bool(last and last.collapsed),
+            scores=best.scores if best else {},
+            last_scores=last.scores if last else {},
+            epochs_done=outcome.history[-1].epoch if outcome.history else None,
+            steps=outcome.steps or None,
+            parameters=Parameters(**asdict(self.work.parameters(run))),
+            cost=Cost(
+                train_seconds=outcome.train_seconds if outcome.steps else None,
+                eval_seconds=outcome.eval_seconds if outcome.steps else None,
+                peak_memory_bytes=self._peak_bytes,
+                samples_per_second=samples / outcome.train_seconds if samples else None,
+                snapshot_bytes=snapshot_bytes,
+                pack_size=len(self.runs),
+            ),
+            provenance=Provenance(
+                versions=hardware.versions(),
+                model_revision=self.backbone.revision,
+                data_fingerprint=self.work.fingerprint,
+                git_commit=hardware.git_commit(),
+                hardware={**hardware.describe(self.device), "kernels": kernel_path(self.device)},
+                started=self.started,
+                finished=datetime.now(UTC),
+            ),
+        )
+
+    def _facts(self, run: Run) -> dict[str, object]:
+        return {
+            "run_id": run.id,
+            "model": run.model,
+            "model_revision": self.backbone.revision,
+            "task": run.task,
+            "outputs": self.work.task.num_outputs,
+            "method": run.method.model_dump(mode="json"),
+            "seed": run.seed,
+        }
+
+    def _score(self, run: Run, state: dict[str, Tensor]) -> Evaluation:
+        """Score a run's tensors on dev, alone and in fp32 from the original backbone."""
+        model = snapshot.restore(self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device)
+        rows = np.arange(self.work.dev.size)
+        return evaluate(model, self.work.task, self.work.dev, [rows])[0]

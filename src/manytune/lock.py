@@ -1,0 +1,239 @@
+"""One process at a time works on a study directory.
+
+DIR/lock says who: it is made by a hard link, which either succeeds or finds that there is one, on shared file systems
+too, where flock may do nothing. Its holder touches it every few seconds. A lock is left over where its process is
+dead, or, if that was on another machine, where nobody has touched it for a while.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from manytune.errors import StoreError
+from manytune.files import writing
+
+__all__ = ["Lock"]
+
+_BEAT_SECONDS = 10.0
+_PATIENCE_SECONDS = 90.0
+"""How long a lock of another machine must go untouched; network file systems may show that late by a minute."""
+
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock."""
+
+    pid: int
+    host: str
+    since: str
+    """Date and time, with time zone."""
+    place: str
+    """The machine since its last start, and the space of process ids: only within it do they mean anything."""
+    started: float | None
+    """When the process started, in seconds since 1970: process ids are used again."""
+    token: str
+
+    @classmethod
+    def here(cls) -> Self:
+        """This process."""
+        pid = os.getpid()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(pid, socket.gethostname(), since, _place(), _started(pid), secrets.token_hex(8))
+
+    def alive(self) -> bool | None:
+        """Whether its process lives; None where that cannot be seen from here."""
+        if self.place != _place():
+            return None
+        started = _started(self.pid)
+        return started is not None and (self.started is None or abs(started - self.started) < 1.0)
+
+
+class Lock:
+    """The lock of one directory.
+
+    Attributes:
+        directory: What is locked.
+    """
+
+    def __init__(self, directory: Path, told: Callable[[str], None], *, wait: bool = False) -> None:
+        """Look at a directory; nothing is locked yet.
+
+        Args:
+            directory: What to lock; it may be missing as long as it is only looked at.
+            told: Given a sentence where there is a reason to wait.
+            wait: Wait for another process to end, rather than refuse.
+        """
+        self.directory = directory
+        self._told = told
+        self._wait = wait
+        self._file = directory / "lock"
+        self._me: _Holder | None = None
+        self._lost = threading.Event()
+
+    def look(self) -> None:
+        """Wait, or refuse, as long as another process holds the lock.
+
+        Raises:
+            StoreError: Another process holds it, and we are not to wait.
+        """
+        said = False
+        while (holder := self._read()) is not None and not self._left_over(holder):
+            who = f"the process {holder.pid} on {holder.host}, since {holder.since}"
+            if not self._wait:
+                raise StoreError(
+                    f"{self.directory} is in use: {who}, runs a study in it. "
+                    "Let it end, wait for it with --wait, or give another --out."
+                )
+            if not said:
+                self._told(f"Waiting for {who}, which runs a study in {self.directory}.")
+                said = True
+            time.sleep(_LOOK_SECONDS)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock, for as long as the context lasts.
+
+        Raises:
+            StoreError: Another process holds it, or it cannot be written.
+        """
+        me = _Holder.here()
+        while not self._take(me):
+            self.look()
+        self._me = me
+        done = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(done,), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beat.join()
+            self._me = None
+            if not self._lost.is_set() and self._read() == me:
+                self._file.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Refuse to go on once another process has taken the lock over.
+
+        Raises:
+            StoreError: It has.
+        """
+        if self._lost.is_set():
+            raise StoreError(
+                f"Another process has taken {self.directory} over, because this one seemed to be dead. "
+                "What it did until then is kept."
+            )
+
+    def _take(self, me: _Holder) -> bool:
+        """Make the lock, unless somebody who lives has it."""
+        holder = self._read()
+        if holder is not None:
+            if not self._left_over(holder):
+                return False
+            self._remove(holder)
+        text = json.dumps(asdict(me))
+        temporary = self._file.with_name(f".lock.{me.token}.tmp")
+        with writing(self._file):
+            try:
+                temporary.write_text(text)
+                try:
+                    os.link(temporary, self._file)
+                except FileExistsError:
+                    return False
+                except OSError:  # no hard links on this file system
+                    with self._file.open("x") as file:
+                        file.write(text)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    def _remove(self, judged: _Holder) -> None:
+        """Take away a lock that was left over, and no other that came in its place in the meantime."""
+        aside = self._file.with_name(f".lock.{secrets.token_hex(8)}.tmp")
+        with writing(self._file):
+            try:
+                self._file.rename(aside)
+            except FileNotFoundError:
+                return
+            if _holder_in(aside) != judged:
+                with suppress(OSError):
+                    os.link(aside, self._file)
+            aside.unlink(missing_ok=True)
+
+    def _left_over(self, holder: _Holder) -> bool:
+        alive = holder.alive()
+        if alive is not None:
+            return not alive
+        self._told(f"{self._file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
+        touched, end = self._touched(), time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+            if self._touched() != touched or self._read() != holder:
+                return False
+        return True
+
+    def _read(self) -> _Holder | None:
+        """Who holds the lock; None if nobody does."""
+        return _holder_in(self._file)
+
+    def _touched(self) -> int | None:
+        try:
+            return self._file.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _beat(self, done: threading.Event) -> None:
+        while not done.wait(_BEAT_SECONDS):
+            if self._read() != self._me:
+                self._lost.set()
+                return
+            with suppress(OSError):
+                os.utime(self._file)
+
+
+def _holder_in(file: Path) -> _Holder | None:
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror or error}.") from error
+    try:
+        return _Holder(**json.loads(text))
+    except (ValueError, TypeError):  # cut short, where there are no hard links: of somebody who cannot be seen
+        return _Holder(0, "an unknown machine", "an unknown time", "", None, text)
+
+
+def _place() -> str:
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _started(pid: int) -> float | None:
+    """When a process started; None if there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None

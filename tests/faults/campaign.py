@@ -1,0 +1,210 @@
+"""Kill a study at random moments, let it go on each time, and compare its end with that of one never disturbed.
+
+    python tests/faults/campaign.py --kills 300 --out docs/results/faults/kills.json
+
+The study has a pack of LoRA and BitFit runs of which one stops early and one fails, a run of full fine-tuning, and
+heads. A child process runs it and writes its report; it is killed by SIGKILL at a random moment of a phase chosen by
+turns. When the study has ended it is compared, and the next one begins, until there were enough kills.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a child of a process that has threads may hang
+
+import argparse
+import io
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_char
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from rich.console import Console
+
+from manytune import checkpoints, snapshot, train
+from manytune.config import Study
+from manytune.executors import job, run_study
+from manytune.files import write_file
+from manytune.progress import QuietProgress
+from manytune.report import write
+from manytune.store import Store
+from tiny import make_tiny
+
+PHASES = ("start", "training", "evaluation", "checkpoint", "snapshot", "record", "report")
+CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
+"""Fields of a record that are never compared."""
+
+_context = multiprocessing.get_context("fork")
+_phase = _context.Value(c_char, b"\0", lock=False)
+
+
+def study(model: Path) -> Study:
+    """Three packs; the second LoRA run stops early, and the one with the absurd rate fails."""
+    return Study.from_dict(
+        {
+            "name": "killed",
+            "model": str(model),
+            "tasks": ["builtin-similarity"],
+            "seeds": [0, 1],
+            "training": {
+                "max_steps": 30,
+                "eval_every": 5,
+                "checkpoint_every": 2,
+                "early_stopping": 2,
+                "warmup_steps": 3,
+            },
+            "methods": [
+                {"method": "full", "learning_rate": 1e-3},
+                {"method": "bitfit", "learning_rate": 1e-3},
+                {"method": "lora", "rank": [2, 4], "dropout": 0.1, "learning_rate": 1e-3},
+                {"method": "lora", "rank": 2, "learning_rate": 1e30},
+                {"method": "head", "learning_rate": 1e-2},
+            ],
+        }
+    )
+
+
+@contextmanager
+def phases() -> Iterator[None]:
+    """Note in shared memory what the process is doing."""
+
+    def within(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            before, _phase.value = _phase.value, bytes([PHASES.index(name)])
+            try:
+                return real(*given, **named)
+            finally:
+                _phase.value = before
+
+        return call
+
+    for owner, attribute, name in (
+        (job, "train_pack", "training"),
+        (train, "evaluate", "evaluation"),
+        (checkpoints.Checkpoints, "keep", "checkpoint"),
+        (checkpoints.Checkpoints, "newest", "checkpoint"),
+        (snapshot, "save", "snapshot"),
+        (Store, "write_record", "record"),
+        (write, "write_report", "report"),
+    ):
+        setattr(owner, attribute, within(name, getattr(owner, attribute)))
+    yield
+
+
+def whole(what: Study, out: Path) -> None:
+    """What `manytune run` does, in this process."""
+    torch.set_num_threads(1)
+    with phases():
+        run_study(what, out, device="cpu", progress=QuietProgress(Console(file=io.StringIO())))
+        write.write_report([out])
+
+
+def start(what: Study, out: Path) -> Any:
+    _phase.value = b"\0"
+    child = _context.Process(target=whole, args=(what, out))
+    child.start()
+    return child
+
+
+def content(out: Path) -> dict[str, Any]:
+    """Every file of a study directory, clock fields and the report aside."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if path.is_dir() or name.startswith("report/"):
+            continue
+        if path.name == "record.json":
+            found[name] = _without_clocks(json.loads(path.read_text()))
+        elif path.name == "history.csv":
+            found[name] = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _without_clocks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_clocks(inner) for key, inner in value.items() if key not in CLOCKS}
+    return value
+
+
+def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Kill that many times, and compare every study's end.
+
+    Returns:
+        Kills by phase, the number of studies, and the files that differ (none, it is to be hoped).
+    """
+    draw = random.Random(seed)
+    what = study(make_tiny(folder / "model"))
+    undisturbed = folder / "undisturbed"
+    child = start(what, undisturbed)
+    child.join()
+    assert child.exitcode == 0
+    wanted = content(undisturbed)
+    done: Counter[str] = Counter()
+    differing: list[str] = []
+    studies = 0
+    while sum(done.values()) < kills or studies == 0:
+        out = folder / f"killed-{studies}"
+        while True:
+            child = start(what, out)
+            enough = sum(done.values()) >= kills
+            target = PHASES[sum(done.values()) % len(PHASES)]
+            delay = draw.random() * 0.03 if target != "start" else draw.random()
+            deadline = time.monotonic() + draw.random() * 2 + 1  # where the phase does not come, at any moment
+            while child.is_alive() and (enough or (PHASES[_phase.value[0]] != target and time.monotonic() < deadline)):
+                time.sleep(0.0005)
+            time.sleep(delay if child.is_alive() else 0)
+            phase = PHASES[_phase.value[0]]
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            if child.exitcode == 0:
+                break
+            if child.exitcode != -signal.SIGKILL:
+                raise SystemExit(f"a study that went on ended with {child.exitcode}")
+            done[phase] += 1
+        found = content(out)
+        differing += [
+            f"killed-{studies}/{name}" for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        ]
+        if not (out / "report" / "index.html").is_file():
+            differing.append(f"killed-{studies}/report")
+        studies += 1
+        print(f"{sum(done.values())} kills, {studies} studies, {len(differing)} files differ", flush=True)
+        if not differing:
+            shutil.rmtree(out)
+    return {"kills": sum(done.values()), "phases": dict(done), "studies": studies, "differing": sorted(differing)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", type=Path, help="keep the directories here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = campaign(options.kills, options.seed, options.folder or Path(folder))
+    print(json.dumps(result))
+    if options.out:
+        write_file(options.out, json.dumps(result, indent=2) + "\n")
+    sys.exit(bool(result["differing"]))
+
+
+if __name__ == "__main__":
+    main()
