@@ -164,7 +164,7 @@ class Checkpoints:
             except (ValueError, KeyError, TypeError, AttributeError):
                 kept.discard(path.name)  # damaged: of no use to anyone
         for path in self.directory.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and (path.suffix in (".json", ".safetensors", ".tmp")):
                 path.unlink(missing_ok=True)
 
 

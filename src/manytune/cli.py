@@ -104,6 +104,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Go on although study, data or versions differ from the directory's."),
+    ] = False,
 ) -> None:
     """Run a study, or go on with it.
 
@@ -118,7 +123,7 @@ def run(
     plan_runs(study)
     check_device(device)
     if out is not None:
-        Store.check(out, study)
+        Store.check(out, study, accept_changes=accept_changes)
     elif not dry_run:
         raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
     if out is None or dry_run:
@@ -134,7 +139,15 @@ def run(
     from manytune.report.write import write_report
 
     try:
-        result = run_study(study, out, device=device, progress=make_progress(quiet), wait=wait)
+        result = run_study(
+            study,
+            out,
+            device=device,
+            progress=make_progress(quiet),
+            wait=wait,
+            retry_failed=retry_failed,
+            accept_changes=accept_changes,
+        )
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         print("Interrupted. The same command goes on from what is kept.", file=sys.stderr)

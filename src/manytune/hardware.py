@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -35,6 +36,9 @@ _AVAILABLE: dict[str, Callable[[], bool]] = {
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch's allocators say."""
 
 _PACKAGES = (
     "torch",
@@ -140,6 +144,44 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What torch raises on a CPU is a RuntimeError like any other.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def let_go_of_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def oom_kills() -> str | None:
+    """How often the system has killed processes of this one's group because memory ran out; None if not known.
+
+    It is a text that holds the machine's start too: only of one start do two figures compare.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers in ("", "memory"):  # the second and the first version of control groups
+            root = Path("/sys/fs/cgroup", controllers)
+            # In a container the own group may be the root of what is seen.
+            for folder in (root / group.lstrip("/"), root):
+                for name in ("memory.events", "memory.oom_control"):
+                    count = _figure(folder / name, "oom_kill")
+                    if count is not None:
+                        return f"{boot} {count}"
+    return None
+
+
 class PeakMemory:
     """The most memory held at once since this was made: of the GPU, else of the process (resident set).
 
@@ -162,6 +204,15 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return _high_water_mark()
+
+
+def _figure(path: Path, name: str) -> str | None:
+    """The figure behind a name, in a file of such lines."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((word[1] for word in words if word[:1] == [name]), None)
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -25,7 +25,9 @@ __all__ = [
     "method_label",
     "plan_packs",
     "plan_runs",
+    "replan",
     "short_number",
+    "smaller_packs",
     "steps_per_epoch",
     "total_steps",
     "warmup_steps",
@@ -64,6 +66,10 @@ class Pack:
     task: str
     kind: PackKind
     runs: tuple[Run, ...]
+    micro_batch: int | None = None
+    """Rows of one run that go through at once, a part of the batch, where memory ran out before; else the batch."""
+    cut_from: int | None = None
+    """Runs of the pack that was planned first, where memory ran out for it."""
 
 
 def plan_runs(study: Study) -> tuple[Run, ...]:
@@ -112,6 +118,49 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
             for number, part in enumerate(parts)
         ]
     return tuple(packs)
+
+
+def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[Pack, ...]:
+    """What to try where memory ran out for a pack.
+
+    Args:
+        pack: The pack.
+        ended: Ids of runs that have a record.
+        batch_size: Of the study.
+
+    Returns:
+        Its two halves; where but one run is left to train, the same pack with a smaller micro-batch that divides the
+        batch; nothing where that is one row already.
+    """
+    left = [run for run in pack.runs if run.id not in ended]
+    cut_from = pack.cut_from or len(pack.runs)
+    if len(left) > 1:
+        second = left[len(left) // 2 :]
+        first = [run for run in pack.runs if run not in second]
+        return tuple(
+            replace(pack, id=f"{pack.id}.{number}", runs=tuple(runs), cut_from=cut_from)
+            for number, runs in enumerate((first, second), 1)
+        )
+    now = pack.micro_batch or batch_size
+    micro = next((rows for rows in range(now // 2, 0, -1) if batch_size % rows == 0), None)
+    if micro is None:
+        return ()
+    stem = pack.id.removesuffix(f".m{pack.micro_batch}")
+    return (replace(pack, id=f"{stem}.m{micro}", micro_batch=micro, cut_from=cut_from),)
+
+
+def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
+    """The packs of a study that was changed: those all of whose runs it still has stay as they are.
+
+    Args:
+        packs: As they were planned.
+        runs: Of the changed study.
+        most: As for `plan_packs`, of the new packs.
+    """
+    wanted = {run.id: run for run in runs}
+    kept = tuple(pack for pack in packs if all(run.id in wanted for run in pack.runs))
+    placed = {run.id for pack in kept for run in pack.runs}
+    return kept + plan_packs([run for run in wanted.values() if run.id not in placed], most)
 
 
 def method_label(method: Method) -> str:

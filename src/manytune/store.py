@@ -2,6 +2,7 @@
 
 OUT/study.yaml                 the effective study
 OUT/plan.json                  the packs, as the first start planned them
+OUT/ground.json                what results rest on beside the study; see `ground`
 OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
 OUT/runs/<run-id>/history.csv  one row an evaluation
 OUT/runs/<run-id>/best/        the snapshot
@@ -30,11 +31,11 @@ from pydantic import TypeAdapter
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
 from manytune.evidence import Examples, Structure, predictions_from_bytes, predictions_to_bytes
-from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, writing
+from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, write_file, writing
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "named_directory"]
+__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -98,24 +99,25 @@ class Store:
     root: Path
 
     @classmethod
-    def create_or_open(cls, root: Path | str, study: Study) -> Store:
+    def create_or_open(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
         """Start a study directory, or go on with the one that is there.
 
         Args:
             root: The directory; it may be missing or empty, or hold the same study.
             study: The effective study.
+            accept_changes: Let it take the place of another study that the directory holds.
 
         Raises:
             StoreError: The directory holds another study, or other files and no study.
         """
-        store = cls.check(root, study)
+        store = cls.check(root, study, accept_changes=accept_changes)
         _refuse_unwritable(store.root)
-        if not store._study_file.exists():
+        if not store._study_file.exists() or store.study().hash != study.hash:
             write_atomically(store._study_file, study.to_yaml())
         return store
 
     @classmethod
-    def check(cls, root: Path | str, study: Study) -> Store:
+    def check(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
         """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet.
 
         Raises:
@@ -124,7 +126,8 @@ class Store:
         store = cls(named_directory(root))
         with writing(store.root):
             if store._study_file.exists():
-                store._refuse_another(study)
+                if not accept_changes:
+                    store._refuse_another(study)
             else:
                 store._refuse_foreign_files()
         return store
@@ -180,6 +183,20 @@ class Store:
                 else:
                     path.unlink(missing_ok=True)
 
+    def note_start(self, pack_id: str, oom_kills: str | None) -> str | None:
+        """Keep the system's count of killed processes at the start of a pack; returns that of the start before."""
+        path = self.pack_dir(pack_id) / "oom-kills.txt"
+        before = read_text(path)
+        if oom_kills is not None:
+            write_file(path, oom_kills)
+        return before
+
+    def write_traceback(self, pack_id: str, text: str) -> Path:
+        """Keep where a pack broke."""
+        path = self.pack_dir(pack_id) / "traceback.txt"
+        write_atomically(path, text)
+        return path
+
     def remove_pack(self, pack_id: str) -> None:
         """Remove what a pack needed to go on."""
         directory = self.pack_dir(pack_id)
@@ -204,7 +221,7 @@ class Store:
         """Keep the packs, so that every later start trains the same runs together."""
         packs_json = _packs_adapter().dump_python(tuple(packs), mode="json")
         plan = {"schema_version": _PLAN_VERSION, "packs": packs_json}
-        write_atomically(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
         """The packs that were kept; None if none were."""
@@ -222,7 +239,7 @@ class Store:
             return _packs_adapter().validate_python(plan["packs"])
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{self._plan_file} is damaged: {type(error).__name__}: {_shortened(error)}. "
+                f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "
                 "Delete it to have the packs planned anew; runs that ended are kept."
             ) from error
 
@@ -356,11 +373,11 @@ class Store:
         there = self.study()
         if there.hash == study.hash:
             return
-        different = _differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
+        different = differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
         lines = "\n".join(f"  {line}" for line in different)
         raise StoreError(
             f"{self.root} already holds a study that differs from this one:\n{lines}\n"
-            "Give another --out, or delete the directory to start anew."
+            "Give another --out, or --accept-changes to go on with this one: runs that are in both are kept."
         )
 
     def _refuse_foreign_files(self) -> None:
@@ -428,11 +445,11 @@ def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
     return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
 
 
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+def differences(there: Any, here: Any, key: str = "") -> list[str]:
     """The keys whose values differ, as lines "key: <there> there, <here> here"."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         names = list(dict.fromkeys([*there, *here]))
-        inner = (_differences(there.get(name), here.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        inner = (differences(there.get(name), here.get(name), f"{key}.{name}".lstrip(".")) for name in names)
         return [line for lines in inner for line in lines]
     if there == here:
         return []
@@ -440,10 +457,11 @@ def _differences(there: Any, here: Any, key: str = "") -> list[str]:
         if len(there) != len(here):
             return [f"{key}: {len(there)} entries there, {len(here)} here"]
         pairs = enumerate(zip(there, here, strict=True))
-        return [line for index, pair in pairs for line in _differences(*pair, f"{key}.{index}")]
-    return [f"{key}: {_shortened(json.dumps(there))} there, {_shortened(json.dumps(here))} here"]
+        return [line for index, pair in pairs for line in differences(*pair, f"{key}.{index}")]
+    return [f"{key}: {shortened(json.dumps(there))} there, {shortened(json.dumps(here))} here"]
 
 
-def _shortened(value: object, limit: int = 120) -> str:
+def shortened(value: object, limit: int = 120) -> str:
+    """`value` as one line of text, cut where it is longer than a message should be."""
     text = " ".join(str(value).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

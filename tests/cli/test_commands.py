@@ -170,7 +170,7 @@ class TestRun:
         expected = {f"runs/{run.id}/{name}" for run in finish.runs for name in of_a_run}
         expected |= {f"tasks/{task}/{name}.json" for task in finish.study.tasks for name in ("examples", "structure")}
         there = {name for name in files(finish.out) if not name.startswith("report/")}
-        assert there == {"study.yaml", "plan.json", *expected}
+        assert there == {"study.yaml", "plan.json", "ground.json", *expected}
         assert len(finish.runs) == 12
         assert Study.from_file(finish.out / "study.yaml") == finish.study
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import subprocess
@@ -140,8 +141,8 @@ class TestPeakMemory:
         size = 2**27
         first = PeakMemory(CPU)
         before = first.bytes()
-        block = torch.ones(size, dtype=torch.uint8)
-        del block
+        with mmap.mmap(-1, size) as block:  # what torch frees may stay with the C library
+            block.write(b"1" * size)
         peak = first.bytes()
         assert before is not None
         assert peak is not None
@@ -156,3 +157,21 @@ class TestPeakMemory:
 
         monkeypatch.setattr(Path, "write_text", refuse)
         assert PeakMemory(CPU).bytes() is None
+
+
+def test_an_allocation_that_fails_is_known_as_such() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert hardware.is_out_of_memory(caught.value)
+    assert hardware.is_out_of_memory(MemoryError())
+    assert not hardware.is_out_of_memory(RuntimeError("the device is gone"))
+    assert not hardware.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_systems_count_of_processes_killed_for_memory() -> None:
+    found = hardware.oom_kills()
+    if found is None:
+        pytest.skip("this system does not count them")
+    boot, count = found.split()
+    assert boot
+    assert int(count) >= 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manytune import plan
-from manytune.config import BitFit, Full, Head, Lora, Study, Training, make_method
+from manytune.config import MEANS, BitFit, Full, Head, Lora, Study, Training, make_method
 from manytune.errors import StudyError
 from manytune.plan import (
     Run,
@@ -151,7 +151,7 @@ class TestIds:
 
     def test_the_defaults_which_they_leave_out_are_the_same_in_every_version(self):
         # Another default would give an old id a new meaning.
-        assert Training().model_dump(exclude={"max_pack"}, exclude_none=True) == {
+        assert Training().model_dump(exclude=MEANS, exclude_none=True) == {
             "batch_size": 16,
             "epochs": 3.0,
             "max_length": 512,
@@ -242,7 +242,7 @@ class TestIds:
     def test_every_setting_of_the_training_was_tried(self):
         tried = self.test_whatever_changes_the_result_changes_every_id.pytestmark[0].args[1]
         names = {name for change in tried for name in change.get("training", {})}
-        assert names == set(Training.model_fields) - {"max_pack"}
+        assert names == set(Training.model_fields) - MEANS
 
 
 class TestLabels:

@@ -97,7 +97,7 @@ class TestCreateOrOpen:
         assert "  training.batch_size: 16 there, 32 here\n" in message
         assert "epochs" not in message
         assert "another --out" in message
-        assert "delete" in message
+        assert "--accept-changes" in message
 
     def test_says_which_entry_of_a_list_differs(self, tmp_path: Path) -> None:
         full, lora = {"method": "full", "learning_rate": 1e-4}, {"method": "lora", "rank": 2, "learning_rate": 1e-3}

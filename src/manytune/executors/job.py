@@ -14,6 +14,7 @@ from torch import Tensor
 from manytune import hardware, snapshot
 from manytune.backbones import Backbone
 from manytune.checkpoints import Checkpoints
+from manytune.config import Training
 from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.interrupts import StopRequest
 from manytune.lock import Lock
@@ -26,12 +27,20 @@ from manytune.store import Store
 from manytune.train import Checkpoint, Outcome, train_pack
 from manytune.workload import TaskWork
 
-__all__ = ["PackJob"]
+__all__ = ["PackJob", "failure_of"]
 
 _COLLAPSE_ADVICE = (
     "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
 )
-_MEMORY_ADVICE = "Lower training.max_pack or training.batch_size, in a study of another --out."
+_MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
+
+
+def failure_of(error: Exception) -> str:
+    """What a record says of an error that broke a pack."""
+    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+    if hardware.is_out_of_memory(error):
+        reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
+    return reason
 
 
 class PackJob:
@@ -44,7 +53,7 @@ class PackJob:
         work: TaskWork,
         backbone: Backbone,
         pack: Pack,
-        ended: Sequence[str],
+        ended: set[str],
         device: torch.device,
         told: Progress,
         stop: StopRequest,
@@ -57,7 +66,7 @@ class PackJob:
             work: The pack's task and data.
             backbone: What its runs start from.
             pack: The runs, some of which may have ended before.
-            ended: Ids of runs that have a record.
+            ended: Ids of runs that have a record; those that get one are added.
             device: Where to train.
             told: Told how it goes.
             stop: Obeyed when a checkpoint, or a record, is on the disk.
@@ -75,13 +84,13 @@ class PackJob:
         self.memory = hardware.PeakMemory(device)
         self._peak_bytes: int | None = None
         self._bests: dict[str, Evaluation] = {}
-        self._recorded = set(ended)
+        self._recorded = ended
         self._checkpoints = self._open_checkpoints()
 
     def execute(self) -> None:
         """Train, score and record."""
         clock = time.perf_counter()
-        training = self.work.study.training
+        training = self._training()
         start = self._resume()
         if start is None:  # of runs that ended before without a checkpoint to go on from, the others need nothing
             self._checkpoints.runs = [run for run in self.pack.runs if run.id not in self._recorded]
@@ -96,6 +105,14 @@ class PackJob:
         train_pack(model, self.runs, self.work.task, data, training, self, self, start)
         self.store.remove_pack(self.pack.id)
         self.told.pack_finished(time.perf_counter() - clock)
+
+    def _training(self) -> Training:
+        """The study's settings; where memory ran out, the same batch in several micro-batches."""
+        training, micro = self.work.study.training, self.pack.micro_batch
+        if micro is None:
+            return training
+        parts = training.accumulate * training.batch_size // micro
+        return training.model_copy(update={"batch_size": micro, "accumulate": parts})
 
     def _open_checkpoints(self) -> Checkpoints:
         # What a result depends on to the bit, beside the study and the data; the thread count is told of alone.
@@ -135,11 +152,8 @@ class PackJob:
         self.told.message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
         return checkpoint
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, reason: str) -> None:
         """Record why the runs that have no record yet could not go on."""
-        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
         for run in self.runs:
             if run.id not in self._recorded:
                 self._write(Outcome(run, state=RunState.FAILED, failure=reason))
@@ -208,7 +222,7 @@ class PackJob:
             if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
                 last = self._score(run, outcome.last_state) if outcome.last_state else best
         state = outcome.state
-        notes = list(self.work.notes)
+        notes = [*self.work.notes, *self._memory_notes()]
         if state is RunState.FINISHED and best is not None and best.collapsed:
             state = RunState.COLLAPSED
         if state is RunState.COLLAPSED:
@@ -261,6 +275,14 @@ class PackJob:
                 finished=datetime.now(UTC),
             ),
         )
+
+    def _memory_notes(self) -> list[str]:
+        if self.pack.cut_from is None:
+            return []
+        note = f"Memory ran out in a pack of {self.pack.cut_from} runs, so it trained in one of {len(self.pack.runs)}"
+        if self.pack.micro_batch is not None:
+            note += f", its batch in parts of {self.pack.micro_batch} rows"
+        return [f"{note}."]
 
     def _facts(self, run: Run) -> dict[str, object]:
         return {

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from manytune import hardware
+from manytune import ground, hardware
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
 from manytune.errors import ManytuneError, StoreError
 from manytune.estimate import largest_packs
 from manytune.evidence import Examples, Structure, Trained
-from manytune.executors.job import PackJob
+from manytune.executors.job import PackJob, failure_of
 from manytune.interrupts import stop_requests
 from manytune.lock import Lock
-from manytune.plan import Pack, Run, plan_packs, plan_runs
+from manytune.plan import Pack, Run, plan_runs, replan, smaller_packs
 from manytune.progress import Progress, make_progress
 from manytune.record import RunRecord, RunState
 from manytune.report import TaskTable, tabulate
@@ -54,15 +55,21 @@ def run_study(
     device: str = "auto",
     progress: Progress | None = None,
     wait: bool = False,
+    retry_failed: bool = False,
+    accept_changes: bool = False,
 ) -> StudyResult:
     """Train every run of a study that has not ended yet, and compare them.
 
     Args:
         study: What to run.
-        out: The study directory; if it holds this study already, runs that ended are not trained again.
+        out: The study directory; if it holds this study already, runs that ended are not trained again, and a pack
+            that was stopped goes on from its last checkpoint.
         device: `auto`, `cpu`, `cuda` or `mps`.
         progress: Told how it goes; plain or live lines on standard error by default.
         wait: Where another process works on the directory, wait for its end rather than refuse.
+        retry_failed: Train runs that failed again.
+        accept_changes: Go on although the study, the data or a package is another than when the directory was begun;
+            runs that are still in the study are kept.
 
     Raises:
         ManytuneError: The study, its data, its model or the directory cannot be used. A run that fails while
@@ -77,63 +84,136 @@ def run_study(
             "make one with Study.from_file(path) or Study.from_dict(data)"
         )
     chosen = hardware.choose_device(device)
-    store = Store.check(out, study)
+    store = Store.check(out, study, accept_changes=accept_changes)
     with progress or make_progress(quiet=False) as told:
         lock = Lock(store.root, lambda text: told.message(text), wait=wait)
         lock.look()
-        ended, packs = store.finished_runs(), store.read_plan()
-        runs = plan_runs(study) if packs is None else tuple(run for pack in packs for run in pack.runs)
-        if ended:
-            told.message(f"{len(ended)} of {len(runs)} runs have ended before.")
-        waiting = [run for run in runs if run.id not in ended]
-        if waiting:
-            works = _prepare(study, waiting, told)
-            packs = packs or plan_packs(runs, largest_packs(runs, works, chosen))
-            _train(store, lock, works, packs, ended, chosen, told)
+        job = _StudyJob(store, lock, study, chosen, told, retry_failed=retry_failed, accept_changes=accept_changes)
+        if job.waiting:
+            job.execute()
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records))
 
 
-def _train(
-    store: Store,
-    lock: Lock,
-    works: Mapping[str, TaskWork],
-    packs: Sequence[Pack],
-    ended: Mapping[str, RunRecord],
-    device: torch.device,
-    told: Progress,
-) -> None:
-    """Train the packs that have runs left, one after the other."""
-    hardware.keep_freed_memory()
-    pending = [pack for pack in packs if any(run.id not in ended for run in pack.runs)]
-    backbones = _Backbones()
-    backbones.of(works[pending[0].task])  # what cannot be loaded is refused before anything is written
-    study = next(iter(works.values())).study
-    Store.create_or_open(store.root, study)
-    with lock.held():
-        if store.finished_runs().keys() != ended.keys():
-            raise StoreError(f"Another process has worked on {store.root} since this one looked. Start again.")
-        store.sweep()
-        if store.read_plan() is None:
-            store.write_plan(packs)
-        for pack in packs:  # one that was killed between its last record and this
-            if all(run.id in ended and ended[run.id].state is not RunState.FAILED for run in pack.runs):
-                store.remove_pack(pack.id)
-        for task in dict.fromkeys(pack.task for pack in pending):
-            work, _ = backbones.of(works[task])
-            _keep(store, work, [run for pack in packs if pack.task == task for run in pack.runs])
-            for pack in pending:
-                if pack.task == task:
-                    work, backbone = backbones.of(works[task])
-                    with stop_requests() as stop:
-                        job = PackJob(store, lock, work, backbone, pack, tuple(ended), device, told, stop)
-                        try:
-                            job.execute()
-                        except ManytuneError:
-                            raise
-                        except Exception as error:  # whatever it is, the other packs can still train
-                            job.fail(error)
-                        stop.obey()
+class _StudyJob:
+    """All packs that have runs left, one after the other."""
+
+    def __init__(
+        self,
+        store: Store,
+        lock: Lock,
+        study: Study,
+        device: torch.device,
+        told: Progress,
+        *,
+        retry_failed: bool,
+        accept_changes: bool,
+    ) -> None:
+        self.store = store
+        self.lock = lock
+        self.study = study
+        self.device = device
+        self.told = told
+        self.accept_changes = accept_changes
+        self.runs = plan_runs(study)
+        self.there = store.finished_runs()
+        self.again = [
+            run.id for run in self.runs if retry_failed and run.id in self.there and self.there[run.id].failure
+        ]
+        self.ended = {run_id for run_id in self.there if run_id not in self.again}
+        done = sum(run.id in self.ended for run in self.runs)
+        if done:
+            told.message(f"{done} of {len(self.runs)} runs have ended before.")
+        self.waiting = [run for run in self.runs if run.id not in self.ended]
+
+    def execute(self) -> None:
+        """Train all runs that are waiting."""
+        works = _prepare(self.study, self.waiting, self.told)
+        planned = self.store.read_plan()
+        packs = list(replan(planned or (), self.runs, largest_packs(self.runs, works, self.device)))
+        now = {
+            "versions": hardware.versions(),
+            "data": {name: work.fingerprint for name, work in works.items()},
+        }
+        self._refuse_changed_ground(now)
+        backbones = _Backbones()
+        backbones.of(works[self.waiting[0].task])  # what cannot be loaded is refused before anything is written
+        Store.create_or_open(self.store.root, self.study, accept_changes=self.accept_changes)
+        with self.lock.held():
+            if self.store.finished_runs().keys() != self.there.keys():
+                raise StoreError(f"Another process has worked on {self.store.root} since this one looked. Start again.")
+            self.store.sweep()
+            self.store.write_plan(packs)
+            ground.keep(self.store.root, now)
+            for run_id in self.again:
+                self.store.reset_run(run_id)
+            hardware.keep_freed_memory()
+            for task in works:
+                work, _ = backbones.of(works[task])
+                _keep(self.store, work, [run for run in self.runs if run.task == task])
+            while (place := self._next(packs)) is not None:
+                work, backbone = backbones.of(works[packs[place].task])
+                smaller = self._train(packs[place], work, backbone)
+                if smaller:
+                    self.store.write_plan([*packs[:place], *smaller, *packs[place + 1 :]])
+                    self.store.remove_pack(packs[place].id)
+                    packs[place : place + 1] = smaller
+
+    def _refuse_changed_ground(self, now: ground.Ground) -> None:
+        changed = ground.changes(self.store.root, now)
+        if not changed:
+            return
+        lines = "\n".join(f"  {line}" for line in changed)
+        if not self.accept_changes:
+            raise StoreError(
+                f"What the results in {self.store.root} rest on has changed since they were begun:\n{lines}\n"
+                "Go back to that, give another --out, or --accept-changes to go on all the same."
+            )
+        self.told.message(f"Accepted changes:\n{lines}", "warning")
+
+    def _next(self, packs: Sequence[Pack]) -> int | None:
+        """The place of the first pack that has runs left."""
+        return next(
+            (place for place, pack in enumerate(packs) if any(run.id not in self.ended for run in pack.runs)), None
+        )
+
+    def _train(self, pack: Pack, work: TaskWork, backbone: Backbone) -> tuple[Pack, ...]:
+        """Train a pack to its end; returns smaller ones to train in its place if memory ran out."""
+        kills = hardware.oom_kills()
+        before = self.store.note_start(pack.id, kills)
+        if before is not None and before != kills and str(before).split()[0] == str(kills).split()[0]:
+            reason = "The system killed the process that trained it, because memory ran out"
+            if smaller := self._smaller(pack, reason):
+                return smaller
+        with stop_requests() as stop:
+            job = PackJob(self.store, self.lock, work, backbone, pack, self.ended, self.device, self.told, stop)
+            failure: str | None = None
+            try:
+                job.execute()
+            except ManytuneError:
+                raise
+            except Exception as error:  # whatever it is, the other packs can still train
+                failure = failure_of(error)
+                if hardware.is_out_of_memory(error) and (smaller := self._smaller(pack, failure)):
+                    return smaller
+                self.store.write_traceback(pack.id, traceback.format_exc())
+            if failure is not None:
+                job.fail(failure)
+            stop.obey()
+        return ()
+
+    def _smaller(self, pack: Pack, reason: str) -> tuple[Pack, ...]:
+        """Smaller packs, if there are any, and a word on them."""
+        smaller = smaller_packs(pack, self.ended, self.study.training.batch_size)
+        if smaller:
+            parts = (
+                f"{len(smaller)} packs of {' and '.join(str(len(each.runs)) for each in smaller)} runs"
+                if len(smaller) > 1
+                else f"parts of {smaller[0].micro_batch} rows of the batch"
+            )
+            self.told.message(f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}.", "warning")
+            hardware.let_go_of_memory(self.device)
+        return smaller
 
 
 class _Backbones:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from manytune import metrics, snapshot
 from manytune.config import Study
-from manytune.errors import DataError
+from manytune.errors import DataError, StoreError
 from manytune.evaluate import Evaluation, evaluate
 from manytune.executors import StudyResult, run_study
 from manytune.executors.job import PackJob
@@ -254,16 +256,181 @@ def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
     assert again.records == result.records
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")], ids=["cpu", "gpu"])
-def test_of_too_little_memory_the_record_says_what_to_do(
+def test_where_a_pack_broke_is_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manytune.executors.job.train_pack", failing(RuntimeError("the device is gone")))
+    run(small(tiny), tmp_path)
+    (kept,) = tmp_path.glob("packs/*/traceback.txt")
+    assert kept.read_text().startswith("Traceback ")
+    assert "RuntimeError: the device is gone" in kept.read_text()
+
+
+def test_runs_that_failed_are_tried_again_when_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, _ = run(small(tiny, [LORA, HEAD]), tmp_path / "undisturbed")
+    with monkeypatch.context() as patched:
+        patched.setattr("manytune.executors.job.train_pack", failing(RuntimeError("the device is gone")))
+        result, _ = run(small(tiny, [LORA, HEAD]), tmp_path / "out")
+        assert len(result.failed) == 2
+    untouched = result.records[2:]
+    told = Told()
+    again = run_study(small(tiny, [LORA, HEAD]), tmp_path / "out", device="cpu", progress=told, retry_failed=True)
+    assert again.failed == ()
+    assert again.records[2:] == untouched
+    assert [r.best_score for r in again.records] == [r.best_score for r in undisturbed.records]
+    assert len(told.packs) == 1
+    assert not list(tmp_path.glob("out/packs/*"))
+
+
+# Memory
+
+
+def needing(rows: dict[int, int], error: Exception) -> Callable[..., list[Outcome]]:
+    """A training for which memory runs out where more runs, or rows of one, go through at once than these."""
+    most_runs, most_rows = next(iter(rows.items()))
+
+    def train(model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, *others: Any) -> list[Outcome]:
+        if len(runs) > most_runs or training.batch_size > most_rows:
+            raise error
+        return train_pack(model, runs, task, data, training, *others)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
+def test_a_pack_for_which_memory_runs_out_is_cut_and_tried_again(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("manytune.executors.job.train_pack", failing(error))
+    study = small(tiny, seeds=[0, 1, 2, 3, 4])
+    undisturbed, _ = run(study, tmp_path / "undisturbed")
+    monkeypatch.setattr("manytune.executors.job.train_pack", needing({2: 16}, error))
+    result, told = run(study, tmp_path / "out")
+    assert result.failed == ()
+    sizes = [record.cost.pack_size for record in result.records]
+    assert sorted(sizes) == [1, 2, 2, 2, 2]  # type: ignore[type-var]
+    assert told.messages[0].endswith("It is tried again in 2 packs of 2 and 3 runs.")
+    for record, alone in zip(result.records, undisturbed.records, strict=True):
+        assert record.best_score == pytest.approx(alone.best_score, abs=1e-4)
+        assert record.notes == [f"Memory ran out in a pack of 5 runs, so it trained in one of {record.cost.pack_size}."]
+    packs = Store.open(tmp_path / "out").read_plan()
+    assert packs is not None
+    assert [len(pack.runs) for pack in packs] == [2, 1, 2]
+    assert not list(tmp_path.glob("out/packs/*"))
+
+
+def test_of_one_run_the_batch_is_cut(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, _ = run(small(tiny), tmp_path / "undisturbed")
+    monkeypatch.setattr("manytune.executors.job.train_pack", needing({1: 4}, MemoryError()))
+    result, told = run(small(tiny), tmp_path / "out")
+    assert [text.partition("tried again in ")[2] for text in told.messages] == [
+        "2 packs of 1 and 1 runs.",
+        *["parts of 8 rows of the batch.", "parts of 4 rows of the batch."] * 2,
+    ]
+    for record, alone in zip(result.records, undisturbed.records, strict=True):
+        assert record.best_score == pytest.approx(alone.best_score, abs=1e-4)
+        assert record.steps == alone.steps
+        assert record.hyperparameters == alone.hyperparameters
+        (note,) = record.notes
+        assert note.endswith("trained in one of 1, its batch in parts of 4 rows.")
+    packs = Store.open(tmp_path / "out").read_plan()
+    assert packs is not None
+    assert [pack.id.split(".")[1:] for pack in packs] == [["1", "m4"], ["2", "m4"]]
+
+
+def test_where_not_even_a_row_fits_the_record_says_so(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manytune.executors.job.train_pack", needing({1: 0}, MemoryError()))
+    result, _ = run(small(tiny, seeds=[0]), tmp_path)
+    (record,) = result.failed
+    assert (record.failure or "").startswith("MemoryError: no message. Not even one row at a time fits")
+
+
+def killed(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a study as a process does that is killed when its first pack has begun."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("manytune.executors.job.train_pack", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, out)
+
+
+def test_a_process_that_the_system_killed_for_memory_is_not_started_like_that_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter(["boot 3", "boot 4", "boot 4", "boot 4"])
+    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: next(kills))
+
+    killed(small(tiny), tmp_path, monkeypatch)
+    result, told = run(small(tiny), tmp_path)
+    assert told.messages[0].endswith("because memory ran out. It is tried again in 2 packs of 1 and 1 runs.")
+    assert [record.cost.pack_size for record in result.records] == [1, 1]
+
+
+@pytest.mark.parametrize("later", ["boot 3", "another-boot 4", None])
+def test_a_process_that_was_just_killed_goes_on_as_planned(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str | None
+) -> None:
+    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: "boot 3")
+
+    killed(small(tiny), tmp_path, monkeypatch)
+    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: later)
     result, _ = run(small(tiny), tmp_path)
-    assert len(result.failed) == 2
-    for record in result.failed:
-        assert (record.failure or "").startswith(f"{type(error).__name__}: ")
-        assert "Lower training.max_pack or training.batch_size" in (record.failure or "")
+    assert [record.cost.pack_size for record in result.records] == [2, 2]
+
+
+# What has changed
+
+
+def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: Path, tmp_path: Path) -> None:
+    first, _ = run(small(tiny), tmp_path)
+    changed = small(tiny, [LORA, HEAD], seeds=[1, 2])
+    with pytest.raises(StoreError, match=r"seeds: \[0, 1\] there, \[1, 2\] here(.|\n)*--accept-changes"):
+        run(changed, tmp_path)
+    told = Told()
+    result = run_study(changed, tmp_path, device="cpu", progress=told, accept_changes=True)
+    by_id = {record.run_id: record for record in result.records}
+    assert by_id[first.records[1].run_id] == first.records[1]
+    assert by_id[first.records[0].run_id] == first.records[0]  # no longer in the study, and not lost
+    assert {run.id for run in plan_runs(changed)} <= by_id.keys()
+    assert told.messages[0] == "1 of 4 runs have ended before."
+    assert Store.open(tmp_path).study() == changed
+    assert run(changed, tmp_path)[0].records == result.records
+
+
+@pytest.mark.parametrize(("kind", "name"), [("versions", "torch"), ("data", TASK)])
+def test_other_versions_or_data_are_refused_or_accepted(tiny: Path, tmp_path: Path, kind: str, name: str) -> None:
+    first, _ = run(small(tiny), tmp_path)
+    Store.open(tmp_path).reset_run(first.records[0].run_id)
+    ground = json.loads((tmp_path / "ground.json").read_text())
+    here = ground[kind][name]
+    ground[kind][name] = "another"
+    (tmp_path / "ground.json").write_text(json.dumps(ground))
+    with pytest.raises(StoreError, match=rf'{kind}.{name}: "another" there, "{re.escape(here)}" here(.|\n)*--accept-changes'):
+        run(small(tiny), tmp_path)
+    told = Told()
+    run_study(small(tiny), tmp_path, device="cpu", progress=told, accept_changes=True)
+    assert any(text.startswith("Accepted changes:") for text in told.messages)
+    assert json.loads((tmp_path / "ground.json").read_text())[kind][name] == here
+
+
+def test_ground_that_is_damaged_is_told(tiny: Path, tmp_path: Path) -> None:
+    first, _ = run(small(tiny), tmp_path)
+    Store.open(tmp_path).reset_run(first.records[0].run_id)
+    (tmp_path / "ground.json").write_text("{")
+    with pytest.raises(StoreError, match=r"ground\.json is damaged"):
+        run(small(tiny), tmp_path)
 
 
 @pytest.mark.parametrize("error", [DataError("The disk is full."), KeyboardInterrupt()], ids=["mendable", "interrupt"])
