@@ -417,7 +417,9 @@ def test_other_versions_or_data_are_refused_or_accepted(tiny: Path, tmp_path: Pa
     here = ground[kind][name]
     ground[kind][name] = "another"
     (tmp_path / "ground.json").write_text(json.dumps(ground))
-    with pytest.raises(StoreError, match=rf'{kind}.{name}: "another" there, "{re.escape(here)}" here(.|\n)*--accept-changes'):
+    with pytest.raises(
+        StoreError, match=rf'{kind}.{name}: "another" there, "{re.escape(here)}" here(.|\n)*--accept-changes'
+    ):
         run(small(tiny), tmp_path)
     told = Told()
     run_study(small(tiny), tmp_path, device="cpu", progress=told, accept_changes=True)
