@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from manytune.errors import StoreError
 from manytune.evaluate import Evaluation
 from manytune.files import read_text, replacing, write_atomically
 from manytune.plan import Run
@@ -121,8 +122,13 @@ class Checkpoints:
 
     def _write(self, file: str, tensors: Mapping[str, Tensor]) -> str:
         path = self.directory / file
-        with replacing(path) as temporary:
-            save_file(dict(tensors), temporary)
+        try:
+            with replacing(path) as temporary:
+                save_file(dict(tensors), temporary)
+        except SafetensorError as error:  # what the system refused, wrapped
+            raise StoreError(
+                f"{path} cannot be written: {error}. Make room there; the same command goes on."
+            ) from error
         return _digest(path)
 
     def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any]]:

@@ -42,12 +42,10 @@ from manytune.files import write_file
 from manytune.progress import QuietProgress
 from manytune.report import write
 from manytune.store import Store
+from study_files import results_in
 from tiny import make_tiny
 
 PHASES = ("start", "training", "evaluation", "checkpoint", "snapshot", "record", "report")
-CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
-"""Fields of a record that are never compared."""
-
 _context = multiprocessing.get_context("fork")
 _phase = _context.Value(c_char, b"\0", lock=False)
 
@@ -120,28 +118,6 @@ def start(what: Study, out: Path) -> Any:
     return child
 
 
-def content(out: Path) -> dict[str, Any]:
-    """Every file of a study directory, clock fields and the report aside."""
-    found: dict[str, Any] = {}
-    for path in sorted(out.rglob("*")):
-        name = str(path.relative_to(out))
-        if path.is_dir() or name.startswith("report/"):
-            continue
-        if path.name == "record.json":
-            found[name] = _without_clocks(json.loads(path.read_text()))
-        elif path.name == "history.csv":
-            found[name] = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def _without_clocks(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_clocks(inner) for key, inner in value.items() if key not in CLOCKS}
-    return value
-
-
 def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """Kill that many times, and compare every study's end.
 
@@ -154,7 +130,7 @@ def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     child = start(what, undisturbed)
     child.join()
     assert child.exitcode == 0
-    wanted = content(undisturbed)
+    wanted = results_in(undisturbed)
     done: Counter[str] = Counter()
     differing: list[str] = []
     studies = 0
@@ -178,7 +154,7 @@ def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
             if child.exitcode != -signal.SIGKILL:
                 raise SystemExit(f"a study that went on ended with {child.exitcode}")
             done[phase] += 1
-        found = content(out)
+        found = results_in(out)
         differing += [
             f"killed-{studies}/{name}" for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
         ]

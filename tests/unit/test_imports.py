@@ -234,3 +234,35 @@ def test_a_file_of_more_than_500_lines_has_a_reason() -> None:
         for path in sources().values()
     }
     assert {name for name, length in lengths.items() if length > 500} == set(LONG_FILES)
+
+
+UNSAFE = {
+    "pickle": "what is unpickled can run code",
+    "shelve": "it unpickles",
+    "marshal": "it crashes on what is not its own",
+    "dill": "it unpickles",
+    "joblib": "it unpickles",
+}
+UNSAFE_CALLS = {
+    "torch.load": "it unpickles: use safetensors",
+    "yaml.load": "it may build any object: use yaml.safe_load",
+    "yaml.unsafe_load": "it builds any object: use yaml.safe_load",
+    "eval": "it runs what it is given",
+    "exec": "it runs what it is given",
+    "os.system": "it gives a name to a shell",
+}
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_nothing_is_used_that_could_run_what_it_reads(module: str) -> None:
+    found = [f"line {each.line}: {each.target}" for each in imports(module) if each.target.split(".")[0] in UNSAFE]
+    for node in ast.walk(ast.parse(sources()[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in UNSAFE_CALLS or (name.startswith("subprocess.") and "shell=True" in ast.unparse(node)):
+                found.append(f"line {node.lineno}: {name}")
+        elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            value = ast.unparse(node.value)
+            if value != "False":
+                found.append(f"line {node.lineno}: {node.arg}={value}")
+    assert found == []
