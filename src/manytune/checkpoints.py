@@ -23,7 +23,8 @@ from torch import Tensor
 
 from manytune.errors import StoreError
 from manytune.evaluate import Evaluation
-from manytune.files import read_text, replacing, write_atomically
+from manytune.files import read_bytes, replacing, write_atomically
+from manytune.json_text import parse_json
 from manytune.plan import Run
 from manytune.record import HistoryRow, RunState
 from manytune.train import Checkpoint, Outcome
@@ -176,7 +177,7 @@ class Checkpoints:
 
 def _document(path: Path) -> dict[str, Any]:
     """What a checkpoint's JSON file holds, if it is what was written."""
-    whole = json.loads(read_text(path) or "")
+    whole = parse_json(read_bytes(path) or b"")
     document: dict[str, Any] = whole["checkpoint"]
     if _digest_of(document) != whole["sha256"]:
         raise ValueError("it is not what was written")

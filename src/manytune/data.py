@@ -101,6 +101,9 @@ def _checked(task: Task, split: str, raw: RawRows) -> Split:
         if not all(row):
             column = task.text_columns[row.index("")]
             raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
+        for column, text in zip(task.text_columns, row, strict=True):
+            if "\0" in text:
+                raise DataError(f"{raw.place(index)}: {column} holds a NUL character; is the file text at all?")
     parse = _parse_class if task.kind == "classification" else _parse_target
     values = [parse(task, label, raw.place, index) for index, label in enumerate(raw.labels)]
     labels = np.array(values, dtype=np.int64 if task.kind == "classification" else np.float32)

@@ -22,6 +22,7 @@ from typing import Self
 
 from manytune.errors import StoreError
 from manytune.files import writing
+from manytune.json_text import parse_json
 
 __all__ = ["Lock"]
 
@@ -214,7 +215,7 @@ def _holder_in(file: Path) -> _Holder | None:
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror or error}.") from error
     try:
-        return _Holder(**json.loads(text))
+        return _Holder(**parse_json(text))
     except (ValueError, TypeError):  # cut short, where there are no hard links: of somebody who cannot be seen
         return _Holder(0, "an unknown machine", "an unknown time", "", None, text)
 

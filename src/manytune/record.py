@@ -19,6 +19,7 @@ from typing import Any, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from manytune.errors import StoreError
+from manytune.json_text import parse_json
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -216,7 +217,7 @@ class RunRecord(_Facts):
             StoreError: The text is no record, or a newer version of manytune wrote it.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             version = values["schema_version"] if isinstance(values, dict) else None
             if isinstance(version, int) and version > SCHEMA_VERSION:
                 raise StoreError(
@@ -280,7 +281,10 @@ def history_from_csv(text: str, where: str = "history") -> tuple[HistoryRow, ...
     Raises:
         StoreError: Columns are missing or out of order, or a cell is not a number.
     """
-    header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    try:
+        header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    except csv.Error as error:
+        raise StoreError(f"{where} cannot be read: {error}.") from error
     start, stop = len(_BEFORE_METRICS), len(header) - len(_AFTER_METRICS)
     if stop < start or (*header[:start], *header[stop:]) != (*_BEFORE_METRICS, *_AFTER_METRICS):
         raise StoreError(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from manytune.backbones import Backbone
 from manytune.errors import StoreError
+from manytune.json_text import parse_json
 from manytune.packing import Adaptation, Member, PackedModel
 
 __all__ = ["load", "restore", "save"]
@@ -68,7 +69,7 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         StoreError: It is missing, damaged, or of a newer format.
     """
     try:
-        facts = json.loads((directory / _FACTS).read_text())
+        facts = parse_json((directory / _FACTS).read_text())
         if not isinstance(facts, dict):
             raise ValueError(f"{_FACTS} holds no mapping")
         if facts.get("format") != _FORMAT:

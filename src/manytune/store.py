@@ -32,6 +32,7 @@ from manytune.config import Study
 from manytune.errors import StoreError, StudyError
 from manytune.evidence import Examples, Structure, predictions_from_bytes, predictions_to_bytes
 from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, write_file, writing
+from manytune.json_text import parse_json
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 
@@ -229,7 +230,7 @@ class Store:
         if text is None:
             return None
         try:
-            plan = json.loads(text)
+            plan = parse_json(text)
             version = plan["schema_version"]
             if version != _PLAN_VERSION:
                 raise StoreError(

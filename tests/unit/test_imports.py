@@ -18,17 +18,28 @@ PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data. A module imports only what stands above it.
 ORDER = (
-    *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
-    *("ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones", "packing", "methods"),
-    *("evaluate", "train", "checkpoints", "workload", "snapshot", "stats", "report", "progress", "parameters"),
+    *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
+    *("store", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones", "packing"),
+    *(
+        "methods",
+        "evaluate",
+        "train",
+        "checkpoints",
+        "workload",
+        "snapshot",
+        "stats",
+        "report",
+        "progress",
+        "parameters",
+    ),
     *("estimate", "dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
-        *("errors", "version", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files", "store"),
-        *("ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
+        *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence"),
+        *("files", "store", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
     }
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})
