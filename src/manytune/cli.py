@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 _FEW = 6  # runs that a message names
+_MANY = 100  # runs that are listed one by one
 _MOST_LABELS = 100_000
 
 
@@ -181,16 +182,21 @@ def init(
 
 
 @app.command()
-def status(directory: _Directory, as_json: _Json = False) -> None:
-    """Show how far a study is."""
-    from manytune.report.views import status_line, status_table
+def status(
+    directory: _Directory,
+    every_run: Annotated[bool, typer.Option("--all", help="A line a run, however many there are.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
+    from manytune.report.views import status_line, status_summary, status_table
     from manytune.store import Store
 
     found = Store.open(directory).status()
     if as_json:
         _print_json(found.to_dict())
         return
-    _print(status_line(found), status_table(found))
+    table = status_table if every_run or found.planned <= _MANY else status_summary
+    _print(status_line(found), table(found))
 
 
 @app.command()

@@ -22,6 +22,7 @@ from manytune.report.views import (
     plain_table,
     record_facts,
     status_line,
+    status_summary,
     status_table,
 )
 from manytune.store import PENDING, RunStatus, StudyStatus
@@ -182,6 +183,12 @@ class TestStatus:
         assert first == ["cola", "full", "lr", "2e-5", "0", "finished", "0.5000", "100", "run-0"]
         assert second == ["cola", "full", "lr", "2e-5", "1", "pending", "–", "–", "run-1"]
 
+    def test_in_a_summary(self) -> None:
+        states = ("finished", PENDING, "failed", "finished")
+        heading, _, line = cells(status_summary(self.status(*states)))
+        assert heading == ["task", "method", "runs", "finished", "failed", "pending", "mean", "best", "score"]
+        assert line == ["cola", "full", "lr", "2e-5", "4", "2", "1", "1", "0.5000"]
+
 
 def test_closing_lines() -> None:
     failed = [make_record(run_id=f"run-{index}", state="failed", failure="It broke.") for index in range(2)]
@@ -191,4 +198,6 @@ def test_closing_lines() -> None:
     ]
     _, _, *more = closing_lines(Path("out"), failed)
     assert more[:3] == ["2 runs failed:", "  run-0: It broke.", "  run-1: It broke."]
-    assert f"delete its folder in {Path('out', 'runs')}" in more[3]
+    assert more[3] == "To have them trained again, give the same command --retry-failed."
+    many = closing_lines(Path("out"), failed * 20)
+    assert many[-2] == "  and 20 more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
-from manytune.store import StudyStatus
+from manytune.store import RunStatus, StudyStatus
 
 __all__ = [
     "closing_lines",
@@ -25,9 +26,12 @@ __all__ = [
     "plain_table",
     "record_facts",
     "status_line",
+    "status_summary",
     "status_table",
     "watched",
 ]
+
+_FAILED_SHOWN = 20
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
@@ -65,6 +69,21 @@ def status_table(status: StudyStatus) -> Table:
         (run.task, run.label, run.seed, run.state, run.best_score, run.best_step, run.run_id) for run in status.runs
     ]
     return plain_table(("task", "method", "seed", "state", "best score", "step", "run"), rows)
+
+
+def status_summary(status: StudyStatus) -> Table:
+    """Every task and method, and how many of its runs stand where: for studies of which a line a run is too much."""
+    groups: dict[tuple[str, str], list[RunStatus]] = {}
+    for run in status.runs:
+        groups.setdefault((run.task, run.label), []).append(run)
+    states = [state for state, count in status.counts.items() if count]
+    rows = []
+    for (task, label), runs in groups.items():
+        counts = Counter(run.state for run in runs)
+        scores = [run.best_score for run in runs if run.best_score is not None and run.state == "finished"]
+        mean = sum(scores) / len(scores) if scores else None
+        rows.append((task, label, len(runs), *(counts[state] for state in states), mean))
+    return plain_table(("task", "method", "runs", *states, "mean best score"), rows)
 
 
 def record_facts(record: RunRecord) -> dict[str, Any]:
@@ -139,9 +158,11 @@ def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | Non
     if failed:
         lines += [
             f"{counted(len(failed), 'run')} failed:",
-            *(f"  {run.run_id}: {run.failure}" for run in failed),
+            *(f"  {run.run_id}: {run.failure}" for run in failed[:_FAILED_SHOWN]),
         ]
-        lines.append(f"To have one trained again, delete its folder in {directory / 'runs'} and run the study.")
+        if len(failed) > _FAILED_SHOWN:
+            lines.append(f"  and {len(failed) - _FAILED_SHOWN} more")
+        lines.append("To have them trained again, give the same command --retry-failed.")
     return lines
 
 
