@@ -322,7 +322,7 @@ class TestFailure:
         # Whether squares or differences of what is too large come first, it is no number at the second step.
         assert re.search(rf"error: {failed.run_id} failed: The training loss became (nan|inf) at step 2\.", done.err)
         assert f"1 run failed:\n  {failed.run_id}: {failed.failure}\n" in done.out
-        assert f"delete its folder in {Path('results', 'runs')}" in done.out
+        assert "give the same command --retry-failed" in done.out
 
         shown = command("show", "results", failed.run_id, cwd=tmp_path)
         assert "The training loss became" in shown.out
