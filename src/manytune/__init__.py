@@ -15,16 +15,31 @@ if TYPE_CHECKING:
     from manytune.config import Study
     from manytune.errors import ManytuneError
     from manytune.executors import StudyResult, run_study
+    from manytune.predictor import Prediction, Predictor, load
     from manytune.record import RunRecord, RunState
 
-__all__ = ["ManytuneError", "RunRecord", "RunState", "Study", "StudyResult", "__version__", "run_study"]
+__all__ = [
+    "ManytuneError",
+    "Prediction",
+    "Predictor",
+    "RunRecord",
+    "RunState",
+    "Study",
+    "StudyResult",
+    "__version__",
+    "load",
+    "run_study",
+]
 
 _HOMES = {
     "ManytuneError": "manytune.errors",
+    "Prediction": "manytune.predictor",
+    "Predictor": "manytune.predictor",
     "RunRecord": "manytune.record",
     "RunState": "manytune.record",
     "Study": "manytune.config",
     "StudyResult": "manytune.executors",
+    "load": "manytune.predictor",
     "run_study": "manytune.executors",
 }
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 130 interrup
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -13,15 +12,12 @@ import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from manytune.errors import ManytuneError, StoreError
 from manytune.version import __version__
-
-if TYPE_CHECKING:
-    from manytune.store import StudyStatus
 
 __all__ = ["app", "main"]
 
@@ -35,7 +31,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_FEW = 6  # runs that a message names
 _MANY = 100  # runs that are listed one by one
 _MOST_LABELS = 100_000
 
@@ -206,11 +201,12 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """Show one run: its record and its history."""
+    from manytune.lookup import one_run
     from manytune.report.views import facts_table, history_table, record_facts
     from manytune.store import Store
 
     store = Store.open(directory)
-    run_id = _one_run(run_id, store.status())
+    run_id = one_run(run_id, [run.run_id for run in store.status().runs], directory)
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
@@ -222,6 +218,55 @@ def show(
         _print(history_table(history))
     if (snapshot := store.snapshot_dir(run_id)).exists():
         print(f"Snapshot: {snapshot}")
+
+
+@app.command()
+def predict(
+    directory: _Directory,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="A .csv, .tsv, .jsonl or .parquet file, or -; or see --text.")
+    ],
+    run: Annotated[str, typer.Option(help="A run's id, or the start of one; several with commas; or best.")] = "best",
+    task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
+    out: Annotated[str, typer.Option(help="Where to, in the format of its ending; - is the screen, in CSV.")] = "-",
+    as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Predict with a run of a study, or with the mean of several.
+
+    The input has the task's columns, such as sentence, or sentence1 and sentence2; labels are not needed. Its rows
+    come out in order, with what is predicted and, for classes, their probabilities.
+    """
+    from manytune.config import check_device
+    from manytune.lookup import chosen_records
+    from manytune.rows import check_format, read_parts, writer
+    from manytune.store import Store
+
+    store = Store.open(directory)
+    records = chosen_records(store, run, task)
+    check_device(device)
+    if not as_text:
+        if len(inputs) != 1:
+            raise typer.BadParameter("give one file, or --text before texts")
+        check_format(inputs[0])
+    check_format(out)
+    from manytune.predictor import Predictor  # torch, so late
+
+    predictor = Predictor(store, records, device)
+    if as_text:
+        (made,) = predictor.predict([tuple(inputs)])
+        print(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
+        for name, probability in made.probabilities.items():
+            print(f"  {name}: {probability:.4f}")
+        return
+    rows = empty = 0
+    with writer(out) as target:
+        for part in read_parts(inputs[0], predictor.task.text_columns):
+            found, without = predictor.predict_rows(part)
+            target.write(found)
+            rows, empty = rows + len(found), empty + without
+    if empty:
+        print(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", file=sys.stderr)
 
 
 @app.command()
@@ -355,21 +400,6 @@ def schema() -> None:
     from manytune.config import study_json_schema
 
     _print_json(study_json_schema())
-
-
-def _one_run(start: str, status: StudyStatus) -> str:
-    """The run that is called so, or the only one whose id starts so."""
-    run_ids = [run.run_id for run in status.runs]
-    found = [run_id for run_id in run_ids if run_id == start] or [r for r in run_ids if r.startswith(start)]
-    if len(found) == 1:
-        return found[0]
-    see_all = f"`manytune status {status.directory}` lists all runs."
-    if found:
-        shown = ", ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
-        raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
-    near = difflib.get_close_matches(start, run_ids, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise StoreError(f"There is no run {start!r}.{hint} {see_all}")
 
 
 def _joined(value: Any) -> Any:

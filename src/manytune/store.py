@@ -337,6 +337,10 @@ class Store:
             return []
         return [name for name in names if _ID.fullmatch(name)]
 
+    def runs(self) -> list[Run]:
+        """All runs of the study, in its order."""
+        return self._planned_runs(self.study())
+
     def _planned_runs(self, study: Study) -> list[Run]:
         """All runs in the study's order; which runs there are is the kept plan's to say."""
         in_study = plan_runs(study)

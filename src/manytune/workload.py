@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from manytune.backbones import Anatomy, anatomy, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, load_split, train_split
+from manytune.data import Encoded, Split, encode, load_split, train_split
 from manytune.encodings import encode_cached
 from manytune.errors import ModelError
 from manytune.methods import ParameterCount, adapt, count_parameters
@@ -21,7 +22,7 @@ from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import Task, get_task
 from manytune.train import PackData
 
-__all__ = ["TaskWork", "prepare"]
+__all__ = ["TaskWork", "encode_texts", "prepare"]
 
 _WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
@@ -136,12 +137,10 @@ def prepare(study: Study, name: str) -> TaskWork:
     task = get_task(name)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
-    limit, _ = _longest(study, parts)
     splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
     encoded = {}
     for split, rows in splits.items():
-        own = encode_cached(rows, tokenizer, template=study.template, max_length=limit)
-        encoded[split] = _fitted(study.model, own, parts)
+        encoded[split] = _encoded(study, parts, tokenizer, rows)
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,
@@ -153,6 +152,18 @@ def prepare(study: Study, name: str) -> TaskWork:
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
     )
+
+
+def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:
+    """Encode rows without labels as the study encodes those of a task."""
+    labels = np.zeros(len(texts), dtype=np.int64 if task.kind == "classification" else np.float32)
+    return _encoded(study, parts, tokenizer, Split(tuple(texts), labels, "", ""))
+
+
+def _encoded(study: Study, parts: Anatomy, tokenizer: Any, rows: Split) -> Encoded:
+    limit, _ = _longest(study, parts)
+    encoder = encode_cached if rows.fingerprint else encode
+    return _fitted(study.model, encoder(rows, tokenizer, template=study.template, max_length=limit), parts)
 
 
 def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:

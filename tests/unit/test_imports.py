@@ -19,27 +19,16 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = (
     *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
-    *("store", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones", "packing"),
-    *(
-        "methods",
-        "evaluate",
-        "train",
-        "checkpoints",
-        "workload",
-        "snapshot",
-        "stats",
-        "report",
-        "progress",
-        "parameters",
-    ),
-    *("estimate", "dryrun", "executors", "cli", "__main__"),
+    *("store", "lookup", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones"),
+    *("packing", "methods", "evaluate", "train", "checkpoints", "workload", "snapshot", "rows", "predictor", "stats"),
+    *("report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
         *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence"),
-        *("files", "store", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
+        *("files", "store", "lookup", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
     }
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})

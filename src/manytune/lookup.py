@@ -1,0 +1,80 @@
+"""Which run a user means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from manytune.errors import StoreError, StudyError, choices
+from manytune.metrics import METRICS
+from manytune.record import RunRecord, RunState
+from manytune.store import Store
+
+__all__ = ["chosen_records", "one_run"]
+
+_FEW = 6
+"""Runs that a message names."""
+
+
+def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
+    """The run that is called so, or the only one whose id starts so.
+
+    Args:
+        start: What the user wrote.
+        run_ids: Of all runs.
+        directory: Of the study, for the message.
+
+    Raises:
+        StoreError: There is no such run, or more than one.
+    """
+    found = [run_id for run_id in run_ids if run_id == start] or [r for r in run_ids if r.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    see_all = f"`manytune status {directory}` lists all runs."
+    if found:
+        shown = ", ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
+        raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
+    near = difflib.get_close_matches(start, run_ids, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise StoreError(f"There is no run {start!r}.{hint} {see_all}")
+
+
+def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord, ...]:
+    """The records of the runs that a user chose to predict with, or to export.
+
+    Args:
+        store: The study directory.
+        runs: `best`, the finished run with the best score of a task; or one or several ids, or starts of ids, with
+            commas between.
+        task: Name of the task, needed for `best` in a study of several.
+
+    Raises:
+        StoreError: There is no such run, or it has no snapshot.
+        StudyError: The runs are of different tasks, or the task is not said or not the study's.
+    """
+    records = store.finished_runs()
+    tasks = list(dict.fromkeys(record.task for record in records.values()))
+    if task is not None and task not in tasks:
+        raise StudyError(f"--task: {choices(task, tasks) if tasks else 'no run of this study has ended'}")
+    if runs == "best":
+        return (_best(records, task, tasks, store),)
+    chosen = tuple(records[one_run(name.strip(), list(records), store.root)] for name in runs.split(","))
+    for record in chosen:
+        if not (store.snapshot_dir(record.run_id)).is_dir():
+            raise StoreError(f"The run {record.run_id} has no snapshot: it is {record.state}. {record.failure or ''}")
+    of = sorted({record.task for record in chosen})
+    if len(of) > 1 or (task is not None and of != [task]):
+        raise StudyError(f"--run: these runs are of {', '.join(of)}; choose runs of {task or 'one task'}")
+    return chosen
+
+
+def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[str], store: Store) -> RunRecord:
+    if task is None:
+        if len(tasks) > 1:
+            raise StudyError(f"--task: this study has runs of {', '.join(tasks)}; say of which the best run is meant")
+        task = tasks[0] if tasks else ""
+    finished = [r for r in records.values() if r.task == task and r.state is RunState.FINISHED]
+    if not finished:
+        raise StoreError(f"No run of {store.root} has finished, so there is none to choose.")
+    sign = 1 if METRICS[finished[0].primary_metric].higher_is_better else -1
+    return max(finished, key=lambda record: sign * (record.best_score or 0.0))

@@ -1,0 +1,186 @@
+"""Runs of a study, ready to predict: loaded from their snapshots, several of them as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manytune import hardware, snapshot
+from manytune.backbones import Backbone, load_backbone, load_tokenizer
+from manytune.errors import DataError, ModelError, StoreError
+from manytune.evaluate import predict
+from manytune.lookup import chosen_records
+from manytune.methods import adapt
+from manytune.packing import Member, PackedModel
+from manytune.plan import Run, plan_packs
+from manytune.record import RunRecord
+from manytune.rows import Row
+from manytune.store import Store
+from manytune.tasks import Task, get_task
+from manytune.workload import encode_texts
+
+__all__ = ["Prediction", "Predictor", "load"]
+
+_MOST_TOGETHER = 16
+"""Runs that go through the backbone at once."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for one row.
+
+    Attributes:
+        value: The name of the class, or the score of a regression; None of a row of a table that has no text.
+        probabilities: Name of each class → its probability; empty for a regression.
+    """
+
+    value: str | float | None
+    probabilities: Mapping[str, float | None]
+
+
+class Predictor:
+    """One run, or an ensemble of several: the mean of their probabilities, or of their scores.
+
+    Attributes:
+        task: What is predicted.
+        records: Of the runs.
+    """
+
+    def __init__(self, store: Store, records: Sequence[RunRecord], device: str = "auto") -> None:
+        """Load runs.
+
+        Args:
+            store: The study directory.
+            records: Of runs of one task, which have snapshots.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+
+        Raises:
+            ManytuneError: A snapshot or the backbone cannot be loaded, or the backbone is not what was trained.
+        """
+        self.task: Task = get_task(records[0].task)
+        self.records = tuple(records)
+        self._device = hardware.choose_device(device)
+        self._study = store.study()
+        by_id = {run.id: run for run in store.runs()}
+        missing = [record.run_id for record in records if record.run_id not in by_id]
+        if missing:
+            raise StoreError(f"The plan of {store.root} no longer names {', '.join(missing)}.")
+        runs = [by_id[record.run_id] for record in records]
+        self._order = [run.id for run in runs]
+        self._tokenizer = load_tokenizer(self._study.model)
+        backbone = load_backbone(self._study.model, self.task.num_outputs)
+        _refuse_another_backbone(backbone, records)
+        self._anatomy = backbone.anatomy
+        packs = plan_packs(runs, _MOST_TOGETHER)
+        self._models = [(pack, self._model(store, backbone, pack.runs)) for pack in packs]
+
+    def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
+        """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
+
+        Raises:
+            DataError: A row has not as many sentences as the task, or an empty one.
+        """
+        rows = [self._row(index, text) for index, text in enumerate(texts)]
+        if not rows:
+            return np.empty((len(self._order), 0, self.task.num_outputs), dtype=np.float32)
+        data = encode_texts(self._study, self.task, self._anatomy, self._tokenizer, rows)
+        found: dict[str, NDArray[Any]] = {}
+        for pack, model in self._models:
+            everything = [np.arange(data.size)] * len(pack.runs)
+            found |= {run.id: own for run, own in zip(pack.runs, predict(model, data, everything), strict=True)}
+        return np.stack([found[run_id] for run_id in self._order])
+
+    def predict(self, texts: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
+        """A prediction for each text, or pair of texts.
+
+        Raises:
+            DataError: A row has not as many sentences as the task, or an empty one.
+        """
+        logits = self.logits(texts).astype(np.float64)
+        if self.task.kind == "regression":
+            return [Prediction(float(score), {}) for score in logits[:, :, 0].mean(0)]
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities = (shares / shares.sum(-1, keepdims=True)).mean(0)
+        names = self.task.labels
+        return [
+            Prediction(names[int(row.argmax())], {name: float(p) for name, p in zip(names, row, strict=True)})
+            for row in probabilities
+        ]
+
+    def predict_rows(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+        """Rows of a table with their predictions.
+
+        Args:
+            rows: They have the task's text columns.
+
+        Returns:
+            The rows in order, with `prediction` and, of classes, the probability of each as `p_<class>`; and the number
+            of rows of which a text is empty, whose predictions are null.
+        """
+        columns = self.task.text_columns
+        texts = [tuple("" if row[name] is None else str(row[name]).strip() for name in columns) for row in rows]
+        whole = [index for index, text in enumerate(texts) if all(text)]
+        made = dict(zip(whole, self.predict([texts[index] for index in whole]), strict=True))
+        nothing = Prediction(None, dict.fromkeys(self.task.labels))
+        found = []
+        for index, row in enumerate(rows):
+            own = made.get(index, nothing)
+            probabilities = {f"p_{name}": p for name, p in own.probabilities.items()}
+            found.append({**row, "prediction": own.value, **probabilities})
+        return found, len(rows) - len(whole)
+
+    def _model(self, store: Store, backbone: Backbone, runs: Sequence[Run]) -> PackedModel:
+        members = [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in runs]
+        model = PackedModel(backbone, members, device=self._device)
+        for index, run in enumerate(runs):
+            state, _ = snapshot.load(store.snapshot_dir(run.id))
+            try:
+                model.bank.load(index, state)
+            except (KeyError, ValueError) as error:
+                raise StoreError(f"The snapshot of {run.id} does not fit its run: {error}.") from error
+        return model
+
+    def _row(self, index: int, text: str | tuple[str, ...]) -> tuple[str, ...]:
+        row = tuple(part.strip() for part in ((text,) if isinstance(text, str) else text))
+        wanted = self.task.text_columns
+        if len(row) != len(wanted):
+            raise DataError(
+                f"row {index + 1}: {len(row)} given; {self.task.name} takes {len(wanted)} for each prediction: "
+                f"{', '.join(wanted)}"
+            )
+        if not all(row):
+            raise DataError(f"row {index + 1}: {wanted[row.index('')]} is empty")
+        return row
+
+
+def load(directory: Path | str, run: str = "best", *, task: str | None = None, device: str = "auto") -> Predictor:
+    """Load runs of a study to predict with.
+
+    >>> load("results").predict(["The cat sat."])  # doctest: +SKIP
+
+    Args:
+        directory: The study directory.
+        run: `best`, a run's id or the start of one; several with commas between make an ensemble.
+        task: Name of the task, needed for `best` where the study has several.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        ManytuneError: There is no such study or run, or it cannot be loaded.
+    """
+    store = Store.open(directory)
+    return Predictor(store, chosen_records(store, run, task), device)
+
+
+def _refuse_another_backbone(backbone: Backbone, records: Sequence[RunRecord]) -> None:
+    for record in records:
+        trained = record.provenance.model_revision
+        if trained is not None and trained != backbone.revision:
+            raise ModelError(
+                f"model: {record.run_id} was trained on {record.model} at {trained}, and what is there now is "
+                f"{backbone.revision}. A snapshot holds what was trained alone: get back the weights it started from."
+            )

@@ -1,0 +1,234 @@
+"""Files of rows, read and written a part at a time, so that they may be larger than memory.
+
+CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from manytune.errors import DataError
+from manytune.files import replacing
+from manytune.json_text import parse_json
+
+__all__ = ["Row", "RowWriter", "check_format", "read_parts", "writer"]
+
+Row = dict[str, Any]
+"""Column → value."""
+
+_PART = 1024
+"""Rows at a time."""
+
+_FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class RowWriter(Protocol):
+    """Takes rows, in order."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write some rows; all have the same columns."""
+
+
+def check_format(name: str) -> str:
+    """The format of a file, by its ending.
+
+    Raises:
+        DataError: It has none that can be read and written.
+    """
+    suffix = ".csv" if name == "-" else Path(name).suffix.lower()
+    if suffix not in _FORMATS:
+        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV")
+    return suffix
+
+
+def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
+    """The rows of a file, some at a time; a null counts as an empty text.
+
+    Args:
+        name: The file, or `-`.
+        columns: Those that it must have; others are handed on.
+
+    Raises:
+        DataError: It cannot be read, a row is malformed, or a column is missing.
+    """
+    reader = {".csv": _csv_rows, ".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[check_format(name)]
+    part: list[Row] = []
+    try:
+        for place, row in reader(name):
+            missing = [column for column in columns if column not in row]
+            if missing:
+                raise DataError(f"{place}: {_no_column(missing[0], row)}")
+            part.append(row)
+            if len(part) == _PART:
+                yield part
+                part = []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+    if part:
+        yield part
+
+
+@contextmanager
+def writer(name: str) -> Iterator[RowWriter]:
+    """Write rows to `-`, or to a file, which is there when the context ends without an error, and else not.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    suffix = check_format(name)
+    if name == "-":
+        yield _TableWriter(sys.stdout, ",")
+        return
+    with replacing(Path(name)) as temporary:
+        if suffix == ".parquet":
+            with _ParquetWriter(temporary) as rows:
+                yield rows
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DELIMITERS[suffix])
+
+
+def _no_column(missing: str, row: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(missing.lower(), {str(name).lower(): name for name in row}, n=1, cutoff=0.5)
+    names = {str(name).lower(): name for name in row}
+    hint = f" Is it {names[near[0]]!r}? Then rename it." if near else ""
+    return f"there is no column {missing!r} among {', '.join(map(str, row)) or 'none'}.{hint}"
+
+
+def _text_file(name: str) -> TextIO:
+    if name == "-":
+        return sys.stdin
+    return open(name, encoding="utf-8-sig", newline="")
+
+
+def _csv_rows(name: str) -> Iterator[tuple[str, Row]]:
+    yield from _table_rows(name, csv.excel)
+
+
+class _Tsv(csv.Dialect):
+    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
+
+    delimiter = "\t"
+    quoting = csv.QUOTE_NONE
+    lineterminator = "\n"
+
+
+def _tsv_rows(name: str) -> Iterator[tuple[str, Row]]:
+    yield from _table_rows(name, _Tsv)
+
+
+def _table_rows(name: str, dialect: type[csv.Dialect]) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(2**31 - 1)
+    with _text_file(name) as file:
+        lines = csv.reader(file, dialect)
+        try:
+            header = next(lines, None)
+            if header is None:
+                raise DataError(f"{name} is empty; its first line must name the columns")
+            if len(set(header)) < len(header):
+                raise DataError(f"{name}: a column is there twice: {', '.join(header)}")
+            for cells in lines:
+                place = f"{name}, line {lines.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(f"{place}: {len(cells)} cells, but the header names {len(header)} columns")
+                yield place, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{name}, line {lines.line_num}: {error}") from error
+
+
+def _json_rows(name: str) -> Iterator[tuple[str, Row]]:
+    with _text_file(name) as file:
+        for number, line in enumerate(file, 1):
+            place = f"{name}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise DataError(f"{place}: no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f'{place}: a line must hold an object, such as {{"sentence": "…"}}')
+            yield place, row
+
+
+def _parquet_rows(name: str) -> Iterator[tuple[str, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(name) as file:
+            number = 0
+            for batch in file.iter_batches(_PART):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}, row {number}", row
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {error}") from error
+
+
+class _TableWriter:
+    def __init__(self, file: TextIO, delimiter: str) -> None:
+        self._file = file
+        self._delimiter = delimiter
+        self._table: Any = None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        if self._delimiter == "\t":  # without quotes, as it is read
+            rows = [{name: _in_a_cell(value) for name, value in row.items()} for row in rows]
+        if self._table is None:
+            options: dict[str, Any] = {"lineterminator": "\n", "delimiter": self._delimiter, "extrasaction": "ignore"}
+            if self._delimiter == "\t":
+                options |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
+            self._table = csv.DictWriter(self._file, list(rows[0]), **options)
+            self._table.writeheader()
+        self._table.writerows(rows)
+
+
+def _in_a_cell(value: Any) -> Any:
+    return " ".join(value.split()) if isinstance(value, str) and any(c in value for c in "\t\r\n") else value
+
+
+class _JsonWriter:
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+class _ParquetWriter:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+
+    def __enter__(self) -> _ParquetWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not rows:
+            return
+        table = pa.Table.from_pylist(list(rows), schema=None if self._file is None else self._file.schema)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._path, table.schema)
+        self._file.write_table(table)

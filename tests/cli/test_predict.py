@@ -1,0 +1,290 @@
+"""Predict with what was trained, through every route."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from command_line import Command
+
+import manytune
+from manytune import metrics
+from manytune.config import Study
+from manytune.data import load_split
+from manytune.errors import DataError, ModelError, StoreError
+from manytune.executors import run_study
+from manytune.progress import make_progress
+from manytune.record import RunRecord
+from manytune.store import Store
+from manytune.tasks import get_task
+
+ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
+
+
+@dataclass(frozen=True)
+class Trained:
+    out: Path
+    records: tuple[RunRecord, ...]
+
+    def of(self, task: str, method: str = "") -> list[RunRecord]:
+        return [record for record in self.records if record.task == task and record.method.startswith(method)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A study of two tasks and every method."""
+    study = Study.from_dict(
+        {
+            "name": "used",
+            "model": str(tiny),
+            "tasks": [ACCEPTABILITY, SIMILARITY],
+            "seeds": [0, 1],
+            "training": {"max_steps": 6, "eval_every": 3},
+            "methods": [
+                {"method": "full", "learning_rate": 1e-3},
+                {"method": "bitfit", "learning_rate": 1e-2},
+                {"method": "lora", "rank": [2, 4], "learning_rate": 1e-2},
+                {"method": "head", "learning_rate": 1e-2, "head": "bias"},
+            ],
+        }
+    )
+    out = tmp_path_factory.mktemp("used") / "out"
+    return Trained(out, run_study(study, out, device="cpu", progress=make_progress(quiet=True)).records)
+
+
+def score(task: str, values: list[Any]) -> dict[str, float]:
+    """Metrics of predicted values on dev."""
+    known = get_task(task)
+    split = load_split(known, "dev")
+    found = [known.labels.index(value) for value in values] if known.labels else [float(value) for value in values]
+    return metrics.evaluate(known, np.array(found), split.labels)
+
+
+def dev_rows(task: str) -> list[dict[str, str]]:
+    known = get_task(task)
+    return [dict(zip(known.text_columns, texts, strict=True)) for texts in load_split(known, "dev").texts]
+
+
+@pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
+def test_every_run_predicts_what_its_record_says(trained: Trained, task: str) -> None:
+    texts = load_split(get_task(task), "dev").texts
+    records = trained.of(task)
+    assert len(records) == 10
+    whole = manytune.load(trained.out, ",".join(record.run_id for record in records))
+    logits = whole.logits(texts)
+    store = Store.open(trained.out)
+    for record, own in zip(records, logits, strict=True):
+        kept = store.read_predictions(record.run_id)
+        assert kept is not None
+        np.testing.assert_allclose(own, kept, rtol=0, atol=1e-5)
+        if record.state == "finished":
+            alone = manytune.load(trained.out, record.run_id)
+            values = [made.value for made in alone.predict(texts)]
+            assert score(task, values) == pytest.approx(record.scores, abs=1e-4)
+
+
+def test_an_ensemble_is_the_mean(trained: Trained) -> None:
+    texts = load_split(get_task(ACCEPTABILITY), "dev").texts[:50]
+    ids = [record.run_id for record in trained.of(ACCEPTABILITY)][:4]
+    each = [manytune.load(trained.out, run_id).predict(texts) for run_id in ids]
+    together = manytune.load(trained.out, ",".join(ids)).predict(texts)
+    for index, made in enumerate(together):
+        means = {name: np.mean([own[index].probabilities[name] for own in each]) for name in made.probabilities}
+        assert made.probabilities == pytest.approx(means, abs=1e-6)
+        assert made.value == max(made.probabilities, key=lambda name: made.probabilities[name] or 0)
+        assert sum(p or 0 for p in made.probabilities.values()) == pytest.approx(1)
+    scores = [record.run_id for record in trained.of(SIMILARITY)][:3]
+    pairs = load_split(get_task(SIMILARITY), "dev").texts[:50]
+    mean = np.mean([[made.value for made in manytune.load(trained.out, run_id).predict(pairs)] for run_id in scores], 0)
+    ensemble = manytune.load(trained.out, ",".join(scores)).predict(pairs)
+    np.testing.assert_allclose([made.value for made in ensemble], mean, atol=1e-5)
+
+
+def test_best_is_the_best_of_its_task(trained: Trained) -> None:
+    (chosen,) = manytune.load(trained.out, task=SIMILARITY).records
+    finished = [record for record in trained.of(SIMILARITY) if record.state == "finished"]
+    assert chosen.best_score == max(record.best_score or -1 for record in finished)
+    with pytest.raises(manytune.ManytuneError, match="--task: this study has runs of builtin-acceptability, builtin-s"):
+        manytune.load(trained.out)
+
+
+# Files
+
+SUFFIXES = [".csv", ".tsv", ".jsonl", ".parquet"]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            table.writeheader()
+            table.writerows(rows)
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
+def test_a_file_comes_out_with_predictions_that_give_the_recorded_score(
+    trained: Trained, command: Command, tmp_path: Path, task: str, suffix: str
+) -> None:
+    record = next(record for record in trained.of(task, "lora") if record.state == "finished")
+    rows = [{"id": str(number), **row} for number, row in enumerate(dev_rows(task))]
+    given = written(tmp_path / f"given{suffix}", rows)
+    done = command("predict", trained.out, given, "--run", record.run_id, "--out", f"made{suffix}", cwd=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    made = read(tmp_path / f"made{suffix}")
+    assert [{name: row[name] for name in rows[0]} for row in made] == rows
+    assert score(task, [row["prediction"] for row in made]) == pytest.approx(record.scores, abs=1e-4)
+    names = {"id", *get_task(task).text_columns, "prediction", *(f"p_{name}" for name in get_task(task).labels)}
+    assert set(made[0]) == names
+
+
+def test_standard_input_and_output(
+    trained: Trained, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO('sentence,note\n"The cat, it ""sat"".",a\nÜber 🐱 שלום,b\n'))
+    done = command("predict", trained.out, "-", "--task", ACCEPTABILITY, cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [row["sentence"] for row in rows] == ['The cat, it "sat".', "Über 🐱 שלום"]
+    assert [row["note"] for row in rows] == ["a", "b"]
+    assert {row["prediction"] for row in rows} <= {"acceptable", "unacceptable"}
+
+
+def test_a_text_itself(trained: Trained, command: Command, tmp_path: Path) -> None:
+    one = command("predict", trained.out, "--task", ACCEPTABILITY, "--text", "The cat sat.", cwd=tmp_path)
+    assert one.code == 0
+    assert one.out.splitlines()[0] in ("acceptable", "unacceptable")
+    assert len(one.out.splitlines()) == 3
+    pair = command("predict", trained.out, "--task", SIMILARITY, "--text", "A cat.", "A dog.", cwd=tmp_path)
+    assert pair.code == 0
+    float(pair.out)
+
+
+def test_rows_without_a_text_keep_their_place(trained: Trained, command: Command, tmp_path: Path) -> None:
+    given = written(tmp_path / "given.jsonl", [{"sentence": "One."}, {"sentence": " "}, {"sentence": None}])
+    done = command("predict", trained.out, given, "--task", ACCEPTABILITY, "--out", "made.jsonl", cwd=tmp_path)
+    assert done.code == 0
+    assert done.err == "warning: 2 of 3 rows have an empty text; their predictions are empty too.\n"
+    made = read(tmp_path / "made.jsonl")
+    assert [row["prediction"] is None for row in made] == [False, True, True]
+    assert made[1]["p_acceptable"] is None
+
+
+def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None:
+    """Never more than a part is held."""
+    from manytune.rows import read_parts
+
+    given = written(tmp_path / "given.csv", [{"sentence": f"Sentence {number}."} for number in range(5000)])
+    parts = [len(part) for part in read_parts(str(given), ["sentence"])]
+    assert sum(parts) == 5000
+    assert max(parts) <= 1024
+
+
+# What users get wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "Sentence\nOne.\n", "a.csv, line 2: there is no column 'sentence' among Sentence. Is it 'Sentence'?"),
+        ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cells, but the header names 2 columns"),
+        ("a.csv", "sentence,sentence\nOne.,x\n", "a column is there twice"),
+        ("a.csv", "", "a.csv is empty"),
+        ("a.csv", b"sentence\n\xff\n", "a.csv is not UTF-8"),
+        ("a.jsonl", '{"sentence": "One."}\n{"sent\n', "a.jsonl, line 2: no JSON"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1: a line must hold an object"),
+        ("a.parquet", "no parquet", "a.parquet cannot be read"),
+        ("a.xlsx", "", "a.xlsx: a file of rows ends in .csv"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    trained: Trained, command: Command, tmp_path: Path, name: str, content: str | bytes, says: str
+) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    done = command("predict", trained.out, name, "--task", ACCEPTABILITY, cwd=tmp_path)
+    assert done.code == 2
+    assert says in done.err
+    assert done.out == ""
+    assert command("predict", trained.out, name, "--task", ACCEPTABILITY, "--out", "o.csv", cwd=tmp_path).code == 2
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # no half of a result
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a.csv"], "--task: this study has runs of"),
+        (["a.csv", "--task", "cola"], "'cola' is not one of: builtin-acceptability, builtin-similarity"),
+        (["a.csv", "--run", "builtin-a"], "is the start of 10 runs"),
+        (["a.csv", "--run", "nothing"], "There is no run 'nothing'"),
+        (["nowhere.csv", "--task", ACCEPTABILITY], "nowhere.csv cannot be read"),
+        (["a.csv", "--task", ACCEPTABILITY, "--out", "a.csv/made.csv"], "a.csv cannot be written"),
+        (["a.csv", "--task", ACCEPTABILITY, "--out", "a.txt"], "a.txt: a file of rows ends in .csv"),
+        (["a.csv", "--task", ACCEPTABILITY, "--device", "abacus"], "--device"),
+        (["--text", "One.", "Two.", "--task", ACCEPTABILITY], "builtin-acceptability takes 1 for each prediction"),
+        (["--text", " ", "--task", ACCEPTABILITY], "sentence is empty"),
+    ],
+)
+def test_words_that_cannot_be(trained: Trained, command: Command, tmp_path: Path, words: list[str], says: str) -> None:
+    (tmp_path / "a.csv").write_text("sentence\nOne.\n")
+    done = command("predict", trained.out, *words, cwd=tmp_path)
+    assert done.code == 2
+    assert says in done.err
+
+
+def test_runs_of_two_tasks_make_no_ensemble(trained: Trained) -> None:
+    ids = [trained.of(task)[0].run_id for task in (ACCEPTABILITY, SIMILARITY)]
+    with pytest.raises(manytune.ManytuneError, match="these runs are of builtin-acceptability, builtin-similarity"):
+        manytune.load(trained.out, ",".join(ids))
+
+
+def changed_record(trained: Trained, **changes: Any) -> RunRecord:
+    record = trained.of(SIMILARITY)[0]
+    provenance = record.provenance.model_copy(update=changes)
+    return record.model_copy(update={"provenance": provenance})
+
+
+def test_another_backbone_than_the_trained_one_is_refused(trained: Trained) -> None:
+    store = Store.open(trained.out)
+    with pytest.raises(ModelError, match=r"was trained on .* at sha256:0, and what is there now is sha256:"):
+        manytune.Predictor(store, [changed_record(trained, model_revision="sha256:0")])
+
+
+def test_no_rows_are_no_predictions(trained: Trained) -> None:
+    assert manytune.load(trained.out, task=SIMILARITY).predict([]) == []
+
+
+@pytest.mark.parametrize("row", ["One.", ("One.", ""), ("One.", "Two.", "Three.")])
+def test_rows_that_do_not_fit_the_task(trained: Trained, row: Any) -> None:
+    with pytest.raises(DataError, match="row 2: "):
+        manytune.load(trained.out, task=SIMILARITY).predict([("A.", "B."), row])
+
+
+def test_a_study_of_which_nothing_has_finished(tiny: Path, tmp_path: Path) -> None:
+    study = {"name": "x", "model": str(tiny), "tasks": [SIMILARITY], "seeds": [0]}
+    study["methods"] = [{"method": "head", "learning_rate": 1e-3}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(StoreError, match=r"No run of .* has finished"):
+        manytune.load(tmp_path)
