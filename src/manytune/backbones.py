@@ -35,8 +35,10 @@ __all__ = [
     "HeadSpec",
     "anatomy",
     "load_backbone",
+    "load_classifier",
     "load_tokenizer",
     "locate",
+    "quiet_transformers",
 ]
 
 MINILM = "minilm"
@@ -281,6 +283,35 @@ def load_backbone(model: str, outputs: int) -> Backbone:
     Raises:
         ModelError: The model cannot be had, is of an unsupported architecture, or lacks encoder weights.
     """
+    whole, parts, revision = load_classifier(model, outputs)
+    base = whole.base_model
+    if any(layer.name.endswith("pooler.dense") for layer in parts.head.layers):  # the checkpoint lacks it
+        base.pooler = None
+    base.requires_grad_(False)
+    return Backbone(
+        model=base.eval(),
+        config=whole.config,
+        anatomy=parts,
+        family=whole.config.model_type,
+        first_position=_first_position(whole.config),
+        revision=revision,
+        name=model,
+    )
+
+
+def load_classifier(model: str, outputs: int) -> tuple[Any, Anatomy, str]:
+    """The sequence-classification model as transformers has it, in fp32: encoder pretrained, head fresh.
+
+    Args:
+        model: As for `load_backbone`.
+        outputs: Number of labels of the task; 1 for regression.
+
+    Returns:
+        The model, its anatomy, and the revision of its weights.
+
+    Raises:
+        ModelError: As for `load_backbone`.
+    """
     location = locate(model)
     config = load_config(model, outputs)
     with _loading(location, model, "weights"):
@@ -298,19 +329,7 @@ def load_backbone(model: str, outputs: int) -> Backbone:
     _check_encoder(model, whole.base_model_prefix, info)
     lacks_pooler = any(key.startswith(f"{whole.base_model_prefix}.pooler.") for key in info["missing_keys"])
     parts = _anatomy(whole, config, lacks_pooler=lacks_pooler)
-    base = whole.base_model
-    if lacks_pooler:
-        base.pooler = None
-    base.requires_grad_(False)
-    return Backbone(
-        model=base.eval(),
-        config=config,
-        anatomy=parts,
-        family=config.model_type,
-        first_position=_first_position(config),
-        revision=commit or _weights_digest(Path(location.path)),
-        name=model,
-    )
+    return whole.eval(), parts, commit or _weights_digest(Path(location.path))
 
 
 def _check_encoder(model: str, prefix: str, info: Mapping[str, Any]) -> None:
@@ -421,24 +440,32 @@ def _commit(location: Location) -> str:
 
 
 @contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars and warnings: that a head has no weights yet is the rule here, no news."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
 def _loading(location: Location, model: str, what: str) -> Iterator[None]:
     """Keep transformers silent, and make one message of whatever it raises.
 
     What a folder or the hub holds has no bounds, and so neither has what transformers raises at it.
     """
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # a head without weights is the rule here, no warning
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except ManytuneError:
-        raise
-    except Exception as error:
-        raise _unavailable(location, model, what, error) from error
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
+    with quiet_transformers():
+        try:
+            yield
+        except ManytuneError:
+            raise
+        except Exception as error:
+            raise _unavailable(location, model, what, error) from error
 
 
 def _unavailable(location: Location, model: str, what: str, error: Exception) -> ModelError:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from manytune.errors import StoreError, StudyError, choices
+from manytune.errors import ModelError, StoreError, StudyError, choices
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import Store
 
-__all__ = ["chosen_records", "one_run"]
+__all__ = ["chosen_records", "one_run", "refuse_another_backbone"]
 
 _FEW = 6
 """Runs that a message names."""
@@ -66,6 +66,25 @@ def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord
     if len(of) > 1 or (task is not None and of != [task]):
         raise StudyError(f"--run: these runs are of {', '.join(of)}; choose runs of {task or 'one task'}")
     return chosen
+
+
+def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: str) -> None:
+    """Refuse weights that a run did not start from.
+
+    Args:
+        run_id: The run.
+        model: As in its study.
+        trained: The revision it was trained on; None if that is not known.
+        now: The revision at hand.
+
+    Raises:
+        ModelError: They are not the same.
+    """
+    if trained not in (None, now):
+        raise ModelError(
+            f"model: {run_id} was trained on {model} at {trained}, and what is there now is {now}. A snapshot holds "
+            "what was trained alone: get back the weights it started from."
+        )
 
 
 def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[str], store: Store) -> RunRecord:

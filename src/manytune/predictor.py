@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from manytune import hardware, snapshot
 from manytune.backbones import Backbone, load_backbone, load_tokenizer
-from manytune.errors import DataError, ModelError, StoreError
+from manytune.errors import DataError, StoreError
 from manytune.evaluate import predict
-from manytune.lookup import chosen_records
+from manytune.lookup import chosen_records, refuse_another_backbone
 from manytune.methods import adapt
 from manytune.packing import Member, PackedModel
 from manytune.plan import Run, plan_packs
@@ -74,7 +74,8 @@ class Predictor:
         self._order = [run.id for run in runs]
         self._tokenizer = load_tokenizer(self._study.model)
         backbone = load_backbone(self._study.model, self.task.num_outputs)
-        _refuse_another_backbone(backbone, records)
+        for record in records:
+            refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, backbone.revision)
         self._anatomy = backbone.anatomy
         packs = plan_packs(runs, _MOST_TOGETHER)
         self._models = [(pack, self._model(store, backbone, pack.runs)) for pack in packs]
@@ -174,13 +175,3 @@ def load(directory: Path | str, run: str = "best", *, task: str | None = None, d
     """
     store = Store.open(directory)
     return Predictor(store, chosen_records(store, run, task), device)
-
-
-def _refuse_another_backbone(backbone: Backbone, records: Sequence[RunRecord]) -> None:
-    for record in records:
-        trained = record.provenance.model_revision
-        if trained is not None and trained != backbone.revision:
-            raise ModelError(
-                f"model: {record.run_id} was trained on {record.model} at {trained}, and what is there now is "
-                f"{backbone.revision}. A snapshot holds what was trained alone: get back the weights it started from."
-            )

@@ -20,8 +20,20 @@ PACKAGE = Path(manytune.__file__).parent
 ORDER = (
     *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
     *("store", "lookup", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones"),
-    *("packing", "methods", "evaluate", "train", "checkpoints", "workload", "snapshot", "rows", "predictor", "stats"),
-    *("report", "progress", "parameters", "estimate", "dryrun", "executors", "cli", "__main__"),
+    *("packing", "methods", "evaluate", "train", "checkpoints", "workload", "snapshot", "rows", "predictor"),
+    *(
+        "export_card",
+        "export",
+        "stats",
+        "report",
+        "progress",
+        "parameters",
+        "estimate",
+        "dryrun",
+        "executors",
+        "cli",
+        "__main__",
+    ),
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.

@@ -1,0 +1,270 @@
+"""A run as a folder that transformers or peft loads, verified by loading it there before it is called done."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from manytune import metrics, snapshot
+from manytune.backbones import (
+    MINILM,
+    Anatomy,
+    load_classifier,
+    load_tokenizer,
+    locate,
+    quiet_transformers,
+)
+from manytune.data import Encoded
+from manytune.errors import DependencyError, StoreError, StudyError
+from manytune.evaluate import predictions_of
+from manytune.export_card import model_card
+from manytune.files import sync_tree, writing
+from manytune.lookup import refuse_another_backbone
+from manytune.methods import adapt
+from manytune.packing import LoraAdapter
+from manytune.record import RunRecord
+from manytune.store import Store
+from manytune.tasks import Task, get_task
+from manytune.workload import encode_texts
+
+__all__ = ["Exported", "export"]
+
+_TOLERANCE = 1e-4
+"""How far logits of the exported model may be from the recorded ones, in fp32."""
+
+_ROWS = 32
+_UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
+"""What the offline default is called on the hub."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        folder: Where it is.
+        form: `peft` or `transformers`.
+        call: Python that loads it.
+        rows: Dev rows by which it was verified.
+        off: The largest difference of a logit from the recorded one.
+        score: The task's first metric on these rows, by the exported model.
+    """
+
+    folder: Path
+    form: str
+    call: str
+    rows: int
+    off: float
+    score: float
+
+
+def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, base: str | None = None) -> Exported:
+    """Write a run for other libraries, and verify it there.
+
+    LoRA becomes a PEFT adapter with its head, or with `merge` a plain transformers model; every other method is one.
+
+    Args:
+        store: The study directory.
+        record: Of a run that has a snapshot.
+        to: The folder to make; it may be there if it is empty.
+        merge: Add LoRA's update to the weights it is for.
+        base: The base model that an adapter names, where that should not be the study's own name for it.
+
+    Raises:
+        ManytuneError: It cannot be made or written, or what was loaded again does not give the recorded logits.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise StoreError(f"{to} is there already. Give the name of a new or empty folder as --to.")
+    study, task = store.study(), get_task(record.task)
+    run = next((run for run in store.runs() if run.id == record.run_id), None)
+    if run is None:
+        raise StoreError(f"The plan of {store.root} no longer names {record.run_id}.")
+    check = _Check(store, record, task)
+    model, parts, revision = load_classifier(study.model, task.num_outputs)
+    refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, revision)
+    tokenizer = load_tokenizer(study.model)
+    adaptation = adapt(run.method, parts)
+    state, _ = snapshot.load(store.snapshot_dir(run.id))
+    as_adapter = adaptation.lora is not None and not merge
+    if merge and adaptation.lora is None:
+        raise StudyError(f"--merge: {run.label} has no adapter to merge; leave it out")
+    if base is not None and not as_adapter:
+        raise StudyError("--base: only an adapter names its base model; this export holds all weights")
+    _name_labels(model.config, task)
+    named = base or _UPSTREAM.get(study.model) or study.model
+    temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    with writing(to), quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what other libraries will change in their next version
+        try:
+            temporary.mkdir(parents=True)
+            if as_adapter:
+                assert adaptation.lora is not None
+                form, call = "peft", _peft_call(to, task)
+                _write_adapter(model, parts, adaptation.lora, state, temporary, named)
+                again = _load_adapter(temporary, study.model, task)
+            else:
+                form, call = "transformers", _transformers_call(to)
+                _take_over(model, parts, adaptation.lora, state)
+                model.save_pretrained(temporary)
+                again = AutoModelForSequenceClassification.from_pretrained(temporary, dtype=torch.float32)
+            tokenizer.save_pretrained(temporary)
+            tokenizer = AutoTokenizer.from_pretrained(temporary)
+            data = encode_texts(study, task, parts, tokenizer, check.texts)
+            off, score = check.passes(_logits(again.eval(), data))
+            card = model_card(record, task, study, form=form, base=named, call=call, score=score)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            sync_tree(temporary)
+            if to.exists():
+                to.rmdir()
+            os.replace(temporary, to)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(to, form, call, len(check.texts), off, score)
+
+
+class _Check:
+    """What the exported model must reproduce: the run's recorded logits on dev."""
+
+    def __init__(self, store: Store, record: RunRecord, task: Task) -> None:
+        examples, kept = store.read_examples(task.name), store.read_predictions(record.run_id)
+        if examples is None or kept is None:
+            raise StoreError(
+                f"{record.run_id} cannot be verified: {store.root} does not hold its dev rows and predictions. "
+                "They are written by `manytune run`; copy the whole directory."
+            )
+        self.record, self.task, self.kept = record, task, kept
+        self.texts: tuple[tuple[str, ...], ...] = tuple(tuple(row) for row in examples.texts)
+        self.labels = np.asarray(examples.labels)
+
+    def passes(self, logits: NDArray[Any]) -> tuple[float, float]:
+        """The largest difference from the recorded logits, and the score."""
+        off = float(np.abs(logits - self.kept).max())
+        scores = metrics.evaluate(self.task, predictions_of(self.task, logits), self.labels)
+        score = float(scores[self.task.primary_metric])
+        if not off <= _TOLERANCE:
+            raise StoreError(
+                f"The export of {self.record.run_id} was loaded again and is not what was trained: its logits are off "
+                f"by up to {off:.2g} (allowed are {_TOLERANCE:g}), and it scores {score:.4f} where the record says "
+                f"{self.record.best_score}. Nothing was written."
+            )
+        return off, score
+
+
+def _take_over(model: Any, parts: Anatomy, lora: LoraAdapter | None, state: Mapping[str, Tensor]) -> None:
+    """Put a snapshot's tensors into transformers' model, LoRA's update added to its weights."""
+    own = dict(model.named_parameters())
+    plain = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
+    unknown = sorted(plain.keys() - own.keys())
+    if unknown:
+        raise StoreError(f"The snapshot holds tensors that transformers' model has not: {', '.join(unknown[:3])}.")
+    with torch.no_grad():
+        for name, tensor in plain.items():
+            own[name].copy_(tensor)
+        for target in lora.targets if lora is not None else ():
+            assert lora is not None
+            path = f"{parts.prefix}.{target}"
+            a, b = state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]
+            own[f"{path}.weight"] += lora.alpha / lora.rank * (b @ a)
+
+
+def _write_adapter(
+    model: Any, parts: Anatomy, lora: LoraAdapter, state: Mapping[str, Tensor], folder: Path, base: str
+) -> None:
+    peft = _peft()
+    # The top module of each layer of the head: classifier, or pooler where the checkpoint lacks one.
+    heads = sorted({layer.name.removeprefix(f"{parts.prefix}.").split(".")[0] for layer in parts.head.layers})
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=[f"{parts.prefix}.{target}" for target in lora.targets],
+        modules_to_save=heads,
+    )
+    name, _, revision = base.partition("@")
+    adapted = peft.get_peft_model(model, config)
+    renamed = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
+    result = peft.set_peft_model_state_dict(adapted, renamed)
+    if result.unexpected_keys:
+        raise StoreError(f"The snapshot holds tensors that peft's model has not: {result.unexpected_keys[0]}.")
+    own = adapted.peft_config["default"]
+    own.base_model_name_or_path, own.revision, own.inference_mode = name, revision or None, True
+    adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base model
+
+
+def _load_adapter(folder: Path, model: str, task: Task) -> Any:
+    location = locate(model)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        location.path, revision=location.revision or "main", num_labels=task.num_outputs, dtype=torch.float32
+    )
+    return _peft().PeftModel.from_pretrained(base, folder)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise DependencyError(
+            "An adapter is written and verified by peft, which is not installed: pip install 'manytune[peft]', or "
+            "export with --merge."
+        ) from error
+    return peft
+
+
+@torch.no_grad()
+def _logits(model: Any, data: Encoded) -> NDArray[Any]:
+    """[N, outputs] in fp32 of transformers' model, in padded batches."""
+    found = np.empty((data.size, model.config.num_labels), dtype=np.float32)
+    order = np.argsort(data.lengths, kind="stable")
+    for first in range(0, len(order), _ROWS):
+        rows = order[first : first + _ROWS]
+        shape = (len(rows), int(data.lengths[rows].max()))
+        ids, types, mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+        if model.config.pad_token_id is not None:
+            ids += model.config.pad_token_id
+        for place, row in enumerate(rows):
+            span = slice(data.offsets[row], data.offsets[row + 1])
+            length = int(data.lengths[row])
+            ids[place, :length] = torch.from_numpy(data.ids[span])
+            types[place, :length] = torch.from_numpy(data.types[span])
+            mask[place, :length] = 1
+        found[rows] = model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits.float().numpy()
+    return found
+
+
+def _name_labels(config: Any, task: Task) -> None:
+    if task.kind == "regression":
+        config.problem_type = "regression"
+        return
+    config.problem_type = "single_label_classification"
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {name: index for index, name in enumerate(task.labels)}
+
+
+def _transformers_call(folder: Path) -> str:
+    return (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+    )
+
+
+def _peft_call(folder: Path, task: Task) -> str:
+    return (
+        "from peft import AutoPeftModelForSequenceClassification\n"
+        "from transformers import AutoTokenizer\n\n"
+        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", num_labels={task.num_outputs})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+    )

@@ -1,0 +1,195 @@
+"""Every method and family, exported, loaded by the library it was exported for: the same logits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import Command
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from manytune.config import Study
+from manytune.errors import DependencyError, StoreError, StudyError
+from manytune.executors import run_study
+from manytune.export import export
+from manytune.progress import make_progress
+from manytune.record import RunRecord
+from manytune.store import Store
+from manytune.tasks import get_task
+from tiny import TINY_FAMILIES, make_tiny
+
+TASKS = ("builtin-acceptability", "builtin-similarity")
+METHODS = ["full", "bitfit", "lora", "merged", "head"]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@dataclass(frozen=True)
+class Trained:
+    store: Store
+    records: tuple[RunRecord, ...]
+
+    def of(self, task: str, method: str) -> RunRecord:
+        wanted = "lora" if method == "merged" else method
+        return next(r for r in self.records if r.task == task and r.method == wanted)
+
+
+@pytest.fixture(scope="module", params=[*TINY_FAMILIES, "bert without a pooler"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("export")
+    model = make_tiny(folder / "model", request.param.split()[0])
+    if "without" in request.param:
+        weights = model / "model.safetensors"
+        kept = {name: tensor for name, tensor in load_file(weights).items() if "pooler" not in name}
+        save_file(kept, weights, metadata={"format": "pt"})
+    study = Study.from_dict(
+        {
+            "name": "exported",
+            "model": str(model),
+            "tasks": list(TASKS),
+            "seeds": [3],
+            "training": {"max_steps": 6, "eval_every": 3, "max_length": 64},
+            "methods": [
+                {"method": "full", "learning_rate": 1e-3},
+                {"method": "bitfit", "learning_rate": 1e-2},
+                {"method": "lora", "rank": 3, "alpha": 5, "targets": ["query", "dense"], "learning_rate": 1e-2},
+                {"method": "head", "learning_rate": 1e-2, "head": "bias"},
+            ],
+        }
+    )
+    result = run_study(study, folder / "out", device="cpu", progress=make_progress(quiet=True))
+    return Trained(Store.open(folder / "out"), result.records)
+
+
+@torch.no_grad()
+def logits(model: Any, tokenizer: Any, texts: Any) -> Any:
+    """As a user of transformers computes them."""
+    found = []
+    for first in range(0, len(texts), 64):
+        columns = [list(column) for column in zip(*texts[first : first + 64], strict=True)]
+        batch = tokenizer(*columns, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        if model.config.type_vocab_size == 1:
+            batch.pop("token_type_ids", None)
+        found.append(model.eval()(**batch).logits.numpy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path, task: str, method: str) -> None:
+    record = trained.of(task, method)
+    made = export(trained.store, record, tmp_path / "made", merge=method == "merged")
+    adapter = method == "lora"
+    assert made.form == ("peft" if adapter else "transformers")
+    outputs = get_task(task).num_outputs
+    if adapter:
+        model: Any = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "made", num_labels=outputs)
+        names = [path.name for path in (tmp_path / "made").iterdir()]
+        assert "adapter_model.safetensors" in names
+        assert "model.safetensors" not in names
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "made")
+        labels = get_task(task).labels
+        assert model.config.id2label == (dict(enumerate(labels)) if labels else {0: "LABEL_0"})
+    examples, kept = trained.store.read_examples(task), trained.store.read_predictions(record.run_id)
+    assert examples is not None
+    assert kept is not None
+    found = logits(model, AutoTokenizer.from_pretrained(tmp_path / "made"), examples.texts)
+    np.testing.assert_allclose(found, kept, rtol=0, atol=1e-4 if method == "merged" else 1e-5)
+    assert made.off <= (1e-4 if method == "merged" else 1e-5)
+    assert made.rows == len(examples.texts)
+
+
+def test_the_call_that_is_printed_loads_it(trained: Trained, tmp_path: Path) -> None:
+    for method in ("full", "lora"):
+        made = export(trained.store, trained.of(TASKS[0], method), tmp_path / method)
+        subprocess.run([sys.executable, "-c", made.call + "\nassert model.config.num_labels == 2"], check=True)
+        assert made.call in (made.folder / "README.md").read_text()
+
+
+def test_a_pipeline_names_the_classes(trained: Trained, tmp_path: Path) -> None:
+    export(trained.store, trained.of(TASKS[0], "full"), tmp_path / "made")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    made = pipeline("text-classification", str(tmp_path / "made"), tokenizer=tokenizer, device="cpu")("The cat sat.")
+    assert made[0]["label"] in ("acceptable", "unacceptable")
+
+
+def test_the_card_is_one_of_the_hubs(trained: Trained, tmp_path: Path) -> None:
+    record = trained.of(TASKS[1], "lora")
+    export(trained.store, record, tmp_path / "made", base="someone/model@abc")
+    card = ModelCard.load(tmp_path / "made" / "README.md")
+    assert card.data.base_model == "someone/model"
+    (pearson,) = [result for result in card.data.eval_results or [] if result.metric_type == "pearsonr"]
+    assert pearson.metric_value == pytest.approx(record.scores["pearson"], abs=1e-4)
+    assert "- learning_rate: 0.01\n" in card.text
+    assert "max_pack" not in card.text
+
+
+def test_an_adapter_names_the_base_that_is_asked_for(trained: Trained, tmp_path: Path) -> None:
+    export(trained.store, trained.of(TASKS[0], "lora"), tmp_path / "made", base="someone/model@abc")
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(tmp_path / "made")
+    assert (config.base_model_name_or_path, config.revision) == ("someone/model", "abc")
+
+
+def test_a_snapshot_that_was_changed_is_noticed_and_nothing_is_written(trained: Trained, tmp_path: Path) -> None:
+    record = trained.of(TASKS[0], "head")
+    path = trained.store.snapshot_dir(record.run_id) / "snapshot.safetensors"
+    before = path.read_bytes()
+    try:
+        save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
+        with pytest.raises(StoreError, match=r"is not what was trained: its logits are off by up to .* Nothing was"):
+            export(trained.store, record, tmp_path / "made")
+    finally:
+        path.write_bytes(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    with pytest.raises(StoreError, match="is there already"):
+        export(trained.store, trained.of(TASKS[0], "full"), tmp_path / "there")
+    with pytest.raises(StudyError, match=r"--merge: bitfit .* has no adapter"):
+        export(trained.store, trained.of(TASKS[0], "bitfit"), tmp_path / "made", merge=True)
+    with pytest.raises(StudyError, match="--base: only an adapter"):
+        export(trained.store, trained.of(TASKS[0], "full"), tmp_path / "made", base="x")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(DependencyError, match=r"pip install 'manytune\[peft\]'"):
+        export(trained.store, trained.of(TASKS[0], "lora"), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_what_it_is_verified_by_it_is_refused(trained: Trained, tmp_path: Path) -> None:
+    record = trained.of(TASKS[0], "full")
+    path = trained.store.run_dir(record.run_id) / "predictions.npz"
+    before = path.read_bytes()
+    path.unlink()
+    try:
+        with pytest.raises(StoreError, match="cannot be verified"):
+            export(trained.store, record, tmp_path / "made")
+    finally:
+        path.write_bytes(before)
+
+
+def test_the_command(trained: Trained, command: Command, tmp_path: Path) -> None:
+    run = trained.of(TASKS[0], "lora").run_id
+    done = command("export", trained.store.root, "--run", run, "--to", "made", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"Wrote made, {run} for peft.\nVerified on 450 dev rows: logits within ")
+    assert "AutoPeftModelForSequenceClassification" in done.out
+    again = command("export", trained.store.root, "--run", run, "--to", "made", cwd=tmp_path)
+    assert again.code == 2
+    both = command("export", trained.store.root, "--run", f"{run},{run}", "--to", "two", cwd=tmp_path)
+    assert both.code == 2
+    assert "an export is of one run" in both.err
