@@ -86,7 +86,8 @@ def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
     """Configurations that no verdict excludes from being as good as the best: what may be chosen by its cost.
 
     The best configuration, the best one of every method within noise of it, and every one that may be the best
-    and is not of a method that is worse. Empty where there is no verdict.
+    and is not of a method that is worse; of these only those whose every finished run took off: where one did not, the
+    spread is so wide that no test excludes anything. Empty where there is no verdict.
     """
     if not analysis.best_rows:
         return ()
@@ -99,7 +100,9 @@ def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
     for row in analysis.ranked:
         if analysis.standings[row.label].in_reach and row.runs[0].method not in worse:
             level.add(row.label)
-    return tuple(row for row in analysis.rows if row.label in level)
+    return tuple(
+        row for row in analysis.rows if row.label in level and (row.label == leader.label or not row.stragglers)
+    )
 
 
 def _point(analysis: Analysis, found: Comparison) -> Point:
@@ -186,6 +189,14 @@ def _warnings(analysis: Analysis) -> list[str]:
         if runs:
             labels = _listed(dict.fromkeys(run.label for run in runs))
             said.append(f"{counted(len(runs), 'run')} {what} ({labels}): left out of all means, named below.")
+    for row in analysis.rows:
+        for run, middle in row.stragglers:
+            name = _capital(configuration_title(row))
+            said.append(
+                f"{name}: seed {run.seed} scored {show(run.best_score, 'score')}, less than half of the median of its "
+                f"other seeds, {show(middle, 'score')}. That training did not take off: a lower learning rate or a longer "
+                "warm-up may mend it. It is part of the mean and its spread."
+            )
     if analysis.pending:
         total = len(analysis.pending) + len(analysis.records)
         said.append(

@@ -6,6 +6,7 @@ never averaged in: they are counted beside the mean and named below the table.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,6 +61,22 @@ class MethodRow:
     def in_state(self, state: RunState) -> tuple[RunRecord, ...]:
         """The runs that ended in this state."""
         return tuple(run for run in self.runs if run.state is state)
+
+    @property
+    def stragglers(self) -> tuple[tuple[RunRecord, float], ...]:
+        """Runs that finished and score less than half of the median of the method's others, with that median.
+
+        Their training did not take off, though they predict no constant. Of fewer than 3 runs none is one.
+        """
+        scores = {run.run_id: run.best_score for run in self.finished if run.best_score is not None}
+        found = []
+        for run in self.finished if len(scores) >= 3 and self.primary.metric.higher_is_better else ():
+            others = [score for run_id, score in scores.items() if run_id != run.run_id]
+            middle = statistics.median(others)
+            own = scores.get(run.run_id)
+            if own is not None and middle > 0 and own < middle / 2:
+                found.append((run, middle))
+        return tuple(found)
 
     @property
     def primary(self) -> MetricSummary:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,24 @@ def test_selection_on_dev_is_called_optimistic_and_train_split_is_not(tmp_path: 
     for place, (selection, optimistic) in enumerate((("dev", True), ("train-split", False))):
         _, found = say(tmp_path / str(place), changes={"selection": selection})
         assert any("optimistic" in point.text for point in found.points) == optimistic
+
+
+@pytest.mark.parametrize(("factor", "told"), [(0.4, True), (0.6, False)])
+def test_a_seed_that_did_not_take_off_is_named_and_its_method_is_no_cheap_choice(
+    tmp_path: Path, factor: float, told: bool
+) -> None:
+    study = {**GLUE_LIKE, "tasks": ["cola"], "seeds": list(range(5)), "methods": TWO}
+    store = make_study_directory(tmp_path / "s", study, quality={"full": 1.0, "lora": 1.0})
+    record = next(r for r in store.finished_runs().values() if r.method == "lora" and r.seed == 3)
+    others = [r.best_score or 0.0 for r in store.finished_runs().values() if r.method == "lora" and r.seed != 3]
+    low = factor * statistics.median(others)
+    scores = {**record.scores, record.primary_metric: low}
+    store.write_record(record.model_copy(update={"best_score": low, "scores": scores}))
+    (store.run_dir(record.run_id) / "predictions.npz").unlink(missing_ok=True)
+    (analysis,) = analyse(read([store.root]))
+    said = [point.text for point in answer(analysis).points if point.kind == "warning"]
+    assert any(f"LoRA r=8, lr 4e-4: seed 3 scored {low:.3f}, less than half" in text for text in said) is told
+    lora = next(row for row in analysis.rows if row.label.startswith("lora"))
+    assert [run.seed for run, _ in lora.stragglers] == [3] * told
+    if told:
+        assert lora not in cheapest(analysis)
