@@ -194,8 +194,8 @@ def _warnings(analysis: Analysis) -> list[str]:
             name = _capital(configuration_title(row))
             said.append(
                 f"{name}: seed {run.seed} scored {show(run.best_score, 'score')}, less than half of the median of its "
-                f"other seeds, {show(middle, 'score')}. That training did not take off: a lower learning rate or a longer "
-                "warm-up may mend it. It is part of the mean and its spread."
+                f"other seeds, {show(middle, 'score')}. That training did not take off: a lower learning rate or a "
+                "longer warm-up may mend it. It is part of the mean and its spread."
             )
     if analysis.pending:
         total = len(analysis.pending) + len(analysis.records)
