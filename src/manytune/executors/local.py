@@ -91,6 +91,8 @@ def run_study(
         job = _StudyJob(store, lock, study, chosen, told, retry_failed=retry_failed, accept_changes=accept_changes)
         if job.waiting:
             job.execute()
+        else:
+            job.tidy()
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records))
 
@@ -126,6 +128,24 @@ class _StudyJob:
             told.message(f"{done} of {len(self.runs)} runs have ended before.")
         self.waiting = [run for run in self.runs if run.id not in self.ended]
 
+    def tidy(self) -> None:
+        """Remove checkpoints of packs that need none: their process was killed after their last record."""
+        done = self._done_packs()
+        if done:
+            with self.lock.held():
+                for pack in done:
+                    self.store.remove_pack(pack.id)
+
+    def _done_packs(self) -> list[Pack]:
+        """Packs all of whose runs ended without a failure, and which still have a directory."""
+        whole = {run_id for run_id in self.ended if not self.there[run_id].failure}
+        packs = self.store.read_plan() or ()
+        return [
+            pack
+            for pack in packs
+            if all(run.id in whole for run in pack.runs) and self.store.pack_dir(pack.id).exists()
+        ]
+
     def execute(self) -> None:
         """Train all runs that are waiting."""
         works = _prepare(self.study, self.waiting, self.told)
@@ -147,6 +167,8 @@ class _StudyJob:
             ground.keep(self.store.root, now)
             for run_id in self.again:
                 self.store.reset_run(run_id)
+            for pack in self._done_packs():
+                self.store.remove_pack(pack.id)
             hardware.keep_freed_memory()
             for task in works:
                 work, _ = backbones.of(works[task])

@@ -282,6 +282,23 @@ def test_runs_that_failed_are_tried_again_when_asked_for(
     assert not list(tmp_path.glob("out/packs/*"))
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_checkpoint_that_is_of_no_use_any_more_is_removed(tiny: Path, tmp_path: Path, left: int) -> None:
+    """Its process was killed between its last record and this; `left` packs are still to be trained."""
+    study = small(tiny, [LORA, HEAD])
+    result, _ = run(study, tmp_path)
+    packs = Store.open(tmp_path).read_plan()
+    assert packs is not None
+    stale = tmp_path / "packs" / packs[0].id
+    stale.mkdir()
+    (stale / "000000002.json").write_text("{}")
+    for record in result.records[2 : 2 + 2 * left]:
+        Store.open(tmp_path).reset_run(record.run_id)
+    run(study, tmp_path)
+    assert list((tmp_path / "packs").iterdir()) == []
+    assert not (tmp_path / "lock").exists()
+
+
 # Memory
 
 
