@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,3 +233,14 @@ def test_history_with_a_bad_line_is_refused(line: str) -> None:
     header = "step,epoch,samples_seen,train_loss,learning_rate,eval_loss,pearson,seconds\n"
     with pytest.raises(StoreError, match=r"here\.csv cannot be read"):
         history_from_csv(header + line, where="here.csv")
+
+
+def test_a_record_of_the_first_version_is_read() -> None:
+    """A file that is never changed: whoever raises SCHEMA_VERSION keeps reading it, or refuses it in words."""
+    text = (Path(__file__).parent / "fixtures" / "record-v1.json").read_text()
+    record = RunRecord.from_json(text)
+    assert record.schema_version == 1
+    assert (record.task, record.method, record.seed) == ("builtin-acceptability", "lora", 0)
+    assert record.state is RunState.FINISHED
+    assert record.best_score == json.loads(text)["best_score"]
+    assert (record.parameters.trainable, record.parameters.adapter) == (151_298, 150_528)

@@ -1,0 +1,116 @@
+"""A study of very many runs of a tiny model: time, memory and open files of the process as it goes on.
+
+    python tests/faults/many_runs.py --runs 2000 --out docs/results/faults
+
+Writes many-runs.json and a chart of the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from manytune.config import Study
+from manytune.plan import plan_packs, plan_runs
+from manytune.store import Store
+from tiny import make_tiny
+
+
+def watched(command: list[str], out: Path) -> dict[str, Any]:
+    """Run a command, and note once a second what it holds and how many runs have ended."""
+    samples = []
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        watcher = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                rss, files = watcher.memory_info().rss, watcher.num_fds()
+            except psutil.Error:
+                break
+            ended = len(list(out.glob("runs/*/record.json")))
+            samples.append({"seconds": time.monotonic() - started, "bytes": rss, "files": files, "ended": ended})
+            time.sleep(1.0)
+        _, errors = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(errors[-2000:])
+    return {"seconds": time.monotonic() - started, "samples": samples}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        content = {
+            "name": "many-runs",
+            "model": str(make_tiny(folder / "model")),
+            "tasks": ["builtin-similarity"],
+            "seeds": list(range(options.runs // 4)),
+            "training": {"max_steps": 2},
+            "methods": [{"method": "lora", "rank": [1, 2, 3, 4], "learning_rate": 1e-3}],
+        }
+        (folder / "study.yaml").write_text(yaml.safe_dump(content))
+        study, out = Study.from_file(folder / "study.yaml"), folder / "out"
+        started = time.monotonic()
+        runs = plan_runs(study)
+        packs = plan_packs(runs, 16)
+        planning = time.monotonic() - started
+        command = [sys.executable, "-m", "manytune", "run", str(folder / "study.yaml"), "--out", str(out), "--quiet"]
+        found = watched([*command, "--no-report"], out)
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "manytune", "status", str(out)], check=True, capture_output=True)
+        status = time.monotonic() - started
+        started = time.monotonic()
+        assert Store.open(out).status().counts["pending"] == 0
+        reading = time.monotonic() - started
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    steady = [sample for sample in found["samples"] if sample["ended"] >= options.runs * 0.1]
+    result = {
+        "runs": len(runs),
+        "packs": len(packs),
+        "planning_seconds": planning,
+        "study_seconds": found["seconds"],
+        "status_command_seconds": status,
+        "status_seconds": reading,
+        "bytes_on_disk": size,
+        "memory_at_a_tenth": steady[0]["bytes"],
+        "memory_at_the_end": steady[-1]["bytes"],
+        "open_files_at_a_tenth": steady[0]["files"],
+        "open_files_at_the_end": steady[-1]["files"],
+        "samples": found["samples"],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "many-runs.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, options.out / "many-runs.png")
+    print(json.dumps({name: value for name, value in result.items() if name != "samples"}, indent=2))
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    samples = result["samples"]
+    axes.plot([sample["ended"] for sample in samples], [sample["bytes"] / 2**20 for sample in samples])
+    axes.set(xlabel="runs that have ended", ylabel="memory of the process, MiB", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
