@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from rich.console import Console
 
-from manytune import checkpoints, snapshot, train
+from manytune import checkpoints, hardware, snapshot, train
 from manytune.config import Study
 from manytune.executors import job, run_study
 from manytune.files import write_file
@@ -177,6 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = campaign(options.kills, options.seed, options.folder or Path(folder))
     print(json.dumps(result))
+    result |= {"versions": hardware.versions(), "hardware": hardware.describe(torch.device("cpu"))}
     if options.out:
         write_file(options.out, json.dumps(result, indent=2) + "\n")
     sys.exit(bool(result["differing"]))

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from manytune import hardware
 from manytune.config import Study
 from manytune.plan import plan_packs, plan_runs
 from manytune.store import Store
@@ -90,6 +92,8 @@ def main() -> None:
         "memory_at_the_end": steady[-1]["bytes"],
         "open_files_at_a_tenth": steady[0]["files"],
         "open_files_at_the_end": steady[-1]["files"],
+        "versions": hardware.versions(),
+        "hardware": hardware.describe(torch.device("cpu")),
         "samples": found["samples"],
     }
     options.out.mkdir(parents=True, exist_ok=True)
