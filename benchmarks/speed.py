@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py compare growth memory start profile --data GLUE --out result.json
     python benchmarks/speed.py show result.json
+    python benchmarks/speed.py picture result.json growth.svg
 
 Samples a second are those of training steps, after a warm-up, summed over the runs of a pack. What is compared
 runs in turn, round by round, on the same machine, and the medians of the rounds are reported. Trainer trains the same
@@ -415,9 +416,36 @@ def show(path: Path) -> None:
         print(f"\n{name}: {result.get(name)}")
 
 
+def picture(result: Path, target: Path) -> None:
+    """Samples a second by the number of runs in a pack, beside Trainer's at its best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "manytune"  # the same bytes from the same figures
+    import matplotlib.pyplot as plt
+
+    found = json.loads(result.read_text())
+    sizes = [row["runs"] for row in found["growth"]]
+    speeds = [statistics.median(row["samples_per_second"]) for row in found["growth"]]
+    trainer = next(row for row in found["compare"] if row["work"] == next(iter(WORK)))
+    best = statistics.median(trainer["samples_per_second"][trainer["best_way"]])
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axes.plot(sizes, speeds, "o-", color="#0072b2", label="manytune, all runs of the pack together")
+    axes.axhline(best, color="#b35900", linestyle="--", label="Trainer + peft at its best, one run after the other")
+    for size, speed in zip(sizes, speeds, strict=True):
+        axes.annotate(f"{speed:.0f}", (size, speed), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set(xlabel="LoRA runs (r = 8) in one pack, CoLA", ylabel="samples a second", ylim=(0, 1.15 * max(speeds)))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(target, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start, profile; or: show FILE")
+    what = "compare, growth, memory, start, profile; or: show FILE; or: picture FILE SVG"
+    parser.add_argument("parts", nargs="+", help=what)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
     parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
@@ -433,6 +461,9 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.parts[0] == "show":
         show(Path(options.parts[1]))
+        return
+    if options.parts[0] == "picture":
+        picture(*map(Path, options.parts[1:]))
         return
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
