@@ -121,6 +121,14 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
         return None
 
+    def forget(self) -> None:
+        """Remove them all, for a pack that starts anew: those of later steps would else be taken for newer ones."""
+        for path in self._documents():
+            path.unlink(missing_ok=True)
+        self._digests = {}
+        if self.directory.exists():
+            self._clear()
+
     def _write(self, file: str, tensors: Mapping[str, Tensor]) -> str:
         path = self.directory / file
         try:

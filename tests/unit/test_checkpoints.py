@@ -61,10 +61,10 @@ class Case:
         self.ends: dict[str, dict[str, Any]] = {}
         self.told: list[str] = []
 
-    def train(self, stop_after: int | None = None) -> int:
+    def train(self, stop_after: int | None = None, kept: Checkpoints | None = None) -> int:
         """Go on from the newest checkpoint until a step, or to the end; returns the step it went on from."""
         self.stop_after = stop_after
-        self.kept = Checkpoints(self.folder, self.runs, self.every, {"of": "this test"})
+        self.kept = kept or Checkpoints(self.folder, self.runs, self.every, {"of": "this test"})
         found = self.kept.newest(self.told.append)
         if found is not None:
             assert found[1] == {"of": "this test"}
@@ -214,6 +214,24 @@ def test_a_checkpoint_of_something_else_is_not_used(
         case.train(stop_after=5)
     assert case.train() == 0
     assert case.told
+
+
+def test_after_they_are_forgotten_a_pack_that_starts_anew_keeps_its_own(backbone: Backbone, tmp_path: Path) -> None:
+    """Those of before, of later steps, are neither kept in their place nor taken for files that are written already."""
+    undisturbed = Case(backbone, "head", torch.float32, tmp_path / "undisturbed")
+    undisturbed.train()
+    case = Case(backbone, "head", torch.float32, tmp_path / "forgotten")
+    case.train(stop_after=13)
+    kept = Checkpoints(case.folder, case.runs, 3, {"of": "this test"})
+    assert kept.newest(case.told.append) is not None
+    for path in case.folder.glob("run*"):
+        path.write_bytes(b"of other kernels")
+    kept.forget()
+    assert list(case.folder.iterdir()) == []
+    case.train(stop_after=7, kept=kept)
+    assert case.train() == 6
+    assert case.ends == undisturbed.ends
+    assert case.told == []
 
 
 def test_the_time_that_went_by_is_kept(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

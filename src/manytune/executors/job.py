@@ -140,6 +140,7 @@ class PackJob:
                     "A run never changes that on its way, so the pack starts anew.",
                     "warning",
                 )
+                self._checkpoints.forget()
                 return None
         if facts["threads"] != here["threads"]:
             self.told.message(

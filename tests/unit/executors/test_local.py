@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,6 +298,37 @@ def test_a_checkpoint_that_is_of_no_use_any_more_is_removed(tiny: Path, tmp_path
     run(study, tmp_path)
     assert list((tmp_path / "packs").iterdir()) == []
     assert not (tmp_path / "lock").exists()
+
+
+def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"max_steps": 6, "eval_every": 2, "precision": "fp32"}
+    study = small(tiny, training=training)
+    stopping_at = [4]
+
+    class Stopping(Told):
+        def step(self, step: int, losses: Sequence[float]) -> None:
+            if step == stopping_at[0] + 1:
+                raise KeyboardInterrupt
+
+    def start(kernels: str) -> Stopping:
+        monkeypatch.setattr("manytune.executors.job.kernel_path", lambda device: kernels)
+        told = Stopping()
+        with suppress(KeyboardInterrupt):
+            run_study(study, tmp_path / "out", device="cpu", progress=told)
+        return told
+
+    start("compiled")
+    stopping_at[0] = 2
+    (said,) = start("plain").messages
+    assert "was begun with kernels: compiled, and here it is plain" in said
+    stopping_at[0] = 6
+    (said,) = start("plain").messages
+    assert said.endswith("goes on from step 2.")
+    undisturbed, _ = run(study, tmp_path / "undisturbed")
+    records = Store.open(tmp_path / "out").finished_runs().values()
+    assert [r.best_score for r in records] == [r.best_score for r in undisturbed.records]
 
 
 # Memory
