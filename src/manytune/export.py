@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ from manytune.data import Encoded
 from manytune.errors import DependencyError, StoreError, StudyError
 from manytune.evaluate import predictions_of
 from manytune.export_card import model_card
-from manytune.files import sync_tree, writing
+from manytune.files import replacing_directory, writing
 from manytune.lookup import refuse_another_backbone
 from manytune.methods import adapt
 from manytune.packing import LoraAdapter
@@ -104,33 +101,23 @@ def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, ba
         raise StudyError("--base: only an adapter names its base model; this export holds all weights")
     _name_labels(model.config, task)
     named = base or _UPSTREAM.get(study.model) or study.model
-    temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
-    with writing(to), quiet_transformers(), warnings.catch_warnings():
+    with writing(to), replacing_directory(to) as folder, quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
-        try:
-            temporary.mkdir(parents=True)
-            if as_adapter:
-                assert adaptation.lora is not None
-                form, call = "peft", _peft_call(to, task)
-                _write_adapter(model, parts, adaptation.lora, state, temporary, named)
-                again = _load_adapter(temporary, study.model, task)
-            else:
-                form, call = "transformers", _transformers_call(to)
-                _take_over(model, parts, adaptation.lora, state)
-                model.save_pretrained(temporary)
-                again = AutoModelForSequenceClassification.from_pretrained(temporary, dtype=torch.float32)
-            tokenizer.save_pretrained(temporary)
-            tokenizer = AutoTokenizer.from_pretrained(temporary)
-            data = encode_texts(study, task, parts, tokenizer, check.texts)
-            off, score = check.passes(_logits(again.eval(), data))
-            card = model_card(record, task, study, form=form, base=named, call=call, score=score)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-            sync_tree(temporary)
-            if to.exists():
-                to.rmdir()
-            os.replace(temporary, to)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if as_adapter:
+            assert adaptation.lora is not None
+            form, call = "peft", _peft_call(to, task)
+            _write_adapter(model, parts, adaptation.lora, state, folder, named)
+            again = _load_adapter(folder, study.model, task)
+        else:
+            form, call = "transformers", _transformers_call(to)
+            _take_over(model, parts, adaptation.lora, state)
+            model.save_pretrained(folder)
+            again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        tokenizer.save_pretrained(folder)
+        data = encode_texts(study, task, parts, AutoTokenizer.from_pretrained(folder), check.texts)
+        off, score = check.passes(_logits(again.eval(), data))
+        card = model_card(record, task, study, form=form, base=named, call=call, score=score)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(to, form, call, len(check.texts), off, score)
 
 

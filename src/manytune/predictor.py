@@ -137,14 +137,8 @@ class Predictor:
 
     def _model(self, store: Store, backbone: Backbone, runs: Sequence[Run]) -> PackedModel:
         members = [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in runs]
-        model = PackedModel(backbone, members, device=self._device)
-        for index, run in enumerate(runs):
-            state, _ = snapshot.load(store.snapshot_dir(run.id))
-            try:
-                model.bank.load(index, state)
-            except (KeyError, ValueError) as error:
-                raise StoreError(f"The snapshot of {run.id} does not fit its run: {error}.") from error
-        return model
+        states = [snapshot.load(store.snapshot_dir(run.id))[0] for run in runs]
+        return snapshot.restore_pack(backbone, members, states, device=self._device)
 
     def _row(self, index: int, text: str | tuple[str, ...]) -> tuple[str, ...]:
         row = tuple(part.strip() for part in ((text,) if isinstance(text, str) else text))

@@ -7,10 +7,7 @@ DIR/snapshot.json          what the tensors mean: model, revision, method, task
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,11 @@ from torch import Tensor
 
 from manytune.backbones import Backbone
 from manytune.errors import StoreError
+from manytune.files import replacing_directory
 from manytune.json_text import parse_json
 from manytune.packing import Adaptation, Member, PackedModel
 
-__all__ = ["load", "restore", "save"]
+__all__ = ["load", "restore", "restore_pack", "save"]
 
 _FORMAT = 1
 _TENSORS = "snapshot.safetensors"
@@ -45,21 +43,13 @@ def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any])
     Raises:
         StoreError: It cannot be written.
     """
-    # A name of its own, in case another process writes the same snapshot at the same time.
-    temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        save_file(dict(state), temporary / _TENSORS)
-        (temporary / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, indent=2) + "\n")
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _replace(directory, temporary)
+        with replacing_directory(directory) as temporary:
+            save_file(dict(state), temporary / _TENSORS)
+            (temporary / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, indent=2) + "\n")
         return sum(path.stat().st_size for path in directory.iterdir())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -94,23 +84,25 @@ def restore(
     Raises:
         StoreError: The tensors are not those of such a run.
     """
-    model = PackedModel(backbone, [Member(seed, adaptation)], device=device)
-    try:
-        model.bank.load(0, state)
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"The snapshot does not fit its run: {error}.") from error
+    return restore_pack(backbone, [Member(seed, adaptation)], [state], device=device)
+
+
+def restore_pack(
+    backbone: Backbone,
+    members: Sequence[Member],
+    states: Sequence[Mapping[str, Tensor]],
+    *,
+    device: torch.device | str = "cpu",
+) -> PackedModel:
+    """A model of several runs with their snapshots' tensors, in fp32.
+
+    Raises:
+        StoreError: The tensors are not those of such runs.
+    """
+    model = PackedModel(backbone, members, device=device)
+    for index, state in enumerate(states):
+        try:
+            model.bank.load(index, state)
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"The snapshot does not fit its run: {error}.") from error
     return model
-
-
-def _replace(directory: Path, new: Path) -> None:
-    """Put `new` in the place of `directory`, which stays as it was if that fails."""
-    old = new.with_suffix(".old")
-    if directory.exists():
-        directory.rename(old)
-    try:
-        new.rename(directory)
-    except OSError:
-        if old.exists():
-            old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -100,7 +100,7 @@ def facts_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flushing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manytune.snapshot.os.fsync", full_disk)
+    monkeypatch.setattr("manytune.files.os.fsync", full_disk)
 
 
 def renaming_fails(monkeypatch: pytest.MonkeyPatch) -> None:
