@@ -26,8 +26,22 @@ Row = dict[str, Any]
 _PART = 1024
 """Rows at a time."""
 
-_FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+class _Csv(csv.excel):
+    lineterminator = "\n"
+
+
+class _Tsv(csv.Dialect):
+    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
+
+    delimiter = "\t"
+    quoting = csv.QUOTE_NONE
+    quotechar = None
+    lineterminator = "\n"
+
+
+_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": _Csv, ".tsv": _Tsv}
+_FORMATS = (*_DIALECTS, ".jsonl", ".parquet")
 
 
 class RowWriter(Protocol):
@@ -59,10 +73,14 @@ def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
     Raises:
         DataError: It cannot be read, a row is malformed, or a column is missing.
     """
-    reader = {".csv": _csv_rows, ".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[check_format(name)]
+    suffix = check_format(name)
+    if suffix in _DIALECTS:
+        rows = _table_rows(name, _DIALECTS[suffix])
+    else:
+        rows = _json_rows(name) if suffix == ".jsonl" else _parquet_rows(name)
     part: list[Row] = []
     try:
-        for place, row in reader(name):
+        for place, row in rows:
             missing = [column for column in columns if column not in row]
             if missing:
                 raise DataError(f"{place}: {_no_column(missing[0], row)}")
@@ -87,7 +105,7 @@ def writer(name: str) -> Iterator[RowWriter]:
     """
     suffix = check_format(name)
     if name == "-":
-        yield _TableWriter(sys.stdout, ",")
+        yield _TableWriter(sys.stdout, _Csv)
         return
     with replacing(Path(name)) as temporary:
         if suffix == ".parquet":
@@ -95,12 +113,12 @@ def writer(name: str) -> Iterator[RowWriter]:
                 yield rows
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DELIMITERS[suffix])
+                yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
 
 
 def _no_column(missing: str, row: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(missing.lower(), {str(name).lower(): name for name in row}, n=1, cutoff=0.5)
     names = {str(name).lower(): name for name in row}
+    near = difflib.get_close_matches(missing.lower(), names, n=1, cutoff=0.5)
     hint = f" Is it {names[near[0]]!r}? Then rename it." if near else ""
     return f"there is no column {missing!r} among {', '.join(map(str, row)) or 'none'}.{hint}"
 
@@ -109,22 +127,6 @@ def _text_file(name: str) -> TextIO:
     if name == "-":
         return sys.stdin
     return open(name, encoding="utf-8-sig", newline="")
-
-
-def _csv_rows(name: str) -> Iterator[tuple[str, Row]]:
-    yield from _table_rows(name, csv.excel)
-
-
-class _Tsv(csv.Dialect):
-    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
-
-    delimiter = "\t"
-    quoting = csv.QUOTE_NONE
-    lineterminator = "\n"
-
-
-def _tsv_rows(name: str) -> Iterator[tuple[str, Row]]:
-    yield from _table_rows(name, _Tsv)
 
 
 def _table_rows(name: str, dialect: type[csv.Dialect]) -> Iterator[tuple[str, Row]]:
@@ -179,21 +181,18 @@ def _parquet_rows(name: str) -> Iterator[tuple[str, Row]]:
 
 
 class _TableWriter:
-    def __init__(self, file: TextIO, delimiter: str) -> None:
+    def __init__(self, file: TextIO, dialect: type[csv.Dialect]) -> None:
         self._file = file
-        self._delimiter = delimiter
+        self._dialect = dialect
         self._table: Any = None
 
     def write(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        if self._delimiter == "\t":  # without quotes, as it is read
+        if self._dialect is _Tsv:
             rows = [{name: _in_a_cell(value) for name, value in row.items()} for row in rows]
         if self._table is None:
-            options: dict[str, Any] = {"lineterminator": "\n", "delimiter": self._delimiter, "extrasaction": "ignore"}
-            if self._delimiter == "\t":
-                options |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
-            self._table = csv.DictWriter(self._file, list(rows[0]), **options)
+            self._table = csv.DictWriter(self._file, list(rows[0]), dialect=self._dialect, extrasaction="ignore")
             self._table.writeheader()
         self._table.writerows(rows)
 
