@@ -1,15 +1,34 @@
-"""What a study directory holds that must not depend on how it came about."""
+"""Small studies, and what a study directory holds that must not depend on how it came about."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["results_in"]
+import yaml
+
+__all__ = ["results_in", "write_small_study"]
 
 _CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
 """Fields of a record that are never compared."""
+
+
+def write_small_study(folder: Path, model: Path, training: Mapping[str, Any], **changes: Any) -> Path:
+    """Write a study file: one built-in task, two seeds, one LoRA run each unless `changes` say otherwise."""
+    content = {
+        "name": "small",
+        "model": str(model),
+        "tasks": ["builtin-similarity"],
+        "seeds": [0, 1],
+        "training": dict(training),
+        "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
+        **changes,
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
 
 
 def results_in(out: Path) -> dict[str, Any]:

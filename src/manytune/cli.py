@@ -1,6 +1,6 @@
 """The command line: arguments and exit codes, nothing else.
 
-Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 128 + n stopped by the signal n: 130 by Ctrl-C.
 """
 
 from __future__ import annotations

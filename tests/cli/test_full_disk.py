@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from command_line import Command
 
-from study_files import results_in
+from study_files import results_in, write_small_study
 
 MIB = 2**20
 SIZE = 6 * MIB
@@ -37,19 +36,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_study_on_a_disk_that_is_full_again_and_again(
     command: Command, tiny: Path, tmp_path: Path, disk: Path
 ) -> None:
-    study = tmp_path / "study.yaml"
-    content = {
-        "name": "full-disk",
-        "model": str(tiny),
-        "tasks": ["builtin-similarity"],
-        "seeds": [0, 1],
-        "training": {"max_steps": 4, "eval_every": 2, "checkpoint_every": 1, "precision": "fp32"},
-        "methods": [
-            {"method": "full", "learning_rate": 1e-3},
-            {"method": "lora", "rank": 2, "learning_rate": 1e-3},
-        ],
-    }
-    study.write_text(yaml.safe_dump(content))
+    training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 1, "precision": "fp32"}
+    methods = [{"method": "full", "learning_rate": 1e-3}, {"method": "lora", "rank": 2, "learning_rate": 1e-3}]
+    study = write_small_study(tmp_path, tiny, training, methods=methods)
     assert command("run", study, "--out", "undisturbed", "--no-report", cwd=tmp_path).code == 0
     wanted = results_in(tmp_path / "undisturbed")
 

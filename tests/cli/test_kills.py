@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tiny import make_tiny
+from study_files import write_small_study
 
 CAMPAIGN = Path(__file__).parents[1] / "faults" / "campaign.py"
 
@@ -25,11 +24,6 @@ def test_25_kills_at_random_moments_change_nothing() -> None:
     assert len(result["phases"]) >= 5
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def start(study: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "manytune", "run", str(study), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -38,17 +32,8 @@ def start(study: Path, out: Path) -> subprocess.Popen[str]:
 @pytest.fixture
 def study(tiny: Path, tmp_path: Path) -> Path:
     """One that takes long enough to be asked to stop."""
-    file = tmp_path / "study.yaml"
-    content = {
-        "name": "stopped",
-        "model": str(tiny),
-        "tasks": ["builtin-similarity"],
-        "seeds": [0, 1],
-        "training": {"max_steps": 100_000, "eval_every": 50_000, "checkpoint_every": 10, "precision": "fp32"},
-        "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
-    }
-    file.write_text(yaml.safe_dump(content))
-    return file
+    training = {"max_steps": 100_000, "eval_every": 50_000, "checkpoint_every": 10, "precision": "fp32"}
+    return write_small_study(tmp_path, tiny, training)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

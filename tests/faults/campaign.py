@@ -24,8 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes import c_char
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ _phase = _context.Value(c_char, b"\0", lock=False)
 
 
 def study(model: Path) -> Study:
-    """Three packs; the second LoRA run stops early, and the one with the absurd rate fails."""
+    """Several packs; the runs with the absurd rate fail, and others stop early."""
     return Study.from_dict(
         {
             "name": "killed",
@@ -76,9 +75,8 @@ def study(model: Path) -> Study:
     )
 
 
-@contextmanager
-def phases() -> Iterator[None]:
-    """Note in shared memory what the process is doing."""
+def note_phases() -> None:
+    """Have this process note in shared memory what it is doing."""
 
     def within(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -100,15 +98,14 @@ def phases() -> Iterator[None]:
         (write, "write_report", "report"),
     ):
         setattr(owner, attribute, within(name, getattr(owner, attribute)))
-    yield
 
 
 def whole(what: Study, out: Path) -> None:
     """What `manytune run` does, in this process."""
     torch.set_num_threads(1)
-    with phases():
-        run_study(what, out, device="cpu", progress=QuietProgress(Console(file=io.StringIO())))
-        write.write_report([out])
+    note_phases()
+    run_study(what, out, device="cpu", progress=QuietProgress(Console(file=io.StringIO())))
+    write.write_report([out])
 
 
 def start(what: Study, out: Path) -> Any:

@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,6 +25,7 @@ from manytune import hardware
 from manytune.config import Study
 from manytune.plan import plan_packs, plan_runs
 from manytune.store import Store
+from study_files import write_small_study
 from tiny import make_tiny
 
 
@@ -56,21 +56,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        content = {
-            "name": "many-runs",
-            "model": str(make_tiny(folder / "model")),
-            "tasks": ["builtin-similarity"],
-            "seeds": list(range(options.runs // 4)),
-            "training": {"max_steps": 2},
-            "methods": [{"method": "lora", "rank": [1, 2, 3, 4], "learning_rate": 1e-3}],
-        }
-        (folder / "study.yaml").write_text(yaml.safe_dump(content))
-        study, out = Study.from_file(folder / "study.yaml"), folder / "out"
+        methods = [{"method": "lora", "rank": [1, 2, 3, 4], "learning_rate": 1e-3}]
+        seeds = list(range(options.runs // 4))
+        file = write_small_study(folder, make_tiny(folder / "model"), {"max_steps": 2}, seeds=seeds, methods=methods)
+        study, out = Study.from_file(file), folder / "out"
         started = time.monotonic()
         runs = plan_runs(study)
         packs = plan_packs(runs, 16)
         planning = time.monotonic() - started
-        command = [sys.executable, "-m", "manytune", "run", str(folder / "study.yaml"), "--out", str(out), "--quiet"]
+        command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--quiet"]
         found = watched([*command, "--no-report"], out)
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "manytune", "status", str(out)], check=True, capture_output=True)
