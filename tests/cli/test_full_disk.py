@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +19,20 @@ SIZE = 6 * MIB
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few megabytes."""
+def disk() -> Iterator[Path]:
+    """A file system of a few megabytes; not below pytest's own folder, whose removal it would break if it stayed."""
     if platform.system() != "Linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a file system of a given size")
-    folder = tmp_path / "disk"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="manytune-disk-"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", folder], capture_output=True, text=True, check=False
     )
     if mounted.returncode != 0:
+        folder.rmdir()
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+    folder.rmdir()
 
 
 def test_a_study_on_a_disk_that_is_full_again_and_again(
