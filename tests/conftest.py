@@ -13,7 +13,10 @@ from hypothesis import settings
 _CACHES = tempfile.TemporaryDirectory(prefix="manytune-tests-")
 
 # Each is read when its library is first imported, so they are set before any test module is.
-_GIVEN_GLUE = os.environ.pop("MANYTUNE_GLUE_DIR", None)  # no test may find data that it did not ask for
+# No test may find data that it did not ask for; pytest-xdist's workers, which inherit this, read the other name.
+_GIVEN_GLUE = os.environ.pop("MANYTUNE_GLUE_DIR", None) or os.environ.get("MANYTUNE_TESTS_GLUE_DIR")
+if _GIVEN_GLUE:
+    os.environ["MANYTUNE_TESTS_GLUE_DIR"] = _GIVEN_GLUE
 os.environ.update(
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
