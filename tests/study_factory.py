@@ -86,13 +86,13 @@ def make_study_directory(
     store = Store.create_or_open(root, made)
     runs = plan_runs(made)
     store.write_plan(plan_packs(runs, 16))
-    for name in made.tasks:
+    for name in made.task_names:
         task = get_task(name)
         texts, labels = _dev(task, hostile)
         own = [run for run in runs if run.task == name]
         if evidence:
             examples = Examples(texts=texts, labels=tuple(labels.tolist()), parts=dict(task.dev_parts))
-            store.keep_task(name, examples, structure_of(own, task))
+            store.task_files(name).keep(task, examples, structure_of(own, task), used=False)
         for place, run in enumerate(own):
             if not run.id.startswith(tuple(pending)) or not pending:
                 state = next((s for start, s in (states or {}).items() if run.id.startswith(start)), "finished")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,17 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manytune.errors import DataError, ModelError, StudyError, choices
-from manytune.sources import RawRows, read_rows
-from manytune.tasks import SPLITS, Task
+from manytune.rows import RawRows
+from manytune.sources import read_rows
+from manytune.tasks import SPLITS, UNLABELLED, Scale, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "Split", "encode", "epoch_order", "load_split", "train_split"]
+__all__ = ["Encoded", "Split", "encode", "epoch_order", "leaked", "load_split", "load_task", "train_split"]
 
 Array = NDArray[Any]
 
 _CUT_AT_ONCE = 256  # rows
+_SHOWN = 20  # classes that a message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,8 @@ class Split:
     """SHA-256 (hex) over texts and labels: the same rows have the same one wherever they came from."""
     source: str
     """Where the rows came from: a path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
+    left_out: tuple[str, ...] = ()
+    """Which rows of the source are not among these, and why."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -73,6 +78,35 @@ class Encoded:
         return np.diff(self.offsets)
 
 
+def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, Split]]:
+    """Load and check a task's train and dev splits, and whatever else of it is scored.
+
+    Returns:
+        The task, with what only its data says of a user's own task: classes, range and scale of the targets; and
+        its splits by name.
+
+    Raises:
+        DataError: As for `load_split`.
+    """
+    if task.own is None:
+        return task, {split: load_split(task, split, data_dir) for split in (*SPLITS, *task.also_scored)}
+    raw = read_rows(task, "train")
+    if task.kind == "classification":
+        task = replace(task, labels=task.labels or _classes(task, raw))
+        if "f1" in task.metrics and len(task.labels) != 2:
+            raise DataError(
+                f"task {task.name}: the metric f1 is of two classes, but there are {len(task.labels)}; take macro_f1"
+            )
+    train = _checked(task, "train", raw)
+    if task.kind == "regression":
+        task = _learned(task, train.labels)
+    assert task.own is not None
+    if isinstance(task.own.dev, str):
+        return task, {"train": train, "dev": _checked(task, "dev", read_rows(task, "dev"))}
+    kept, aside = train_split(len(train), 0, task.own.dev, train.labels)
+    return task, {"train": _part(train, kept, train.left_out), "dev": _part(train, aside, ())}
+
+
 def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
     """Load and check one split of a task.
 
@@ -80,49 +114,118 @@ def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
     MANYTUNE_GLUE_DIR names if it holds the task, the Hugging Face hub (or its cache, offline).
 
     Arguments:
-        task: what the rows must look like.
-        split: "train" or "dev".
+        task: what the rows must look like; its classes must be known.
+        split: "train", "dev" or another that the task has. The labels of `tasks.UNLABELLED` ones are 0.
         data_dir: a folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`.
 
     Raises:
         DataError: the data cannot be found or reached, a row is malformed, or the split has not the
             size that it must have.
     """
-    if split not in SPLITS:
-        raise DataError(f"split of task {task.name}: {choices(split, SPLITS)}")
+    known = (*SPLITS, *(name for name in task.hub_splits if name not in SPLITS))
+    if split not in known:
+        raise DataError(f"split of task {task.name}: {choices(split, known)}")
     return _checked(task, split, read_rows(task, split, data_dir))
 
 
+def leaked(train: Split, dev: Split) -> list[int]:
+    """The dev rows whose texts are those of a training row, whatever its label."""
+    known = set(train.texts)
+    return [index for index, row in enumerate(dev.texts) if row in known]
+
+
 def _checked(task: Task, split: str, raw: RawRows) -> Split:
-    if not raw.texts:
-        raise DataError(f"{raw.source}: no rows, so there is nothing to learn from or to score")
-    texts = tuple(tuple(text.strip() for text in row) for row in raw.texts)
+    texts = [tuple(text.strip() for text in row) for row in raw.texts]
     for index, row in enumerate(texts):
-        if not all(row):
-            column = task.text_columns[row.index("")]
-            raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
         for column, text in zip(task.text_columns, row, strict=True):
             if "\0" in text:
                 raise DataError(f"{raw.place(index)}: {column} holds a NUL character; is the file text at all?")
-    parse = _parse_class if task.kind == "classification" else _parse_target
-    values = [parse(task, label, raw.place, index) for index, label in enumerate(raw.labels)]
+    kept, left_out = _whole_rows(task, split, raw, texts)
+    if not kept:
+        reason = f": all {len(texts)} were left out, the first because of {left_out[0]}" if left_out else ""
+        raise DataError(f"{raw.source}: no rows, so there is nothing to learn from or to score{reason}")
+    if split in UNLABELLED:
+        values: list[float] = [0] * len(kept)
+    else:
+        parse = _class_parser(task) if task.kind == "classification" else _parse_target
+        values = [parse(task, raw.labels[index], raw.place, index) for index in kept]
     labels = np.array(values, dtype=np.int64 if task.kind == "classification" else np.float32)
-    _check_size(task, split, len(texts), raw.source)
+    _check_size(task, split, len(kept), raw.source)
     if split == "train" and (labels == labels[0]).all():
         what = f"label is {values[0]}" if task.kind == "classification" else f"target is {values[0]:g}"
-        raise DataError(f"{raw.source}: in all {len(texts)} rows the {what}; there is nothing to tell apart")
-    return Split(texts, labels, _fingerprint(texts, labels), raw.source)
+        raise DataError(f"{raw.source}: in all {len(kept)} rows the {what}; there is nothing to tell apart")
+    rows = tuple(texts[index] for index in kept)
+    return Split(rows, labels, _fingerprint(rows, labels), raw.source, (*raw.left_out, *left_out))
 
 
-def _parse_class(task: Task, label: object, place: Callable[[int], str], index: int) -> int:
-    known = {str(value): value for value in range(len(task.labels))}
-    value = known.get(str(label))
-    if value is not None:
-        return value
-    if str(label) == "-1":
-        raise DataError(_unlabelled(place(index)))
-    meanings = ", ".join(f"{value} ({task.labels[value]})" for value in known.values())
-    raise DataError(f"{place(index)}: label {label!r} is not one of: {meanings}")
+def _whole_rows(
+    task: Task, split: str, raw: RawRows, texts: Sequence[tuple[str, ...]]
+) -> tuple[Sequence[int], tuple[str, ...]]:
+    """The rows that have texts and a label, and why the others are left out; of GLUE's, none may lack a text."""
+    kept, left_out = [], []
+    lax = task.own is not None or (task.files is not None and task.files.broken_lines) or split in UNLABELLED
+    for index, row in enumerate(texts):
+        if all(row) or (lax and any(row)) or split in UNLABELLED:
+            if task.own is not None and raw.labels[index] == "":
+                left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
+            else:
+                kept.append(index)
+        elif task.own is not None:
+            left_out.append(f"{raw.place(index)}: {' and '.join(task.text_columns)} is empty")
+        else:
+            column = task.text_columns[row.index("")]
+            raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
+    return kept, tuple(left_out)
+
+
+def _classes(task: Task, raw: RawRows) -> tuple[str, ...]:
+    """The classes that the labels name: numbers in their order, else by the alphabet."""
+    counts = Counter(str(label) for label in raw.labels if label != "")
+    if len(counts) > 2 and len(counts) == counts.total():
+        raise DataError(
+            f"{raw.source}: every row has another {task.label_column}, such as {', '.join([*counts][:3])}; "
+            "for numbers to be predicted, give the task type: regression"
+        )
+    try:
+        return tuple(sorted(counts, key=lambda name: (float(name), name)))
+    except ValueError:
+        return tuple(sorted(counts))
+
+
+def _learned(task: Task, targets: Array) -> Task:
+    """The task with the range of its training targets, and their scale if it is scaled."""
+    scale = None
+    if task.own is not None and task.own.scaled:
+        wide = targets.astype(np.float64)
+        scale = Scale(float(wide.mean()), float(wide.std()))
+    return replace(task, target_range=(float(targets.min()), float(targets.max())), scale=scale)
+
+
+def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
+    texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
+    return Split(texts, labels, _fingerprint(texts, labels), whole.source, left_out)
+
+
+def _class_parser(task: Task) -> Callable[[Task, object, Callable[[int], str], int], int]:
+    by_name = {name: value for value, name in enumerate(task.labels)}
+    # GLUE's files have numbers or names; a user's own labels are names, of which one may look like a number.
+    known = by_name if task.own is not None else {**{str(value): value for value in by_name.values()}, **by_name}
+
+    def parse(task: Task, label: object, place: Callable[[int], str], index: int) -> int:
+        value = known.get(str(label))
+        if value is not None:
+            return value
+        if task.own is not None:
+            raise DataError(
+                f"{place(index)}: {task.label_column} {choices(str(label), task.labels[:_SHOWN])} These are the "
+                f"{len(task.labels)} classes of the training rows; where it is another one, give labels: all of them."
+            )
+        if str(label) == "-1":
+            raise DataError(_unlabelled(place(index)))
+        meanings = ", ".join(f"{value} ({name})" for value, name in enumerate(task.labels))
+        raise DataError(f"{place(index)}: label {label!r} is not one of: {meanings}")
+
+    return parse
 
 
 def _parse_target(task: Task, label: object, place: Callable[[int], str], index: int) -> float:
@@ -131,11 +234,12 @@ def _parse_target(task: Task, label: object, place: Callable[[int], str], index:
     except (TypeError, ValueError):
         raise DataError(f"{place(index)}: {task.label_column} {label!r} is not a number") from None
     low, high = task.target_range or (-math.inf, math.inf)
-    if low <= value <= high and math.isfinite(value):
+    if math.isfinite(value) and (task.own is not None or low <= value <= high):
         return value
-    if value == -1.0:
+    if value == -1.0 and task.own is None:
         raise DataError(_unlabelled(place(index)))
-    raise DataError(f"{place(index)}: {task.label_column} {label!r} is not between {low:g} and {high:g}")
+    wanted = "a finite number" if task.own is not None else f"between {low:g} and {high:g}"
+    raise DataError(f"{place(index)}: {task.label_column} {label!r} is not {wanted}")
 
 
 def _unlabelled(place: str) -> str:

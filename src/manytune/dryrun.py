@@ -25,7 +25,7 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
     """
     chosen = hardware.choose_device(device)
     runs = plan_runs(study)
-    works = {name: prepare(study, name) for name in study.tasks}
+    works = {name: prepare(study, name) for name in study.task_names}
     packs = plan_packs(runs, largest_packs(runs, works, chosen))
     estimates = [(pack, estimate_pack(works[pack.task], pack, chosen)) for pack in packs]
     dtype = str(hardware.choose_dtype(study.training.precision, chosen)).removeprefix("torch.")

@@ -31,10 +31,11 @@ class Evaluation:
 
     Attributes:
         scores: Metric name → score, the primary one first; NaN where a logit is not a finite number.
-        loss: Mean loss, without class weights.
+        loss: Mean loss, without class weights; of scaled targets, on their scale.
         collapsed: The predictions are one constant.
         predictions: [N] class indices or numbers, in the rows' order.
-        logits: [N, outputs] fp32, in the rows' order; None where they were not kept.
+        logits: [N, outputs] fp32, in the rows' order and, of a regression, in the targets' own unit; None where they
+            were not kept.
     """
 
     scores: dict[str, float]
@@ -90,7 +91,7 @@ def beats(metric: str, new: Evaluation, old: Evaluation | None) -> bool:
 
 
 def predictions_of(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
-    """Logits [N, outputs] → class indices [N], or numbers [N] for regression."""
+    """Logits [N, outputs] → class indices [N], or numbers [N] for regression, in the unit of the logits."""
     return logits.argmax(-1) if task.kind == "classification" else logits[:, 0]
 
 
@@ -112,8 +113,10 @@ def example_losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation:
+    targets = task.inside(labels).astype(labels.dtype)
+    losses = example_losses(task.kind, torch.from_numpy(logits)[None], torch.from_numpy(targets)[None])
+    logits = task.outside(logits).astype(logits.dtype)
     predictions = predictions_of(task, logits)
-    losses = example_losses(task.kind, torch.from_numpy(logits)[None], torch.from_numpy(labels)[None])
     # The largest of logits that are NaN is the first one: a failure would pass for a collapse.
     finite = bool(np.isfinite(logits).all())
     unknown = dict.fromkeys(task.metrics, math.nan)

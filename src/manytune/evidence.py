@@ -2,9 +2,10 @@
 
 OUT/runs/<run-id>/predictions.npz   the best snapshot's logits on dev
 OUT/tasks/<task>/examples.json      the dev split: sentences, labels and its parts
+OUT/tasks/<task>/learned.json     of a user's own task: its classes, or the range and the scale of its targets
 OUT/tasks/<task>/structure.json     the backbone's and the head's tensors, and which of them each method trains
 
-All three are optional: a study directory of an earlier version, or one that is handed on without its data, has
+All but `learned` are optional: a study directory of an earlier version, or one that is handed on without its data, has
 records all the same.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,8 +22,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.errors import StoreError
+from manytune.tasks import Scale, Task
 
-__all__ = ["Examples", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
+__all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
 
 _LOGITS = "logits.npy"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same logits give the same bytes
@@ -71,6 +74,31 @@ class Examples(_Kept):
         if len(self.texts) != len(self.labels):
             raise ValueError(f"{len(self.texts)} texts and {len(self.labels)} labels")
         return self
+
+
+class Learned(_Kept):
+    """What only the training rows say of a user's own task: predictions mean nothing without it."""
+
+    labels: tuple[str, ...] = ()
+    """The classes, in the order of the outputs; empty for regression."""
+    target_range: tuple[float, float] | None = None
+    """The lowest and the highest training target."""
+    center: float | None = None
+    """What is taken from a target inside; None where nothing is."""
+    spread: float | None = None
+    """What it is then divided by."""
+
+    @classmethod
+    def of(cls, task: Task) -> Learned:
+        """What was learned of `task`."""
+        scale = task.scale
+        known = (None, None) if scale is None else (scale.center, scale.spread)
+        return cls(labels=task.labels, target_range=task.target_range, center=known[0], spread=known[1])
+
+    def complete(self, task: Task) -> Task:
+        """`task` with what was learned of it."""
+        scale = None if self.center is None or self.spread is None else Scale(self.center, self.spread)
+        return replace(task, labels=self.labels, target_range=self.target_range, scale=scale)
 
 
 class Trained(_Kept):

@@ -33,7 +33,7 @@ from manytune.methods import adapt
 from manytune.packing import LoraAdapter
 from manytune.record import RunRecord
 from manytune.store import Store
-from manytune.tasks import Task, get_task
+from manytune.tasks import Task
 from manytune.workload import encode_texts
 
 __all__ = ["Exported", "export"]
@@ -84,7 +84,7 @@ def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, ba
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is there already. Give the name of a new or empty folder as --to.")
-    study, task = store.study(), get_task(record.task)
+    study, task = store.study(), store.task(record.task)
     run = next((run for run in store.runs() if run.id == record.run_id), None)
     if run is None:
         raise StoreError(f"The plan of {store.root} no longer names {record.run_id}.")
@@ -93,7 +93,7 @@ def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, ba
     refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, revision)
     tokenizer = load_tokenizer(study.model)
     adaptation = adapt(run.method, parts)
-    state, _ = snapshot.load(store.snapshot_dir(run.id))
+    state = _in_own_unit(snapshot.load(store.snapshot_dir(run.id))[0], parts, task)
     as_adapter = adaptation.lora is not None and not merge
     if merge and adaptation.lora is None:
         raise StudyError(f"--merge: {run.label} has no adapter to merge; leave it out")
@@ -125,7 +125,7 @@ class _Check:
     """What the exported model must reproduce: the run's recorded logits on dev."""
 
     def __init__(self, store: Store, record: RunRecord, task: Task) -> None:
-        examples, kept = store.read_examples(task.name), store.read_predictions(record.run_id)
+        examples, kept = store.task_files(task.name).examples(), store.read_predictions(record.run_id)
         if examples is None or kept is None:
             raise StoreError(
                 f"{record.run_id} cannot be verified: {store.root} does not hold its dev rows and predictions. "
@@ -140,13 +140,23 @@ class _Check:
         off = float(np.abs(logits - self.kept).max())
         scores = metrics.evaluate(self.task, predictions_of(self.task, logits), self.labels)
         score = float(scores[self.task.primary_metric])
-        if not off <= _TOLERANCE:
+        allowed = _TOLERANCE * (1.0 if self.task.scale is None else self.task.scale.spread)
+        if not off <= allowed:
             raise StoreError(
                 f"The export of {self.record.run_id} was loaded again and is not what was trained: its logits are off "
-                f"by up to {off:.2g} (allowed are {_TOLERANCE:g}), and it scores {score:.4f} where the record says "
+                f"by up to {off:.2g} (allowed are {allowed:g}), and it scores {score:.4f} where the record says "
                 f"{self.record.best_score}. Nothing was written."
             )
         return off, score
+
+
+def _in_own_unit(state: dict[str, Tensor], parts: Anatomy, task: Task) -> dict[str, Tensor]:
+    """The tensors with the scale of a regression's targets in the head's last layer, so that it puts out targets."""
+    if task.scale is None:
+        return state
+    name = parts.head.layers[-1].name
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    return {**state, f"{name}.weight": weight * task.scale.spread, f"{name}.bias": task.outside(bias)}
 
 
 def _take_over(model: Any, parts: Anatomy, lora: LoraAdapter | None, state: Mapping[str, Tensor]) -> None:

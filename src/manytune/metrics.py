@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Metric:
     """Which of two scores is the better one."""
     compute: Callable[[Array, Array], float]
     """`compute(predictions [N], labels [N])`: class indices, or numbers for a regression metric."""
+    kind: Literal["classification", "regression"] = "classification"
+    """Of which kind of task it is."""
 
 
 def is_constant(predictions: Array) -> bool:
@@ -138,6 +140,19 @@ def _correlation(correlate: Callable[[Array, Array], Any], predictions: Array, l
     return float(correlate(predictions, labels).statistic)
 
 
+def _rmse(predictions: Array, labels: Array) -> float:
+    return float(np.sqrt(np.mean(_errors(predictions, labels) ** 2)))
+
+
+def _mae(predictions: Array, labels: Array) -> float:
+    return float(np.mean(np.abs(_errors(predictions, labels))))
+
+
+def _errors(predictions: Array, labels: Array) -> Array:
+    errors: Array = predictions.astype(np.float64) - labels.astype(np.float64)
+    return errors if np.isfinite(errors).all() else np.array([math.nan])
+
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         metric.name: metric
@@ -146,9 +161,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("accuracy", "Accuracy", True, _accuracy),
             Metric("f1", "F1", True, _f1),
             Metric("macro_f1", "Macro F1", True, _macro_f1),
-            Metric("pearson", "Pearson", True, _pearson),
-            Metric("spearman", "Spearman", True, _spearman),
+            Metric("accuracy_mismatched", "Accuracy (mismatched)", True, _accuracy),
+            Metric("pearson", "Pearson", True, _pearson, "regression"),
+            Metric("spearman", "Spearman", True, _spearman, "regression"),
+            Metric("rmse", "RMSE", False, _rmse, "regression"),
+            Metric("mae", "MAE", False, _mae, "regression"),
         )
     }
 )
-"""Every metric by its name; `f1` is class 1's among two, `macro_f1` averages over the classes present."""
+"""Every metric by its name; `f1` is class 1's among two, `macro_f1` averages over the classes present; the errors are
+in the targets' own unit. `accuracy_mismatched` is the accuracy on MNLI's second dev split, of other genres."""

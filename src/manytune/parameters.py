@@ -10,10 +10,11 @@ from rich.table import Table
 
 from manytune.backbones import anatomy
 from manytune.config import Method, Study
+from manytune.data import load_task
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.plan import plan_runs
 from manytune.report.views import percent, plain_table
-from manytune.tasks import get_task
+from manytune.tasks import Task
 
 __all__ = ["ParameterRow", "count_for_model", "count_for_study", "parameter_table"]
 
@@ -67,11 +68,18 @@ def count_for_study(study: Study) -> list[ParameterRow]:
         ManytuneError: The study's model cannot be used.
     """
     rows: dict[tuple[Any, ...], ParameterRow] = {}
+    outputs = {name: _outputs(study.task(name)) for name in study.task_names}
     for run in plan_runs(study):
-        parts = anatomy(study.model, get_task(run.task).num_outputs)
+        parts = anatomy(study.model, outputs[run.task])
         row = _row(run.task, run.method, count_parameters(parts, adapt(run.method, parts)))
         rows.setdefault((row.task, row.method, row.rank, row.head, row.parameters), row)
     return list(rows.values())
+
+
+def _outputs(task: Task) -> int:
+    """Outputs of the head; the classes of a user's own task are in its data."""
+    known = task.kind == "regression" or task.labels
+    return task.num_outputs if known else load_task(task)[0].num_outputs
 
 
 def parameter_table(rows: Sequence[ParameterRow]) -> Table:

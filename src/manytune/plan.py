@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from manytune.config import MEANS, Method, Study, Training, digest
+from manytune.config import MEANS, Method, OwnTask, Study, Training, digest
 from manytune.errors import StudyError
 
 __all__ = [
@@ -80,7 +80,7 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
     """
     runs: dict[str, Run] = {}
     first: dict[str, int] = {}
-    for task in study.tasks:
+    for task in study.task_names:
         for index, sweep in enumerate(study.methods):
             for method in sweep.expand(task):
                 for seed in study.seeds:
@@ -235,7 +235,7 @@ def _run_id(study: Study, task: str, method: Method, seed: int) -> str:
     # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
     everything = {
         "model": study.model,
-        "task": task,
+        "task": _what_it_is(study, task),
         "method": {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method},
         "seed": seed,
         "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
@@ -245,6 +245,16 @@ def _run_id(study: Study, task: str, method: Method, seed: int) -> str:
     rank = f"-r{method.rank}" if method.method == "lora" else ""
     rate = short_number(method.learning_rate)
     return f"{task}-{method.method}{rank}-lr{rate}-s{seed}-{digest(everything, 6)}"
+
+
+def _what_it_is(study: Study, name: str) -> Any:
+    """A task by its name; one's own by its description, wherever its files are: what is in them is looked at apart."""
+    own = next((entry for entry in study.tasks if isinstance(entry, OwnTask) and entry.name == name), None)
+    if own is None:
+        return name
+    described = own.model_dump(mode="json", exclude_defaults=True)
+    files = {"train", "dev"} if own.hub is None else set()
+    return {key: value for key, value in described.items() if key not in files or isinstance(value, float)}
 
 
 def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:

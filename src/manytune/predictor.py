@@ -21,7 +21,7 @@ from manytune.plan import Run, plan_packs
 from manytune.record import RunRecord
 from manytune.rows import Row
 from manytune.store import Store
-from manytune.tasks import Task, get_task
+from manytune.tasks import Task
 from manytune.workload import encode_texts
 
 __all__ = ["Prediction", "Predictor", "load"]
@@ -62,7 +62,7 @@ class Predictor:
         Raises:
             ManytuneError: A snapshot or the backbone cannot be loaded, or the backbone is not what was trained.
         """
-        self.task: Task = get_task(records[0].task)
+        self.task: Task = store.task(records[0].task)
         self.records = tuple(records)
         self._device = hardware.choose_device(device)
         self._study = store.study()
@@ -83,6 +83,8 @@ class Predictor:
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
 
+        Those of a regression are in the targets' own unit.
+
         Raises:
             DataError: A row has not as many sentences as the task, or an empty one.
         """
@@ -94,7 +96,8 @@ class Predictor:
         for pack, model in self._models:
             everything = [np.arange(data.size)] * len(pack.runs)
             found |= {run.id: own for run, own in zip(pack.runs, predict(model, data, everything), strict=True)}
-        return np.stack([found[run_id] for run_id in self._order])
+        logits: NDArray[Any] = self.task.outside(np.stack([found[run_id] for run_id in self._order]))
+        return logits
 
     def predict(self, texts: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
         """A prediction for each text, or pair of texts.

@@ -18,12 +18,13 @@ from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.progress import Task as BarLine
 from rich.text import Text
 
 from manytune.metrics import METRICS
-from manytune.tasks import TASKS
+from manytune.tasks import Task
 
 __all__ = ["Level", "LiveProgress", "PlainProgress", "Progress", "QuietProgress", "make_progress"]
 
@@ -37,12 +38,12 @@ Clock = Callable[[], float]
 class Progress(Protocol):
     """What the one who trains packs reports to; a context, entered before the first call."""
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """A pack starts to train.
 
         Args:
             pack_id: The pack.
-            task: Name of its task.
+            task: Its task.
             runs: Ids of its runs.
             total_steps: Optimizer steps it will take if no run ends early.
         """
@@ -117,9 +118,8 @@ class _Pack:
     best: tuple[str, float] | None = None
 
     @classmethod
-    def start(cls, pack_id: str, task: str, runs: Sequence[str], total_steps: int, now: float) -> _Pack:
-        metric = METRICS[TASKS[task].primary_metric].title if task in TASKS else "score"
-        return cls(pack_id, metric, len(runs), len(runs), total_steps, now)
+    def start(cls, pack_id: str, task: Task, runs: Sequence[str], total_steps: int, now: float) -> _Pack:
+        return cls(pack_id, METRICS[task.primary_metric].title, len(runs), len(runs), total_steps, now)
 
     def stepped(self, step: int, losses: Sequence[float]) -> _Pack:
         finite = [float(loss) for loss in losses if math.isfinite(loss)]
@@ -170,7 +170,7 @@ class QuietProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Say nothing."""
 
     def step(self, step: int, losses: Sequence[float]) -> None:
@@ -209,10 +209,10 @@ class PlainProgress:
         self._clock = clock
         self._pack = _NO_PACK
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Say what starts."""
         self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())
-        _say(self._console, f"{pack_id}: {_count(len(runs), 'run')} on {task}, {_count(total_steps, 'step')}")
+        _say(self._console, f"{pack_id}: {_count(len(runs), 'run')} on {task.name}, {_count(total_steps, 'step')}")
 
     def step(self, step: int, losses: Sequence[float]) -> None:
         """Take note."""
@@ -253,7 +253,7 @@ _WIDTH_FOR_A_BAR = 110  # the figures come first; they and a bar take about so m
 class _PackColumn(ProgressColumn):
     """The pack's id; in a narrow terminal it is what gets shorter, so that the figures stay."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: BarLine) -> Text:
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
@@ -274,7 +274,7 @@ class LiveProgress:
             refresh_per_second=4,
         )
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Start the pack's line."""
         self._remove_line()  # of a pack that was cut short
         self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())

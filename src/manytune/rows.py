@@ -1,4 +1,4 @@
-"""Files of rows, read and written a part at a time, so that they may be larger than memory.
+"""Rows of a split before any check, and files of rows, read and written a part at a time: they may outgrow memory.
 
 CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
 """
@@ -9,19 +9,35 @@ import csv
 import difflib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from manytune.errors import DataError
 from manytune.files import replacing
 from manytune.json_text import parse_json
 
-__all__ = ["Row", "RowWriter", "check_format", "read_parts", "writer"]
+__all__ = ["RawRows", "Row", "RowWriter", "check_format", "no_column", "read_parts", "read_placed", "writer"]
 
 Row = dict[str, Any]
 """Column → value."""
+
+
+class RawRows(NamedTuple):
+    """The rows of a split, before any check."""
+
+    texts: Sequence[tuple[str, ...]]
+    """N rows of one or two sentences."""
+    labels: Sequence[object]
+    """N labels, as text or as numbers; None where there is none."""
+    source: str
+    """A path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
+    place: Callable[[int], str]
+    """Row index to the words that let a user find the row."""
+    left_out: tuple[str, ...] = ()
+    """Which rows are not among these, and why."""
+
 
 _PART = 1024
 """Rows at a time."""
@@ -64,7 +80,27 @@ def check_format(name: str) -> str:
 
 
 def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
-    """The rows of a file, some at a time; a null counts as an empty text.
+    """The rows of a file, some at a time.
+
+    Args:
+        name: The file, or `-`.
+        columns: Those that it must have; others are handed on.
+
+    Raises:
+        DataError: As for `read_placed`.
+    """
+    part: list[Row] = []
+    for _, row in read_placed(name, columns):
+        part.append(row)
+        if len(part) == _PART:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def read_placed(name: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, each with the words that let a user find it.
 
     Args:
         name: The file, or `-`.
@@ -78,22 +114,28 @@ def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
         rows = _table_rows(name, _DIALECTS[suffix])
     else:
         rows = _json_rows(name) if suffix == ".jsonl" else _parquet_rows(name)
-    part: list[Row] = []
     try:
         for place, row in rows:
-            missing = [column for column in columns if column not in row]
-            if missing:
-                raise DataError(f"{place}: {_no_column(missing[0], row)}")
-            part.append(row)
-            if len(part) == _PART:
-                yield part
-                part = []
+            missing = next((column for column in columns if column not in row), None)
+            if missing is not None:
+                raise DataError(f"{place}: {no_column(missing, row)}")
+            yield place, row
     except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise DataError(f"{_undecodable(name)} is not UTF-8: {error.reason}. Save the file as UTF-8.") from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
-    if part:
-        yield part
+
+
+def _undecodable(name: str) -> str:
+    """The place of the first line that is not UTF-8."""
+    if name != "-":
+        with open(name, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return f"{name}, line {number},"
+    return name
 
 
 @contextmanager
@@ -116,11 +158,12 @@ def writer(name: str) -> Iterator[RowWriter]:
                 yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
 
 
-def _no_column(missing: str, row: Mapping[str, Any]) -> str:
-    names = {str(name).lower(): name for name in row}
+def no_column(missing: str, found: Iterable[str]) -> str:
+    """Say that a column is missing, and which one may be meant."""
+    names = {str(name).lower(): str(name) for name in found}
     near = difflib.get_close_matches(missing.lower(), names, n=1, cutoff=0.5)
-    hint = f" Is it {names[near[0]]!r}? Then rename it." if near else ""
-    return f"there is no column {missing!r} among {', '.join(map(str, row)) or 'none'}.{hint}"
+    hint = f" Is it {names[near[0]]!r}?" if near else ""
+    return f"no column {missing!r}; the columns found are: {', '.join(names.values()) or 'none'}.{hint}"
 
 
 def _text_file(name: str) -> TextIO:

@@ -30,11 +30,13 @@ from pydantic import TypeAdapter
 
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
-from manytune.evidence import Examples, Structure, predictions_from_bytes, predictions_to_bytes
+from manytune.evidence import predictions_from_bytes, predictions_to_bytes
 from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, write_file, writing
 from manytune.json_text import parse_json
 from manytune.plan import Pack, Run, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
+from manytune.task_files import TaskFiles
+from manytune.tasks import Task
 
 __all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
 
@@ -264,29 +266,18 @@ class Store:
         data = read_bytes(path)
         return None if data is None else predictions_from_bytes(data, where=str(path))
 
-    def keep_task(self, task: str, examples: Examples, structure: Structure) -> None:
-        """Keep a task's dev rows and module tree; what is there already stays as it is."""
-        for path, kept in ((self._examples(task), examples), (self._structure(task), structure)):
-            if not path.exists():
-                write_atomically(path, kept.to_json())
+    def task_files(self, task: str) -> TaskFiles:
+        """What is kept of a task."""
+        return TaskFiles(self.root / "tasks" / _checked_id(task, "task"))
 
-    def read_examples(self, task: str) -> Examples | None:
-        """A task's dev rows; None if they were not kept."""
-        path = self._examples(task)
-        text = read_text(path)
-        return None if text is None else Examples.from_json(text, where=str(path))
+    def task(self, name: str) -> Task:
+        """A task of the study, with what its data said.
 
-    def read_structure(self, task: str) -> Structure | None:
-        """A task's module tree; None if it was not kept."""
-        path = self._structure(task)
-        text = read_text(path)
-        return None if text is None else Structure.from_json(text, where=str(path))
-
-    def _examples(self, task: str) -> Path:
-        return self.root / "tasks" / _checked_id(task, "task") / "examples.json"
-
-    def _structure(self, task: str) -> Path:
-        return self.root / "tasks" / _checked_id(task, "task") / "structure.json"
+        Raises:
+            StoreError: It is a user's own, and what its data said is not there, or damaged.
+            StudyError: The study has no such task.
+        """
+        return self.task_files(name).complete(self.study().task(name))
 
     def write_record(self, record: RunRecord) -> None:
         """Write a run's record, which says that the run has ended: call it last.

@@ -305,7 +305,8 @@ def _forward_backward(
     The mean is over all rows of the step, however they are cut into micro-batches. The runs' losses are added
     up: each depends on its own parameters alone, so every run gets the gradient of its own loss.
     """
-    labels = torch.from_numpy(np.stack([data.labels[own] for own in rows])).to(model.device)
+    drawn = np.stack([data.labels[own] for own in rows])
+    labels = torch.from_numpy(task.inside(drawn).astype(drawn.dtype)).to(model.device)
     share = torch.ones(labels.shape, device=model.device)
     if class_weights is not None:
         share = torch.from_numpy(class_weights[list(alive)]).to(model.device).gather(1, labels)

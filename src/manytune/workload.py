@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,18 +12,20 @@ import numpy as np
 
 from manytune.backbones import Anatomy, anatomy, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, load_split, train_split
+from manytune.data import Encoded, Split, encode, leaked, load_task, train_split
 from manytune.encodings import encode_cached
-from manytune.errors import ModelError
+from manytune.errors import ModelError, StudyError
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
 from manytune.plan import Run, total_steps, warmup_steps
-from manytune.tasks import Task, get_task
+from manytune.tasks import SPLITS, Task
 from manytune.train import PackData
 
 __all__ = ["TaskWork", "encode_texts", "prepare"]
 
+_REASONS = 3  # that a note gives
+_UNBALANCED = 10  # as many rows of one class as of another
 _WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
@@ -40,6 +42,8 @@ class TaskWork:
         fingerprint: SHA-256 over both splits.
         sources: Where the rows came from.
         dev_texts: The dev split's sentences, one or two a row.
+        also: Other splits that a run's best snapshot is scored on.
+        data_notes: What was found in the rows that a reader of the results should know.
     """
 
     study: Study
@@ -50,13 +54,15 @@ class TaskWork:
     fingerprint: str
     sources: tuple[str, ...]
     dev_texts: tuple[tuple[str, ...], ...]
+    also: Mapping[str, Encoded] = field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
         longest, whose = _longest(self.study, self.anatomy)
         parts = (("train", self.train), ("dev", self.dev))
-        return [
+        return [*self.data_notes] + [
             f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {longest} tokens, {whose}."
             for name, data in parts
             if data.truncated
@@ -107,7 +113,7 @@ class TaskWork:
     def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
         if self.task.target_range is None:
             return []
-        low, high = self.task.target_range
+        low, high = self.task.inside(np.array(self.task.target_range))
         said = []
         for run in {run.label: run for run in runs}.values():
             if run.method.head == "full":
@@ -134,13 +140,11 @@ def prepare(study: Study, name: str) -> TaskWork:
     Raises:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
-    task = get_task(name)
+    task, splits = load_task(study.task(name), study.data_dir)
+    _refuse_weights(study, task)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
-    splits = {split: load_split(task, split, study.data_dir) for split in ("train", "dev")}
-    encoded = {}
-    for split, rows in splits.items():
-        encoded[split] = _encoded(study, parts, tokenizer, rows)
+    encoded = {split: _encoded(study, parts, tokenizer, rows) for split, rows in splits.items()}
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,
@@ -151,7 +155,42 @@ def prepare(study: Study, name: str) -> TaskWork:
         hashlib.sha256(both.encode()).hexdigest(),
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
+        {split: rows for split, rows in encoded.items() if split not in SPLITS},
+        tuple(_data_notes(task, splits)),
     )
+
+
+def _refuse_weights(study: Study, task: Task) -> None:
+    weights = study.training.class_weights
+    if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
+        raise StudyError(
+            f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
+            f"{', '.join(task.labels)}. Give one number a class."
+        )
+
+
+def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
+    """Rows left out, and of a user's own data, what a result would be blamed for later."""
+    for name, rows in splits.items():
+        if rows.left_out:
+            some = "; ".join(rows.left_out[:_REASONS]) + ("; …" if len(rows.left_out) > _REASONS else "")
+            yield f"{task.name}: {len(rows.left_out)} {name} rows were left out ({some})."
+    if task.own is None:
+        return
+    shared = leaked(splits["train"], splits["dev"])
+    if shared:
+        yield (
+            f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
+            "on dev are too high. `manytune check` lists them."
+        )
+    if task.kind == "classification":
+        counts = np.bincount(splits["train"].labels, minlength=len(task.labels))
+        if counts.max() >= _UNBALANCED * max(int(counts.min()), 1):
+            few, many = task.labels[int(counts.argmin())], task.labels[int(counts.argmax())]
+            yield (
+                f"{task.name}: the classes are uneven, from {counts.min()} training rows ({few}) to {counts.max()} "
+                f"({many}); see training.class_weights: balanced."
+            )
 
 
 def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:

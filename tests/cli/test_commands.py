@@ -205,7 +205,7 @@ class TestRun:
     @pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
     def test_kept_predictions_and_examples_give_the_scores_of_the_record(self, finish: Finish, task: str) -> None:
         store = Store.open(finish.out)
-        examples = store.read_examples(task)
+        examples = store.task_files(task).examples()
         assert examples is not None
         for run in (run for run in finish.runs if run.task == task):
             logits = store.read_predictions(run.id)
@@ -216,7 +216,7 @@ class TestRun:
             )
 
     def test_the_structure_says_what_each_method_trains(self, finish: Finish) -> None:
-        structure = Store.open(finish.out).read_structure(SIMILARITY)
+        structure = Store.open(finish.out).task_files(SIMILARITY).structure()
         assert structure is not None
         sizes = {name: math.prod(shape) for name, shape in (structure.tensors | structure.head).items()}
         assert set(structure.trained) == {run.label for run in finish.runs}

@@ -99,7 +99,7 @@ def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "made")
         labels = get_task(task).labels
         assert model.config.id2label == (dict(enumerate(labels)) if labels else {0: "LABEL_0"})
-    examples, kept = trained.store.read_examples(task), trained.store.read_predictions(record.run_id)
+    examples, kept = trained.store.task_files(task).examples(), trained.store.read_predictions(record.run_id)
     assert examples is not None
     assert kept is not None
     found = logits(model, AutoTokenizer.from_pretrained(tmp_path / "made"), examples.texts)

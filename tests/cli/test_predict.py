@@ -209,11 +209,11 @@ def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "Sentence\nOne.\n", "a.csv, line 2: there is no column 'sentence' among Sentence. Is it 'Sentence'?"),
+        ("a.csv", "Sentence\nOne.\n", "a.csv, line 2: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?"),
         ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cells, but the header names 2 columns"),
         ("a.csv", "sentence,sentence\nOne.,x\n", "a column is there twice"),
         ("a.csv", "", "a.csv is empty"),
-        ("a.csv", b"sentence\n\xff\n", "a.csv is not UTF-8"),
+        ("a.csv", b"sentence\n\xff\n", "a.csv, line 2, is not UTF-8"),
         ("a.jsonl", '{"sentence": "One."}\n{"sent\n', "a.jsonl, line 2: no JSON"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: a line must hold an object"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),

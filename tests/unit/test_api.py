@@ -15,6 +15,7 @@ import manytune
 from manytune import ManytuneError, RunRecord, RunState, Study, StudyResult, run_study
 from manytune.progress import make_progress
 from manytune.report import TaskTable
+from manytune.tasks import Task
 from tiny import make_tiny
 
 
@@ -59,8 +60,8 @@ class Listener:
         self.messages: list[str] = []
         self.open = 0
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
-        self.packs.append((pack_id, task, tuple(runs), total_steps))
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
+        self.packs.append((pack_id, task.name, tuple(runs), total_steps))
 
     def step(self, step: int, losses: Sequence[float]) -> None:
         self.steps.append((step, len(losses)))

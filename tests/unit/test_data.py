@@ -161,7 +161,7 @@ class TestRefusals:
         message = refusal(COLA, "train", write(content))
         assert "CoLA/train.tsv, line 4: byte 0xe9 is not valid UTF-8" in message
 
-    @pytest.mark.parametrize("label", ["2", "-2", "1.0", "", "acceptable", "\u0661"])
+    @pytest.mark.parametrize("label", ["2", "-2", "1.0", "", "Acceptable", "\u0661"])
     def test_a_label_that_is_no_class(self, write: Write, label: str) -> None:
         message = refusal(COLA, "train", write([*COLA_LINES, f"x\t{label}\t\tText."]))
         allowed = "is not one of: 0 (unacceptable), 1 (acceptable)"
@@ -238,7 +238,7 @@ class TestRefusals:
         assert "CoLA: no dev.tsv or validation.tsv for the dev split of task cola" in message
 
     def test_an_unknown_split(self) -> None:
-        assert "'test' is not one of: train, dev." in refusal(COLA, "test", None)
+        assert "'tests' is not one of: train, dev, test." in refusal(COLA, "tests", None)
 
 
 class TestOrderOfSources:

@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 import manytune
-from manytune.config import METHODS, BitFit, Full, Head, Lora, Study, Training
+from manytune.config import METHODS, BitFit, Full, Head, Lora, OwnTask, Study, Training
 from manytune.plan import plan_packs, plan_runs
 from manytune.tasks import TASKS
 
@@ -130,7 +130,7 @@ def words(annotation: object) -> set[str]:
     return {word for part in get_args(annotation) for word in words(part)}
 
 
-MODELS = (Study, Training, *METHODS.values())
+MODELS = (Study, Training, OwnTask, *METHODS.values())
 KEYS = sorted({name for model in MODELS for name in model.model_fields})
 WORDS = sorted({word for model in MODELS for info in model.model_fields.values() for word in words(info.annotation)})
 

@@ -19,8 +19,9 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = (
     *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
-    *("store", "lookup", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones"),
-    *("packing", "methods", "evaluate", "train", "checkpoints", "workload", "snapshot", "rows", "predictor"),
+    *("task_files", "store", "lookup", "ground", "lock", "interrupts", "hardware", "rows", "hub_rows", "glue_folder"),
+    *("own_rows", "sources", "data", "encodings", "backbones", "packing", "methods", "evaluate", "train"),
+    *("checkpoints", "workload", "snapshot", "predictor"),
     *(
         "export_card",
         "export",
@@ -40,7 +41,19 @@ ORDER = (
 LIGHT = frozenset(
     {
         *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence"),
-        *("files", "store", "lookup", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
+        *(
+            "files",
+            "task_files",
+            "store",
+            "lookup",
+            "ground",
+            "lock",
+            "interrupts",
+            "stats",
+            "report",
+            "progress",
+            "cli",
+        ),
     }
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})

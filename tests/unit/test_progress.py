@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from manytune.progress import LiveProgress, PlainProgress, Progress, QuietProgress, make_progress
+from manytune.tasks import TASKS
 
 RUNS = ["run-a", "run-b", "run-c"]
 
@@ -43,7 +44,7 @@ def last_drawn(console: Console) -> str:
 def a_whole_pack(progress: Progress, clock: Clock | None = None) -> None:
     """Ten steps with one evaluation, one run that fails on the way and one that collapses."""
     progress.message("3 rows were truncated")
-    progress.pack_started("cola-adapters-0", "cola", RUNS, total_steps=10)
+    progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
     for step in range(1, 6):
         progress.step(step, [0.5, 0.7])
     if clock:
@@ -102,21 +103,21 @@ class TestPlain:
     def test_what_is_unknown_is_not_shown(self) -> None:
         console = make_console(terminal=False)
         progress = PlainProgress(console, Clock())
-        progress.pack_started("mine-full-0", "mine", ["run-a"], total_steps=2)
+        progress.pack_started("mine-full-0", TASKS["builtin-similarity"], ["run-a"], total_steps=2)
         progress.step(1, [math.nan])
         progress.pack_finished(5)
         assert lines(console) == [
-            "mine-full-0: 1 run on mine, 2 steps",
+            "mine-full-0: 1 run on builtin-similarity, 2 steps",
             "mine-full-0: 1 run, 1 step in 0:05",
         ]
 
     def test_the_loss_is_over_the_runs_that_have_one(self) -> None:
         console = make_console(terminal=False)
         progress = PlainProgress(console, Clock())
-        progress.pack_started("p", "mine", RUNS, total_steps=4)
+        progress.pack_started("p", TASKS["cola"], RUNS, total_steps=4)
         progress.step(1, [0.5, math.nan, 1.0])
         progress.evaluated(1, {}, ("run-a", 0.125))
-        assert "loss 0.750, best score 0.125" in lines(console)[-1]
+        assert "loss 0.750, best MCC 0.125" in lines(console)[-1]
 
     def test_a_finished_run_is_mentioned_where_there_is_something_to_say(self) -> None:
         console = make_console(terminal=False)
@@ -130,7 +131,7 @@ class TestPlain:
         console = make_console(terminal=False)
         progress = PlainProgress(console, Clock())
         a_whole_pack(progress)
-        progress.pack_started("second", "stsb", RUNS, total_steps=4)
+        progress.pack_started("second", TASKS["stsb"], RUNS, total_steps=4)
         progress.step(1, [0.5])
         progress.pack_finished(1)
         assert lines(console)[-1] == "second: 3 runs, 1 step in 0:01"
@@ -140,7 +141,7 @@ class TestLive:
     def test_the_line_shows_where_the_pack_is(self) -> None:
         console, clock = make_console(terminal=True), Clock()
         with LiveProgress(console, clock) as progress:
-            progress.pack_started("cola-adapters-0", "cola", RUNS, total_steps=10)
+            progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
             progress.step(4, [0.5, 0.7])
             progress.run_ended("run-c", "finished")
             clock.now += 60
@@ -165,7 +166,7 @@ class TestLive:
     def test_a_narrow_terminal_keeps_the_figures(self) -> None:
         console = make_console(terminal=True, width=80)
         with LiveProgress(console, Clock()) as progress:
-            progress.pack_started("builtin-acceptability-adapters-0", "cola", RUNS, total_steps=3000)
+            progress.pack_started("builtin-acceptability-adapters-0", TASKS["cola"], RUNS, total_steps=3000)
             progress.step(500, [0.5])
             progress.evaluated(500, {"run-a": 0.25}, ("run-a", 0.25))
         assert "… 500/3000 3 runs, loss 0.500, best MCC 0.250, 0:00 left" in last_drawn(console)
@@ -173,8 +174,8 @@ class TestLive:
     def test_the_line_goes_when_its_pack_is_cut_short(self) -> None:
         console = make_console(terminal=True)
         with LiveProgress(console) as progress:
-            progress.pack_started("first", "cola", RUNS, total_steps=10)
-            progress.pack_started("second", "cola", RUNS, total_steps=10)
+            progress.pack_started("first", TASKS["cola"], RUNS, total_steps=10)
+            progress.pack_started("second", TASKS["cola"], RUNS, total_steps=10)
         assert "first" not in last_drawn(console)
         assert "second" in last_drawn(console)
 
@@ -189,7 +190,7 @@ def test_every_kind_passes_errors_on(kind: Callable[[Console], Progress]) -> Non
     console = make_console(terminal=True)
     progress = kind(console)
     with progress:
-        progress.pack_started("cola-adapters-0", "cola", RUNS, total_steps=10)
+        progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
     with pytest.raises(KeyboardInterrupt), progress:
         raise KeyboardInterrupt
 

@@ -20,6 +20,7 @@ from manytune.files import write_file
 from manytune.plan import Pack, Run, plan_packs, plan_runs
 from manytune.record import HistoryRow, RunRecord
 from manytune.store import Store
+from manytune.tasks import TASKS
 
 
 def make_study(**settings: Any) -> Study:
@@ -473,14 +474,14 @@ class TestEvidence:
         np.testing.assert_array_equal(again, logits)
 
     def test_a_task_is_kept_once(self, store: Store) -> None:
-        assert store.read_examples("cola") is None
-        assert store.read_structure("cola") is None
+        assert store.task_files("cola").examples() is None
+        assert store.task_files("cola").structure() is None
         structure = Structure(model="minilm", tensors={}, head={}, trained={})
         first, second = (Examples(texts=((text,),), labels=(1.0,)) for text in ("first", "second"))
-        store.keep_task("cola", first, structure)
-        store.keep_task("cola", second, structure)
-        assert store.read_examples("cola") == first
-        assert store.read_structure("cola") == structure
+        store.task_files("cola").keep(TASKS["cola"], first, structure, used=False)
+        store.task_files("cola").keep(TASKS["cola"], second, structure, used=False)
+        assert store.task_files("cola").examples() == first
+        assert store.task_files("cola").structure() == structure
 
     @pytest.mark.parametrize("name", ["examples.json", "structure.json"])
     def test_damage_is_said_with_its_place(self, store: Store, name: str) -> None:
@@ -488,7 +489,7 @@ class TestEvidence:
         path.parent.mkdir(parents=True)
         path.write_text('{"texts": ')
         with pytest.raises(StoreError, match=f"{re.escape(str(path))} is damaged"):
-            store.read_examples("cola") if name == "examples.json" else store.read_structure("cola")
+            store.task_files("cola").examples() if name == "examples.json" else store.task_files("cola").structure()
 
 
 def test_a_file_that_holds_the_same_already_is_left_alone(tmp_path: Path) -> None:

@@ -2,34 +2,65 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from manytune.errors import StudyError
 from manytune.metrics import METRICS
-from manytune.tasks import SPLITS, TASKS, get_task
+from manytune.tasks import GLUE, SPLITS, TASKS, Scale, Task, get_task
+
+GLUE_NAMES = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 
 
 def test_the_table_holds_these_tasks_under_their_own_names() -> None:
-    assert list(TASKS) == ["cola", "stsb", "builtin-acceptability", "builtin-similarity"]
+    assert list(GLUE) == GLUE_NAMES
+    assert list(TASKS) == [*GLUE_NAMES, "builtin-acceptability", "builtin-similarity"]
     assert [task.name for task in TASKS.values()] == list(TASKS)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_whole(name: str) -> None:
     task = get_task(name)
-    assert set(task.metrics) <= set(METRICS)
+    assert set(task.all_metrics) <= set(METRICS)
+    assert {METRICS[metric].kind for metric in task.all_metrics} == {task.kind}
     assert len(task.text_columns) in (1, 2)
     assert (task.kind == "classification") == (len(task.labels) >= 2) == (task.target_range is None)
     if task.hub is not None:
-        assert set(task.hub_splits) == set(SPLITS)
-        assert task.folder
-    if task.file_columns:
-        assert {*task.text_columns, task.label_column} <= set(task.file_columns)
+        assert {*SPLITS, *task.also_scored} <= set(task.hub_splits)
+        assert task.files is not None
+        assert len(task.files.text_columns) == len(task.text_columns)
+        assert set(task.hub_splits) == set(task.files.names) == set(task.sizes)
 
 
 def test_glue_sizes_are_the_official_ones() -> None:
-    assert TASKS["cola"].sizes == {"train": 8551, "dev": 1043}
-    assert TASKS["stsb"].sizes == {"train": 5749, "dev": 1500}
+    """Train, dev and test of Wang et al. 2018, and of the hub's nyu-mll/glue."""
+    assert {name: [task.sizes[split] for split in ("train", "dev", "test")] for name, task in GLUE.items()} == {
+        "cola": [8551, 1043, 1063],
+        "sst2": [67349, 872, 1821],
+        "mrpc": [3668, 408, 1725],
+        "qqp": [363846, 40430, 390965],
+        "stsb": [5749, 1500, 1379],
+        "mnli": [392702, 9815, 9796],
+        "qnli": [104743, 5463, 5463],
+        "rte": [2490, 277, 3000],
+        "wnli": [635, 71, 146],
+    }
+    more = ("dev_mismatched", "test_mismatched", "diagnostic")
+    assert [GLUE["mnli"].sizes[split] for split in more] == [9832, 9847, 1104]
+
+
+def test_glue_metrics_are_the_official_ones() -> None:
+    assert {name: task.all_metrics for name, task in GLUE.items()} == {
+        "cola": ("matthews_correlation", "accuracy"),
+        "sst2": ("accuracy",),
+        "mrpc": ("f1", "accuracy"),
+        "qqp": ("f1", "accuracy"),
+        "stsb": ("pearson", "spearman"),
+        "mnli": ("accuracy", "accuracy_mismatched"),
+        "qnli": ("accuracy",),
+        "rte": ("accuracy",),
+        "wnli": ("accuracy",),
+    }
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -45,18 +76,33 @@ def test_colas_parts_are_the_papers() -> None:
 
 
 def test_the_first_metric_is_primary() -> None:
-    assert [task.primary_metric for task in TASKS.values()] == ["matthews_correlation", "pearson"] * 2
+    assert TASKS["cola"].primary_metric == "matthews_correlation"
     swapped = dataclasses.replace(TASKS["stsb"], metrics=("spearman", "pearson"))
     assert swapped.primary_metric == "spearman"
 
 
 def test_outputs_are_one_a_class_or_one_number() -> None:
     assert {name: task.num_outputs for name, task in TASKS.items()} == {
-        "cola": 2,
+        **dict.fromkeys(TASKS, 2),
+        "mnli": 3,
         "stsb": 1,
-        "builtin-acceptability": 2,
         "builtin-similarity": 1,
     }
+
+
+def test_classes_that_only_the_data_knows_are_not_counted() -> None:
+    task = Task("own", "own", "classification", ("text",), "label", labels=(), metrics=("accuracy",))
+    with pytest.raises(ValueError, match="not known before its data is read"):
+        _ = task.num_outputs
+
+
+def test_a_scale_goes_there_and_back() -> None:
+    task = dataclasses.replace(TASKS["stsb"], scale=Scale(center=200.0, spread=50.0))
+    targets = np.array([100.0, 200.0, 275.0])
+    assert task.inside(targets).tolist() == [-2.0, 0.0, 1.5]
+    assert task.outside(task.inside(targets)).tolist() == targets.tolist()
+    assert TASKS["stsb"].inside(targets) is targets
+    assert TASKS["stsb"].outside(targets) is targets
 
 
 def test_the_table_cannot_be_changed() -> None:
@@ -71,6 +117,4 @@ def test_the_table_cannot_be_changed() -> None:
 def test_an_unknown_task_is_refused_with_the_choices() -> None:
     with pytest.raises(StudyError) as error:
         get_task("sts-b")
-    assert str(error.value) == (
-        "tasks: 'sts-b' is not one of: cola, stsb, builtin-acceptability, builtin-similarity. Did you mean 'stsb'?"
-    )
+    assert str(error.value) == f"tasks: 'sts-b' is not one of: {', '.join(TASKS)}. Did you mean 'stsb'?"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, load_split
+from manytune.data import Encoded, Split, encode, load_split, load_task
 from manytune.errors import ModelError
 from manytune.plan import plan_runs
 from manytune.tasks import Task, get_task
@@ -134,12 +134,12 @@ def test_the_fingerprint_is_the_datas(tiny: Path) -> None:
 
 @pytest.mark.parametrize("changed", ["train", "dev"])
 def test_the_fingerprint_is_of_both_splits(tiny: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
-    def load(task: Task, split: str, data_dir: str | None) -> Split:
-        rows = load_split(task, split, data_dir)
-        return replace(rows, fingerprint="another") if split == changed else rows
+    def load(task: Task, data_dir: str | None) -> tuple[Task, dict[str, Split]]:
+        task, splits = load_task(task, data_dir)
+        return task, {**splits, changed: replace(splits[changed], fingerprint="another")}
 
     before = work(tiny, ACCEPTABILITY).fingerprint
-    monkeypatch.setattr("manytune.workload.load_split", load)
+    monkeypatch.setattr("manytune.workload.load_task", load)
     assert work(tiny, ACCEPTABILITY).fingerprint != before
 
 

@@ -6,6 +6,7 @@ source.py    the file as text: strict YAML, overrides, where each value came fro
 problems.py  what is wrong, in the user's words
 values.py    the types that fields are made of, each with its bounds
 methods.py   the concrete methods: one value for each hyper-parameter
+tasks.py     a task of the user's own
 sweeps.py    the entries under `methods`: several values for each
 study.py     Training and Study
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, choose_methods, make_method
 from manytune.config.study import MEANS, Study, Training, digest, study_json_schema
 from manytune.config.sweeps import Sweep
+from manytune.config.tasks import OwnTask
 from manytune.config.values import DEVICES, check_device
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Head",
     "Lora",
     "Method",
+    "OwnTask",
     "Study",
     "Sweep",
     "Training",

@@ -24,6 +24,7 @@ from manytune.config.methods import METHODS
 from manytune.config.problems import Problem, from_pydantic, message, show
 from manytune.config.source import KeyPath, Source, dump, read
 from manytune.config.sweeps import AnySweep
+from manytune.config.tasks import OwnTask, TaskEntry
 from manytune.config.values import (
     MOST,
     CheckpointEvery,
@@ -39,13 +40,12 @@ from manytune.config.values import (
     Positive,
     Seed,
     StudyName,
-    TaskName,
     WholeNumber,
     distinct,
     or_default,
 )
 from manytune.errors import StudyError, choices
-from manytune.tasks import TASKS
+from manytune.tasks import Task, get_task
 
 __all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
 
@@ -141,8 +141,8 @@ class Study(Frozen):
     """What the study is called in reports."""
     model: PathOrName = "minilm"
     """The backbone: `minilm` (the offline default), a hub name (with @revision), or a local folder."""
-    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1), distinct]
-    """The tasks to train on, each by itself."""
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), distinct]
+    """The tasks to train on, each by itself: names of known ones, or descriptions of one's own."""
     data_dir: PathOrName | None = None
     """A folder of local data in GLUE's layout, instead of the hub; the built-in tasks need none."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), distinct]
@@ -176,6 +176,23 @@ class Study(Frozen):
         return cls.model_validate(data)
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, in the study's order."""
+        return tuple(entry.name if isinstance(entry, OwnTask) else entry for entry in self.tasks)
+
+    def task(self, name: str) -> Task:
+        """The task called `name`, as far as it is known without its data.
+
+        Raises:
+            StudyError: The study has no such task.
+        """
+        entries = dict(zip(self.task_names, self.tasks, strict=True))
+        if name not in entries:
+            raise StudyError(f"tasks: {choices(name, entries)}")
+        entry = entries[name]
+        return entry.to_task() if isinstance(entry, OwnTask) else get_task(entry)
+
+    @property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON, `MEANS` left out."""
         return digest(self.model_dump(mode="json", exclude={"training": MEANS}), 12)
@@ -200,14 +217,19 @@ class Study(Frozen):
 
 def _contradictions(study: Study) -> Iterator[Problem]:
     """What is wrong although every value is right by itself."""
+    names = study.task_names
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem(("tasks", index), f"there is a task {name!r} already; give this one another name.")
     for index, sweep in enumerate(study.methods):
         for name in type(sweep).model_fields:
             axis = getattr(sweep, name)
             if isinstance(axis, Mapping):
-                yield from _uncovered(axis, study.tasks, ("methods", index, name))
-    classes = {name: len(TASKS[name].labels) for name in study.tasks if TASKS[name].kind == "classification"}
+                yield from _uncovered(axis, names, ("methods", index, name))
+    classified = [task for task in map(study.task, names) if task.kind == "classification"]
+    classes = {task.name: len(task.labels) for task in classified if task.labels}
     weights = study.training.class_weights
-    if weights != "none" and not classes:
+    if weights != "none" and not classified:
         what = "but no task of this study is a classification. Leave it out."
         yield Problem(("training", "class_weights"), f"received {show(weights)}, {what}")
     for name, count in classes.items():
@@ -228,9 +250,12 @@ def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) 
 
 def _unknown_key(place: KeyPath, key: str) -> str:
     """Which keys are allowed where `key` is not; `place` is pydantic's location of the mapping with it."""
-    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, **METHODS}
+    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, "own": OwnTask, **METHODS}
     here = str(place[-1]).strip("<>") if place else ""
     own = homes[here].model_fields
+    if here == "own":
+        return choices(key, own)
+    del homes["own"]
     everywhere = {name for model in homes.values() for name in model.model_fields}
     if key not in everywhere and not difflib.get_close_matches(key, own):
         near = difflib.get_close_matches(key, sorted(everywhere), n=1, cutoff=0.8)

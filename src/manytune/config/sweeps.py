@@ -16,18 +16,13 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
-    WithJsonSchema,
     create_model,
 )
 
 from manytune.config.methods import METHODS, BaseMethod, BitFit, Full, Head, Lora, Method
 from manytune.config.values import Frozen, Targets, distinct
-from manytune.tasks import TASKS
 
 __all__ = ["AnySweep", "BitFitSweep", "FullSweep", "HeadSweep", "LoraSweep", "Sweep"]
-
-# Any text: that it is a task, and one of the study, is the study's to say.
-_Key = Annotated[str, WithJsonSchema({"type": "string", "enum": list(TASKS)})]
 
 
 def _axis(kind: Any) -> Any:
@@ -48,7 +43,8 @@ def _axis(kind: Any) -> Any:
     one = Annotated[kind, AfterValidator(lambda value: (value,)), Tag("<one>")]
     several = Annotated[tuple[kind, ...], Field(min_length=1), distinct, Tag("<several>")]
     either = Annotated[one | several, Discriminator(count)]
-    by_task = Annotated[dict[_Key, either], Field(min_length=1), Tag("<by task>")]
+    # Any text: that it is a task, and one of the study, is the study's to say.
+    by_task = Annotated[dict[str, either], Field(min_length=1), Tag("<by task>")]
     return Annotated[one | several | by_task, Discriminator(shape), PlainSerializer(_as_written)]
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "Frozen",
     "GradNorm",
     "NotNegative",
+    "OwnName",
     "PathOrName",
     "Positive",
     "Seed",
@@ -123,6 +124,12 @@ def _known_task(name: str) -> str:
     return name
 
 
+def _unknown_task(name: str) -> str:
+    if name.lower() in TASKS:
+        raise ValueError(f"{name!r} is a task already; give yours another name")
+    return name
+
+
 def _home_expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value
 
@@ -161,6 +168,11 @@ StudyName = Annotated[
     str, _Text(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
 ]
 PathOrName = Annotated[str, Field(min_length=1), BeforeValidator(_home_expanded)]
+OwnName = Annotated[
+    str,
+    _Text(r"[A-Za-z0-9][A-Za-z0-9_-]*", "letters, digits, _ and - (first a letter or digit)", 60),
+    AfterValidator(_unknown_task),
+]
 TaskName = Annotated[str, AfterValidator(_known_task), WithJsonSchema({"type": "string", "enum": list(TASKS)})]
 _LayerName = Annotated[str, _Text(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)]
 # Sorted, because the order means nothing: two orders are the same run.

@@ -15,6 +15,7 @@ from manytune import hardware, snapshot
 from manytune.backbones import Backbone
 from manytune.checkpoints import Checkpoints
 from manytune.config import Training
+from manytune.data import Encoded
 from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.interrupts import StopRequest
 from manytune.lock import Lock
@@ -101,7 +102,7 @@ class PackJob:
         data = self.work.pack_data(self.runs)
         total = total_steps(training, len(data.train_rows[0]))
         pending = [run.id for run in self.runs if run.id not in self._recorded]
-        self.told.pack_started(self.pack.id, self.pack.task, pending, total)
+        self.told.pack_started(self.pack.id, self.work.task, pending, total)
         train_pack(model, self.runs, self.work.task, data, training, self, self, start)
         self.store.remove_pack(self.pack.id)
         self.told.pack_finished(time.perf_counter() - clock)
@@ -253,7 +254,7 @@ class PackJob:
             best_step=outcome.best_step,
             last_score=last.scores[metric] if last else None,
             last_collapsed=bool(last and last.collapsed),
-            scores=best.scores if best else {},
+            scores={**best.scores, **self._also_scored(run)} if best else {},
             last_scores=last.scores if last else {},
             epochs_done=outcome.history[-1].epoch if outcome.history else None,
             steps=outcome.steps or None,
@@ -296,8 +297,16 @@ class PackJob:
             "seed": run.seed,
         }
 
-    def _score(self, run: Run, state: dict[str, Tensor]) -> Evaluation:
-        """Score a run's tensors on dev, alone and in fp32 from the original backbone."""
+    def _also_scored(self, run: Run) -> dict[str, float]:
+        """Scores of the written snapshot on the splits that select nothing."""
+        if not self.work.also:
+            return {}
+        state = snapshot.load(self.store.snapshot_dir(run.id))[0]
+        found = {split: self._score(run, state, rows) for split, rows in self.work.also.items()}
+        return {metric: found[split].scores["accuracy"] for split, metric in self.work.task.also_scored.items()}
+
+    def _score(self, run: Run, state: dict[str, Tensor], data: Encoded | None = None) -> Evaluation:
+        """Score a run's tensors on dev, or other rows, alone and in fp32 from the original backbone."""
+        data = self.work.dev if data is None else data
         model = snapshot.restore(self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device)
-        rows = np.arange(self.work.dev.size)
-        return evaluate(model, self.work.task, self.work.dev, [rows])[0]
+        return evaluate(model, self.work.task, data, [np.arange(data.size)])[0]

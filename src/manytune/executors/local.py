@@ -268,8 +268,9 @@ def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, Tas
 def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
     """Keep a task's dev rows and module tree, for whoever looks into its results later."""
     trained = {run.label: work.adaptation(run) for run in runs}
-    store.keep_task(
-        work.task.name,
+    name = work.task.name
+    store.task_files(name).keep(
+        work.task,
         Examples(
             texts=work.dev_texts,
             labels=tuple(work.dev.labels.tolist()),
@@ -291,4 +292,5 @@ def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
                 for label, adaptation in trained.items()
             },
         ),
+        used=any(record.task == name for record in store.finished_runs().values()),
     )

@@ -26,7 +26,7 @@ from manytune.stats import (
     standings,
 )
 from manytune.store import PENDING, RunStatus
-from manytune.tasks import TASKS, Task
+from manytune.tasks import Task
 
 __all__ = ["Analysis", "analyse", "score_of"]
 
@@ -43,6 +43,8 @@ class Analysis:
     """Safe as a file name and as an anchor; unique in the report."""
     table: TaskTable
     """Records grouped by configuration."""
+    task: Task | None
+    """The task; None if no study of the report has it."""
     pending: tuple[RunStatus, ...]
     """Planned runs that have not ended."""
     histories: Mapping[str, tuple[HistoryRow, ...]]
@@ -66,11 +68,6 @@ class Analysis:
     def title(self) -> str:
         """What to call the task."""
         return self.table.title
-
-    @property
-    def task(self) -> Task | None:
-        """The task; None if this version does not know it."""
-        return TASKS.get(self.table.task)
 
     @property
     def metric(self) -> Metric:
@@ -146,7 +143,8 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
     runs = [run for row in table.rows for run in row.runs]
     examples = material.examples.get(table.task)
     kept = {run.run_id: material.logits[run.run_id] for run in runs if run.run_id in material.logits}
-    predictions, misfits = _predictions(table.task, runs, kept, examples)
+    task = material.tasks.get(table.task)
+    predictions, misfits = _predictions(task, runs, kept, examples)
     draws = _draws(table, predictions, examples)
     metric = table.rows[0].primary.metric
     sign = 1 if metric.higher_is_better else -1
@@ -170,6 +168,7 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
     return Analysis(
         key=key,
         table=table,
+        task=task,
         pending=pending,
         histories={run.run_id: material.histories[run.run_id] for run in runs if run.run_id in material.histories},
         predictions=predictions,
@@ -183,10 +182,10 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
 
 
 def _predictions(
-    task: str, runs: Sequence[RunRecord], logits: Mapping[str, Array], examples: Examples | None
+    task: Task | None, runs: Sequence[RunRecord], logits: Mapping[str, Array], examples: Examples | None
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
     """Predictions of the runs whose logits give the score of their record, and the ids of the others."""
-    if examples is None or task not in TASKS:
+    if examples is None or task is None:
         return {}, ()
     labels = np.array(examples.labels)
     once = np.ones((1, len(labels)))
@@ -197,8 +196,8 @@ def _predictions(
         if own is None or run.best_score is None:
             continue
         said = None
-        if own.shape == (len(labels), TASKS[task].num_outputs) and np.isfinite(own).all():
-            said = own.argmax(-1) if TASKS[task].kind == "classification" else own[:, 0].astype(float)
+        if own.shape == (len(labels), task.num_outputs) and np.isfinite(own).all():
+            said = own.argmax(-1) if task.kind == "classification" else own[:, 0].astype(float)
         if said is not None and _fits(run.primary_metric, said, labels, once, run.best_score):
             found[run.run_id] = said
         else:

@@ -15,6 +15,7 @@ from manytune.errors import StoreError
 from manytune.evidence import Examples, Structure
 from manytune.record import HistoryRow, RunRecord
 from manytune.store import Store, StudyStatus
+from manytune.tasks import Task
 
 __all__ = ["Material", "StudyFacts", "read"]
 
@@ -40,6 +41,8 @@ class Material:
     """Run id → its evaluations; a run without a history is not there."""
     logits: Mapping[str, NDArray[Any]]
     """Run id → [N, outputs] on dev; a run whose logits were not kept is not there."""
+    tasks: Mapping[str, Task]
+    """Name → the task."""
     examples: Mapping[str, Examples]
     """Task → its dev rows; a task whose rows were not kept is not there."""
     structures: Mapping[tuple[str, str], Structure]
@@ -83,16 +86,19 @@ def read(directories: Sequence[Path | str]) -> Material:
         for run_id in own
         if (kept := store.read_predictions(run_id)) is not None
     }
+    tasks: dict[str, Task] = {}
     examples: dict[str, Examples] = {}
     structures: dict[tuple[str, str], Structure] = {}
     for store, study in zip(stores, studies, strict=True):
-        for task in study.tasks:
-            if (dev := store.read_examples(task)) is not None:
+        for task in study.task_names:
+            files = store.task_files(task)
+            tasks.setdefault(task, files.complete(study.task(task)))
+            if (dev := files.examples()) is not None:
                 examples.setdefault(task, dev)
-            if (tree := store.read_structure(task)) is not None:
+            if (tree := files.structure()) is not None:
                 there = structures.get((task, study.model), tree)
                 structures[task, study.model] = tree.model_copy(update={"trained": there.trained | tree.trained})
-    return Material(tuple(facts), tuple(records), histories, logits, examples, structures)
+    return Material(tuple(facts), tuple(records), histories, logits, tasks, examples, structures)
 
 
 def without_examples(material: Material) -> Material:

@@ -73,8 +73,7 @@ def combined_p(p: Sequence[float]) -> float | None:
 
 
 def _accuracy(predictions: Array, labels: Array, weights: Array) -> Array:
-    right: Array = weights @ (predictions == labels).T.astype(float) / weights.sum(1, keepdims=True)
-    return right
+    return _mean(predictions == labels, weights)
 
 
 def _matthews(predictions: Array, labels: Array, weights: Array) -> Array:
@@ -91,6 +90,41 @@ def _matthews(predictions: Array, labels: Array, weights: Array) -> Array:
     for one in np.unique(predictions):
         predicted += (weights @ (predictions == one).T.astype(float)) ** 2
     return _ratio(right * total - both, (total**2 - predicted) * (total**2 - labelled))
+
+
+def _f1(predictions: Array, labels: Array, weights: Array) -> Array:
+    found, _ = _f1_of(1, predictions, labels, weights)
+    return found
+
+
+def _macro_f1(predictions: Array, labels: Array, weights: Array) -> Array:
+    """Over the classes that are in a resampled dev set, as a label or as a prediction."""
+    classes = np.union1d(labels, predictions)
+    each = [_f1_of(one, predictions, labels, weights) for one in classes]
+    mean: Array = np.sum([f1 for f1, _ in each], axis=0) / np.sum([present for _, present in each], axis=0)
+    return mean
+
+
+def _f1_of(one: int, predictions: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+    """[draws, R] F1 of one class, 0 where it is neither label nor prediction, and whether it is one of these."""
+    said = weights @ (predictions == one).T.astype(float)
+    true = weights @ (labels == one).astype(float)[:, None]
+    both = weights @ ((predictions == one) & (labels == one)).T.astype(float)
+    return np.divide(2 * both, said + true, out=np.zeros_like(said), where=said + true > 0), said + true > 0
+
+
+def _rmse(predictions: Array, labels: Array, weights: Array) -> Array:
+    return np.sqrt(_mean((predictions - labels) ** 2, weights))
+
+
+def _mae(predictions: Array, labels: Array, weights: Array) -> Array:
+    return _mean(np.abs(predictions - labels), weights)
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """[R, N] values → [draws, R]."""
+    mean: Array = weights @ values.T.astype(float) / weights.sum(1, keepdims=True)
+    return mean
 
 
 def _pearson(predictions: Array, labels: Array, weights: Array) -> Array:
@@ -132,5 +166,14 @@ def _ratio(above: Array, below_squared: Array) -> Array:
 
 
 _DRAWS: Mapping[str, Callable[[Array, Array, Array], Array]] = MappingProxyType(
-    {"accuracy": _accuracy, "matthews_correlation": _matthews, "pearson": _pearson, "spearman": _spearman}
+    {
+        "matthews_correlation": _matthews,
+        "accuracy": _accuracy,
+        "f1": _f1,
+        "macro_f1": _macro_f1,
+        "pearson": _pearson,
+        "spearman": _spearman,
+        "rmse": _rmse,
+        "mae": _mae,
+    }
 )

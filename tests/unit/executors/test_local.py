@@ -27,7 +27,7 @@ from manytune.interrupts import StopRequest
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import RunState
 from manytune.store import Store
-from manytune.tasks import get_task
+from manytune.tasks import Task, get_task
 from manytune.train import Outcome, PackData, train_pack
 from tiny import make_tiny
 
@@ -48,7 +48,7 @@ class Told:
         self.ended: dict[str, tuple[str, str | None]] = {}
         self.messages: list[str] = []
 
-    def pack_started(self, pack_id: str, task: str, runs: Sequence[str], total_steps: int) -> None:
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         self.packs.append(pack_id)
 
     def step(self, step: int, losses: Sequence[float]) -> None: ...

@@ -10,22 +10,20 @@ from scipy import stats as scipy_stats
 
 from manytune import metrics
 from manytune.stats.examples import bootstrap_weights, combined_p, mcnemar, metric_draws
-from manytune.tasks import TASKS
 
-METRICS = sorted({name for task in TASKS.values() for name in task.metrics})
+METRICS = sorted(set(metrics.METRICS) - {"accuracy_mismatched"})  # which is not of dev
 
 
 def data(metric: str, rows: int = 60, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
-    if metric in {"pearson", "spearman"}:
+    if metrics.METRICS[metric].kind == "regression":
         labels = draw.integers(0, 26, rows) / 5  # with ties, as STS-B has them
         return labels + draw.normal(0, 1.0, (3, rows)).round(1), labels
     labels = draw.integers(0, classes, rows)
     return np.where(draw.uniform(size=(3, rows)) < 0.3, draw.integers(0, classes, (3, rows)), labels), labels
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("metric", "classes"), [(m, c) for m in METRICS for c in (2, 3) if (m, c) != ("f1", 3)])
 def test_every_draw_is_the_metric_of_the_resampled_rows(metric: str, classes: int) -> None:
     predictions, labels = data(metric, classes=classes)
     weights = bootstrap_weights(60, draws=20)
@@ -48,7 +46,7 @@ def test_a_constant_prediction_scores_nothing(metric: str) -> None:
 
 
 def test_another_metric_is_not_resampled() -> None:
-    assert metric_draws("f1", np.ones((1, 3)), np.ones(3), bootstrap_weights(3, 2)) is None
+    assert metric_draws("accuracy_mismatched", np.ones((1, 3)), np.ones(3), bootstrap_weights(3, 2)) is None
 
 
 def test_resampled_dev_sets_have_the_size_of_the_first_and_are_the_same_every_time() -> None:

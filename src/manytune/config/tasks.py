@@ -1,0 +1,117 @@
+"""A user's own task, as a study describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from manytune.config.values import Frozen, PathOrName, TaskName, distinct
+from manytune.config.values import OwnName as _OwnName
+from manytune.errors import choices
+from manytune.tasks import OwnData, Task
+
+__all__ = ["OwnTask", "TaskEntry"]
+
+_DEFAULT_METRICS = {"classification": ("macro_f1", "accuracy"), "regression": ("pearson", "spearman")}
+_ONE_OF_GLUE = {"accuracy_mismatched"}  # of MNLI's second dev split alone
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Column = Annotated[str, Field(min_length=1)]
+_Columns = Annotated[
+    tuple[_Column, ...],
+    Field(min_length=1, max_length=2),
+    distinct,
+    BeforeValidator(_listed, json_schema_input_type=_Column | list[_Column]),
+]
+_Metrics = Annotated[
+    tuple[str, ...], Field(min_length=1), distinct, BeforeValidator(_listed, json_schema_input_type=str | list[str])
+]
+_Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+
+
+def _file_or_share(value: Any) -> str:
+    return "<share>" if isinstance(value, (int, float)) and not isinstance(value, bool) else "<file>"
+
+
+class OwnTask(Frozen):
+    """Data of one's own: files of rows (CSV, TSV, JSONL, Parquet), or a dataset on the Hugging Face hub."""
+
+    name: _OwnName
+    """What the task is called."""
+    train: PathOrName
+    """The file of the training rows; with `hub`, the name of a split."""
+    dev: Annotated[
+        Annotated[PathOrName, Tag("<file>")] | Annotated[_Share, Tag("<share>")], Discriminator(_file_or_share)
+    ] = 0.1
+    """The file of the rows that are scored, or, with `hub`, a split; or the share of the training rows, above 0 and
+    below 1, that is set aside for it, the same rows for every run."""
+    hub: Annotated[str, Field(min_length=1)] | None = None
+    """A dataset on the Hugging Face hub (with @revision), instead of files."""
+    config: Annotated[str, Field(min_length=1)] | None = None
+    """The dataset's configuration, where it has several."""
+    text: _Columns
+    """The column of the text, or the two columns of a pair."""
+    label: _Column
+    """The column of the class or of the number to be predicted."""
+    type: Literal["classification", "regression"] = "classification"
+    """One of several classes, or a number."""
+    labels: Annotated[tuple[_Column, ...], Field(min_length=2), distinct] | None = None
+    """The classes, in the order that outputs have; those of the training rows, sorted, by default."""
+    metric: _Metrics | None = None
+    """What scores; of several, the first one selects and ranks. macro_f1 and accuracy by default, or pearson and
+    spearman."""
+    scale: bool = True
+    """Whether the targets of a regression are brought to mean 0 and standard deviation 1 inside, so that learning
+    rates that suit another task suit this one; what comes out is in the targets' own unit either way."""
+    language: Annotated[str, Field(pattern="^[A-Za-z]{2,3}(-[A-Za-z0-9]+)*$")] | None = None
+    """The texts' language, such as en, for model cards."""
+
+    @field_validator("metric")
+    @classmethod
+    def _of_this_type(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
+        from manytune.metrics import METRICS  # numpy, which most studies do without
+
+        kind = info.data.get("type")
+        allowed = [name for name, metric in METRICS.items() if metric.kind == kind and name not in _ONE_OF_GLUE]
+        for name in names or ():
+            if kind is not None and name not in allowed:
+                raise ValueError(f"for a {kind}, {choices(name, allowed)}")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OwnTask:
+        if self.config is not None and self.hub is None:
+            raise ValueError("config is of a dataset on the hub; give hub as well, or leave it out")
+        if self.labels is not None and self.type == "regression":
+            raise ValueError("labels are a classification's; leave them out, or give type: classification")
+        if self.label in self.text:
+            raise ValueError(f"the column {self.label!r} cannot be text and label at once")
+        return self
+
+    def to_task(self) -> Task:
+        """The task; its classes and its targets' range are known when its data is read, if they are not given."""
+        return Task(
+            name=self.name,
+            title=self.name,
+            kind=self.type,
+            text_columns=self.text,
+            label_column=self.label,
+            labels=self.labels or (),
+            metrics=self.metric or _DEFAULT_METRICS[self.type],
+            own=OwnData(self.train, self.dev, self.hub, self.config, self.scale and self.type == "regression"),
+            language=self.language,
+        )
+
+
+def _kind(entry: Any) -> str:
+    return "<own>" if isinstance(entry, (Mapping, OwnTask)) else "<name>"
+
+
+TaskEntry = Annotated[Annotated[TaskName, Tag("<name>")] | Annotated[OwnTask, Tag("<own>")], Discriminator(_kind)]
+"""A task by its name, or one's own."""

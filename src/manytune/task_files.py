@@ -1,0 +1,75 @@
+"""The files that a study directory keeps of one task: OUT/tasks/<task>/, see `evidence`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from manytune.errors import StoreError
+from manytune.evidence import Examples, Learned, Structure
+from manytune.files import read_text, write_atomically
+from manytune.tasks import Task
+
+__all__ = ["TaskFiles"]
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What is kept of one task."""
+
+    directory: Path
+    """OUT/tasks/<task>."""
+
+    def keep(self, task: Task, examples: Examples, structure: Structure, *, used: bool) -> None:
+        """Keep a task's dev rows, its module tree, and what only its data says; what is there already stays.
+
+        Args:
+            task: The task.
+            examples: Its dev rows.
+            structure: The module tree.
+            used: Whether there are runs that rest on what is there.
+
+        Raises:
+            StoreError: It cannot be written; or runs that are kept predict other classes, or other targets.
+        """
+        if task.own is not None:
+            learned = Learned.of(task)
+            if used and self._learned() not in (None, learned):
+                raise StoreError(
+                    f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs "
+                    f"in {self.directory.parent.parent} were trained on. Give another --out."
+                )
+            write_atomically(self._path("learned"), learned.to_json())
+        for kind, kept in (("examples", examples), ("structure", structure)):
+            if not self._path(kind).exists():
+                write_atomically(self._path(kind), kept.to_json())
+
+    def complete(self, task: Task) -> Task:
+        """A task with what only its data says.
+
+        Raises:
+            StoreError: That is not there, or damaged.
+        """
+        if task.own is None:
+            return task
+        learned = self._learned()
+        if learned is None:
+            raise StoreError(f"{self._path('learned')} is missing: without it, the outputs have no names.")
+        return learned.complete(task)
+
+    def examples(self) -> Examples | None:
+        """The dev rows; None if they were not kept."""
+        text = read_text(self._path("examples"))
+        return None if text is None else Examples.from_json(text, where=str(self._path("examples")))
+
+    def structure(self) -> Structure | None:
+        """The module tree; None if it was not kept."""
+        text = read_text(self._path("structure"))
+        return None if text is None else Structure.from_json(text, where=str(self._path("structure")))
+
+    def _learned(self) -> Learned | None:
+        text = read_text(self._path("learned"))
+        return None if text is None else Learned.from_json(text, where=str(self._path("learned")))
+
+    def _path(self, kind: str) -> Path:
+        return self.directory / f"{kind}.json"
