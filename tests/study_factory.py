@@ -92,7 +92,7 @@ def make_study_directory(
         own = [run for run in runs if run.task == name]
         if evidence:
             examples = Examples(texts=texts, labels=tuple(labels.tolist()), parts=dict(task.dev_parts))
-            store.task_files(name).keep(task, examples, structure_of(own, task), used=False)
+            store.task_files(name).keep(task, examples, structure_of(own, task))
         for place, run in enumerate(own):
             if not run.id.startswith(tuple(pending)) or not pending:
                 state = next((s for start, s in (states or {}).items() if run.id.startswith(start)), "finished")

@@ -163,9 +163,8 @@ def _whole_rows(
 ) -> tuple[Sequence[int], tuple[str, ...]]:
     """The rows that have texts and a label, and why the others are left out; of GLUE's, none may lack a text."""
     kept, left_out = [], []
-    lax = task.own is not None or (task.files is not None and task.files.broken_lines) or split in UNLABELLED
     for index, row in enumerate(texts):
-        if all(row) or (lax and any(row)) or split in UNLABELLED:
+        if task.is_whole(row) or split in UNLABELLED:
             if task.own is not None and raw.labels[index] == "":
                 left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
             else:

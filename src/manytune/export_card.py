@@ -24,6 +24,7 @@ def model_card(record: RunRecord, task: Task, study: Study, *, form: str, base: 
         library_name=form,
         pipeline_tag="text-classification",
         tags=["manytune", record.method],
+        language=task.language,
         datasets=[dataset] if task.hub else None,
         model_name=record.run_id,
         eval_results=[
@@ -67,10 +68,20 @@ On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded 
 {call}
 ```{spaced}
 
+{_outputs(task)}
+
 ## Training
 
 {settings}
 """
+
+
+def _outputs(task: Task) -> str:
+    if task.kind == "classification":
+        return "Outputs: " + ", ".join(f"{index} {name}" for index, name in enumerate(task.labels)) + "."
+    low, high = task.target_range or (None, None)
+    learned = "" if low is None else f"; the training targets went from {low:g} to {high:g}"
+    return f"Output: a number, in the unit of `{task.label_column}`{learned}."
 
 
 def _settings(record: RunRecord) -> dict[str, object]:

@@ -86,7 +86,7 @@ class Predictor:
         Those of a regression are in the targets' own unit.
 
         Raises:
-            DataError: A row has not as many sentences as the task, or an empty one.
+            DataError: A row has not as many sentences as the task.
         """
         rows = [self._row(index, text) for index, text in enumerate(texts)]
         if not rows:
@@ -105,16 +105,37 @@ class Predictor:
         Raises:
             DataError: A row has not as many sentences as the task, or an empty one.
         """
-        logits = self.logits(texts).astype(np.float64)
+        for index, text in enumerate(texts):
+            row = self._row(index, text)
+            if not self.task.is_whole(row):
+                raise DataError(f"row {index + 1}: {self.task.text_columns[row.index('')]} is empty")
+        means = self._means(texts)
         if self.task.kind == "regression":
-            return [Prediction(float(score), {}) for score in logits[:, :, 0].mean(0)]
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = (shares / shares.sum(-1, keepdims=True)).mean(0)
+            return [Prediction(float(score), {}) for (score,) in means]
         names = self.task.labels
         return [
             Prediction(names[int(row.argmax())], {name: float(p) for name, p in zip(names, row, strict=True)})
-            for row in probabilities
+            for row in means
         ]
+
+    def values(self, texts: Sequence[str | tuple[str, ...]]) -> list[float]:
+        """A class index or a score for each text, or pair of texts; empty ones are predicted as they are.
+
+        Raises:
+            DataError: A row has not as many sentences as the task.
+        """
+        means = self._means(texts)
+        values = means[:, 0] if self.task.kind == "regression" else means.argmax(-1)
+        return [float(value) for value in values]
+
+    def _means(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
+        """[N, outputs] float64: the runs' mean probabilities, or scores."""
+        logits = self.logits(texts).astype(np.float64)
+        if self.task.kind == "classification":
+            shares = np.exp(logits - logits.max(-1, keepdims=True))
+            logits = shares / shares.sum(-1, keepdims=True)
+        mean: NDArray[Any] = logits.mean(0)
+        return mean
 
     def predict_rows(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
         """Rows of a table with their predictions.
@@ -128,7 +149,7 @@ class Predictor:
         """
         columns = self.task.text_columns
         texts = [tuple("" if row[name] is None else str(row[name]).strip() for name in columns) for row in rows]
-        whole = [index for index, text in enumerate(texts) if all(text)]
+        whole = [index for index, text in enumerate(texts) if self.task.is_whole(text)]
         made = dict(zip(whole, self.predict([texts[index] for index in whole]), strict=True))
         nothing = Prediction(None, dict.fromkeys(self.task.labels))
         found = []
@@ -151,8 +172,6 @@ class Predictor:
                 f"row {index + 1}: {len(row)} given; {self.task.name} takes {len(wanted)} for each prediction: "
                 f"{', '.join(wanted)}"
             )
-        if not all(row):
-            raise DataError(f"row {index + 1}: {wanted[row.index('')]} is empty")
         return row
 
 

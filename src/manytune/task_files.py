@@ -20,26 +20,26 @@ class TaskFiles:
     directory: Path
     """OUT/tasks/<task>."""
 
-    def keep(self, task: Task, examples: Examples, structure: Structure, *, used: bool) -> None:
-        """Keep a task's dev rows, its module tree, and what only its data says; what is there already stays.
-
-        Args:
-            task: The task.
-            examples: Its dev rows.
-            structure: The module tree.
-            used: Whether there are runs that rest on what is there.
+    def refuse_another(self, task: Task) -> None:
+        """Refuse to train on where runs that are kept predict other classes, or other targets.
 
         Raises:
-            StoreError: It cannot be written; or runs that are kept predict other classes, or other targets.
+            StoreError: They do.
+        """
+        if task.own is not None and self._learned() not in (None, Learned.of(task)):
+            raise StoreError(
+                f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs in "
+                f"{self.directory.parent.parent} were trained on. Give another --out."
+            )
+
+    def keep(self, task: Task, examples: Examples, structure: Structure) -> None:
+        """Keep a task's dev rows, its module tree, and what only its data says; rows and tree that are there stay.
+
+        Raises:
+            StoreError: It cannot be written.
         """
         if task.own is not None:
-            learned = Learned.of(task)
-            if used and self._learned() not in (None, learned):
-                raise StoreError(
-                    f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs "
-                    f"in {self.directory.parent.parent} were trained on. Give another --out."
-                )
-            write_atomically(self._path("learned"), learned.to_json())
+            write_atomically(self._path("learned"), Learned.of(task).to_json())
         for kind, kept in (("examples", examples), ("structure", structure)):
             if not self._path(kind).exists():
                 write_atomically(self._path(kind), kept.to_json())

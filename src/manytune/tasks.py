@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -116,6 +116,11 @@ class Task:
     def all_metrics(self) -> tuple[str, ...]:
         """Every metric that a record has."""
         return (*self.metrics, *self.also_scored.values())
+
+    def is_whole(self, texts: Sequence[str]) -> bool:
+        """Whether a row has the texts that it needs: all of them; of one's own pairs, and QQP's, one will do."""
+        lax = self.own is not None or (self.files is not None and self.files.broken_lines)
+        return any(texts) if lax else all(texts)
 
     def inside(self, targets: Any) -> Any:
         """Targets (an array) as a head learns them; classes are as they are."""

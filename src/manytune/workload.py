@@ -22,8 +22,9 @@ from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import SPLITS, Task
 from manytune.train import PackData
 
-__all__ = ["TaskWork", "encode_texts", "prepare"]
+__all__ = ["TaskWork", "encode_split", "encode_texts", "prepare"]
 
+_NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
 _UNBALANCED = 10  # as many rows of one class as of another
 _WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
@@ -144,7 +145,7 @@ def prepare(study: Study, name: str) -> TaskWork:
     _refuse_weights(study, task)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
-    encoded = {split: _encoded(study, parts, tokenizer, rows) for split, rows in splits.items()}
+    encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
     both = "".join(rows.fingerprint for rows in splits.values())
     return TaskWork(
         study,
@@ -196,11 +197,16 @@ def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
 def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:
     """Encode rows without labels as the study encodes those of a task."""
     labels = np.zeros(len(texts), dtype=np.int64 if task.kind == "classification" else np.float32)
-    return _encoded(study, parts, tokenizer, Split(tuple(texts), labels, "", ""))
+    return encode_split(study, parts, tokenizer, Split(tuple(texts), labels, "", ""))
 
 
-def _encoded(study: Study, parts: Anatomy, tokenizer: Any, rows: Split) -> Encoded:
-    limit, _ = _longest(study, parts)
+def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, whole: bool = False) -> Encoded:
+    """Encode rows as the study does, cut at its longest length, or with `whole` as long as they are.
+
+    Raises:
+        ManytuneError: The tokenizer does not belong to the backbone, or no row could be cut so.
+    """
+    limit = _NEVER if whole else _longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
     return _fitted(study.model, encoder(rows, tokenizer, template=study.template, max_length=limit), parts)
 

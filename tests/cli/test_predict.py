@@ -209,7 +209,11 @@ def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "Sentence\nOne.\n", "a.csv, line 2: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?"),
+        (
+            "a.csv",
+            "Sentence\nOne.\n",
+            "a.csv, line 2: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?",
+        ),
         ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cells, but the header names 2 columns"),
         ("a.csv", "sentence,sentence\nOne.,x\n", "a column is there twice"),
         ("a.csv", "", "a.csv is empty"),

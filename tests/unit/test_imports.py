@@ -19,9 +19,21 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = (
     *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
-    *("task_files", "store", "lookup", "ground", "lock", "interrupts", "hardware", "rows", "hub_rows", "glue_folder"),
+    *(
+        "task_files",
+        "store",
+        "lookup",
+        "ground",
+        "lock",
+        "interrupts",
+        "hardware",
+        "glue_zip",
+        "rows",
+        "hub_rows",
+        "glue_folder",
+    ),
     *("own_rows", "sources", "data", "encodings", "backbones", "packing", "methods", "evaluate", "train"),
-    *("checkpoints", "workload", "snapshot", "predictor"),
+    *("checkpoints", "workload", "snapshot", "predictor", "submit"),
     *(
         "export_card",
         "export",
@@ -31,6 +43,7 @@ ORDER = (
         "parameters",
         "estimate",
         "dryrun",
+        "check",
         "executors",
         "cli",
         "__main__",

@@ -478,8 +478,8 @@ class TestEvidence:
         assert store.task_files("cola").structure() is None
         structure = Structure(model="minilm", tensors={}, head={}, trained={})
         first, second = (Examples(texts=((text,),), labels=(1.0,)) for text in ("first", "second"))
-        store.task_files("cola").keep(TASKS["cola"], first, structure, used=False)
-        store.task_files("cola").keep(TASKS["cola"], second, structure, used=False)
+        store.task_files("cola").keep(TASKS["cola"], first, structure)
+        store.task_files("cola").keep(TASKS["cola"], second, structure)
         assert store.task_files("cola").examples() == first
         assert store.task_files("cola").structure() == structure
 

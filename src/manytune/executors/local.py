@@ -156,6 +156,9 @@ class _StudyJob:
             "data": {name: work.fingerprint for name, work in works.items()},
         }
         self._refuse_changed_ground(now)
+        for name in works:
+            if any(record.task == name for record in self.there.values()):
+                self.store.task_files(name).refuse_another(works[name].task)
         backbones = _Backbones()
         backbones.of(works[self.waiting[0].task])  # what cannot be loaded is refused before anything is written
         Store.create_or_open(self.store.root, self.study, accept_changes=self.accept_changes)
@@ -268,8 +271,7 @@ def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, Tas
 def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
     """Keep a task's dev rows and module tree, for whoever looks into its results later."""
     trained = {run.label: work.adaptation(run) for run in runs}
-    name = work.task.name
-    store.task_files(name).keep(
+    store.task_files(work.task.name).keep(
         work.task,
         Examples(
             texts=work.dev_texts,
@@ -292,5 +294,4 @@ def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
                 for label, adaptation in trained.items()
             },
         ),
-        used=any(record.task == name for record in store.finished_runs().values()),
     )

@@ -1,0 +1,240 @@
+"""Look at a study's data and model without training: what would spoil a result, before it costs anything."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+
+from manytune.backbones import anatomy, load_config, load_tokenizer
+from manytune.config import Study
+from manytune.data import Encoded, Split, leaked, load_task
+from manytune.report.views import counted, percent, plain_table
+from manytune.tasks import SPLITS, Task
+from manytune.workload import encode_split
+
+__all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
+
+_SHOWN = 5  # examples of a finding
+_LONG = 60  # characters of a text that is shown
+_UNBALANCED = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that would spoil a result, or that a reader of it should know.
+
+    Attributes:
+        what: In one sentence.
+        examples: Some of the rows.
+    """
+
+    what: str
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of a task.
+
+    Attributes:
+        source: Where the rows came from.
+        rows: How many are used.
+        left_out: Which rows are not, and why.
+        tokens: Median, 95th percentile and longest row in tokens, special ones included, before any is cut.
+        truncated: Rows that are cut.
+        classes: Class → rows; empty for regression.
+        targets: Lowest, mean, highest and standard deviation of the targets; empty for classification.
+    """
+
+    source: str
+    rows: int
+    left_out: tuple[str, ...]
+    tokens: Mapping[str, int]
+    truncated: int
+    classes: Mapping[str, int]
+    targets: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """One task of a study.
+
+    Attributes:
+        task: Its name.
+        kind: `classification` or `regression`.
+        splits: By name.
+        findings: What was found.
+    """
+
+    task: str
+    kind: str
+    splits: Mapping[str, SplitFacts]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class StudyCheck:
+    """A study's model and data.
+
+    Attributes:
+        model: As in the study.
+        family: The architecture.
+        parameters: Of the backbone.
+        longest: Most tokens that the model takes.
+        tasks: In the study's order.
+    """
+
+    model: str
+    family: str
+    parameters: int
+    longest: int
+    tasks: tuple[TaskCheck, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    def render(self) -> Iterator[RenderableType]:
+        """As a terminal shows it."""
+        yield f"{self.model}: {self.family}, {self.parameters:,} parameters, at most {self.longest} tokens a row\n"
+        for task in self.tasks:
+            yield plain_table(
+                ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
+                [
+                    (name, s.rows, len(s.left_out), *s.tokens.values(), s.truncated, s.source)
+                    for name, s in task.splits.items()
+                ],
+                title=f"{task.task} ({task.kind})",
+            )
+            yield _labels_table(task)
+            for finding in task.findings or (Finding("Nothing was found that would spoil a result."),):
+                yield f"  {finding.what}"
+                yield from (f"    {example}" for example in finding.examples)
+            yield ""
+
+
+def check_study(study: Study) -> StudyCheck:
+    """Load and look at everything that a study trains on.
+
+    Raises:
+        ManytuneError: The data or the model cannot be used at all.
+    """
+    tokenizer = load_tokenizer(study.model)
+    parts = anatomy(study.model, 1)
+    tasks = []
+    for name in study.task_names:
+        task, splits = load_task(study.task(name), study.data_dir)
+        encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
+        whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
+        facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
+        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(task, splits, facts))))
+    return StudyCheck(
+        model=study.model,
+        family=load_config(study.model, 1, shipped=True).model_type,
+        parameters=sum(int(np.prod(shape)) for shape in parts.tensors.values()),
+        longest=parts.max_length,
+        tasks=tuple(tasks),
+    )
+
+
+def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFacts:
+    lengths = whole.lengths
+    at = {"median": 50, "p95": 95, "longest": 100}
+    classes, targets = {}, {}
+    if task.kind == "classification":
+        counts = np.bincount(rows.labels, minlength=len(task.labels)).tolist()
+        classes = dict(zip(task.labels, counts, strict=True))
+    else:
+        wide = rows.labels.astype(np.float64)
+        found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
+        targets = {name: float(value) for name, value in found.items()}
+    return SplitFacts(
+        source=rows.source,
+        rows=len(rows),
+        left_out=rows.left_out,
+        tokens={name: int(np.percentile(lengths, q, method="higher")) for name, q in at.items()},
+        truncated=encoded.truncated,
+        classes=classes,
+        targets=targets,
+    )
+
+
+def _labels_table(task: TaskCheck) -> RenderableType:
+    if task.kind == "regression":
+        columns = ("targets", *next(iter(task.splits.values())).targets)
+        return plain_table(columns, [(name, *facts.targets.values()) for name, facts in task.splits.items()])
+    columns = ("class", *(part for name in task.splits for part in (name, "of all")))
+    names = next(iter(task.splits.values())).classes
+    return plain_table(
+        columns,
+        [
+            (
+                name,
+                *(cell for s in task.splits.values() for cell in (s.classes[name], percent(s.classes[name], s.rows))),
+            )
+            for name in names
+        ],
+    )
+
+
+def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+    for name, rows in splits.items():
+        if rows.left_out:
+            yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
+        if facts[name].truncated:
+            cut = facts[name]
+            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at training.max_length.")
+        yield from _repeated(task, name, rows)
+    train = splits["train"]
+    for name, rows in splits.items():
+        if name != "train" and (shared := leaked(train, rows)):
+            some = tuple(_shown(rows.texts[index]) for index in shared[:_SHOWN])
+            what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
+            yield Finding(what + f"so scores on {name} are too high:", some)
+    if task.kind == "classification":
+        yield from _uneven(task, facts)
+
+
+def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
+    labels = defaultdict(set)
+    for texts, label in zip(rows.texts, rows.labels.tolist(), strict=True):
+        labels[texts].add(label)
+    counts = Counter(rows.texts)
+    contradicting = [texts for texts, own in labels.items() if len(own) > 1]
+    if contradicting:
+        what = "labels" if task.kind == "classification" else "targets"
+        some = tuple(f"{_shown(texts)}: {_named(task, sorted(labels[texts]))}" for texts in contradicting[:_SHOWN])
+        number = counted(len(contradicting), f"{name} text")
+        yield Finding(f"{number} there more than once, with different {what}:", some)
+    twice = counts.total() - len(counts)
+    if twice:
+        some = tuple(f"{_shown(texts)}: {count} times" for texts, count in counts.most_common(_SHOWN) if count > 1)
+        yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
+
+
+def _uneven(task: Task, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+    for name in SPLITS:
+        lacking = [label for label, count in facts[name].classes.items() if count == 0]
+        if lacking:
+            yield Finding(f"No {name} row is of {', '.join(lacking)}.")
+    counts = facts["train"].classes
+    few, many = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
+    if counts[many] >= _UNBALANCED * max(counts[few], 1):
+        yield Finding(
+            f"The classes are uneven: {counts[few]} training rows of {few}, {counts[many]} of {many}. "
+            "training.class_weights: balanced weighs them alike, and macro_f1 scores them alike."
+        )
+
+
+def _named(task: Task, labels: Sequence[float]) -> str:
+    names = [task.labels[int(label)] if task.kind == "classification" else f"{label:g}" for label in labels]
+    return ", ".join(names if len(names) <= _SHOWN else [*names[:_SHOWN], "…"])
+
+
+def _shown(texts: tuple[str, ...]) -> str:
+    return " | ".join(text if len(text) <= _LONG else f"{text[: _LONG - 1]}…" for text in texts)

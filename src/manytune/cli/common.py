@@ -1,0 +1,81 @@
+"""The application, and what its commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from manytune.version import __version__
+
+__all__ = [
+    "Device",
+    "Directory",
+    "Json",
+    "Overrides",
+    "StudyFile",
+    "app",
+    "directory",
+    "joined",
+    "print_json",
+    "print_rich",
+]
+
+app = typer.Typer(
+    name="manytune",
+    help="Fine-tune one pretrained text encoder in many ways at once, and see which way is best.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def directory(text: str) -> Path:
+    """A study directory's name, as an option or an argument gives it."""
+    from manytune.store import named_directory
+
+    return named_directory(text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Directory = Annotated[Path, typer.Argument(help="The study directory.", metavar="DIR", parser=directory)]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.SUB=VALUE", help="Values that replace the file's: training.epochs=2"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"manytune {__version__}")
+        raise typer.Exit()
+
+
+def joined(value: Any) -> Any:
+    """A list as one cell of a table."""
+    return ", ".join(value) if isinstance(value, list) else value
+
+
+def print_rich(*items: Any) -> None:
+    """Print tables and texts, to a terminal's width, or wide where there is none."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 200
+    for item in items:
+        console.print(item, markup=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print what a program reads."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

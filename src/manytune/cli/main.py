@@ -1,0 +1,49 @@
+"""Run the command line.
+
+Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 128 + n stopped by the signal n: 130 by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from manytune.cli import lists, results, studies, use
+from manytune.cli.common import app
+from manytune.errors import ManytuneError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = (studies, results, use, lists)
+"""The modules whose commands the application has, in the order of its help."""
+
+
+def main() -> NoReturn:
+    """Run the command line; an error that a user can mend is one message and exit code 2."""
+    try:
+        try:
+            app(prog_name="manytune")
+        finally:
+            if sys.stdout is not None:  # it is where the caller closed it
+                sys.stdout.flush()
+    except ManytuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is not None:  # a file's, and whoever opened it should have said so
+            raise
+        _let_go_of_output()
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough
+            sys.exit(1)
+        print(
+            f"error: The output cannot be written: {error.strerror}. Send it elsewhere, or make room there.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    sys.exit()
+
+
+def _let_go_of_output() -> None:
+    """Send what is left to nowhere, so that the interpreter does not fail at it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,98 @@
+"""What a study came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manytune.cli.common import Directory, Json, app, print_json, print_rich
+from manytune.errors import StoreError
+
+_MANY = 100  # runs that are listed one by one
+
+
+@app.command()
+def status(
+    directory: Directory,
+    every_run: Annotated[bool, typer.Option("--all", help="A line a run, however many there are.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
+    from manytune.report.views import status_line, status_summary, status_table
+    from manytune.store import Store
+
+    found = Store.open(directory).status()
+    if as_json:
+        print_json(found.to_dict())
+        return
+    table = status_table if every_run or found.planned <= _MANY else status_summary
+    print_rich(status_line(found), table(found))
+
+
+@app.command()
+def show(
+    directory: Directory,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of one.")],
+    as_json: Json = False,
+) -> None:
+    """Show one run: its record and its history."""
+    from manytune.lookup import one_run
+    from manytune.report.views import facts_table, history_table, record_facts
+    from manytune.store import Store
+
+    store = Store.open(directory)
+    run_id = one_run(run_id, [run.run_id for run in store.status().runs], directory)
+    record = store.read_record(run_id)
+    if record is None:
+        raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    print_rich(facts_table(record_facts(record)))
+    if history := store.read_history(run_id):
+        print_rich(history_table(history))
+    if (snapshot := store.snapshot_dir(run_id)).exists():
+        print(f"Snapshot: {snapshot}")
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One or several study directories.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to; DIR/report for one study.", show_default=False)
+    ] = None,
+    examples: Annotated[bool, typer.Option(help="Show dev sentences, such as the worst mistakes.")] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew while the study goes on.")] = False,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 20.0,
+) -> None:
+    """Turn records into an answer: a page, tables and figures.
+
+    It reads what is on disk alone, also of a study that is still going on.
+    """
+    from manytune.report.views import watched
+    from manytune.report.write import write_report
+
+    for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
+        if first:
+            print(f"Report: {page}")
+            if open_page:
+                typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A", help="A study directory.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Say what changed between two studies: settings, machines, scores."""
+    from manytune.report.compare import compare_studies, render_changes
+
+    changes = compare_studies(first, second)
+    if as_json:
+        print_json(changes.to_dict())
+        return
+    print_rich(render_changes(changes))

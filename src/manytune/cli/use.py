@@ -1,0 +1,127 @@
+"""What was trained, in use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manytune.cli.common import Device, Directory, app
+from manytune.metrics import METRICS
+
+
+@app.command()
+def predict(
+    directory: Directory,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="A .csv, .tsv, .jsonl or .parquet file, or -; or see --text.")
+    ],
+    run: Annotated[str, typer.Option(help="A run's id, or the start of one; several with commas; or best.")] = "best",
+    task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
+    out: Annotated[str, typer.Option(help="Where to, in the format of its ending; - is the screen, in CSV.")] = "-",
+    as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Predict with a run of a study, or with the mean of several.
+
+    The input has the task's columns, such as sentence, or sentence1 and sentence2; labels are not needed. Its rows
+    come out in order, with what is predicted and, for classes, their probabilities.
+    """
+    from manytune.config import check_device
+    from manytune.lookup import chosen_records
+    from manytune.rows import check_format, read_parts, writer
+    from manytune.store import Store
+
+    store = Store.open(directory)
+    records = chosen_records(store, run, task)
+    check_device(device)
+    if not as_text:
+        if len(inputs) != 1:
+            raise typer.BadParameter("give one file, or --text before texts")
+        check_format(inputs[0])
+    check_format(out)
+    from manytune.predictor import Predictor  # torch, so late
+
+    predictor = Predictor(store, records, device)
+    if as_text:
+        (made,) = predictor.predict([tuple(inputs)])
+        print(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
+        for name, probability in made.probabilities.items():
+            print(f"  {name}: {probability:.4f}")
+        return
+    rows = empty = 0
+    with writer(out) as target:
+        for part in read_parts(inputs[0], predictor.task.text_columns):
+            found, without = predictor.predict_rows(part)
+            target.write(found)
+            rows, empty = rows + len(found), empty + without
+    if empty:
+        print(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", file=sys.stderr)
+
+
+@app.command()
+def export(
+    directory: Directory,
+    to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="OUT")],
+    run: Annotated[str, typer.Option(help="A run's id, or the start of one; or best.")] = "best",
+    task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Add LoRA's update to the weights.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The base model that an adapter names; the study's by default.", metavar="MODEL")
+    ] = None,
+) -> None:
+    """Write a run for other libraries: LoRA as a PEFT adapter, all else, and LoRA merged, as a transformers model.
+
+    It is loaded again by that library and must give the recorded logits on dev, or nothing is written.
+    """
+    from manytune.lookup import chosen_records
+    from manytune.store import Store
+
+    store = Store.open(directory)
+    records = chosen_records(store, run, task)
+    if len(records) > 1:
+        raise typer.BadParameter("--run: an export is of one run")
+    from manytune.export import export as write_export  # torch, so late
+
+    made = write_export(store, records[0], to, merge=merge, base=base)
+    title = METRICS[records[0].primary_metric].title
+    print(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
+    print(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
+    print(f"\n{made.call}")
+
+
+@app.command()
+def submit(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies of GLUE's tasks.")],
+    out: Annotated[Path, typer.Option("--out", help="The zip to write.", metavar="ZIP")] = Path("glue.zip"),
+    run: Annotated[
+        str | None, typer.Option(help="Runs by their ids, with commas, instead of the best; an ensemble a task.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", help="A folder in GLUE's layout, instead of the study's.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Predict GLUE's test rows and pack them for its server.
+
+    The tasks that were not trained are filled with a constant, and named. With one argument that is a zip, say what
+    the server would not take of it.
+    """
+    from manytune.config import check_device
+    from manytune.glue_zip import check_zip
+    from manytune.store import Store
+
+    if len(directories) == 1 and directories[0].suffix == ".zip":
+        problems = check_zip(directories[0])
+        print(*(problems or [f"{directories[0]} is as GLUE's server takes it."]), sep="\n")
+        raise typer.Exit(2 if problems else 0)
+    check_device(device)
+    stores = [Store.open(directory) for directory in directories]
+    from manytune.submit import submit as write_submission  # torch, so late
+
+    made = write_submission(stores, out, run=run, data_dir=data_dir, device=device)
+    for name, runs in made.runs.items():
+        print(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
+    print(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")

@@ -1,0 +1,179 @@
+"""One's own data, from the study file to the libraries that use what was trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from command_line import Command
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import manytune
+from manytune.store import Store
+
+WORDS = {"billing": "invoice", "sales": "discount", "support": "crash"}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of a classification and a regression on one file, run by the command."""
+    root = tmp_path_factory.mktemp("own")
+    rows = [
+        {"subject": f"The {word} {n}", "body": f"Item {n}.", "team": team, "price": 5000 + 100 * n}
+        for n in range(30)
+        for team, word in WORDS.items()
+    ]
+    rows[4]["team"] = ""
+    with (root / "rows.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    study = {
+        "name": "own",
+        "model": str(tiny),
+        "tasks": [
+            {"name": "tickets", "train": "rows.csv", "dev": 0.3, "text": ["subject", "body"], "label": "team"},
+            {
+                "name": "price",
+                "train": "rows.csv",
+                "dev": "rows.csv",
+                "text": "body",
+                "label": "price",
+                "type": "regression",
+                "metric": ["rmse", "pearson"],
+            },
+        ],
+        "seeds": [0],
+        "training": {"max_steps": 30, "eval_every": 15},
+        "methods": [
+            {"method": "full", "learning_rate": {"tickets": 5e-3, "price": 5e-3}},
+            {"method": "lora", "rank": 2, "learning_rate": 1e-2},
+        ],
+    }
+    (root / "study.yaml").write_text(yaml.safe_dump(study))
+    run = [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out"]
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tickets: 1 train rows were left out (rows.csv, line 6: team is empty)" in done.stderr
+    assert "price: 90 of 90 dev rows have the text of a training row" in done.stderr
+    return root
+
+
+def test_the_record_is_in_the_targets_own_unit(folder: Path) -> None:
+    store = Store.open(folder / "out")
+    (record,) = [r for r in store.finished_runs().values() if (r.task, r.method) == ("price", "full")]
+    examples, logits = store.task_files("price").examples(), store.read_predictions(record.run_id)
+    assert examples is not None
+    assert logits is not None
+    targets = np.array(examples.labels)
+    assert (targets.min(), targets.max()) == (5000, 7900)
+    assert record.best_score == pytest.approx(np.sqrt(np.mean((logits[:, 0] - targets) ** 2)), rel=1e-4)
+    assert record.best_score < targets.std(), "it is better than the mean"
+    losses = [row.train_loss for row in store.read_history(record.run_id)]
+    assert losses[-1] is not None
+    assert losses[-1] < 3, "inside, targets have a spread of 1"
+
+
+def test_predictions_bear_the_classes_names(folder: Path, command: Command) -> None:
+    done = command("predict", "out", "rows.csv", "--task", "tickets", cwd=folder)
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert len(rows) == 90
+    assert set(rows[0]) == {"subject", "body", "team", "price", "prediction", "p_billing", "p_sales", "p_support"}
+    right = np.mean([row["prediction"] == row["team"] for row in rows if row["team"]])
+    assert right > 0.6
+
+
+def test_a_score_is_predicted_in_its_own_unit(folder: Path) -> None:
+    values = [made.value for made in manytune.load(folder / "out", task="price").predict(["Item 1.", "Item 28."])]
+    assert all(isinstance(value, float) and 4000 < value < 9000 for value in values)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_export_puts_out_targets(folder: Path, command: Command, method: str, tmp_path: Path) -> None:
+    run = f"price-{method}"
+    merge = ["--merge"] if method == "lora" else []
+    done = command("export", "out", "--run", run, "--to", tmp_path / "model", *merge, cwd=folder)
+    assert done.code == 0, done.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    (score,) = model(**tokenizer("Item 7.", return_tensors="pt")).logits[0].tolist()
+    (made,) = manytune.load(folder / "out", run).predict(["Item 7."])
+    assert score == pytest.approx(made.value, rel=1e-5)
+
+
+def test_an_adapter_puts_out_targets_too(folder: Path, command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    done = command("export", "out", "--run", "price-lora", "--to", tmp_path / "adapter", cwd=folder)
+    assert done.code == 0, done.err
+    assert "RMSE" in done.out
+
+
+def test_a_pipeline_knows_the_classes(folder: Path, command: Command, tmp_path: Path) -> None:
+    done = command("export", "out", "--run", "tickets-full", "--to", tmp_path / "model", cwd=folder)
+    assert done.code == 0, done.err
+    classify = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")
+    (made,) = manytune.load(folder / "out", "tickets-full").predict([("The crash 3", "Item 3.")])
+    assert classify({"text": "The crash 3", "text_pair": "Item 3."})["label"] == made.value
+    assert "0 billing, 1 sales, 2 support" in (tmp_path / "model/README.md").read_text()
+
+
+def test_check_says_what_would_spoil_a_result(folder: Path, command: Command) -> None:
+    done = command("check", "study.yaml", cwd=folder)
+    assert done.code == 0, done.err
+    assert "1 train row left out:" in done.out
+    assert "90 dev rows of 90 with the text of a training row, so scores on dev are too high:" in done.out
+    found = json.loads(command("check", "study.yaml", "--json", cwd=folder).out)
+    tickets, price = found["tasks"]
+    assert tickets["splits"]["train"]["classes"] == {"billing": 21, "sales": 20, "support": 21}
+    assert price["splits"]["train"]["targets"]["lowest"] == 5000
+
+
+def test_a_resumed_study_needs_the_same_data(folder: Path, command: Command, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "copy")
+    rows = (tmp_path / "copy/rows.csv").read_text().replace("support", "help")
+    (tmp_path / "copy/rows.csv").write_text(rows)
+    again = ("run", "study.yaml", "seeds=[0,1]", "--out", "out")
+    for accept in ([], ["--accept-changes"], ["--accept-changes"]):
+        done = command(*again, *accept, cwd=tmp_path / "copy")
+        assert done.code == 2
+        assert ("Task tickets: its data has other classes" if accept else "--accept-changes") in done.err
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"text": ["subject", "bdy"]}, "rows.csv, line 2: no column 'bdy'"),
+        ({"train": "none.csv"}, "none.csv cannot be read: No such file"),
+        ({"labl": "team"}, "tasks.0.labl"),
+        ({"name": "cola"}, "'cola' is a task already"),
+        (
+            {"metric": "rmse"},
+            "for a classification, 'rmse' is not one of: matthews_correlation, accuracy, f1, macro_f1.",
+        ),
+        ({"metric": "accuracy_mismatched"}, "'accuracy_mismatched' is not one of"),
+        ({"type": "regression", "labels": ["a", "b"]}, "labels are a classification's"),
+        ({"text": ["team", "body"]}, "the column 'team' cannot be text and label at once"),
+        ({"dev": 1.0}, "received 1.0; it must be below 1"),
+        ({"text": ["a", "b", "c"]}, "tasks.0.text"),
+        ({"config": "x"}, "config is of a dataset on the hub"),
+        ({"name": "../x"}, "it must be letters, digits"),
+    ],
+)
+def test_wrong_descriptions(folder: Path, command: Command, task: dict[str, object], message: str) -> None:
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    own = {"name": "tickets", "train": "rows.csv", "text": ["subject", "body"], "label": "team", **task}
+    study["tasks"], study["methods"] = [own], [{"method": "full", "learning_rate": 1e-3}]
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(study))
+    done = command("check", "wrong.yaml", cwd=folder)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
