@@ -238,7 +238,7 @@ def _write_run(
         "best_score": scores.get(task.primary_metric),
         "best_step": steps * (best_at + 1) // evaluations if known else None,
         "last_score": last.get(task.primary_metric),
-        "scores": scores,
+        "scores": {**scores, **dict.fromkeys(task.also_scored.values(), scores.get("accuracy"))},
         "last_scores": last,
         "epochs_done": 6.0,
         "steps": steps,

@@ -110,6 +110,8 @@ def _point(analysis: Analysis, found: Comparison) -> Point:
     one, other = configuration_title(first), configuration_title(second)
     facts = _facts(found)
     if found.verdict is Verdict.TOO_FEW_SEEDS:
+        if found.difference == 0:
+            return Point("few", f"{_capital(one)} and {other} have the same mean. {_more_seeds(found)}")
         return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(found)}")
     if found.verdict is Verdict.WITHIN_NOISE:
         text = f"{_capital(other)} is within noise of {one} ({_facts(found, mirrored=True)}){_share(second)}."

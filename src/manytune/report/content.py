@@ -10,6 +10,7 @@ from typing import Any
 from manytune.record import RunRecord
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, answer
+from manytune.report.average import glue_sheet
 from manytune.report.charts import Chart, cost_chart, curve_chart, rank_chart, rate_chart, score_chart
 from manytune.report.drawing import Drawing, draw
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
@@ -83,13 +84,15 @@ class Content:
     waiting: tuple[str, ...]
     """Tasks of which no run has ended."""
     provenance: tuple[Sheet, ...]
+    overall: tuple[Sheet, ...] = ()
+    """Tables over all tasks."""
     studies: tuple[tuple[str, str], ...] = field(default=())
     """Name and effective YAML of each study."""
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
         """All tables."""
-        return (*(sheet for task in self.tasks for sheet in task.sheets), *self.provenance)
+        return (*self.overall, *(sheet for task in self.tasks for sheet in task.sheets), *self.provenance)
 
 
 def compose(material: Material) -> Content:
@@ -108,6 +111,7 @@ def compose(material: Material) -> Content:
         tasks=tuple(TaskContent(each, answer(each), tuple(_parts(each))) for each in analyses),
         waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in known),
         provenance=_provenance(material.records),
+        overall=_there(glue_sheet(analyses)),
         studies=tuple((study.study.name, study.study.to_yaml()) for study in material.studies),
     )
 

@@ -178,7 +178,7 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
         Column("choices_second", "of second's", "count"),
     )
     caption = (
-        "Each method by its configuration with the highest mean. p and the interval over seeds are of paired t-tests "
+        "Each method by its configuration with the best mean. p and the interval over seeds are of paired t-tests "
         "that pay for the choice among a method's configurations; Holm corrects over all pairs of methods. Sign flips, "
         "effect size (Hedges' d) and McNemar are of the two configurations alone. dev: interval and p of a paired "
         f"bootstrap over dev examples. Below {MINIMUM_SEEDS} seeds nothing over seeds is shown but the difference."

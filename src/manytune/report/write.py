@@ -75,6 +75,8 @@ def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
     lines = [f"# {content.title}", *content.state]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
+    for sheet in content.overall:
+        lines += [f"## {sheet.title}", _plain(sheet.caption), to_markdown(sheet).rstrip()]
     for task in content.tasks:
         analysis = task.analysis
         lines.append(f"## {analysis.title} on {_plain(analysis.table.model)}")
