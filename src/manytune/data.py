@@ -170,11 +170,15 @@ def _whole_rows(
             else:
                 kept.append(index)
         elif task.own is not None:
-            left_out.append(f"{raw.place(index)}: {' and '.join(task.text_columns)} is empty")
+            left_out.append(f"{raw.place(index)}: {_empty(task.text_columns)}")
         else:
             column = task.text_columns[row.index("")]
             raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
     return kept, tuple(left_out)
+
+
+def _empty(columns: Sequence[str]) -> str:
+    return f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} empty"
 
 
 def _classes(task: Task, raw: RawRows) -> tuple[str, ...]:
