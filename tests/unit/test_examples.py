@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
+import yaml
 
 import manytune
 from manytune.config import METHODS, BitFit, Full, Head, Lora, OwnTask, Study, Training
@@ -39,12 +40,15 @@ def test_each_parses_plans_and_fits_the_page(path):
 
 def test_the_readmes_run_is_one_of_the_readmes_study(tmp_path):
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    text, own = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
     (start,) = re.findall(r"^manytune show results (\S+)", readme, re.MULTILINE)
     (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
     runs = plan_runs(Study.from_file(tmp_path / "study.yaml"))
     assert len(runs) == 36
     assert len([run for run in runs if run.id.startswith(start)]) == 1
+    # The second block replaces the first one's tasks.
+    study = {**yaml.safe_load(text), **yaml.safe_load(own), "methods": [{"method": "full", "learning_rate": 1e-5}]}
+    assert Study.from_dict(study).task_names == ("tickets",)
 
 
 def test_the_template_says_where_its_schema_lies():
