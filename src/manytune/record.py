@@ -16,7 +16,16 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from manytune.errors import StoreError
 from manytune.json_text import parse_json
@@ -35,6 +44,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+_PLAIN = "plain"
+"""Validation's context where all values are plain already: looking at each once is enough."""
 
 
 def _plain(value: Any) -> Any:
@@ -60,8 +72,8 @@ class _Facts(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_values(cls, values: Any) -> Any:
-        return _plain(values)
+    def _plain_values(cls, values: Any, info: ValidationInfo) -> Any:
+        return values if info.context is _PLAIN else _plain(values)
 
 
 class RunState(StrEnum):
@@ -224,7 +236,7 @@ class RunRecord(_Facts):
                     f"{where} has schema version {version}; this manytune reads versions up to "
                     f"{SCHEMA_VERSION}. Use the newer manytune that wrote it."
                 )
-            return cls.model_validate(values)
+            return cls.model_validate(_plain(values), context=_PLAIN)
         except (ValueError, KeyError) as error:  # JSON's and pydantic's errors are ValueErrors
             raise StoreError(
                 f"{where} is not a record of a run: {_first_problem(error)}. "
