@@ -17,7 +17,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 TORCH_INDEX :=
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: help env demo test test-browser bench bench-full format clean
+.PHONY: help env demo test test-browser bench bench-full audit format clean
 
 help: ## Show this help
 	@echo 'Usage: make TARGET [VARIABLE=value …]'
@@ -55,6 +55,12 @@ bench: $(READY) ## Speed, memory and start-up beside Trainer, one round (minutes
 
 bench-full: $(READY) ## The same in three rounds, and speed by pack size
 	$(BIN)/python benchmarks/speed.py compare growth memory start profile --rounds 3 --out out/speed-full.json
+
+audit: ## Look up known weaknesses of the pinned versions (needs PyPI's own service)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(firstword $(PYTHONS)) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip --disable-pip-version-check -qq install pip-audit; \
+	"$$folder/venv/bin/pip-audit" --requirement constraints.txt --no-deps --disable-pip
 
 format: $(READY) ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
