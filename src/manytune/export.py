@@ -24,9 +24,10 @@ from manytune.backbones import (
     quiet_transformers,
 )
 from manytune.data import Encoded
-from manytune.errors import DependencyError, StoreError, StudyError
+from manytune.errors import DependencyError, StoreError, StudyError, choices
 from manytune.evaluate import predictions_of
 from manytune.export_card import model_card
+from manytune.export_onnx import OnnxModel, onnx_call, write_onnx
 from manytune.files import replacing_directory, writing
 from manytune.lookup import refuse_another_backbone
 from manytune.methods import adapt
@@ -36,7 +37,10 @@ from manytune.store import Store
 from manytune.tasks import Task
 from manytune.workload import encode_texts
 
-__all__ = ["Exported", "export"]
+__all__ = ["FORMS", "Exported", "export"]
+
+FORMS = ("peft", "transformers", "onnx")
+"""What an export can be."""
 
 _TOLERANCE = 1e-4
 """How far logits of the exported model may be from the recorded ones, in fp32."""
@@ -52,7 +56,7 @@ class Exported:
 
     Attributes:
         folder: Where it is.
-        form: `peft` or `transformers`.
+        form: One of FORMS.
         call: Python that loads it.
         rows: Dev rows by which it was verified.
         off: The largest difference of a logit from the recorded one.
@@ -67,15 +71,23 @@ class Exported:
     score: float
 
 
-def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, base: str | None = None) -> Exported:
+def export(
+    store: Store,
+    record: RunRecord,
+    to: Path,
+    *,
+    form: str | None = None,
+    merge: bool = False,
+    base: str | None = None,
+) -> Exported:
     """Write a run for other libraries, and verify it there.
-
-    LoRA becomes a PEFT adapter with its head, or with `merge` a plain transformers model; every other method is one.
 
     Args:
         store: The study directory.
         record: Of a run that has a snapshot.
         to: The folder to make; it may be there if it is empty.
+        form: One of FORMS; by default LoRA becomes a PEFT adapter with its head, or with `merge` a plain transformers
+            model, and every other method is one. In ONNX, LoRA's update is always part of the weights.
         merge: Add LoRA's update to the weights it is for.
         base: The base model that an adapter names, where that should not be the study's own name for it.
 
@@ -94,31 +106,48 @@ def export(store: Store, record: RunRecord, to: Path, *, merge: bool = False, ba
     tokenizer = load_tokenizer(study.model)
     adaptation = adapt(run.method, parts)
     state = _in_own_unit(snapshot.load(store.snapshot_dir(run.id))[0], parts, task)
-    as_adapter = adaptation.lora is not None and not merge
-    if merge and adaptation.lora is None:
-        raise StudyError(f"--merge: {run.label} has no adapter to merge; leave it out")
-    if base is not None and not as_adapter:
-        raise StudyError("--base: only an adapter names its base model; this export holds all weights")
+    form = _form(form, run.label, adaptation.lora, merge=merge, base=base)
     _name_labels(model.config, task)
     named = base or _UPSTREAM.get(study.model) or study.model
     with writing(to), replacing_directory(to) as folder, quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
-        if as_adapter:
+        if form == "peft":
             assert adaptation.lora is not None
-            form, call = "peft", _peft_call(to, task)
+            call = _peft_call(to, task)
             _write_adapter(model, parts, adaptation.lora, state, folder, named)
-            again = _load_adapter(folder, study.model, task)
-        else:
-            form, call = "transformers", _transformers_call(to)
+            again = _load_adapter(folder, study.model, task).eval()
+        elif form == "transformers":
+            call = _transformers_call(to)
             _take_over(model, parts, adaptation.lora, state)
             model.save_pretrained(folder)
-            again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        else:
+            call = onnx_call(to, len(task.text_columns))
+            _take_over(model, parts, adaptation.lora, state)
+            write_onnx(model, _inputs(parts), folder)
+            model.config.save_pretrained(folder)
+            again = OnnxModel(folder, model.config)
         tokenizer.save_pretrained(folder)
         data = encode_texts(study, task, parts, AutoTokenizer.from_pretrained(folder), check.texts)
-        off, score = check.passes(_logits(again.eval(), data))
+        off, score = check.passes(_logits(again, data))
         card = model_card(record, task, study, form=form, base=named, call=call, score=score)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(to, form, call, len(check.texts), off, score)
+
+
+def _form(form: str | None, label: str, lora: LoraAdapter | None, *, merge: bool, base: str | None) -> str:
+    """What to write; refuses options that do not go together."""
+    if form is not None and form not in FORMS:
+        raise StudyError(f"--format: {choices(form, FORMS)}")
+    if merge and lora is None:
+        raise StudyError(f"--merge: {label} has no adapter to merge; leave it out")
+    if form == "peft" and (merge or lora is None):
+        why = "it is of an adapter, and --merge makes none" if merge else f"{label} has no adapter"
+        raise StudyError(f"--format: peft does not go here: {why}")
+    chosen = form or ("peft" if lora is not None and not merge else "transformers")
+    if base is not None and chosen != "peft":
+        raise StudyError("--base: only an adapter names its base model; this export holds all weights")
+    return chosen
 
 
 class _Check:
@@ -239,6 +268,12 @@ def _logits(model: Any, data: Encoded) -> NDArray[Any]:
             mask[place, :length] = 1
         found[rows] = model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits.float().numpy()
     return found
+
+
+def _inputs(parts: Anatomy) -> tuple[str, ...]:
+    """The inputs of an ONNX model: token types where there is more than one, as then the tokenizer makes them."""
+    several = parts.tensors.get("embeddings.token_type_embeddings.weight", (0,))[0] > 1
+    return ("input_ids", "attention_mask", *(("token_type_ids",) if several else ()))
 
 
 def _name_labels(config: Any, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -106,6 +107,49 @@ def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
     np.testing.assert_allclose(found, kept, rtol=0, atol=1e-4 if method == "merged" else 1e-5)
     assert made.off <= (1e-4 if method == "merged" else 1e-5)
     assert made.rows == len(examples.texts)
+
+
+@pytest.mark.parametrize(("task", "method"), [(TASKS[0], "full"), (TASKS[1], "lora")])
+def test_onnxruntime_gives_the_recorded_logits(trained: Trained, tmp_path: Path, task: str, method: str) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="manytune[onnx] is not installed")
+    record = trained.of(task, method)
+    made = export(trained.store, record, tmp_path / "made", form="onnx")
+    assert made.form == "onnx"
+    assert made.off <= 1e-4
+    assert not list(made.folder.glob("*.safetensors"))
+    examples, kept = trained.store.task_files(task).examples(), trained.store.read_predictions(record.run_id)
+    assert examples is not None
+    assert kept is not None
+    session = runtime.InferenceSession(made.folder / "model.onnx")
+    names = [each.name for each in session.get_inputs()]
+    tokenizer = AutoTokenizer.from_pretrained(made.folder)
+    for rows in ([0], [1, 2, 3], list(range(4, 60))):  # one row, a few, many: no axis is fixed
+        columns = [list(column) for column in zip(*(examples.texts[row] for row in rows), strict=True)]
+        batch = tokenizer(*columns, padding=True, truncation=True, max_length=64, return_tensors="np")
+        (found,) = session.run(["logits"], {name: batch[name] for name in names})
+        np.testing.assert_allclose(found, kept[rows], rtol=0, atol=1e-4)
+    subprocess.run([sys.executable, "-c", f"{made.call}\nassert len(logits) == 1"], check=True)
+
+
+def test_what_onnx_needs_is_named(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(DependencyError, match=r"needs onnxscript, which is not installed: pip install .manytune\[onnx"):
+        export(trained.store, trained.of(TASKS[0], "full"), tmp_path / "made", form="onnx")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("full", {"form": "onyx"}, "--format: 'onyx' is not one of: peft, transformers, onnx"),
+        ("full", {"form": "peft"}, "full lr 1e-3 has no adapter"),
+        ("lora", {"form": "peft", "merge": True}, "--merge makes none"),
+        ("lora", {"form": "onnx", "base": "them/model"}, "--base: only an adapter names its base model"),
+    ],
+)
+def test_formats_that_do_not_go(trained: Trained, tmp_path: Path, method: str, options: Any, message: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(message)):
+        export(trained.store, trained.of(TASKS[0], method), tmp_path / "made", **options)
 
 
 def test_the_call_that_is_printed_loads_it(trained: Trained, tmp_path: Path) -> None:

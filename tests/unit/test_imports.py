@@ -36,6 +36,7 @@ ORDER = (
     *("checkpoints", "workload", "snapshot", "predictor", "submit"),
     *(
         "export_card",
+        "export_onnx",
         "export",
         "stats",
         "report",

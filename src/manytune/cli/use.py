@@ -67,6 +67,9 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="OUT")],
     run: Annotated[str, typer.Option(help="A run's id, or the start of one; or best.")] = "best",
     task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="peft, transformers or onnx; by default what the method is.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Add LoRA's update to the weights.")] = False,
     base: Annotated[
         str | None, typer.Option(help="The base model that an adapter names; the study's by default.", metavar="MODEL")
@@ -74,7 +77,8 @@ def export(
 ) -> None:
     """Write a run for other libraries: LoRA as a PEFT adapter, all else, and LoRA merged, as a transformers model.
 
-    It is loaded again by that library and must give the recorded logits on dev, or nothing is written.
+    With --format onnx, for onnxruntime. It is loaded again by that library and must give the recorded logits on dev, or
+    nothing is written.
     """
     from manytune.lookup import chosen_records
     from manytune.store import Store
@@ -85,7 +89,7 @@ def export(
         raise typer.BadParameter("--run: an export is of one run")
     from manytune.export import export as write_export  # torch, so late
 
-    made = write_export(store, records[0], to, merge=merge, base=base)
+    made = write_export(store, records[0], to, form=form, merge=merge, base=base)
     title = METRICS[records[0].primary_metric].title
     print(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
     print(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
