@@ -79,6 +79,7 @@ def export(
     form: str | None = None,
     merge: bool = False,
     base: str | None = None,
+    known_as: str | None = None,
 ) -> Exported:
     """Write a run for other libraries, and verify it there.
 
@@ -90,6 +91,7 @@ def export(
             model, and every other method is one. In ONNX, LoRA's update is always part of the weights.
         merge: Add LoRA's update to the weights it is for.
         base: The base model that an adapter names, where that should not be the study's own name for it.
+        known_as: What the call that loads it names, where that is not the folder: a repository.
 
     Raises:
         ManytuneError: It cannot be made or written, or what was loaded again does not give the recorded logits.
@@ -108,21 +110,22 @@ def export(
     state = _in_own_unit(snapshot.load(store.snapshot_dir(run.id))[0], parts, task)
     form = _form(form, run.label, adaptation.lora, merge=merge, base=base)
     _name_labels(model.config, task)
+    name = known_as or str(to)
     named = base or _UPSTREAM.get(study.model) or study.model
     with writing(to), replacing_directory(to) as folder, quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
         if form == "peft":
             assert adaptation.lora is not None
-            call = _peft_call(to, task)
+            call = _peft_call(name, task)
             _write_adapter(model, parts, adaptation.lora, state, folder, named)
             again = _load_adapter(folder, study.model, task).eval()
         elif form == "transformers":
-            call = _transformers_call(to)
+            call = _transformers_call(name)
             _take_over(model, parts, adaptation.lora, state)
             model.save_pretrained(folder)
             again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         else:
-            call = onnx_call(to, len(task.text_columns))
+            call = onnx_call(name, len(task.text_columns), at_hub=known_as is not None)
             _take_over(model, parts, adaptation.lora, state)
             write_onnx(model, _inputs(parts), folder)
             model.config.save_pretrained(folder)
@@ -285,18 +288,18 @@ def _name_labels(config: Any, task: Task) -> None:
     config.label2id = {name: index for index, name in enumerate(task.labels)}
 
 
-def _transformers_call(folder: Path) -> str:
+def _transformers_call(name: str) -> str:
     return (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+        f'model = AutoModelForSequenceClassification.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
     )
 
 
-def _peft_call(folder: Path, task: Task) -> str:
+def _peft_call(name: str, task: Task) -> str:
     return (
         "from peft import AutoPeftModelForSequenceClassification\n"
         "from transformers import AutoTokenizer\n\n"
-        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}", num_labels={task.num_outputs})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
+        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{name}", num_labels={task.num_outputs})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
     )

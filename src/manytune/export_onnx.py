@@ -73,14 +73,16 @@ class OnnxModel:
         return SimpleNamespace(logits=torch.from_numpy(logits))
 
 
-def onnx_call(folder: Path, sentences: int) -> str:
-    """Python that loads it and predicts one row of one or two sentences."""
+def onnx_call(name: str, sentences: int, *, at_hub: bool) -> str:
+    """Python that loads it, from a folder or a repository, and predicts one row of one or two sentences."""
+    path = f'hf_hub_download("{name}", "{FILE}")' if at_hub else f'"{name}/{FILE}"'
     texts = ", ".join(f'["{text}"]' for text in ("a text", "another one")[:sentences])
+    hub = "from huggingface_hub import hf_hub_download\n" if at_hub else ""
     return (
-        "from onnxruntime import InferenceSession\n"
+        f"{hub}from onnxruntime import InferenceSession\n"
         "from transformers import AutoTokenizer\n\n"
-        f'session = InferenceSession("{folder / FILE}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        f"session = InferenceSession({path})\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
         f'inputs = tokenizer({texts}, return_tensors="np", padding=True)\n'
         "names = [each.name for each in session.get_inputs()]\n"
         'logits = session.run(["logits"], {name: inputs[name] for name in names})[0]'

@@ -40,6 +40,8 @@ def watched(command: list[str], out: Path) -> dict[str, Any]:
                 rss, files = watcher.memory_info().rss, watcher.num_fds()
             except psutil.Error:
                 break
+            if rss == 0:  # it has ended, and waits to be asked how
+                break
             ended = len(list(out.glob("runs/*/record.json")))
             samples.append({"seconds": time.monotonic() - started, "bytes": rss, "files": files, "ended": ended})
             time.sleep(1.0)

@@ -38,6 +38,7 @@ ORDER = (
         "export_card",
         "export_onnx",
         "export",
+        "push",
         "stats",
         "report",
         "progress",

@@ -74,6 +74,10 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="The base model that an adapter names; the study's by default.", metavar="MODEL")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Upload it to the Hugging Face hub as well, private.", metavar="NAME")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see.")] = False,
 ) -> None:
     """Write a run for other libraries: LoRA as a PEFT adapter, all else, and LoRA merged, as a transformers model.
 
@@ -89,10 +93,19 @@ def export(
         raise typer.BadParameter("--run: an export is of one run")
     from manytune.export import export as write_export  # torch, so late
 
-    made = write_export(store, records[0], to, form=form, merge=merge, base=base)
+    if push is not None:
+        from manytune.push import may_push
+        from manytune.push import push as upload
+
+        may_push(push)
+    elif public:
+        raise typer.BadParameter("--public goes with --push")
+    made = write_export(store, records[0], to, form=form, merge=merge, base=base, known_as=push)
     title = METRICS[records[0].primary_metric].title
     print(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
     print(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
+    if push is not None:
+        print(f"Uploaded to {upload(made.folder, push, public=public)}")
     print(f"\n{made.call}")
 
 
