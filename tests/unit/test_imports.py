@@ -22,6 +22,7 @@ ORDER = (
     *(
         "task_files",
         "store",
+        "clean",
         "lookup",
         "ground",
         "lock",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -96,3 +97,47 @@ def compare(
         print_json(changes.to_dict())
         return
     print_rich(render_changes(changes))
+
+
+@app.command()
+def clean(
+    name: Directory,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also what your cache directory holds for all studies: it is made again.")
+    ] = False,
+) -> None:
+    """Remove what a study no longer needs, such as checkpoints of packs that have ended; ask first.
+
+    Records, histories, snapshots, predictions and reports stay, and so do checkpoints that a run still needs.
+    """
+    from rich.filesize import decimal
+
+    from manytune.clean import cached, remove, unneeded
+    from manytune.lock import Lock
+    from manytune.store import Store
+
+    store = Store.open(name)
+    Lock(store.root, print).look()
+    found, kept = unneeded(store)
+    if cache:
+        found += cached()
+    if kept:
+        print(f"{len(kept)} packs have runs that have not ended, or failed: their checkpoints stay.")
+    for waste in found:
+        print(f"{decimal(waste.bytes):>9}  {len(waste.paths):>5}  {waste.what}")
+    if not found:
+        print("There is nothing to remove.")
+        return
+    total = decimal(sum(waste.bytes for waste in found))
+    if dry_run:
+        print(f"{total} would be freed.")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise StoreError("Nobody is there to be asked: give --yes to remove it, or --dry-run to leave it.")
+        typer.confirm(f"Remove {total}?", abort=True)
+    with Lock(store.root, print).held():
+        remove(found)
+    print(f"Freed {total}.")
