@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,3 +293,68 @@ def test_a_study_of_which_nothing_has_finished(tiny: Path, tmp_path: Path) -> No
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(StoreError, match=r"No run of .* has finished"):
         manytune.load(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_file(trained: Trained, tmp_path: Path) -> None:
+    """Ten times as many rows take as much memory: each part is written before the next one is read."""
+    run = trained.of(ACCEPTABILITY, "head")[0].run_id
+    peaks = []
+    for rows in (3_000, 30_000):
+        source = tmp_path / f"{rows}.csv"
+        source.write_text("sentence,note\n" + "".join(f"ab {n},{'x' * 500}\n" for n in range(rows)))
+        program = (
+            "from pathlib import Path\nfrom manytune.cli import app\n"
+            f"app({['predict', str(trained.out), str(source), '--run', run, '--out', str(tmp_path / 'made.csv')]!r}, "
+            # Not ru_maxrss, which a process has from the one that started it.
+            "standalone_mode=False)\nprint(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+        with (tmp_path / "made.csv").open() as made:
+            assert sum(1 for _ in made) == rows + 1
+    assert peaks[1] - peaks[0] < 8_000, "kB; the larger file alone has 15,000 more"
+
+
+ODD = ["emoji 🙂🙃", "שלום עולם", "مرحبا", "tab\tinside", "e\u0301", "\u200b zero width", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢"]
+
+
+def test_texts_of_every_script_come_back_as_they_were(trained: Trained, command: Command, tmp_path: Path) -> None:
+    with (tmp_path / "odd.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["sentence"], *([text] for text in ODD)])
+    done = command("predict", trained.out, "odd.csv", "--task", ACCEPTABILITY, "--out", "made.csv", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    rows = list(csv.DictReader((tmp_path / "made.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["sentence"] for row in rows] == ODD
+
+
+@pytest.mark.parametrize("task", ["cola", "stsb"])
+def test_real_dev_rows_give_the_recorded_score_by_every_route(
+    tiny: Path, tmp_path: Path, command: Command, glue_dir: Path, task: str
+) -> None:
+    """GLUE's own dev set, as a table and from Python, by a run of it and by its export in transformers."""
+    known = get_task(task)
+    study = {
+        "name": "real",
+        "model": str(tiny),
+        "tasks": [task],
+        "data_dir": str(glue_dir),
+        "seeds": [0],
+        "training": {"max_steps": 3, "max_length": 64},
+        "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-2}],
+    }
+    out = tmp_path / "out"
+    quiet = make_progress(quiet=True)
+    (record,) = run_study(Study.from_dict(study), out, device="cpu", progress=quiet).records
+    dev = load_split(known, "dev", str(glue_dir))
+    with (tmp_path / "dev.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([known.text_columns, *dev.texts])
+    by_table = command("predict", out, "dev.csv", "--run", record.run_id, cwd=tmp_path)
+    values = [row["prediction"] for row in csv.DictReader(io.StringIO(by_table.out))]
+    from_python = [made.value for made in manytune.load(out, record.run_id).predict(dev.texts)]
+    for found in (values, from_python):
+        numbers = [known.labels.index(str(v)) if known.labels else float(str(v)) for v in found]
+        assert metrics.evaluate(known, np.array(numbers), dev.labels) == pytest.approx(record.scores, abs=1e-6)
+    done = command("export", out, "--run", record.run_id, "--merge", "--to", tmp_path / "made", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert f"Verified on {len(dev)} dev rows" in done.out

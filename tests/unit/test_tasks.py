@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from manytune.errors import StudyError
+from manytune.data import load_split
+from manytune.errors import DataError, StudyError
 from manytune.metrics import METRICS
 from manytune.tasks import GLUE, SPLITS, TASKS, Scale, Task, get_task
 
@@ -118,3 +119,49 @@ def test_an_unknown_task_is_refused_with_the_choices() -> None:
     with pytest.raises(StudyError) as error:
         get_task("sts-b")
     assert str(error.value) == f"tasks: 'sts-b' is not one of: {', '.join(TASKS)}. Did you mean 'stsb'?"
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_the_hub_is_asked_for_the_right_split(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each split of each task, by the names that nyu-mll/glue has."""
+    import datasets
+
+    asked: list[tuple[str, str]] = []
+
+    def load_dataset(repository: str, configuration: str, split: str) -> datasets.Dataset:
+        assert repository == "nyu-mll/glue"
+        asked.append((configuration, split))
+        columns: dict[str, list[object]] = {column: ["a", "b"] for column in GLUE[name].text_columns}
+        return datasets.Dataset.from_dict({**columns, "label": [0, 1] if name != "stsb" else [0.5, 1.5]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = dataclasses.replace(GLUE[name], sizes={})
+    for split in task.hub_splits:
+        assert len(load_split(task, split)) == 2
+    plain = [(name, "train"), (name, "validation"), (name, "test")]
+    mnli = [
+        ("mnli", "train"),
+        *(("mnli", f"{part}_{kind}") for part in ("validation", "test") for kind in ("matched", "mismatched")),
+        ("ax", "test"),
+    ]
+    assert sorted(asked) == sorted(mnli if name == "mnli" else plain)
+
+
+def test_labels_by_name_must_be_the_tasks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset whose classes stand in another order would else be read upside down."""
+    import datasets
+
+    names = ["not_entailment", "entailment"]
+    features = datasets.Features(
+        {
+            "sentence1": datasets.Value("string"),
+            "sentence2": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=names),
+        }
+    )
+    rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [0, 1]}
+    made = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    assert load_split(dataclasses.replace(GLUE["rte"], sizes={}), "train").labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="label 'not_entailment' is not one of"):
+        load_split(dataclasses.replace(GLUE["cola"], sizes={}, text_columns=("sentence1",)), "train")

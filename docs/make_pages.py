@@ -1,0 +1,121 @@
+"""Write docs/commands/: a page for each command, with its help and what it really prints.
+
+    python docs/make_pages.py FOLDER
+
+FOLDER is where the tutorial's study is, or is to be, trained: with study.yaml, tickets.csv, new.csv, `results` and
+`short`, another study of the same file. What is missing is made, which takes some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+MOST_LINES, HEAD = 42, 30
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "init": ("manytune init another.yaml",),
+    "check": ("manytune check study.yaml",),
+    "params": ("manytune params roberta-base --labels 2",),
+    "run": ("manytune run study.yaml --dry-run", "manytune run study.yaml --out results --quiet"),
+    "status": ("manytune status results",),
+    "show": ("manytune show results tickets-bitfit-lr4e-3-s0",),
+    "report": ("manytune report results",),
+    "compare": ("manytune compare results short",),
+    "clean": ("manytune clean results --dry-run",),
+    "predict": (
+        "manytune predict results new.csv --out predicted.csv",
+        'manytune predict results --text "Where is my parcel?" "It should have come on Monday."',
+    ),
+    "export": (
+        "manytune export results --run tickets-bitfit-lr4e-3-s0 --to bitfit",
+        "manytune export results --run tickets-lora-r4-lr2e-3-s0 --to adapter",
+        "manytune export results --run tickets-lora-r4-lr2e-3-s0 --format onnx --to onnx",
+    ),
+    "submit": ("manytune submit results",),
+    "models": ("manytune models",),
+    "tasks": ("manytune tasks",),
+    "methods": ("manytune methods",),
+    "schema": ("manytune schema",),
+}
+"""Command → what its page shows, in the order of the pages."""
+
+MADE = ("another.yaml", "bitfit", "adapter", "onnx", "predicted.csv")
+"""What the examples write."""
+
+
+def help_of(name: str, cwd: Path) -> str:
+    """A command's help."""
+    return shell(f"manytune {name} --help", cwd)
+
+
+def shell(command: str, cwd: Path) -> str:
+    """What a command prints, errors included."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
+    return "\n".join(lines)
+
+
+def shortened(text: str) -> str:
+    """The beginning of what is too long for a page."""
+    lines = text.splitlines()
+    if len(lines) <= MOST_LINES:
+        return text
+    return "\n".join([*lines[:HEAD], f"… {len(lines) - HEAD} more lines"])
+
+
+def page(name: str, cwd: Path) -> str:
+    """A command's page."""
+    parts = [f"# manytune {name}", f"```text\n{help_of(name, cwd)}\n```"]
+    for command in EXAMPLES[name]:
+        parts.append(f"```console\n$ {command}\n{shortened(shell(command, cwd))}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def prepare(folder: Path) -> None:
+    """Train what the examples look at, unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tickets.csv", "new.csv"):
+        shutil.copy(DOCS / "tutorial" / name, folder)
+    (study,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "study.yaml").write_text(study)
+    print(shell("manytune run study.yaml --out results", folder))
+    print(shell("manytune run study.yaml training.epochs=2 'seeds=[0,1]' --out short", folder))
+    for name in MADE:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Write the pages and their list."""
+    folder = Path(sys.argv[1]).resolve()
+    prepare(folder)
+    pages = DOCS / "commands"
+    pages.mkdir(exist_ok=True)
+    index = ["# The commands", "Written by `docs/make_pages.py`, on the study of [the tutorial](../tutorial.md).", ""]
+    for name in EXAMPLES:
+        text = page(name, folder)
+        (pages / f"{name}.md").write_text(text)
+        what = next(line.strip() for line in text.splitlines()[5:] if line.strip())
+        index.append(f"- [{name}]({name}.md): {what}")
+    (pages / "README.md").write_text("\n".join(index) + "\n")
+
+
+if __name__ == "__main__":
+    main()
