@@ -15,14 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from manytune import metrics, snapshot
-from manytune.backbones import (
-    MINILM,
-    Anatomy,
-    load_classifier,
-    load_tokenizer,
-    locate,
-    quiet_transformers,
-)
+from manytune.anatomy import Anatomy
+from manytune.backbones import MINILM, load_classifier, load_tokenizer, locate, quiet_transformers
 from manytune.data import Encoded
 from manytune.errors import DependencyError, StoreError, StudyError
 from manytune.evaluate import predictions_of
@@ -170,8 +164,8 @@ def _write_adapter(
     model: Any, parts: Anatomy, lora: LoraAdapter, state: Mapping[str, Tensor], folder: Path, base: str
 ) -> None:
     peft = _peft()
-    # The top module of each layer of the head: classifier, or pooler where the checkpoint lacks one.
-    heads = sorted({layer.name.removeprefix(f"{parts.prefix}.").split(".")[0] for layer in parts.head.layers})
+    # The top modules of the head: classifier, or pooler where the checkpoint lacks one.
+    heads = sorted({name.removeprefix(f"{parts.prefix}.").split(".")[0] for name in parts.head.shapes()})
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=lora.rank,

@@ -18,8 +18,33 @@ PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data. A module imports only what stands above it.
 ORDER = (
-    *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
-    *("store", "lookup", "ground", "lock", "interrupts", "hardware", "sources", "data", "encodings", "backbones"),
+    *(
+        "errors",
+        "version",
+        "json_text",
+        "metrics",
+        "tasks",
+        "builtin",
+        "families",
+        "config",
+        "plan",
+        "record",
+        "evidence",
+        "files",
+    ),
+    *(
+        "store",
+        "lookup",
+        "ground",
+        "lock",
+        "interrupts",
+        "hardware",
+        "sources",
+        "data",
+        "encodings",
+        "anatomy",
+        "backbones",
+    ),
     *("packing", "methods", "evaluate", "train", "checkpoints", "workload", "snapshot", "rows", "predictor"),
     *(
         "export_card",
@@ -39,8 +64,8 @@ ORDER = (
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     {
-        *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence"),
-        *("files", "store", "lookup", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
+        *("errors", "version", "json_text", "metrics", "tasks", "builtin", "families", "config", "plan", "record"),
+        *("evidence", "files", "store", "lookup", "ground", "lock", "interrupts", "stats", "report", "progress", "cli"),
     }
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})
