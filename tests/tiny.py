@@ -8,13 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from manytune.data import Encoded
 
-__all__ = ["TINY_FAMILIES", "make_tiny", "random_rows"]
+__all__ = ["TINY_FAMILIES", "make_tiny", "make_tiny_of", "random_rows"]
 
 TINY_FAMILIES = ("bert", "roberta")
+"""Those that most tests run over; `make_tiny_of` makes one of any family."""
 
 _CHARACTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -54,6 +64,68 @@ def make_tiny(folder: Path, family: str = "bert", *, dropout: float = 0.1, **fig
     vocabulary = {token: index for index, token in enumerate(_VOCABULARY)}
     tokenizer = BertTokenizerFast(vocab=vocabulary)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+_COMMON = {
+    "vocab_size": len(_VOCABULARY),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.2,
+}
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0}
+_OWN: dict[str, dict[str, Any]] = {
+    "roberta": {"pad_token_id": 0},
+    "xlm-roberta": {"pad_token_id": 0},
+    "camembert": {"pad_token_id": 0},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+    "modernbert": {
+        "local_attention": 16,
+        "global_attn_every_n_layers": 2,
+        "classifier_pooling": "mean",
+        **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")},
+    },
+    "deberta": {"position_biased_input": False, "max_relative_positions": 24, **_RELATIVE},
+    "deberta-v2": {
+        "position_biased_input": False,
+        "position_buckets": 8,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        **_RELATIVE,
+    },
+}
+_OWN_DROPOUTS = {
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout"),
+    "albert": (*_DROPOUTS, "classifier_dropout_prob"),
+    "modernbert": ("embedding_dropout", "mlp_dropout", "attention_dropout", "classifier_dropout"),
+    "deberta": (*_DROPOUTS, "pooler_dropout"),
+    "deberta-v2": (*_DROPOUTS, "pooler_dropout"),
+}
+
+
+def make_tiny_of(folder: Path, family: str, *, dropout: float = 0.1, **figures: Any) -> Path:
+    """Save a random encoder of any family, of two layers and width 32, as its pretraining leaves it; see `make_tiny`.
+
+    ModernBERT's second layer sees 8 tokens to each side, DeBERTa's positions have buckets. Biases and norms are no
+    zeros and ones, so that one in the wrong place shows.
+    """
+    dropouts = dict.fromkeys(_OWN_DROPOUTS.get(family, _DROPOUTS), dropout)
+    config = AutoConfig.for_model(family, **{**_COMMON, **_OWN.get(family, {}), **dropouts, **figures})
+    torch.manual_seed(0)
+    pooled = family in ("bert", "albert")  # whose pretraining trains the pooler
+    model = (AutoModel if pooled else AutoModelForMaskedLM).from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter += 0.1 * torch.randn(parameter.shape)
+            assert parameter.isfinite().all(), name
+    model.save_pretrained(folder)
+    BertTokenizerFast(vocab={token: index for index, token in enumerate(_VOCABULARY)}).save_pretrained(folder)
     return folder
 
 

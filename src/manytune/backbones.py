@@ -1,8 +1,4 @@
-"""Load a backbone and its tokenizer at a pinned revision; describe its head; the offline default.
-
-A backbone is the pretrained encoder. The head is everything that transformers' sequence-classification model
-of the family puts on top of it, plus the pooler where the checkpoint lacks it.
-"""
+"""Load a backbone and its tokenizer at a pinned revision; the offline default."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,17 +18,21 @@ from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_c
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
+from manytune.anatomy import Anatomy, describe, first_position
+from manytune.conversions import safetensors_revision
 from manytune.errors import ManytuneError, ModelError
+from manytune.families import FAMILIES, family_of
 
 __all__ = [
-    "FAMILIES",
     "MINILM",
-    "Anatomy",
     "Backbone",
-    "HeadLayer",
-    "HeadSpec",
     "anatomy",
     "load_backbone",
     "load_classifier",
@@ -48,98 +48,12 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 
 @dataclass(frozen=True)
-class HeadLayer:
-    """One linear layer of a head: dropout, then the product, then the activation.
-
-    Attributes:
-        name: The module's path in transformers' sequence-classification model.
-        inputs: Width in.
-        outputs: Width out.
-        activation: `tanh`, `gelu` or `none`.
-        dropout: Probability that an input is dropped while training.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    activation: str
-    dropout: float
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """The head of a family.
-
-    Attributes:
-        layers: In the order of computation; the first one sees the pooled features.
-        initializer_range: Standard deviation of fresh weights.
-    """
-
-    layers: tuple[HeadLayer, ...]
-    initializer_range: float
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The head's tensors: name → shape."""
-        named: dict[str, tuple[int, ...]] = {}
-        for layer in self.layers:
-            named[f"{layer.name}.weight"] = (layer.outputs, layer.inputs)
-            named[f"{layer.name}.bias"] = (layer.outputs,)
-        return named
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How an architecture is used: where its head's layers are and which positions its tokens have."""
-
-    head: tuple[tuple[str, str], ...]  # (module path, activation), in the order of computation
-    pooler: bool  # the backbone's own pooler comes between the first token and the head
-    padded_positions: bool  # position ids start at padding_idx + 1
-    bert_layers: bool  # `encoder.layer` holds layers built like BERT's
-
-
-_BERT = _Family(head=(("classifier", "none"),), pooler=True, padded_positions=False, bert_layers=True)
-_ROBERTA = _Family(
-    head=(("classifier.dense", "tanh"), ("classifier.out_proj", "none")),
-    pooler=False,
-    padded_positions=True,
-    bert_layers=True,
-)
-FAMILIES: dict[str, _Family] = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-}
-"""Architectures that train as packs, by the `model_type` of their config."""
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """The tensors of a backbone and head, without their values.
-
-    Attributes:
-        prefix: Path of the backbone in the sequence-classification model, such as `roberta`.
-        tensors: Backbone parameters: path inside the backbone → shape.
-        linears: Linear layers of the backbone: path → (in, out).
-        biases: Names of the backbone's bias parameters.
-        head: The head.
-        max_length: Most tokens that a sequence may have.
-    """
-
-    prefix: str
-    tensors: dict[str, tuple[int, ...]]
-    linears: dict[str, tuple[int, int]]
-    biases: tuple[str, ...]
-    head: HeadSpec
-    max_length: int
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A pretrained encoder, frozen, in fp32 on the CPU.
 
     Attributes:
         model: The encoder, a transformers model without a head.
+        whole: The sequence-classification model around it, whose own head is not that of any run.
         config: Its transformers config, with the number of outputs.
         anatomy: Its tensors and its head.
         family: The `model_type`.
@@ -149,6 +63,7 @@ class Backbone:
     """
 
     model: nn.Module
+    whole: nn.Module
     config: Any
     anatomy: Anatomy
     family: str
@@ -159,12 +74,19 @@ class Backbone:
     @property
     def has_bert_layers(self) -> bool:
         """Whether `encoder.layer` holds layers built like BERT's, with the exact GELU."""
-        return FAMILIES[self.family].bert_layers and self.config.hidden_act == "gelu"
+        return family_of(self.family).bert_layers and self.config.hidden_act == "gelu"
 
     @property
-    def has_pooler(self) -> bool:
-        """Whether the encoder's own pooler stands between the first token and the head."""
-        return getattr(self.model, "pooler", None) is not None
+    def pooler(self) -> str | None:
+        """Path of the encoder's own pooler between the first token and the head; None where there is none."""
+        path = family_of(self.family).pooler
+        return path if getattr(self.model, "pooler", None) is not None else None
+
+    @property
+    def mean_pooling(self) -> bool:
+        """Whether the head sees the mean of a sequence's tokens rather than its first one."""
+        key = family_of(self.family).pooling
+        return key is not None and getattr(self.config, key) == "mean"
 
 
 @dataclass(frozen=True)
@@ -235,13 +157,8 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
             config = AutoConfig.from_pretrained(
                 location.path, revision=location.revision or "main", trust_remote_code=False
             )
-    if config.model_type not in FAMILIES or getattr(config, "is_decoder", False):
-        kind = f"{config.model_type} decoder" if config.model_type in FAMILIES else config.model_type
-        raise ModelError(
-            f"model: {model} is of the architecture {kind}, which cannot be trained here; "
-            f"encoders of these can: {', '.join(FAMILIES)}."
-        )
-    if FAMILIES[config.model_type].padded_positions and config.pad_token_id is None:
+    _check_architecture(model, config)
+    if family_of(config.model_type).first_position is None and config.pad_token_id is None:
         raise ModelError(
             f"model: the config of {model} has no pad_token_id, after which {config.model_type} counts its positions. "
             "Set it in config.json to what the model was trained with; roberta-base has 1."
@@ -249,6 +166,22 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
     return config
+
+
+def _check_architecture(model: str, config: Any) -> None:
+    """Refuse what is no encoder, or has no sequence-classification model in transformers."""
+    kind: str = config.model_type
+    decodes = getattr(config, "is_decoder", False)
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    classifies = kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if kind in FAMILIES and not decodes:
+        return
+    if decodes or causal or not classifies or getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model: {model} is of the architecture {kind}{' decoder' if decodes else ''}, which cannot be trained "
+            "here; encoders can that AutoModelForSequenceClassification of transformers takes. "
+            f"Those tested one by one: {', '.join(FAMILIES)}."
+        )
 
 
 def anatomy(model: str, outputs: int) -> Anatomy:
@@ -270,7 +203,7 @@ def anatomy(model: str, outputs: int) -> Anatomy:
     with _loading(location, model, "weights"):
         stored = _stored_names(Path(location.path)) if location.local else frozenset()
     lacks_pooler = bool(stored) and not any("pooler." in name for name in stored)
-    return _anatomy(whole, config, lacks_pooler=lacks_pooler)
+    return describe(whole, config, lacks_pooler=lacks_pooler)
 
 
 def load_backbone(model: str, outputs: int) -> Backbone:
@@ -285,15 +218,16 @@ def load_backbone(model: str, outputs: int) -> Backbone:
     """
     whole, parts, revision = load_classifier(model, outputs)
     base = whole.base_model
-    if any(layer.name.endswith("pooler.dense") for layer in parts.head.layers):  # the checkpoint lacks it
-        base.pooler = None
-    base.requires_grad_(False)
+    whole.requires_grad_(False)
+    if not parts.padded and any(name.startswith(f"{parts.prefix}.pooler.") for name in parts.head.shapes()):
+        base.pooler = None  # the checkpoint lacks it
     return Backbone(
         model=base.eval(),
+        whole=whole,
         config=whole.config,
         anatomy=parts,
         family=whole.config.model_type,
-        first_position=_first_position(whole.config),
+        first_position=first_position(whole.config),
         revision=revision,
         name=model,
     )
@@ -328,7 +262,7 @@ def load_classifier(model: str, outputs: int) -> tuple[Any, Anatomy, str]:
         )
     _check_encoder(model, whole.base_model_prefix, info)
     lacks_pooler = any(key.startswith(f"{whole.base_model_prefix}.pooler.") for key in info["missing_keys"])
-    parts = _anatomy(whole, config, lacks_pooler=lacks_pooler)
+    parts = describe(whole, config, lacks_pooler=lacks_pooler)
     return whole.eval(), parts, commit or _weights_digest(Path(location.path))
 
 
@@ -342,48 +276,6 @@ def _check_encoder(model: str, prefix: str, info: Mapping[str, Any]) -> None:
             f"model: the weights of {model} do not belong to its config.json: {len(wrong)} tensors of the "
             f"encoder are missing or have another shape, such as {wrong[0]}."
         )
-
-
-def _anatomy(whole: Any, config: Any, *, lacks_pooler: bool) -> Anatomy:
-    prefix: str = whole.base_model_prefix
-    base = whole.base_model
-    head = _head(whole, config)
-    lacks_pooler = lacks_pooler and FAMILIES[config.model_type].pooler
-    if lacks_pooler:
-        dense = base.pooler.dense
-        pooler = HeadLayer(f"{prefix}.pooler.dense", dense.in_features, dense.out_features, "tanh", 0.0)
-        head = replace(head, layers=(pooler, *head.layers))
-    modules = {
-        path: module for path, module in base.named_modules() if not (lacks_pooler and path.startswith("pooler"))
-    }
-    tensors = {
-        f"{path}.{name}" if path else name: tuple(parameter.shape)
-        for path, module in modules.items()
-        for name, parameter in module.named_parameters(recurse=False)
-    }
-    return Anatomy(
-        prefix=prefix,
-        tensors=tensors,
-        linears={p: (m.in_features, m.out_features) for p, m in modules.items() if isinstance(m, nn.Linear)},
-        biases=tuple(name for name in tensors if name.endswith(".bias")),
-        head=head,
-        max_length=config.max_position_embeddings - _first_position(config),
-    )
-
-
-def _first_position(config: Any) -> int:
-    return config.pad_token_id + 1 if FAMILIES[config.model_type].padded_positions else 0
-
-
-def _head(whole: Any, config: Any) -> HeadSpec:
-    family = FAMILIES[config.model_type]
-    own = getattr(config, "classifier_dropout", None)
-    dropout = config.hidden_dropout_prob if own is None else own
-    layers = []
-    for path, activation in family.head:
-        linear = whole.get_submodule(path)
-        layers.append(HeadLayer(path, linear.in_features, linear.out_features, activation, dropout))
-    return HeadSpec(tuple(layers), config.initializer_range)
 
 
 @cache
@@ -471,9 +363,11 @@ def _loading(location: Location, model: str, what: str) -> Iterator[None]:
 def _unavailable(location: Location, model: str, what: str, error: Exception) -> ModelError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if what == "weights" and ("file named model.safetensors" in reason or _is_pickled(location)):
+        other = None if location.local else safetensors_revision(location.path)
+        there = f" {location.path}@{other} has them as safetensors: give that as model, or" if other else ""
         return ModelError(
-            f"model: {model} has no model.safetensors, and weights in no other format are loaded: a pickle "
-            "such as pytorch_model.bin can run any code. If you trust it, convert it once, with "
+            f"model: {model} has no model.safetensors, and weights in no other format are loaded: a pickle such as "
+            f"pytorch_model.bin can run any code.{there or ' If you trust it,'} convert it once, with "
             f"AutoModel.from_pretrained({model!r}).save_pretrained(FOLDER), and the tokenizer likewise."
         )
     if location.local:

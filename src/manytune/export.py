@@ -15,14 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from manytune import metrics, snapshot
-from manytune.backbones import (
-    MINILM,
-    Anatomy,
-    load_classifier,
-    load_tokenizer,
-    locate,
-    quiet_transformers,
-)
+from manytune.anatomy import Anatomy
+from manytune.backbones import MINILM, load_classifier, load_tokenizer, locate, quiet_transformers
 from manytune.data import Encoded
 from manytune.errors import DependencyError, StoreError, StudyError, choices
 from manytune.evaluate import predictions_of
@@ -187,7 +181,9 @@ def _in_own_unit(state: dict[str, Tensor], parts: Anatomy, task: Task) -> dict[s
     if task.scale is None:
         return state
     name = parts.head.layers[-1].name
-    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+    if bias is None:
+        raise StudyError(f"{task.name}: the head's {name} has no bias, so it cannot put out targets in their own unit")
     return {**state, f"{name}.weight": weight * task.scale.spread, f"{name}.bias": task.outside(bias)}
 
 
@@ -212,8 +208,8 @@ def _write_adapter(
     model: Any, parts: Anatomy, lora: LoraAdapter, state: Mapping[str, Tensor], folder: Path, base: str
 ) -> None:
     peft = _peft()
-    # The top module of each layer of the head: classifier, or pooler where the checkpoint lacks one.
-    heads = sorted({layer.name.removeprefix(f"{parts.prefix}.").split(".")[0] for layer in parts.head.layers})
+    # The top modules of the head: classifier, or pooler where the checkpoint lacks one.
+    heads = sorted({name.removeprefix(f"{parts.prefix}.").split(".")[0] for name in parts.head.shapes()})
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=lora.rank,
@@ -275,7 +271,7 @@ def _logits(model: Any, data: Encoded) -> NDArray[Any]:
 
 def _inputs(parts: Anatomy) -> tuple[str, ...]:
     """The inputs of an ONNX model: token types where there is more than one, as then the tokenizer makes them."""
-    several = parts.tensors.get("embeddings.token_type_embeddings.weight", (0,))[0] > 1
+    several = parts.token_types > 1
     return ("input_ids", "attention_mask", *(("token_type_ids",) if several else ()))
 
 

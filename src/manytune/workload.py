@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from manytune.backbones import Anatomy, anatomy, load_tokenizer
+from manytune.anatomy import Anatomy
+from manytune.backbones import anatomy, load_tokenizer
 from manytune.config import Study
 from manytune.data import Encoded, Split, encode, leaked, load_task, train_split
 from manytune.encodings import encode_cached
@@ -27,7 +28,6 @@ __all__ = ["TaskWork", "encode_split", "encode_texts", "prepare"]
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
 _UNBALANCED = 10  # as many rows of one class as of another
-_WORDS, _TYPES = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,18 @@ class TaskWork:
 
     def warnings(self, runs: Sequence[Run]) -> list[str]:
         """What should be said before training: settings that cannot work as they are meant."""
-        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs)]
+        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs), *self._fused_targets(runs)]
+
+    def _fused_targets(self, runs: Sequence[Run]) -> list[str]:
+        fused = self.anatomy.fused
+        if fused is None or not any(
+            run.method.method == "lora" and set(run.method.targets) & self.anatomy.targets.keys() for run in runs
+        ):
+            return []
+        return [
+            f"{self.task.name}: query, key and value are one layer, {fused}; where lora's targets name one of them, "
+            "all of that layer is adapted."
+        ]
 
     def _warm_up_without_end(self) -> list[str]:
         total = total_steps(self.study.training, self.train_size)
@@ -222,12 +233,13 @@ def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
 def _fitted(model: str, rows: Encoded, parts: Anatomy) -> Encoded:
     """The rows, if the backbone has an embedding for each of their ids.
 
-    Where it knows but one token type, all tokens are of that type, as transformers has it by default.
+    Where it knows one token type or none, all tokens are of that type, as transformers has it by default.
     """
-    if parts.tensors[_TYPES][0] == 1:
+    if parts.token_types <= 1:
         rows = replace(rows, types=np.zeros_like(rows.types))
-    for what, table, values in (("token id", _WORDS, rows.ids), ("token type", _TYPES, rows.types)):
-        known, highest = parts.tensors[table][0], int(values.max())
+    known_of = (("token id", parts.vocabulary, rows.ids), ("token type", max(parts.token_types, 1), rows.types))
+    for what, known, values in known_of:
+        highest = int(values.max())
         if highest >= known:
             raise ModelError(
                 f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "

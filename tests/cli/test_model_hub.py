@@ -154,6 +154,28 @@ def test_a_pickle_is_refused_and_never_opened(hub: Hub, tiny: Path, tmp_path: Pa
     assert (tmp_path / "trap").exists()  # it would have sprung
 
 
+def test_a_pickle_with_a_conversion_on_the_hub_names_it(
+    hub: Hub, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    hub.add(FIRST, folder, "main")
+    asked: list[str] = []
+
+    def find(name: str) -> str:
+        asked.append(name)
+        return "refs/pr/3"
+
+    monkeypatch.setattr("manytune.backbones.safetensors_revision", find)
+    with pytest.raises(ModelError, match=f"{hub.name}@refs/pr/3 has them as safetensors: give that as model"):
+        load_backbone(hub.name, 2)
+    assert asked == [hub.name]
+    with pytest.raises(ModelError, match="If you trust it, convert it once"):
+        load_backbone(str(folder), 2)
+    assert asked == [hub.name], "a folder is on no hub"
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["architecture known", "unknown"])
 def test_code_that_comes_with_a_model_is_never_run(hub: Hub, tmp_path: Path, known: bool) -> None:
     folder = make_tiny(tmp_path / "model")

@@ -17,9 +17,20 @@ import manytune
 PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data. A module imports only what stands above it.
-ORDER = (
-    *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence", "files"),
-    *(
+ORDER = tuple(
+    [
+        "errors",
+        "version",
+        "json_text",
+        "metrics",
+        "tasks",
+        "builtin",
+        "families",
+        "config",
+        "plan",
+        "record",
+        "evidence",
+        "files",
         "task_files",
         "store",
         "clean",
@@ -32,21 +43,22 @@ ORDER = (
         "rows",
         "hub_rows",
         "glue_folder",
-    ),
-    *(
         "own_rows",
         "sources",
         "data",
         "encodings",
         "conversions",
+        "anatomy",
         "backbones",
         "packing",
         "methods",
         "evaluate",
         "train",
-    ),
-    *("checkpoints", "workload", "snapshot", "predictor", "submit"),
-    *(
+        "checkpoints",
+        "workload",
+        "snapshot",
+        "predictor",
+        "submit",
         "export_card",
         "export_onnx",
         "export",
@@ -61,27 +73,37 @@ ORDER = (
         "executors",
         "cli",
         "__main__",
-    ),
+    ]
 )
 
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
-    {
-        *("errors", "version", "json_text", "metrics", "tasks", "builtin", "config", "plan", "record", "evidence"),
-        *(
-            "files",
-            "task_files",
-            "store",
-            "lookup",
-            "ground",
-            "lock",
-            "interrupts",
-            "stats",
-            "report",
-            "progress",
-            "cli",
-        ),
-    }
+    [
+        "errors",
+        "version",
+        "json_text",
+        "metrics",
+        "tasks",
+        "builtin",
+        "families",
+        "config",
+        "plan",
+        "record",
+        "evidence",
+        "files",
+        "task_files",
+        "store",
+        "clean",
+        "lookup",
+        "ground",
+        "lock",
+        "interrupts",
+        "glue_zip",
+        "stats",
+        "report",
+        "progress",
+        "cli",
+    ]
 )
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from manytune.backbones import HeadSpec
+from manytune.anatomy import HeadSpec
 
 __all__ = ["trained_head"]
 

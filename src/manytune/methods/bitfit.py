@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manytune.backbones import Anatomy
+from manytune.anatomy import Anatomy
 from manytune.config import BitFit
 from manytune.errors import StudyError
 from manytune.methods._head import trained_head

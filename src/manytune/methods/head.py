@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manytune.backbones import Anatomy
+from manytune.anatomy import Anatomy
 from manytune.config import Head
 from manytune.methods._head import trained_head
 from manytune.packing import Adaptation

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from manytune.backbones import Anatomy
+from manytune.anatomy import Anatomy
 from manytune.config import Method
 from manytune.methods.bitfit import adapt as bitfit
 from manytune.methods.full import adapt as full

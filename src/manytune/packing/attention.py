@@ -26,6 +26,7 @@ def packed_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     pack: Context,
     pack_site: str = "attention",
     **_: Any,
@@ -40,6 +41,7 @@ def packed_attention(
         attention_mask: None: the layout says what belongs together.
         scaling: Factor on the scores; d ** -0.5 by default.
         dropout: Probability of dropping a weight; 0 while evaluating.
+        sliding_window: Tokens nearer than this see each other, as flash attention counts it; None: all of a sequence.
         pack: The forward pass; it reaches this function as a keyword argument of the model's forward.
         pack_site: Name of the site for keyed dropout; its calls are counted over the layers.
 
@@ -52,7 +54,8 @@ def packed_attention(
     site = pack.site(pack_site)
     drop = None if dropout == 0 or pack.keys is None else Drop(pack.keys.tokens, site, dropout)
     q, k, v = (x.transpose(1, 2).reshape(tokens, heads * width) for x in (query, key, value))
-    out = attend(q, k, v, layout, heads, width**-0.5 if scaling is None else scaling, drop)
+    scale = width**-0.5 if scaling is None else scaling
+    out = attend(q, k, v, layout, heads, scale, drop, None if sliding_window is None else sliding_window - 1)
     return out.view(1, tokens, heads, width), None
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Adaptation", "Bank", "BankTensor", "Group", "HeadMode", "LoraAdapter", "TensorKind", "decays"]
+__all__ = ["Adaptation", "Bank", "BankTensor", "Group", "HeadMode", "LoraAdapter", "Member", "TensorKind", "decays"]
 
 TensorKind = Literal["backbone", "bias", "adapter", "head"]
 HeadMode = Literal["full", "bias", "frozen"]
@@ -50,6 +50,14 @@ class Adaptation:
     biases: tuple[str, ...] = ()
     lora: LoraAdapter | None = None
     head: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the model needs to know of one run: its seed and what it trains."""
+
+    seed: int
+    adaptation: Adaptation
 
 
 @dataclass

@@ -18,7 +18,16 @@ from manytune.packing.layout import Bucket, Layout
 __all__ = ["attend"]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, scale: float, drop: Drop | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    heads: int,
+    scale: float,
+    drop: Drop | None,
+    window: int | None = None,
+) -> Tensor:
     """[T, heads * d]: every token's weighted sum of the values of its own sequence.
 
     Args:
@@ -29,22 +38,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, heads: int, scale: f
         heads: Number of heads.
         scale: Factor on the scores.
         drop: Of the weights, keyed by the queries' tokens; None while evaluating.
+        window: Tokens farther apart than this do not see each other; None: all of a sequence do.
     """
     slots = [_Regroup.apply(x, layout) for x in (q, k, v)]
     keys = None if drop is None else drop.keys[layout.slot_token]
     outputs = []
     for bucket in layout.buckets:
         q_part, k_part, v_part = (_bucket_view(x, bucket, heads) for x in slots)
+        mask = _mask(bucket, window, q.device)
         if drop is None or keys is None:
-            out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=bucket.mask, scale=scale)
+            out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=mask, scale=scale)
         else:
             last = bucket.first + bucket.sequences * bucket.length
             shape = (bucket.sequences, heads, bucket.length)
             factors = attention_dropout_scale(keys[bucket.first : last], drop.site, shape, drop.p, torch.float32)
-            out = _explicit(q_part, k_part, v_part, bucket.mask, scale, factors)
+            out = _explicit(q_part, k_part, v_part, mask, scale, factors)
         outputs.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
     flat: Tensor = _Flatten.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout)
     return flat
+
+
+def _mask(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees, broadcast to [S, 1, L, L]; None where it is all of them.
+
+    A padding query sees every token of its sequence: with none in its window the softmax would give NaN, which a
+    gradient of zero does not wipe out.
+    """
+    if window is None or window >= bucket.length - 1:
+        return bucket.mask
+    place = torch.arange(bucket.length, device=device)
+    near = (place[:, None] - place[None, :]).abs() <= window
+    return near if bucket.mask is None else bucket.mask & (near | ~bucket.mask.mT)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, drop: Tensor) -> Tensor:

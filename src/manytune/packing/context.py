@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from manytune.packing.dropout import Drop, Keys, site_key
 from manytune.packing.kernels import Kernels, Segments
 from manytune.packing.layout import Layout
 
-__all__ = ["Context"]
+__all__ = ["Context", "dropped"]
 
 Rows = Literal["tokens", "sequences"]
 
@@ -43,6 +43,10 @@ class Context:
         self.layout, self.keys, self.rows = layout, keys, "tokens"
         self._calls.clear()
         self._parts.clear()
+
+    def next_turn(self) -> None:
+        """Count the calls of every site anew, where each run of a batch has a pass of its own."""
+        self._calls.clear()
 
     def end(self) -> None:
         """Let go of the batch."""
@@ -89,3 +93,22 @@ class Context:
         if self.keys is None:
             return None
         return self.keys.tokens if self.rows == "tokens" else self.keys.sequences
+
+
+def dropped(x: Tensor, drop: Drop, kernels: Kernels) -> Tensor:
+    """Keyed dropout of x [..., c], whose flattened rows have the keys of `drop`."""
+    rows: Tensor = _Dropped.apply(x.reshape(-1, x.shape[-1]), drop, kernels)
+    return rows.view(x.shape)
+
+
+class _Dropped(torch.autograd.Function):
+    """Dropout of rows; the mask is hashed again for the gradient rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop: Drop, kernels: Kernels) -> Tensor:
+        ctx.drop, ctx.kernels = drop, kernels
+        return kernels.drop(x.contiguous(), drop)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.kernels.drop(grad.contiguous(), ctx.drop), None, None

@@ -33,7 +33,9 @@ __all__ = [
     "derive_seed",
     "dropout_scale",
     "generator",
+    "head_keys",
     "keep_mask",
+    "numbered_keys",
     "site_key",
     "threshold_of",
 ]
@@ -70,10 +72,12 @@ class Keys:
     Attributes:
         tokens: [T] int32.
         sequences: [S] int32, those of each sequence's first token.
+        runs: [R] int32, for what belongs to no sequence.
     """
 
     tokens: Tensor
     sequences: Tensor
+    runs: Tensor
 
     @staticmethod
     def build(layout: Layout, seeds: Sequence[int], step: int) -> Keys:
@@ -86,7 +90,7 @@ class Keys:
         tokens = run_keys[layout.token_run]
         tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
         tokens = _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
-        return Keys(tokens, tokens[layout.starts])
+        return Keys(tokens, tokens[layout.starts], run_keys)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ def attention_dropout_scale(
 def _scaled(keep: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     """0 and 1 / (1 - p) for False and True; read as bytes, because torch converts bool seven times slower."""
     return keep.view(torch.uint8).to(dtype).mul_(1.0 / (1.0 - p))
+
+
+def head_keys(rows: Tensor, heads: int) -> Tensor:
+    """[S, heads, L] int32 keys of the rows of attention weights, from those of S * L queries [S, L]."""
+    head = torch.arange(1, heads + 1, dtype=torch.int32, device=rows.device) * _HEAD_STRIDE
+    return _mix(rows[:, None, :] ^ _mix(head * _GOLDEN)[None, :, None])
+
+
+def numbered_keys(key: Tensor, count: int) -> Tensor:
+    """[count] int32 keys of rows that are known by their number alone; `key` is that of their run."""
+    number = torch.arange(1, count + 1, dtype=torch.int32, device=key.device)
+    return _mix(key ^ (number * _GOLDEN))
 
 
 @lru_cache(maxsize=256)

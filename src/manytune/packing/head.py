@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
-from manytune.backbones import HeadLayer, HeadSpec
+from manytune.anatomy import HeadLayer, HeadNorm, HeadSpec
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import dropout_scale, generator
 
 __all__ = ["PackedHead", "initial_head", "reach"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "gelu": nn.functional.gelu,
-    "none": lambda x: x,
-}
-
 
 def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
-    """Fresh head tensors by name: weights from N(0, initializer_range²), zero biases, as transformers has it.
+    """Fresh head tensors by name, as transformers has them: normal weights, zero biases, norms that leave be.
 
     Every method of the same seed starts from the same head.
     """
     tensors = {}
-    for layer in spec.layers:
-        draw = generator("head", seed, layer.name)
-        weight = torch.empty(layer.outputs, layer.inputs).normal_(0.0, spec.initializer_range, generator=draw)
-        tensors[f"{layer.name}.weight"] = weight
-        tensors[f"{layer.name}.bias"] = torch.zeros(layer.outputs)
+    for tensor in spec.tensors():
+        value = torch.full(tensor.shape, tensor.fill)
+        if tensor.std is not None:
+            draw = generator("head", seed, tensor.name.rpartition(".")[0])
+            if tensor.cutoff is None:
+                value.normal_(0.0, tensor.std, generator=draw)
+            else:
+                far = tensor.cutoff * tensor.std
+                nn.init.trunc_normal_(value, 0.0, tensor.std, -far, far, generator=draw)
+        tensors[tensor.name] = value
     return tensors
 
 
@@ -41,12 +41,14 @@ def reach(spec: HeadSpec, seed: int) -> float:
     """How far from its bias a frozen one-output head can predict, whatever its features are.
 
     Where tanh makes the inputs of the last layer they lie between -1 and 1, so the output cannot move further
-    than the sum of the weights' magnitudes; without tanh there is no bound.
+    than the sum of the weights' magnitudes; without tanh, or of a head whose layers are not known, there is no bound.
 
     Args:
-        spec: The head. A head of one layer sees the output of the encoder's pooler, which ends in tanh.
+        spec: The head. A head of one known layer sees the output of the encoder's pooler, which ends in tanh.
         seed: Of the run, which the frozen weights derive from.
     """
+    if not spec.layers:
+        return math.inf
     last = spec.layers[-1]
     if len(spec.layers) > 1 and spec.layers[-2].activation != "tanh":
         return math.inf
@@ -86,6 +88,11 @@ class PackedHead:
             )
             first += count
 
+    def of(self, run: int) -> dict[str, Tensor]:
+        """The head's tensors of one run of the pack, views that gradients flow through."""
+        (tensors,) = (tensors for tensors in self.groups if next(iter(tensors.values())).holds(run))
+        return {name: tensor.value[run - tensor.group.first] for name, tensor in tensors.items()}
+
     def __call__(self, features: Tensor, context: Context) -> Tensor:
         """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
         bounds = context.segments.bounds
@@ -112,5 +119,15 @@ class PackedHead:
         """[G, B, in] → [G, B, out]."""
         if layer.dropout > 0 and keys is not None:
             x = x * dropout_scale(keys, site, x.shape[-1], layer.dropout, x.dtype).view(x.shape)
-        weight, bias = tensors[f"{layer.name}.weight"].value, tensors[f"{layer.name}.bias"].value
-        return _ACTIVATIONS[layer.activation](torch.bmm(x, weight.mT) + bias[:, None, :])
+        y = torch.bmm(x, tensors[f"{layer.name}.weight"].value.mT)
+        if layer.bias:
+            y = y + tensors[f"{layer.name}.bias"].value[:, None, :]
+        if layer.activation != "none":
+            y = ACT2FN[layer.activation](y)
+        return y if layer.norm is None else _normed(y, layer.norm, tensors)
+
+
+def _normed(x: Tensor, norm: HeadNorm, tensors: dict[str, BankTensor]) -> Tensor:
+    """LayerNorm of x [G, B, c], each run with its own gain and shift."""
+    y = nn.functional.layer_norm(x, x.shape[-1:], eps=norm.epsilon) * tensors[f"{norm.name}.weight"].value[:, None, :]
+    return y + tensors[f"{norm.name}.bias"].value[:, None, :] if norm.bias else y

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manytune.backbones import HeadLayer, HeadSpec
+from manytune.anatomy import HeadLayer, HeadSpec
 from manytune.methods._head import trained_head
 from manytune.packing.bank import Bank
 from manytune.packing.context import Context

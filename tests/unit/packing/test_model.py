@@ -43,7 +43,7 @@ def build(backbone: Backbone) -> Callable[..., PackedModel]:
 def storages(model: PackedModel) -> set[int]:
     """Where the parameters lie that a forward pass reads and no run owns."""
     owned = {id(tensor.value) for tensor in model.bank.tensors}
-    return {p.data_ptr() for module in model._modules() for p in module.parameters() if id(p) not in owned}
+    return {p.data_ptr() for module in model._passes.modules for p in module.parameters() if id(p) not in owned}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,13 +76,13 @@ def test_in_bf16_the_encoders_products_are_rounded_and_nothing_else(
     build: Callable[..., PackedModel], backbone: Backbone
 ) -> None:
     model = build("lora", dtype=torch.bfloat16)
-    assert model._pooler is not None
-    pooler = model._pooler.state_dict()
+    assert model._passes.pooler is not None
+    pooler = model._passes.pooler.state_dict()
     assert len(pooler) == 2
     for name, tensor in pooler.items():
-        assert torch.equal(tensor, backbone.model.get_parameter(f"pooler.{name}"))
+        assert torch.equal(tensor, backbone.model.get_parameter(f"pooler.dense.{name}"))
     linears = {f"{path}.weight" for path in backbone.anatomy.linears}
-    for name, parameter in model._encoder.named_parameters():
+    for name, parameter in model._passes._encoder.named_parameters():
         assert parameter.dtype == (torch.bfloat16 if name in linears else torch.float32), name
     logits = model.forward(build_layout(ROWS, [np.arange(6)]))
     assert logits.dtype == torch.float32

@@ -1,0 +1,187 @@
+"""The encoder families as data: where a pack's tokens lie, what the head is, what LoRA's words mean.
+
+A family is known by the `model_type` of its transformers config. Nothing here imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["FAMILIES", "OTHER", "WORDS", "Family", "HeadRow", "cached_models", "family_of"]
+
+WORDS = ("query", "key", "value")
+"""Names of layers that a study may use with any family; each row's `targets` says what they are called there."""
+
+
+def _initializer_range(config: Any) -> float:
+    return float(config.initializer_range)
+
+
+def _initializer_range_over_depth(config: Any) -> float:
+    return float(config.initializer_range / (2.0 * config.num_hidden_layers) ** 0.5)
+
+
+def _one_over_root_width(config: Any) -> float:
+    return float(config.hidden_size**-0.5)
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One linear layer of a family's head: dropout, the product, the activation, the norm.
+
+    Attributes:
+        module: The layer's path in transformers' sequence-classification model.
+        activation: Its name in transformers, or the key of the config that holds the name.
+        dropout: Keys of the config with the dropout before the product; the first that is set counts, and without
+            keys nothing is dropped.
+        norm: Path of the LayerNorm behind the activation, if there is one.
+        scale: The standard deviation of fresh weights, from the config.
+    """
+
+    module: str
+    activation: str = "none"
+    dropout: tuple[str, ...] = ()
+    norm: str | None = None
+    scale: Callable[[Any], float] = _initializer_range
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture is used.
+
+    Attributes:
+        checkpoint: A well-known one on the hub.
+        path: `flat`: the sequences of all runs lie end to end, because attention goes through transformers'
+            interface; `padded`: each run in its turn, its sequences padded to the longest of its own batch.
+        head: The layers of the head, in the order of computation; empty where transformers' own modules compute it.
+        targets: What the layers are called that the words query, key and value mean.
+        pooler: Path in the backbone of the linear layer, with tanh, between the first token and the head.
+        first_position: Position id of a sequence's first token; None: the one after the padding token's id.
+        pooling: Key of the config that says `cls` or `mean`; None: the head sees the first token.
+        cutoff: Key of the config with the number of standard deviations that fresh weights of the head are cut at.
+        bert_layers: `encoder.layer` holds layers built like BERT's.
+    """
+
+    checkpoint: str
+    path: Literal["flat", "padded"]
+    head: tuple[HeadRow, ...] = ()
+    targets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({word: word for word in WORDS}))
+    pooler: str | None = None
+    first_position: int | None = 0
+    pooling: str | None = None
+    cutoff: str | None = None
+    bert_layers: bool = False
+
+    @property
+    def default_targets(self) -> tuple[str, ...]:
+        """The layers that LoRA adapts unless a study says otherwise: what query and value are called here."""
+        return tuple(dict.fromkeys(self.targets[word] for word in ("query", "value")))
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether query, key and value are one layer, all of which is adapted where one of them is named."""
+        return len(set(self.targets.values())) == 1
+
+
+_OWN_OR_HIDDEN = ("classifier_dropout", "hidden_dropout_prob")
+
+
+def _named(query: str, key: str, value: str) -> Mapping[str, str]:
+    return MappingProxyType(dict(zip(WORDS, (query, key, value), strict=True)))
+
+
+def _roberta(checkpoint: str) -> Family:
+    return Family(
+        checkpoint,
+        "flat",
+        head=(
+            HeadRow("classifier.dense", "tanh", _OWN_OR_HIDDEN),
+            HeadRow("classifier.out_proj", dropout=_OWN_OR_HIDDEN),
+        ),
+        first_position=None,
+        bert_layers=True,
+    )
+
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family(
+        "google-bert/bert-base-uncased",
+        "flat",
+        head=(HeadRow("classifier", dropout=_OWN_OR_HIDDEN),),
+        pooler="pooler.dense",
+        bert_layers=True,
+    ),
+    "roberta": _roberta("FacebookAI/roberta-base"),
+    "xlm-roberta": _roberta("FacebookAI/xlm-roberta-base"),
+    "camembert": _roberta("almanach/camembert-base"),
+    "electra": Family(
+        "google/electra-base-discriminator",
+        "flat",
+        head=(
+            HeadRow("classifier.dense", "gelu", _OWN_OR_HIDDEN),
+            HeadRow("classifier.out_proj", dropout=_OWN_OR_HIDDEN),
+        ),
+        bert_layers=True,
+    ),
+    "distilbert": Family(
+        "distilbert/distilbert-base-uncased",
+        "flat",
+        head=(HeadRow("pre_classifier", "relu"), HeadRow("classifier", dropout=("seq_classif_dropout",))),
+        targets=_named("q_lin", "k_lin", "v_lin"),
+    ),
+    "albert": Family(
+        "albert/albert-base-v2",
+        "flat",
+        head=(HeadRow("classifier", dropout=("classifier_dropout_prob",)),),
+        pooler="pooler",
+    ),
+    "modernbert": Family(
+        "answerdotai/ModernBERT-base",
+        "flat",
+        head=(
+            HeadRow("head.dense", "classifier_activation", norm="head.norm", scale=_initializer_range_over_depth),
+            HeadRow("classifier", dropout=("classifier_dropout",), scale=_one_over_root_width),
+        ),
+        targets=_named("Wqkv", "Wqkv", "Wqkv"),
+        pooling="classifier_pooling",
+        cutoff="initializer_cutoff_factor",
+    ),
+    "mpnet": Family("microsoft/mpnet-base", "padded", targets=_named("attn.q", "attn.k", "attn.v"), first_position=2),
+    "deberta": Family("microsoft/deberta-base", "padded", targets=_named("in_proj", "in_proj", "in_proj")),
+    "deberta-v2": Family("microsoft/deberta-v3-base", "padded", targets=_named("query_proj", "key_proj", "value_proj")),
+}
+"""Families that are tested one by one, by the `model_type` of their config; DeBERTa-v3 is a `deberta-v2`."""
+
+OTHER = Family("", "padded")
+"""Any other encoder: in the padded layout, with whatever head transformers gives it."""
+
+
+def family_of(model_type: str) -> Family:
+    """The row of an architecture; `OTHER` where it has none."""
+    return FAMILIES.get(model_type, OTHER)
+
+
+def cached_models() -> dict[str, list[str]]:
+    """Models whose weights are in the local cache of the hub, by `model_type`; nothing is asked of the network."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found: dict[str, list[str]] = {}
+    for name, model_type in sorted(set(_cached(Path(HF_HUB_CACHE)))):
+        found.setdefault(model_type, []).append(name)
+    return found
+
+
+def _cached(cache: Path) -> Iterator[tuple[str, str]]:
+    """Names of cached models that have a config and weights, with their `model_type`."""
+    for path in cache.glob("models--*/snapshots/*/config.json"):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and any(path.parent.glob("*.safetensors")):
+            yield path.parents[2].name.removeprefix("models--").replace("--", "/"), str(config.get("model_type"))

@@ -1,0 +1,38 @@
+"""A model's module tree anew, over the same tensors."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+__all__ = ["is_in_layers", "shared"]
+
+
+def is_in_layers(path: str) -> bool:
+    """Whether a module is part of one of the encoder's layers, which stand in a numbered list.
+
+    What is not, such as a projection of the embeddings or a pooler, works in fp32.
+    """
+    return any(part.isdigit() for part in path.split("."))
+
+
+def shared(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A new module tree over the same tensors; over tensors of its own where they train (`full`).
+
+    Frozen matrices of the layers are cast to `dtype`, for products; not embeddings, of which few rows are read at a
+    time, nor biases and norms, which add up in fp32.
+    """
+    products = {
+        id(module.weight)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and is_in_layers(path)
+    }
+    memo: dict[int, Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        wanted = dtype if id(tensor) in products and not full else tensor.dtype
+        new = tensor.detach().to(device, wanted, copy=full)
+        memo[id(tensor)] = nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
+    return copy.deepcopy(model, memo)
