@@ -126,7 +126,7 @@ def export(
             again = OnnxModel(folder, model.config)
         tokenizer.save_pretrained(folder)
         data = encode_texts(study, task, parts, AutoTokenizer.from_pretrained(folder), check.texts)
-        off, score = check.passes(_logits(again, data))
+        off, score = check.passes(_logits(again, data, types=parts.token_types > 0))
         card = model_card(record, task, study, form=form, base=named, call=call, score=score)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(to, form, call, len(check.texts), off, score)
@@ -249,23 +249,24 @@ def _peft() -> Any:
 
 
 @torch.no_grad()
-def _logits(model: Any, data: Encoded) -> NDArray[Any]:
-    """[N, outputs] in fp32 of transformers' model, in padded batches."""
+def _logits(model: Any, data: Encoded, *, types: bool) -> NDArray[Any]:
+    """[N, outputs] in fp32 of transformers' model, in padded batches, which is told of token types if it knows any."""
     found = np.empty((data.size, model.config.num_labels), dtype=np.float32)
     order = np.argsort(data.lengths, kind="stable")
     for first in range(0, len(order), _ROWS):
         rows = order[first : first + _ROWS]
         shape = (len(rows), int(data.lengths[rows].max()))
-        ids, types, mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+        ids, kinds, mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
         if model.config.pad_token_id is not None:
             ids += model.config.pad_token_id
         for place, row in enumerate(rows):
             span = slice(data.offsets[row], data.offsets[row + 1])
             length = int(data.lengths[row])
             ids[place, :length] = torch.from_numpy(data.ids[span])
-            types[place, :length] = torch.from_numpy(data.types[span])
+            kinds[place, :length] = torch.from_numpy(data.types[span])
             mask[place, :length] = 1
-        found[rows] = model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits.float().numpy()
+        of_types = {"token_type_ids": kinds} if types else {}
+        found[rows] = model(input_ids=ids, attention_mask=mask, **of_types).logits.float().numpy()
     return found
 
 

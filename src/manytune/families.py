@@ -65,6 +65,7 @@ class Family:
         pooling: Key of the config that says `cls` or `mean`; None: the head sees the first token.
         cutoff: Key of the config with the number of standard deviations that fresh weights of the head are cut at.
         bert_layers: `encoder.layer` holds layers built like BERT's.
+        bf16: Whether transformers' own modules can work in bf16; else they compute in fp32 whatever is asked for.
     """
 
     checkpoint: str
@@ -76,6 +77,7 @@ class Family:
     pooling: str | None = None
     cutoff: str | None = None
     bert_layers: bool = False
+    bf16: bool = True
 
     @property
     def default_targets(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ FAMILIES: Mapping[str, Family] = {
         cutoff="initializer_cutoff_factor",
     ),
     "mpnet": Family("microsoft/mpnet-base", "padded", targets=_named("attn.q", "attn.k", "attn.v"), first_position=2),
-    "deberta": Family("microsoft/deberta-base", "padded", targets=_named("in_proj", "in_proj", "in_proj")),
+    "deberta": Family("microsoft/deberta-base", "padded", targets=_named("in_proj", "in_proj", "in_proj"), bf16=False),
     "deberta-v2": Family("microsoft/deberta-v3-base", "padded", targets=_named("query_proj", "key_proj", "value_proj")),
 }
 """Families that are tested one by one, by the `model_type` of their config; DeBERTa-v3 is a `deberta-v2`."""

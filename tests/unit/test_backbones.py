@@ -50,7 +50,7 @@ def set_config(folder: Path, **values: Any) -> None:
 
 def write_config(folder: Path, family: str) -> Path:
     figures = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = AutoConfig.for_model(family, vocab_size=20, **figures)
+    config = AutoConfig.for_model(family, vocab_size=20, pad_token_id=1, **figures)
     config.save_pretrained(folder)
     return folder
 

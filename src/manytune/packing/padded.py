@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from manytune.backbones import Backbone
 from manytune.errors import ModelError
+from manytune.families import family_of
 from manytune.packing.bank import Bank, BankTensor, Member
 from manytune.packing.context import Context, dropped
 from manytune.packing.dropout import Drop, head_keys, numbered_keys
@@ -46,7 +47,8 @@ class PaddedPasses:
         self._backbone = backbone
         self._device = device
         full = any(member.adaptation.weights for member in members)
-        self.model = shared(backbone.whole, full, context.dtype, device)
+        self._dtype = context.dtype if family_of(backbone.family).bf16 else torch.float32
+        self.model = shared(backbone.whole, full, self._dtype, device)
         self.model.set_attn_implementation("eager")  # whose dropout is a call that can be keyed
         self._biases: list[BankTensor] = []
         self._sites: list[LoraSite] = []
@@ -73,7 +75,7 @@ class PaddedPasses:
             for path, sites in updates.items():
                 encoder.get_submodule(path).register_forward_hook(self._update(path, sites))
                 self._sites += sites
-        if context.dtype != torch.float32:
+        if self._dtype != torch.float32:
             pooler = [child for name, child in encoder.named_children() if name == "pooler"]
             for part in [child for child in self.model.children() if child is not encoder] + pooler:
                 part.forward = _in_fp32(part.forward, device.type)
@@ -107,9 +109,9 @@ class PaddedPasses:
         return logits.float()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.context.dtype == torch.float32:
+        if self._dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self._device.type, self.context.dtype)
+        return torch.autocast(self._device.type, self._dtype)
 
     def _begin(self, layout: Layout, run: int) -> _Turn:
         """A run's sequences, padded to the longest of them."""

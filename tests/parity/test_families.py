@@ -1,0 +1,305 @@
+"""Every family of the table, from a small random config: what all of them promise, and what the docs say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from manytune import export, snapshot
+from manytune.backbones import Backbone, load_backbone, load_classifier
+from manytune.config import Method, Training, make_method
+from manytune.data import Encoded
+from manytune.errors import StudyError
+from manytune.evaluate import predict
+from manytune.families import FAMILIES
+from manytune.methods import adapt
+from manytune.packing import Member, PackedModel, build_layout
+from manytune.packing.head import initial_head
+from manytune.plan import Run
+from manytune.tasks import get_task
+from manytune.train import Outcome, PackData, train_pack
+from tiny import make_tiny_of, random_rows
+
+# peft 0.21 asks transformers 5.23 by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILIES},
+    "modernbert, first token": ("modernbert", {"classifier_pooling": "cls", "norm_bias": True, "attention_bias": True}),
+    "albert, two groups": ("albert", {"num_hidden_layers": 4, "num_hidden_groups": 2}),
+    "deberta-v2, convolution": (
+        "deberta-v2",
+        {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False, "position_biased_input": True},
+    ),
+}
+"""Name of a tiny model → its family and what is special of it."""
+OUTPUTS = (1, 2, 3)
+STEPS = 4
+ROWS = random_rows(12, longest=60, seed=5)
+assert int(ROWS.lengths.max()) > 3 * 17  # beyond the 17 tokens that ModernBERT's window lets one see
+
+
+class Zoo:
+    """The tiny models, made when they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = cache(lambda name: make_tiny_of(root / name, VARIANTS[name][0], **VARIANTS[name][1]))
+        self.backbone: Callable[[str, int], Backbone] = cache(
+            lambda name, outputs: load_backbone(str(self.folder(name)), outputs)
+        )
+
+    def theirs(self, name: str, outputs: int, seed: int) -> Any:
+        """Transformers' own model with the head that our runs of `seed` start from."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.folder(name), num_labels=outputs, dtype=torch.float32, ignore_mismatched_sizes=True
+        )
+        head = initial_head(self.backbone(name, outputs).anatomy.head, seed)
+        assert not model.load_state_dict(head, strict=False).unexpected_keys
+        return model.eval()
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(params=VARIANTS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def padded(data: Encoded, rows: np.ndarray, pad: int | None, types: bool) -> dict[str, torch.Tensor]:
+    lengths = data.lengths[rows]
+    shape = (len(rows), int(lengths.max()))
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    batch["input_ids"] += pad or 0
+    for index, row in enumerate(rows):
+        span = slice(data.offsets[row], data.offsets[row + 1])
+        batch["input_ids"][index, : lengths[index]] = torch.from_numpy(data.ids[span])
+        batch["token_type_ids"][index, : lengths[index]] = torch.from_numpy(data.types[span])
+        batch["attention_mask"][index, : lengths[index]] = 1
+    if not types:
+        del batch["token_type_ids"]
+    return batch
+
+
+class Trained:
+    """A pack that was trained for a few steps; one run's tensors may be spoilt before."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        methods: Sequence[tuple[Method, int]],
+        *,
+        outputs: int = 2,
+        spoilt: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        steps: int = STEPS,
+    ) -> None:
+        task = get_task("builtin-acceptability" if outputs > 1 else "builtin-similarity")
+        data = random_rows(12, longest=60, seed=5, outputs=outputs)
+        runs = [Run(f"run{i}", "tiny", task.name, method, seed) for i, (method, seed) in enumerate(methods)]
+        members = [Member(seed, adapt(method, backbone.anatomy)) for method, seed in methods]
+        self.model = PackedModel(backbone, members, dtype=dtype)
+        if spoilt is not None:
+            for tensor in self.model.bank.of(spoilt):
+                tensor.data(spoilt).fill_(float("nan"))
+        self.losses: list[Sequence[float]] = []
+        self.ended: list[Outcome] = []
+        self.states: list[dict[str, torch.Tensor]] = []
+        every = (np.arange(data.size),) * len(runs)
+        training = Training(batch_size=5, max_steps=steps, eval_every=steps, warmup_steps=1, max_grad_norm=1.0)
+        if outputs == 3:  # no built-in task has three classes, and what an evaluation scores is not asked here
+            task = replace(task, labels=("a", "b", "c"))
+        listener = _Listener(self)
+        train_pack(self.model, runs, task, PackData(data, data, every, every), training, listener)
+
+
+class _Listener:
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+
+    def step(self, step: int, losses: Sequence[float]) -> None:
+        self.trained.losses.append(losses)
+
+    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        self.trained.states = [self.trained.model.bank.state(run) for run in range(len(outcomes))]
+
+    def ended(self, outcome: Outcome) -> None:
+        self.trained.ended.append(outcome)
+
+
+def mixed(backbone: Backbone) -> list[tuple[Method, int]]:
+    """Ranks, rates and biases of one pack."""
+    lora = [
+        (make_method("lora", rank=rank, alpha=8.0, dropout=0.1, learning_rate=rate), seed)
+        for rank, rate, seed in ((2, 1e-2, 0), (2, 3e-3, 1), (8, 1e-2, 0))
+    ]
+    other = "bitfit" if backbone.anatomy.biases else "head"
+    return [*lora, (make_method(other, learning_rate=1e-2), 2)]
+
+
+def test_logits_and_gradients_are_those_of_transformers(zoo: Zoo, name: str) -> None:
+    backbone = zoo.backbone(name, 2)
+    rows = np.arange(ROWS.size)
+    data = random_rows(12, longest=60, seed=5, types=backbone.anatomy.token_types > 1)
+    full = adapt(make_method("full", learning_rate=1.0), backbone.anatomy)
+    model = PackedModel(backbone, [Member(3, full)])
+    logits = model.forward(build_layout(data, [rows]))
+    theirs = zoo.theirs(name, 2, seed=3)
+    batch = padded(data, rows, theirs.config.pad_token_id, types=backbone.anatomy.token_types > 0)
+    expected = theirs(**batch).logits
+    torch.testing.assert_close(logits[0], expected, rtol=1e-5, atol=1e-5)
+
+    labels = torch.from_numpy(data.labels)
+    torch.nn.functional.cross_entropy(logits[0], labels).backward()
+    torch.nn.functional.cross_entropy(expected, labels).backward()
+    wanted = dict(theirs.named_parameters())
+    ours = {tensor.name: tensor.value.grad for tensor in model.bank.tensors}
+    assert ours.keys() == wanted.keys()
+    seen = 0
+    for key, grad in ours.items():
+        if wanted[key].grad is None:
+            assert grad is None or not grad.to_dense().any(), key
+            continue
+        assert grad is not None, key
+        own = grad.to_dense()
+        own = own[0] if own.dim() > wanted[key].dim() else own
+        torch.testing.assert_close(own, wanted[key].grad, rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        seen += 1
+    assert seen > 0.9 * len(wanted)
+
+
+def test_packed_it_comes_to_what_it_comes_to_alone(zoo: Zoo, name: str) -> None:
+    backbone = zoo.backbone(name, 2)
+    methods = mixed(backbone)
+    together = Trained(backbone, methods)
+    assert len(together.losses) == STEPS
+    for run, member in enumerate(methods):
+        alone = Trained(backbone, [member])
+        own = [losses[run] for losses in together.losses]
+        np.testing.assert_allclose(own, [losses[0] for losses in alone.losses], rtol=1e-5)
+        assert len(set(own)) == STEPS
+    assert len(set(together.losses[-1])) == len(methods)  # at first, B is zero and equal seeds are equal runs
+
+
+def test_dropout_is_on_and_is_keyed_by_the_runs_seed(zoo: Zoo, name: str) -> None:
+    """Without this the agreement above could hold for the wrong reason."""
+    backbone = zoo.backbone(name, 2)
+    head = adapt(make_method("head", learning_rate=1.0), backbone.anatomy)
+    rows = np.arange(5)
+    model = PackedModel(backbone, [Member(seed, head) for seed in (1, 1, 2)])
+    first, same, other = model.forward(build_layout(ROWS, [rows] * 3), step=0)
+    torch.testing.assert_close(first, same, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(first, other, atol=1e-3)
+    torch.manual_seed(1)  # the global generator has no say
+    again = model.forward(build_layout(ROWS, [rows] * 3), step=0)[0]
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, model.forward(build_layout(ROWS, [rows] * 3), step=1)[0], atol=1e-3)
+    assert not torch.allclose(first, model.forward(build_layout(ROWS, [rows] * 3))[0], atol=1e-3)
+
+
+def test_a_batch_in_parts_has_the_same_masks(zoo: Zoo, name: str) -> None:
+    """Whatever it is padded to: the parts have other longest sequences."""
+    backbone = zoo.backbone(name, 2)
+    model = PackedModel(backbone, [Member(1, adapt(make_method("head", learning_rate=1.0), backbone.anatomy))])
+    rows = np.argsort(ROWS.lengths)[-6:]
+    whole = model.forward(build_layout(ROWS, [rows]), step=2)[0]
+    parts = [model.forward(build_layout(ROWS, [rows[i : i + 2]], first_index=i), step=2)[0] for i in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_poisoned_neighbour_changes_nothing(zoo: Zoo, name: str) -> None:
+    backbone = zoo.backbone(name, 2)
+    methods = mixed(backbone)
+    clean = Trained(backbone, methods)
+    for spoilt in (0, 3):
+        poisoned = Trained(backbone, methods, spoilt=spoilt)
+        others = [run for run in range(len(methods)) if run != spoilt]
+        assert np.isnan(poisoned.losses[0][spoilt])
+        assert [len(losses) for losses in poisoned.losses] == [len(methods), *[len(others)] * (STEPS - 1)]
+        for step in range(1, STEPS):  # the spoilt run has left
+            expected = [clean.losses[step][run] for run in others]
+            np.testing.assert_allclose(poisoned.losses[step], expected, rtol=1e-5)
+
+
+ROUND_TRIPS = ("full", "bitfit", "lora", "head")
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_round_trips(zoo: Zoo, name: str, outputs: int, tmp_path: Path) -> None:
+    backbone = zoo.backbone(name, outputs)
+    parts = backbone.anatomy
+    rows = np.arange(ROWS.size)
+    methods = {
+        "full": make_method("full", learning_rate=1e-3),
+        "bitfit": make_method("bitfit", learning_rate=1e-2),
+        "lora": make_method("lora", rank=2, alpha=4.0, learning_rate=1e-2),
+        "head": make_method("head", learning_rate=1e-2, head="bias"),
+    }
+    if not parts.biases:
+        with pytest.raises(StudyError, match="this backbone has none"):
+            adapt(methods.pop("bitfit"), parts)
+    for method_name, method in methods.items():
+        (state,) = Trained(backbone, [(method, 6)], outputs=outputs, steps=2).states
+        adaptation = adapt(method, parts)
+        snapshot.save(tmp_path / method_name, state, {"method": method_name})
+        loaded, _ = snapshot.load(tmp_path / method_name)
+        ours = predict(snapshot.restore(backbone, adaptation, loaded, seed=7), ROWS, [rows])[0]
+        assert ours.shape == (ROWS.size, outputs)
+        fresh = predict(PackedModel(backbone, [Member(6, adaptation)]), ROWS, [rows])[0]
+        assert np.abs(ours - fresh).max() > 1e-3  # what was trained is really there
+
+        whole, _, _ = load_classifier(str(zoo.folder(name)), outputs)
+        export._take_over(whole, parts, adaptation.lora, loaded)
+        whole.save_pretrained(tmp_path / f"{method_name}-plain")
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{method_name}-plain").eval()
+        found = export._logits(plain, ROWS, types=parts.token_types > 0)
+        np.testing.assert_allclose(found, ours, rtol=0, atol=1e-5 if adaptation.lora is None else 1e-4)
+        if adaptation.lora is None:
+            continue
+        base, _, _ = load_classifier(str(zoo.folder(name)), outputs)
+        folder = tmp_path / f"{method_name}-adapter"
+        export._write_adapter(base, parts, adaptation.lora, loaded, folder, str(zoo.folder(name)))
+        again = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=outputs).eval()
+        adapted = export._logits(again, ROWS, types=parts.token_types > 0)
+        np.testing.assert_allclose(adapted, ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "head"])
+def test_bf16(zoo: Zoo, name: str, method: str) -> None:
+    backbone = zoo.backbone(name, 2)
+    if method == "bitfit" and not backbone.anatomy.biases:
+        pytest.skip("no biases")
+    rank = {"rank": 2} if method == "lora" else {}
+    built = make_method(method, learning_rate=1e-3, **rank)
+    low, exact = (Trained(backbone, [(built, 3)], dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    np.testing.assert_allclose([*low.losses], [*exact.losses], rtol=0.05)
+    assert (low.losses[0] != exact.losses[0]) is FAMILIES[VARIANTS[name][0]].bf16
+    assert all(tensor.value.dtype == torch.float32 for tensor in low.model.bank.tensors)
+
+
+def test_a_pack_goes_on_from_what_was_dumped_and_runs_leave_it(zoo: Zoo, name: str) -> None:
+    backbone = zoo.backbone(name, 2)
+    members = [Member(seed, adapt(method, backbone.anatomy)) for method, seed in mixed(backbone)]
+    model, other = PackedModel(backbone, members), PackedModel(backbone, [replace(m, seed=9) for m in members])
+    for tensor in model.bank.tensors:
+        tensor.overwrite(tensor.value.detach() + 0.1)
+    rows = [np.arange(4) + run for run in range(4)]
+    before = model.forward(build_layout(ROWS, rows)).detach()
+    other.bank.restore(model.bank.dump())
+    assert torch.equal(other.forward(build_layout(ROWS, rows)).detach(), before)
+    model.keep([0, 3])
+    kept = model.forward(build_layout(ROWS, [rows[0], rows[3]])).detach()
+    torch.testing.assert_close(kept, before[[0, 3]], rtol=1e-5, atol=1e-5)
+    model.keep([1])
+    torch.testing.assert_close(model.forward(build_layout(ROWS, [rows[3]])).detach(), before[[3]], rtol=1e-5, atol=1e-5)
