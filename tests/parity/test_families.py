@@ -303,3 +303,13 @@ def test_a_pack_goes_on_from_what_was_dumped_and_runs_leave_it(zoo: Zoo, name: s
     torch.testing.assert_close(kept, before[[0, 3]], rtol=1e-5, atol=1e-5)
     model.keep([1])
     torch.testing.assert_close(model.forward(build_layout(ROWS, [rows[3]])).detach(), before[[3]], rtol=1e-5, atol=1e-5)
+
+
+def test_the_docs_say_of_every_family_what_it_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(FAMILIES)
+    for name, family in FAMILIES.items():
+        cells = [cell.strip() for cell in rows[name].strip("|").split("|")]
+        targets = ", ".join(f"`{target}`" for target in family.default_targets)
+        assert cells == [f"`{name}`", family.checkpoint, family.path, targets, "yes" if family.is_fused else "no"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from manytune.cli.common import Json, app, joined, print_json, print_rich
 
 
@@ -59,3 +62,40 @@ def schema() -> None:
     from manytune.config import study_json_schema
 
     print_json(study_json_schema())
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the encoder families, what LoRA adapts in them by default, and which models are in the local cache.
+
+    Any other encoder that transformers can classify with is trained too, in padded batches.
+    """
+    from manytune.families import FAMILIES, cached_models
+    from manytune.report.views import plain_table
+
+    cached = cached_models()
+    rows = [
+        {
+            "family": name,
+            "such as": family.checkpoint,
+            "batches": family.path,
+            "lora adapts": list(family.default_targets),
+            "query, key and value are one layer": family.is_fused,
+            "in the local cache": cached.pop(name, []),
+        }
+        for name, family in FAMILIES.items()
+    ]
+    if as_json:
+        print_json({"families": rows, "others in the local cache": cached})
+        return
+    columns = ("family", "such as", "batches", "lora adapts", "in the local cache")
+    print_rich(plain_table(columns, [[_shown(row, column) for column in columns] for row in rows]))
+    print("flat: the sequences of all runs end to end, no padding; padded: each run in its turn, slower.")
+    print("A layer with a * is query, key and value in one: all of it is adapted.")
+    for name, names in cached.items():
+        print(f"Also in the local cache, of {name}: {', '.join(names)}")
+
+
+def _shown(row: Mapping[str, Any], column: str) -> Any:
+    value = joined(row[column]) or "–"
+    return f"{value} *" if column == "lora adapts" and row["query, key and value are one layer"] else value
