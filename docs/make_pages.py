@@ -108,12 +108,18 @@ def main() -> None:
     prepare(folder)
     pages = DOCS / "commands"
     pages.mkdir(exist_ok=True)
-    index = ["# The commands", "Written by `docs/make_pages.py`, on the study of [the tutorial](../tutorial.md).", ""]
+    index = [
+        "# The commands",
+        "",
+        "Written by `docs/make_pages.py`, on the study of [the tutorial](../tutorial.md).",
+        "",
+    ]
     for name in EXAMPLES:
         text = page(name, folder)
         (pages / f"{name}.md").write_text(text)
-        what = next(line.strip() for line in text.splitlines()[5:] if line.strip())
-        index.append(f"- [{name}]({name}.md): {what}")
+        summary = re.search(r"^Usage:.*?\n\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+        assert summary is not None
+        index.append(f"- [{name}]({name}.md): {' '.join(summary.group(1).split())}")
     (pages / "README.md").write_text("\n".join(index) + "\n")
 
 

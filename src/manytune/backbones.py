@@ -217,6 +217,8 @@ def load_backbone(model: str, outputs: int) -> Backbone:
         ModelError: The model cannot be had, is of an unsupported architecture, or lacks encoder weights.
     """
     whole, parts, revision = load_classifier(model, outputs)
+    if whole.config.model_type not in FAMILIES:
+        _refuse_what_padding_changes(model, whole)
     base = whole.base_model
     whole.requires_grad_(False)
     if not parts.padded and any(name.startswith(f"{parts.prefix}.pooler.") for name in parts.head.shapes()):
@@ -231,6 +233,31 @@ def load_backbone(model: str, outputs: int) -> Backbone:
         revision=revision,
         name=model,
     )
+
+
+@torch.no_grad()
+def _refuse_what_padding_changes(model: str, whole: Any) -> None:
+    """Refuse an architecture that nobody has tested here if a row's prediction depends on what it is padded to.
+
+    A run's result would then depend on which rows its batches happen to hold, and on how a snapshot is scored.
+    """
+    row = torch.arange(5, 14)[None] % whole.config.vocab_size
+    ones, more = torch.ones_like(row), (0, 7)
+    filled = nn.functional.pad(row, more, value=whole.config.pad_token_id or 0)
+    kind = whole.config.model_type
+    try:
+        alone = whole(input_ids=row, attention_mask=ones).logits
+        padded = whole(input_ids=filled, attention_mask=nn.functional.pad(ones, more)).logits
+    except Exception as error:  # whatever it asks for, it is more than ids and a mask
+        raise ModelError(
+            f"model: {model} is of the architecture {kind}, which cannot be called with token ids and a mask alone: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not torch.allclose(alone, padded, rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"model: {model} is of the architecture {kind}, whose predictions change with the padding behind a row, so "
+            f"no run would have a result of its own. Choose another; tested one by one are: {', '.join(FAMILIES)}."
+        )
 
 
 def load_classifier(model: str, outputs: int) -> tuple[Any, Anatomy, str]:

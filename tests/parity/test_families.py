@@ -18,7 +18,7 @@ from manytune import export, snapshot
 from manytune.backbones import Backbone, load_backbone, load_classifier
 from manytune.config import Method, Training, make_method
 from manytune.data import Encoded
-from manytune.errors import StudyError
+from manytune.errors import ModelError, StudyError
 from manytune.evaluate import predict
 from manytune.families import FAMILIES
 from manytune.methods import adapt
@@ -40,6 +40,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deberta-v2",
         {"conv_kernel_size": 3, "conv_act": "gelu", "share_att_key": False, "position_biased_input": True},
     ),
+    # Architectures without a row.
+    "ernie": ("ernie", {}),
+    "roformer": ("roformer", {}),
 }
 """Name of a tiny model → its family and what is special of it."""
 OUTPUTS = (1, 2, 3)
@@ -313,3 +316,10 @@ def test_the_docs_say_of_every_family_what_it_is() -> None:
         cells = [cell.strip() for cell in rows[name].strip("|").split("|")]
         targets = ", ".join(f"`{target}`" for target in family.default_targets)
         assert cells == [f"`{name}`", family.checkpoint, family.path, targets, "yes" if family.is_fused else "no"]
+
+
+@pytest.mark.parametrize("family", ["fnet", "convbert", "nystromformer"])
+def test_an_architecture_whose_rows_depend_on_their_padding_is_refused(family: str, tmp_path: Path) -> None:
+    folder = make_tiny_of(tmp_path / family, family)
+    with pytest.raises(ModelError, match=f"architecture {family}, whose predictions change with the padding"):
+        load_backbone(str(folder), 2)
