@@ -20,7 +20,7 @@ from manytune.config import Method, Training, make_method
 from manytune.data import Encoded
 from manytune.errors import ModelError, StudyError
 from manytune.evaluate import predict
-from manytune.families import FAMILIES
+from manytune.families import FAMILIES, family_of
 from manytune.methods import adapt
 from manytune.packing import Member, PackedModel, build_layout
 from manytune.packing.head import initial_head
@@ -287,7 +287,7 @@ def test_bf16(zoo: Zoo, name: str, method: str) -> None:
     built = make_method(method, learning_rate=1e-3, **rank)
     low, exact = (Trained(backbone, [(built, 3)], dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     np.testing.assert_allclose([*low.losses], [*exact.losses], rtol=0.05)
-    assert (low.losses[0] != exact.losses[0]) is FAMILIES[VARIANTS[name][0]].bf16
+    assert (low.losses[0] != exact.losses[0]) is family_of(VARIANTS[name][0]).bf16
     assert all(tensor.value.dtype == torch.float32 for tensor in low.model.bank.tensors)
 
 
