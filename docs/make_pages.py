@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from manytune.glue_zip import write_zip
+
 DOCS = Path(__file__).parent
 MOST_LINES, HEAD = 42, 30
 
@@ -37,7 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "manytune export results --run tickets-lora-r4-lr2e-3-s0 --to adapter",
         "manytune export results --run tickets-lora-r4-lr2e-3-s0 --format onnx --to onnx",
     ),
-    "submit": ("manytune submit results",),
+    "submit": ("manytune submit glue.zip", "manytune submit results"),
     "models": ("manytune models",),
     "tasks": ("manytune tasks",),
     "methods": ("manytune methods",),
@@ -97,6 +99,7 @@ def prepare(folder: Path) -> None:
     (folder / "study.yaml").write_text(study)
     print(shell("manytune run study.yaml --out results", folder))
     print(shell("manytune run study.yaml training.epochs=2 'seeds=[0,1]' --out short", folder))
+    write_zip(folder / "glue.zip", {})
     for name in MADE:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
