@@ -39,7 +39,12 @@ class ParameterRow:
 
 
 def count_for_model(
-    model: str, labels: int, methods: Sequence[Method], *, leave_out_too_wide: bool = False
+    model: str,
+    labels: int,
+    methods: Sequence[Method],
+    *,
+    leave_out_too_wide: bool = False,
+    leave_out_without_biases: bool = False,
 ) -> list[ParameterRow]:
     """Count for every method.
 
@@ -48,6 +53,7 @@ def count_for_model(
         labels: Number of outputs; 1 for regression.
         methods: What to count for.
         leave_out_too_wide: Leave out LoRA ranks above the backbone's width, rather than refuse them.
+        leave_out_without_biases: Leave out BitFit where the backbone has no biases, likewise.
 
     Raises:
         ManytuneError: The model cannot be had, or a rank does not fit.
@@ -58,6 +64,7 @@ def count_for_model(
         _row(None, method, count_parameters(parts, adapt(method, parts)))
         for method in methods
         if not (leave_out_too_wide and method.method == "lora" and method.rank > width)
+        and not (leave_out_without_biases and method.method == "bitfit" and not parts.biases)
     ]
 
 

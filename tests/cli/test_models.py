@@ -12,6 +12,7 @@ from pathlib import Path
 from command_line import Command
 
 from manytune.families import FAMILIES
+from tiny import make_tiny_of
 
 
 def models(home: Path, *words: str) -> str:
@@ -49,3 +50,12 @@ def test_models_in_the_cache_are_named(tiny: Path, tmp_path: Path) -> None:
     }
     assert found["others in the local cache"] == {"strange": ["us/strange"]}
     assert "Also in the local cache, of strange: us/strange" in models(tmp_path)
+
+
+def test_parameters_of_a_model_without_biases_leave_bitfit_out(command: Command, tmp_path: Path) -> None:
+    make_tiny_of(tmp_path / "model", "modernbert")
+    found = json.loads(command("params", "model", "--json", cwd=tmp_path).out)
+    assert {row["method"] for row in found} == {"full", "lora", "head"}
+    asked = command("params", "model", "--method", "bitfit", cwd=tmp_path)
+    assert asked.code == 2
+    assert "this backbone has none" in asked.err

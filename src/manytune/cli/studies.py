@@ -85,7 +85,9 @@ def params(
     if loaded is not None:
         rows = count_for_study(loaded)
     else:
-        rows = count_for_model(str(model), labels or 2, chosen, leave_out_too_wide=not rank)
+        rows = count_for_model(
+            str(model), labels or 2, chosen, leave_out_too_wide=not rank, leave_out_without_biases=not method
+        )
     if as_json:
         print_json([asdict(row) for row in rows])
         return
