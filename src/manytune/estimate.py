@@ -74,7 +74,8 @@ def estimate_pack(work: TaskWork, pack: Pack, device: torch.device) -> PackEstim
     dev_tokens = int(work.dev.lengths.sum()) * runs
     dtype = hardware.choose_dtype(training.precision, device)
     width, layers_flops = _shape(work)
-    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * min(1.0, (runs - 1) / 7)
+    together = 1 if work.anatomy.padded else runs  # in the padded way each run has passes of its own
+    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * min(1.0, (together - 1) / 7)
     speed = _products_per_second(width, dtype, device) * share
     passes = tokens * _PASSES[pack.kind] + dev_tokens * (evaluations + 1)
     parameters = tuple(work.parameters(run) for run in pack.runs)
@@ -104,6 +105,8 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, device: torch.device) -> 
     training = work.study.training
     if training.max_pack != "auto":
         return training.max_pack
+    if work.anatomy.padded:  # a pack would be no faster than its runs one after the other
+        return 1
     dtype = hardware.choose_dtype(training.precision, device)
     tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.method != "full"]
@@ -114,7 +117,7 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, device: torch.device) -> 
 
 def _shape(work: TaskWork) -> tuple[int, int]:
     """Hidden width, and floating-point operations of a token's forward pass through the linear layers."""
-    return next(iter(work.anatomy.linears.values()))[0], 2 * _matrices(work)
+    return next(iter(work.anatomy.linears.values()))[0], 2 * work.anatomy.passes * _matrices(work)
 
 
 def _matrices(work: TaskWork) -> int:
@@ -132,7 +135,8 @@ def _shared_bytes(work: TaskWork, dtype: torch.dtype, device: torch.device) -> f
 
 def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, dtype: torch.dtype) -> float:
     """What one run adds: what it trains, and the activations of its part of a batch."""
-    kept_per_token = sum(sum(widths) for widths in work.anatomy.linears.values()) * dtype.itemsize
+    outputs = sum(sum(widths) for widths in work.anatomy.linears.values())
+    kept_per_token = outputs * work.anatomy.passes * dtype.itemsize
     return parameters.trainable * _BYTES_PER_TRAINED + batch_tokens * kept_per_token
 
 

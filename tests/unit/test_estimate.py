@@ -159,6 +159,23 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(
     assert largest({**LORA, "rank": 256}, free=some) < 10
 
 
+def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:
+    padded = replace(work, anatomy=replace(work.anatomy, padded=True))
+    runs = plan_runs(study(Path(work.study.model), seeds=4))
+    assert largest_packs(runs, {TASK: work}, CPU)[TASK] > 1
+    assert largest_packs(runs, {TASK: padded}, CPU) == {TASK: 1}
+    (pack,) = plan_packs(runs, 4)
+    assert estimate_pack(padded, pack, CPU).seconds > estimate_pack(work, pack, CPU).seconds
+
+
+def test_layers_that_are_one_and_the_same_are_counted_as_often_as_they_are_used(work: TaskWork) -> None:
+    albert = replace(work, anatomy=replace(work.anatomy, passes=2 * work.anatomy.passes))
+    (pack,) = plan_packs(plan_runs(work.study), 1)
+    once, twice = (estimate_pack(each, pack, CPU) for each in (work, albert))
+    assert twice.seconds == pytest.approx(2 * once.seconds)
+    assert twice.memory_bytes > once.memory_bytes
+
+
 def test_the_probe_measures_once_a_device() -> None:
     speed = _PROBE(8, torch.float32, CPU)
     assert speed > 1e6
