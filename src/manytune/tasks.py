@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from manytune.errors import StudyError, choices
 
-__all__ = ["GLUE", "SPLITS", "TASKS", "UNLABELLED", "GlueFiles", "OwnData", "Scale", "Task", "get_task"]
+__all__ = ["GLUE", "SPLITS", "TASKS", "UNLABELLED", "GlueFiles", "OwnData", "Scale", "Task", "get_task", "no_task"]
 
 SPLITS = ("train", "dev")
 """What every task has."""
@@ -370,6 +370,16 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 """Every task that needs no more than its name."""
 
 
+def no_task(name: str) -> str:
+    """Say that there is no task called so, and which there are."""
+    if name.lower() in ("ax", "diagnostic"):
+        return (
+            f"{name!r}, GLUE's diagnostic set, has no rows to train on and no public labels. Train mnli: "
+            "`manytune submit` predicts the diagnostic rows with it."
+        )
+    return choices(name, TASKS)
+
+
 def get_task(name: str) -> Task:
     """Return the task called `name`.
 
@@ -379,4 +389,4 @@ def get_task(name: str) -> Task:
     try:
         return TASKS[name]
     except KeyError:
-        raise StudyError(f"tasks: {choices(name, TASKS)}") from None
+        raise StudyError(f"tasks: {no_task(name)}") from None

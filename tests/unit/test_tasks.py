@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from manytune.config import Study
 from manytune.data import load_split
 from manytune.errors import DataError, StudyError
 from manytune.metrics import METRICS
@@ -119,6 +120,15 @@ def test_an_unknown_task_is_refused_with_the_choices() -> None:
     with pytest.raises(StudyError) as error:
         get_task("sts-b")
     assert str(error.value) == f"tasks: 'sts-b' is not one of: {', '.join(TASKS)}. Did you mean 'stsb'?"
+
+
+@pytest.mark.parametrize("name", ["ax", "AX", "diagnostic"])
+def test_the_diagnostic_set_is_predicted_rather_than_trained(name: str) -> None:
+    with pytest.raises(StudyError, match=r"has no rows to train on and no public labels\. Train mnli"):
+        get_task(name)
+    study = {"name": "s", "tasks": [name], "seeds": [0], "methods": [{"method": "full", "learning_rate": 1e-5}]}
+    with pytest.raises(StudyError, match="`manytune submit` predicts the diagnostic rows"):
+        Study.from_dict(study)
 
 
 @pytest.mark.parametrize("name", GLUE)

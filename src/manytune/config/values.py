@@ -25,7 +25,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from manytune.config.problems import show
 from manytune.errors import StudyError, choices
-from manytune.tasks import TASKS
+from manytune.tasks import TASKS, no_task
 
 __all__ = [
     "DEVICES",
@@ -120,7 +120,7 @@ class _Text:
 
 def _known_task(name: str) -> str:
     if name not in TASKS:
-        raise PydanticCustomError("unknown_task", "{choices}", {"choices": choices(name, TASKS)})
+        raise PydanticCustomError("unknown_task", "{choices}", {"choices": no_task(name)})
     return name
 
 
