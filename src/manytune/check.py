@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from manytune.backbones import anatomy, load_config, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, Split, leaked, load_task
+from manytune.data import Encoded, Split, leaked, load_task, uneven_classes
 from manytune.report.views import counted, percent, plain_table
 from manytune.tasks import SPLITS, Task
 from manytune.workload import encode_split
@@ -21,7 +21,6 @@ __all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
 
 _SHOWN = 5  # examples of a finding
 _LONG = 60  # characters of a text that is shown
-_UNBALANCED = 10
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,7 @@ def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, Split
             some = tuple(_shown(rows.texts[index]) for index in shared[:_SHOWN])
             what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
             yield Finding(what + f"so scores on {name} are too high:", some)
-    if task.kind == "classification":
-        yield from _uneven(task, facts)
+    yield from _uneven(task, train, facts)
 
 
 def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
@@ -217,16 +215,16 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
         yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
 
 
-def _uneven(task: Task, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name in SPLITS:
         lacking = [label for label, count in facts[name].classes.items() if count == 0]
         if lacking:
             yield Finding(f"No {name} row is of {', '.join(lacking)}.")
-    counts = facts["train"].classes
-    few, many = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
-    if counts[many] >= _UNBALANCED * max(counts[few], 1):
+    uneven = uneven_classes(task, train)
+    if uneven is not None:
+        (few, least), (many, most) = uneven
         yield Finding(
-            f"The classes are uneven: {counts[few]} training rows of {few}, {counts[many]} of {many}. "
+            f"The classes are uneven: {least} training rows of {few}, {most} of {many}. "
             "training.class_weights: balanced weighs them alike, and macro_f1 scores them alike."
         )
 

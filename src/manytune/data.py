@@ -25,12 +25,23 @@ from manytune.tasks import SPLITS, UNLABELLED, Scale, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "Split", "encode", "epoch_order", "leaked", "load_split", "load_task", "train_split"]
+__all__ = [
+    "Encoded",
+    "Split",
+    "encode",
+    "epoch_order",
+    "leaked",
+    "load_split",
+    "load_task",
+    "train_split",
+    "uneven_classes",
+]
 
 Array = NDArray[Any]
 
 _CUT_AT_ONCE = 256  # rows
 _SHOWN = 20  # classes that a message names
+_UNEVEN = 10  # as many rows of one class as of another
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +143,15 @@ def leaked(train: Split, dev: Split) -> list[int]:
     """The dev rows whose texts are those of a training row, whatever its label."""
     known = set(train.texts)
     return [index for index, row in enumerate(dev.texts) if row in known]
+
+
+def uneven_classes(task: Task, train: Split) -> tuple[tuple[str, int], tuple[str, int]] | None:
+    """The rarest class and the commonest, each with its rows, where the one has a tenth of the other's or less."""
+    if task.kind == "regression":
+        return None
+    counts = np.bincount(train.labels, minlength=len(task.labels))
+    few, many = ((task.labels[int(at)], int(counts[at])) for at in (counts.argmin(), counts.argmax()))
+    return (few, many) if many[1] >= _UNEVEN * max(few[1], 1) else None
 
 
 def _checked(task: Task, split: str, raw: RawRows) -> Split:

@@ -158,12 +158,17 @@ def _sizes(train: int, dev: int, test: int, **more: int) -> Mapping[str, int]:
     return MappingProxyType({"train": train, "dev": dev, "test": test, **more})
 
 
+def _glue(name: str, **facts: Any) -> Task:
+    """A task of GLUE, which is in English and on the hub under its own name."""
+    return Task(name=name, hub=(_HUB, name), language="en", **{"hub_splits": _HUB_SPLITS, **facts})
+
+
 GLUE: Mapping[str, Task] = MappingProxyType(
     {
         task.name: task
         for task in (
             # Warstadt et al. 2019, https://arxiv.org/abs/1805.12471
-            Task(
+            _glue(
                 name="cola",
                 title="CoLA",
                 kind="classification",
@@ -172,15 +177,12 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=_ACCEPTABILITY,
                 metrics=("matthews_correlation", "accuracy"),
                 sizes=_sizes(8551, 1043, 1063),
-                hub=(_HUB, "cola"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("CoLA", ("sentence",), no_header=("source", "label", "mark", "sentence")),
                 # Sentences of the publications that train has too, then of others: the paper's section 4.
                 dev_parts=MappingProxyType({"in-domain": (0, 527), "out-of-domain": (527, 1043)}),
-                language="en",
             ),
             # Socher et al. 2013, https://aclanthology.org/D13-1170
-            Task(
+            _glue(
                 name="sst2",
                 title="SST-2",
                 kind="classification",
@@ -189,13 +191,10 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=("negative", "positive"),
                 metrics=("accuracy",),
                 sizes=_sizes(67349, 872, 1821),
-                hub=(_HUB, "sst2"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("SST-2", ("sentence",)),
-                language="en",
             ),
             # Dolan and Brockett 2005, https://aclanthology.org/I05-5002
-            Task(
+            _glue(
                 name="mrpc",
                 title="MRPC",
                 kind="classification",
@@ -204,8 +203,6 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=("not_equivalent", "equivalent"),
                 metrics=_F1,
                 sizes=_sizes(3668, 408, 1725),
-                hub=(_HUB, "mrpc"),
-                hub_splits=_HUB_SPLITS,
                 # GLUE's script cuts Microsoft's files into its own three; without it, these are here.
                 files=GlueFiles(
                     "MRPC",
@@ -219,10 +216,9 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                         }
                     ),
                 ),
-                language="en",
             ),
             # Iyer et al. 2017, https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
-            Task(
+            _glue(
                 name="qqp",
                 title="QQP",
                 kind="classification",
@@ -231,13 +227,10 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=("not_duplicate", "duplicate"),
                 metrics=_F1,
                 sizes=_sizes(363846, 40430, 390965),
-                hub=(_HUB, "qqp"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("QQP", ("question1", "question2"), "is_duplicate", broken_lines=True),
-                language="en",
             ),
             # Cer et al. 2017, https://arxiv.org/abs/1708.00055
-            Task(
+            _glue(
                 name="stsb",
                 title="STS-B",
                 kind="regression",
@@ -247,13 +240,10 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 metrics=_CORRELATIONS,
                 target_range=(0.0, 5.0),
                 sizes=_sizes(5749, 1500, 1379),
-                hub=(_HUB, "stsb"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("STS-B", _PAIR, "score"),
-                language="en",
             ),
             # Williams et al. 2018, https://arxiv.org/abs/1704.05426
-            Task(
+            _glue(
                 name="mnli",
                 title="MNLI",
                 kind="classification",
@@ -262,7 +252,6 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=("entailment", "neutral", "contradiction"),
                 metrics=("accuracy",),
                 sizes=_sizes(392702, 9815, 9796, dev_mismatched=9832, test_mismatched=9847, diagnostic=1104),
-                hub=(_HUB, "mnli"),
                 hub_splits=MappingProxyType(
                     {
                         "train": "train",
@@ -289,10 +278,9 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                     ),
                 ),
                 also_scored=MappingProxyType({"dev_mismatched": "accuracy_mismatched"}),
-                language="en",
             ),
             # Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, recast by Wang et al. 2018
-            Task(
+            _glue(
                 name="qnli",
                 title="QNLI",
                 kind="classification",
@@ -301,13 +289,10 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=_ENTAILMENT,
                 metrics=("accuracy",),
                 sizes=_sizes(104743, 5463, 5463),
-                hub=(_HUB, "qnli"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("QNLI", ("question", "sentence")),
-                language="en",
             ),
             # Dagan et al. 2006 and its successors, as put together by Wang et al. 2018, https://arxiv.org/abs/1804.07461
-            Task(
+            _glue(
                 name="rte",
                 title="RTE",
                 kind="classification",
@@ -316,13 +301,10 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=_ENTAILMENT,
                 metrics=("accuracy",),
                 sizes=_sizes(2490, 277, 3000),
-                hub=(_HUB, "rte"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("RTE", _PAIR),
-                language="en",
             ),
             # Levesque et al. 2012, recast by Wang et al. 2018
-            Task(
+            _glue(
                 name="wnli",
                 title="WNLI",
                 kind="classification",
@@ -331,10 +313,7 @@ GLUE: Mapping[str, Task] = MappingProxyType(
                 labels=("not_entailment", "entailment"),
                 metrics=("accuracy",),
                 sizes=_sizes(635, 71, 146),
-                hub=(_HUB, "wnli"),
-                hub_splits=_HUB_SPLITS,
                 files=GlueFiles("WNLI", _PAIR),
-                language="en",
             ),
         )
     }

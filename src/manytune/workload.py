@@ -13,7 +13,7 @@ import numpy as np
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, leaked, load_task, train_split
+from manytune.data import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
 from manytune.errors import ModelError, StudyError
 from manytune.methods import ParameterCount, adapt, count_parameters
@@ -27,7 +27,6 @@ __all__ = ["TaskWork", "encode_split", "encode_texts", "prepare"]
 
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
-_UNBALANCED = 10  # as many rows of one class as of another
 
 
 @dataclass(frozen=True)
@@ -195,14 +194,13 @@ def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
             f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
             "on dev are too high. `manytune check` lists them."
         )
-    if task.kind == "classification":
-        counts = np.bincount(splits["train"].labels, minlength=len(task.labels))
-        if counts.max() >= _UNBALANCED * max(int(counts.min()), 1):
-            few, many = task.labels[int(counts.argmin())], task.labels[int(counts.argmax())]
-            yield (
-                f"{task.name}: the classes are uneven, from {counts.min()} training rows ({few}) to {counts.max()} "
-                f"({many}); see training.class_weights: balanced."
-            )
+    uneven = uneven_classes(task, splits["train"])
+    if uneven is not None:
+        (few, least), (many, most) = uneven
+        yield (
+            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many}); see "
+            "training.class_weights: balanced."
+        )
 
 
 def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:

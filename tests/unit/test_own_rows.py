@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manytune.config import OwnTask
-from manytune.data import load_task
+from manytune.data import load_task, uneven_classes
 from manytune.errors import DataError
 from manytune.tasks import Task
 
@@ -96,6 +96,13 @@ def test_rows_without_a_text_or_a_label_are_left_out_and_named(tmp_path: Path) -
         f"{path}, line 5: y is empty",
         f"{path}, line 6: text is empty",
     )
+
+
+@pytest.mark.parametrize(("rare", "found"), [(2, (("rare", 2), ("often", 20))), (3, None)])
+def test_uneven_classes_are_those_of_which_one_has_a_tenth(tmp_path: Path, rare: int, found: object) -> None:
+    rows = [{"text": f"row {n}", "y": "rare" if n < rare else "often"} for n in range(20 + rare)]
+    task, splits = load_task(own(csv_file(tmp_path / "a.csv", rows), text="text", label="y"))
+    assert uneven_classes(task, splits["train"]) == found
 
 
 def test_a_share_of_train_becomes_dev(tmp_path: Path) -> None:

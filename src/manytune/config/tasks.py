@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from manytune.config.values import Frozen, PathOrName, TaskName, distinct
-from manytune.config.values import OwnName as _OwnName
+from manytune.config.values import Frozen, OwnName, PathOrName, TaskName, distinct
 from manytune.errors import choices
 from manytune.tasks import OwnData, Task
 
@@ -42,7 +41,7 @@ def _file_or_share(value: Any) -> str:
 class OwnTask(Frozen):
     """Data of one's own: files of rows (CSV, TSV, JSONL, Parquet), or a dataset on the Hugging Face hub."""
 
-    name: _OwnName
+    name: OwnName
     """What the task is called."""
     train: PathOrName
     """The file of the training rows; with `hub`, the name of a split."""
