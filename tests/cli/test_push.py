@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from stand_in import answer_json, serving
 from study_files import write_small_study
 
 TOKEN = "hf_a-secret-that-is-never-shown"
@@ -41,17 +41,9 @@ def hub() -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
-        def answer(self, status: int, content: Any) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
         def do_GET(self) -> None:
             about = {"id": "them/tickets", "sha": "0" * 40, "siblings": []}
-            self.answer(found.status, about if found.status == 200 else {"error": "not for you"})
+            answer_json(self, found.status, about if found.status == 200 else {"error": "not for you"})
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -61,30 +53,28 @@ def hub() -> Iterator[Hub]:
                 found.made.append(json.loads(body))
                 error = {"error": "You don't have the rights to create a model under this namespace"}
                 address = f"{found.address}/them/tickets"
-                self.answer(found.status, error if found.status != 200 else {"url": address, "name": "them/tickets"})
+                answer_json(
+                    self, found.status, error if found.status != 200 else {"url": address, "name": "them/tickets"}
+                )
             elif path == "/api/validate-yaml":
-                self.answer(200, {"errors": [], "warnings": []})
+                answer_json(self, 200, {"errors": [], "warnings": []})
             elif path == "/api/models/them/tickets/preupload/main":
                 files = json.loads(body)["files"]
                 modes = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in files]
-                self.answer(200, {"files": modes})
+                answer_json(self, 200, {"files": modes})
             elif path == "/api/models/them/tickets/commit/main":
                 for line in map(json.loads, body.decode().splitlines()):
                     if line["key"] == "file":
                         found.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 commit = {"commitUrl": f"{found.address}/them/tickets/commit/1", "commitOid": "1" * 40}
-                self.answer(200, {"success": True, "hookOutput": "", **commit})
+                answer_json(self, 200, {"success": True, "hookOutput": "", **commit})
             else:
-                self.answer(404, {"error": f"the stand-in knows no {path}"})
+                answer_json(self, 404, {"error": f"the stand-in knows no {path}"})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from stand_in import answer_json, serving
 
 PROGRAM = "from manytune.conversions import safetensors_revision as find\nprint(find('them/old'))"
 
@@ -40,12 +40,7 @@ class Handler(BaseHTTPRequestHandler):
                 {"name": f"refs/pr/{n}", "ref": f"refs/pr/{n}", "targetCommit": "1" * 40} for n in self.server.requests
             ],
         }
-        body = json.dumps(refs).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        answer_json(self, 200, refs)
 
     def do_HEAD(self) -> None:
         revision = self.path.removeprefix("/them/old/resolve/").removesuffix("/model.safetensors").replace("%2F", "/")
@@ -63,12 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     server = Hub(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 def asked(hub: Hub, **environment: str) -> str:
