@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import RenderableType
 from rich.filesize import decimal
 
-from manytune import hardware
 from manytune.config import Study
-from manytune.estimate import PackEstimate, estimate_pack, largest_packs
+from manytune.estimate import PackEstimate, Site, estimate_pack, largest_packs, makespan
 from manytune.plan import Pack, plan_packs, plan_runs
 from manytune.report.views import counted, duration, percent, plain_table
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["render_dry_run"]
 
+Survey = Callable[[str, int], tuple[int, Site]]
+"""(precision, the backbone's width) → packs that train at once, and what each has to itself."""
 
-def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
+
+def render_dry_run(study: Study, survey: Survey) -> Iterator[RenderableType]:
     """Tables and a sum; data and tokenizer are loaded and checked, weights are not.
+
+    Args:
+        study: The study.
+        survey: Says how many packs train at once where it shall run, and what each has to itself, from the precision
+            and the backbone's width.
 
     Raises:
         ManytuneError: What a real start would raise before it trains.
     """
-    chosen = hardware.choose_device(device)
     runs = plan_runs(study)
     works = {name: prepare(study, name) for name in study.task_names}
-    packs = plan_packs(runs, largest_packs(runs, works, chosen))
-    estimates = [(pack, estimate_pack(works[pack.task], pack, chosen)) for pack in packs]
-    dtype = str(hardware.choose_dtype(study.training.precision, chosen)).removeprefix("torch.")
+    capacity, site = survey(study.training.precision, next(iter(works.values())).width)
+    packs = plan_packs(runs, largest_packs(runs, works, site, capacity))
+    estimates = [(pack, estimate_pack(works[pack.task], pack, site)) for pack in packs]
     planned = f"{counted(len(runs), 'run')} in {counted(len(packs), 'pack')}"
-    yield f"{study.name}: {planned} on {chosen.type} in {dtype}; nothing is trained.\n"
+    at_once = f", {capacity} at once" if capacity > 1 else ""
+    dtype = str(site.dtype).removeprefix("torch.")
+    yield f"{study.name}: {planned}{at_once} on {site.device} in {dtype}; nothing is trained.\n"
     for work in works.values():
         yield _data_line(work)
         own = [run for run in runs if run.task == work.task.name]
@@ -57,8 +65,8 @@ def render_dry_run(study: Study, device: str) -> Iterator[RenderableType]:
         [_pack_row(pack, estimate) for pack, estimate in estimates],
         title="Packs (time and memory are rough estimates)",
     )
-    seconds = sum(estimate.seconds for _, estimate in estimates)
-    memory = max(estimate.memory_bytes for _, estimate in estimates)
+    seconds = makespan((estimate.seconds for _, estimate in estimates), capacity)
+    memory = sum(sorted((estimate.memory_bytes for _, estimate in estimates), reverse=True)[:capacity])
     disk = sum(estimate.disk_bytes for _, estimate in estimates)
     yield f"In all about {duration(seconds)}, {decimal(memory)} of memory and {decimal(disk)} on disk."
 

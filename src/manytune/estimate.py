@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import torch
 
 from manytune import hardware
 from manytune.methods import ParameterCount
-from manytune.plan import Pack, Run, evaluation_steps, steps_per_epoch, total_steps
+from manytune.plan import Pack, PackKind, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
 from manytune.workload import TaskWork
 
-__all__ = ["PackEstimate", "estimate_pack", "largest_packs"]
+__all__ = ["PackEstimate", "Site", "estimate_pack", "largest_packs", "makespan", "pack_seconds"]
 
 _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 """Matrix products a training token, in forward passes: forward, and back through inputs and weights."""
@@ -35,6 +37,44 @@ _FASTEST = {"cpu": 16, "cuda": 64, "mps": 16}
 
 _SHARE_OF_MEMORY = 0.7
 """Part of the memory now free that a pack that was sized by itself may take: estimates are rough."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What one pack has to itself where it trains, which may be another machine.
+
+    Attributes:
+        device: The device's type.
+        dtype: What products are computed in.
+        free_bytes: Memory that is free there, of the GPU or of the machine.
+        products_per_second: Floating-point operations a second of matrix products of the backbone's width.
+    """
+
+    device: str
+    dtype: torch.dtype
+    free_bytes: int
+    products_per_second: float
+
+    @classmethod
+    def measure(cls, device: torch.device, precision: str, width: int, *, threads: int = 0, sharing: int = 1) -> Self:
+        """Look at a device of this machine, in about 0.1 s.
+
+        Args:
+            device: The device.
+            precision: `auto`, `fp32` or `bf16`.
+            width: Hidden width of the backbone.
+            threads: Of a pack; 0 for as many as torch uses.
+            sharing: Packs that train at once in the same memory.
+        """
+        dtype = hardware.choose_dtype(precision, device)
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            speed = _products_per_second(width, dtype, device, torch.get_num_threads())
+        finally:
+            torch.set_num_threads(before)
+        return cls(device.type, dtype, hardware.free_memory(device) // sharing, speed)
 
 
 @dataclass(frozen=True)
@@ -60,64 +100,104 @@ class PackEstimate:
     parameters: tuple[ParameterCount, ...]
 
 
-def estimate_pack(work: TaskWork, pack: Pack, device: torch.device) -> PackEstimate:
-    """Estimate a pack from its token counts and a probe of the device's matrix products."""
-    training = work.study.training
-    rows = work.train_size
-    per_epoch = steps_per_epoch(rows, training.batch_size, training.accumulate)
-    steps = total_steps(training, rows)
-    evaluations = len(evaluation_steps(training, per_epoch, steps))
-    runs = len(pack.runs)
+def estimate_pack(work: TaskWork, pack: Pack, site: Site) -> PackEstimate:
+    """Estimate a pack from its token counts and the speed of matrix products where it trains."""
+    training, counts = work.study.training, _counts(work)
     length = float(work.train.lengths.mean())
-    samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))
-    tokens = round(samples * length) * runs
-    dev_tokens = int(work.dev.lengths.sum()) * runs
-    dtype = hardware.choose_dtype(training.precision, device)
-    width, layers_flops = _shape(work)
-    together = 1 if work.anatomy.padded else runs  # in the padded way each run has passes of its own
-    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * min(1.0, (together - 1) / 7)
-    speed = _products_per_second(width, dtype, device) * share
-    passes = tokens * _PASSES[pack.kind] + dev_tokens * (evaluations + 1)
     parameters = tuple(work.parameters(run) for run in pack.runs)
     return PackEstimate(
-        steps=steps,
-        evaluations=evaluations,
-        tokens=tokens,
-        seconds=passes * layers_flops / speed,
+        steps=counts.steps,
+        evaluations=counts.evaluations,
+        tokens=counts.tokens * len(pack.runs),
+        seconds=pack_seconds(work, pack.kind, len(pack.runs), site),
         memory_bytes=round(
-            (0 if device.type == "cuda" else _resident_bytes())
-            + _shared_bytes(work, dtype, device)
-            + sum(_run_bytes(work, count, training.batch_size * length, dtype) for count in parameters)
+            (0 if site.device == "cuda" else _resident_bytes())
+            + _shared_bytes(work, site)
+            + sum(_run_bytes(work, count, training.batch_size * length, site.dtype) for count in parameters)
         ),
         disk_bytes=sum(_snapshot_bytes(work, count) for count in parameters),
         parameters=parameters,
     )
 
 
-def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], device: torch.device) -> dict[str, int]:
-    """How many runs a pack may hold, for each task: `max_pack`, or as many as make it faster and fit into memory."""
-    return {
-        name: _largest_pack([run for run in runs if run.task == name], work, device) for name, work in works.items()
-    }
+def pack_seconds(work: TaskWork, kind: PackKind, runs: int, site: Site) -> float:
+    """Seconds that a pack of so many runs trains and is evaluated, roughly."""
+    counts = _counts(work)
+    together = 1 if work.anatomy.padded else runs  # in the padded way each run has passes of its own
+    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * min(1.0, (together - 1) / 7)
+    passes = counts.tokens * _PASSES[kind] + counts.dev_tokens * (counts.evaluations + 1)
+    flops_a_token = 2 * work.anatomy.passes * _matrices(work)
+    return runs * passes * flops_a_token / (site.products_per_second * share)
 
 
-def _largest_pack(runs: Sequence[Run], work: TaskWork, device: torch.device) -> int:
+def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], site: Site, capacity: int = 1) -> dict[str, int]:
+    """How many runs a pack may hold, for each task.
+
+    It is `max_pack`, or as many as make a pack faster and fit into memory; and where several packs train at once, no
+    more than lets the study end soonest: a few full packs leave places idle.
+
+    Args:
+        runs: What is to be packed.
+        works: Of each of their tasks.
+        site: What a pack has to itself.
+        capacity: Packs that train at once.
+    """
+    most = {name: _largest_pack([run for run in runs if run.task == name], work, site) for name, work in works.items()}
+    if capacity == 1 or any(work.study.training.max_pack != "auto" for work in works.values()):
+        return most
+    top = max(most.values(), default=1)
+    limits = sorted({math.ceil(top / parts) for parts in range(1, top + 1)}, reverse=True)
+
+    def seconds(limit: int) -> float:
+        packs = plan_packs(runs, {name: min(own, limit) for name, own in most.items()})
+        return makespan((pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in packs), capacity)
+
+    best = min(limits, key=seconds)  # of equals the largest packs, which come first
+    return {name: min(own, best) for name, own in most.items()}
+
+
+def makespan(seconds: Iterable[float], capacity: int) -> float:
+    """When the last of some packs ends, `capacity` at once, the longest first (Graham's rule)."""
+    free_at = [0.0] * capacity
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(free_at, free_at[0] + each)
+    return max(free_at)
+
+
+def _largest_pack(runs: Sequence[Run], work: TaskWork, site: Site) -> int:
     training = work.study.training
     if training.max_pack != "auto":
         return training.max_pack
     if work.anatomy.padded:  # a pack would be no faster than its runs one after the other
         return 1
-    dtype = hardware.choose_dtype(training.precision, device)
     tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.method != "full"]
-    each = max((_run_bytes(work, work.parameters(run), tokens, dtype) for run in packed), default=1.0)
-    room = _SHARE_OF_MEMORY * hardware.free_memory(device) - _shared_bytes(work, dtype, device)
-    return max(1, min(_FASTEST[device.type], int(room // each)))
+    each = max((_run_bytes(work, work.parameters(run), tokens, site.dtype) for run in packed), default=1.0)
+    room = _SHARE_OF_MEMORY * site.free_bytes - _shared_bytes(work, site)
+    return max(1, min(_FASTEST[site.device], int(room // each)))
 
 
-def _shape(work: TaskWork) -> tuple[int, int]:
-    """Hidden width, and floating-point operations of a token's forward pass through the linear layers."""
-    return next(iter(work.anatomy.linears.values()))[0], 2 * work.anatomy.passes * _matrices(work)
+@dataclass(frozen=True)
+class _Counts:
+    """Of one run."""
+
+    steps: int
+    evaluations: int
+    tokens: int
+    dev_tokens: int
+
+
+def _counts(work: TaskWork) -> _Counts:
+    training, rows = work.study.training, work.train_size
+    per_epoch = steps_per_epoch(rows, training.batch_size, training.accumulate)
+    steps = total_steps(training, rows)
+    samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))
+    return _Counts(
+        steps=steps,
+        evaluations=len(evaluation_steps(training, per_epoch, steps)),
+        tokens=round(samples * float(work.train.lengths.mean())),
+        dev_tokens=int(work.dev.lengths.sum()),
+    )
 
 
 def _matrices(work: TaskWork) -> int:
@@ -126,11 +206,11 @@ def _matrices(work: TaskWork) -> int:
     return sum(inputs * outputs for path, (inputs, outputs) in linears if not path.startswith("pooler"))
 
 
-def _shared_bytes(work: TaskWork, dtype: torch.dtype, device: torch.device) -> float:
+def _shared_bytes(work: TaskWork, site: Site) -> float:
     """The backbone, and its matrices in bf16: on a CPU three times, as they are and packed for two products."""
     frozen = sum(math.prod(shape) for shape in work.anatomy.tensors.values())
-    copies = 0 if dtype == torch.float32 else 3 if device.type == "cpu" else 1
-    return float(4 * frozen + copies * dtype.itemsize * _matrices(work))
+    copies = 0 if site.dtype == torch.float32 else 3 if site.device == "cpu" else 1
+    return float(4 * frozen + copies * site.dtype.itemsize * _matrices(work))
 
 
 def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, dtype: torch.dtype) -> float:
@@ -152,7 +232,7 @@ def _resident_bytes() -> int:
 
 
 @cache
-def _products_per_second(width: int, dtype: torch.dtype, device: torch.device) -> float:
+def _products_per_second(width: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     """Floating-point operations a second of [1024, width] x [width, 4 width] on the device, in about 0.1 s."""
     x = torch.randn(1024, width, device=device, dtype=dtype)
     weight = torch.randn(4 * width, width, device=device, dtype=dtype)

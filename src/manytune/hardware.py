@@ -52,18 +52,23 @@ _PACKAGES = (
 )
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, option: str = "--device") -> torch.device:
     """The device to train on.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, … or `mps`.
+        option: What to call it in an error message.
 
     Raises:
         StudyError: There is no such device, or not on this machine.
     """
-    check_device(name)
+    check_device(name, option)
     if name == "auto":
         name = next(device for device, available in _AVAILABLE.items() if available())
-    if not _AVAILABLE[name]():
+    kind, _, number = name.partition(":")
+    if not _AVAILABLE[kind]() or (number and int(number) >= torch.cuda.device_count()):
         here = ", ".join(device for device, available in _AVAILABLE.items() if available())
-        raise StudyError(f"--device: {name} is not available on this machine; available are: auto, {here}.")
+        raise StudyError(f"{option}: {name} is not available on this machine; available are: auto, {here}.")
     return torch.device(name)
 
 

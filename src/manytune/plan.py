@@ -6,12 +6,15 @@ same when a study grows by a rank, a method, a task or a seed: `cola-lora-r8-lr4
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from manytune.config import MEANS, Method, OwnTask, Study, Training, digest
 from manytune.errors import StudyError
@@ -23,6 +26,8 @@ __all__ = [
     "Run",
     "evaluation_steps",
     "method_label",
+    "packs_from_json",
+    "packs_to_json",
     "plan_packs",
     "plan_runs",
     "replan",
@@ -161,6 +166,25 @@ def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, 
     kept = tuple(pack for pack in packs if all(run.id in wanted for run in pack.runs))
     placed = {run.id for pack in kept for run in pack.runs}
     return kept + plan_packs([run for run in wanted.values() if run.id not in placed], most)
+
+
+def packs_to_json(packs: Iterable[Pack]) -> Any:
+    """Packs as JSON values."""
+    return _packs_adapter().dump_python(tuple(packs), mode="json")
+
+
+def packs_from_json(values: Any) -> tuple[Pack, ...]:
+    """What `packs_to_json` made.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return _packs_adapter().validate_python(values)
+
+
+@functools.cache
+def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
+    return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
 
 
 def method_label(method: Method) -> str:

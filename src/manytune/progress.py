@@ -1,8 +1,8 @@
 """What a study says while it trains: a live line a pack, plain lines without a terminal, or nothing.
 
     with make_progress(quiet=False) as progress:
-        progress.pack_started("cola-adapters-0", "cola", run_ids, total_steps)
-        progress.step(1, losses)
+        progress.pack_started("cola-adapters-0", task, run_ids, total_steps)
+        progress.step("cola-adapters-0", 1, losses)
         ...
 
 Everything goes to standard error, so that standard output holds results alone.
@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 
 class Progress(Protocol):
-    """What the one who trains packs reports to; a context, entered before the first call."""
+    """What is told how packs get on, several at once too; a context, entered before the first call."""
 
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """A pack starts to train.
@@ -48,34 +48,36 @@ class Progress(Protocol):
             total_steps: Optimizer steps it will take if no run ends early.
         """
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
-        """An optimizer step was taken.
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+        """An optimizer step was taken, of which not every one need be told.
 
         Args:
+            pack_id: The pack.
             step: Steps taken so far, from 1.
             losses: Training loss of each run still in the pack.
         """
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
-        """The runs were evaluated.
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+        """The runs of a pack were evaluated.
 
         Args:
+            pack_id: The pack.
             step: Steps taken so far.
-            scores: Run id → primary metric.
             best: The run with the best score so far, and that score.
         """
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         """A run left the pack, or ended with it.
 
         Args:
+            pack_id: The pack.
             run_id: The run.
             state: finished, failed, collapsed or pruned.
             note: Why, or what to do about it.
         """
 
-    def pack_finished(self, seconds: float) -> None:
-        """The pack is done, `seconds` after it started."""
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
+        """The pack is done, `seconds` after it started; None: it was cut short, and may start again."""
 
     def message(self, text: str, level: Level = "info") -> None:
         """Something a user should know."""
@@ -148,8 +150,6 @@ class _Pack:
         return f"{self.id}: {_count(self.runs, 'run')}, {took}{best}"
 
 
-_NO_PACK = _Pack(id="", metric="score", runs=0, alive=0, total_steps=0, started=0.0)
-
 _LEVEL_OF_STATE: Mapping[str, Level] = MappingProxyType({"failed": "error", "collapsed": "warning"})
 _STYLE: Mapping[Level, str] = MappingProxyType({"info": "", "warning": "yellow", "error": "bold red"})
 
@@ -173,18 +173,18 @@ class QuietProgress:
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Say nothing."""
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """Say nothing."""
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
         """Say nothing."""
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         """Say it of a run that failed or collapsed."""
         if state in _LEVEL_OF_STATE:
             _say_end(self._console, run_id, state, note)
 
-    def pack_finished(self, seconds: float) -> None:
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
         """Say nothing."""
 
     def message(self, text: str, level: Level = "info") -> None:
@@ -207,32 +207,34 @@ class PlainProgress:
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._pack = _NO_PACK
+        self._packs: dict[str, _Pack] = {}
 
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Say what starts."""
-        self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())
+        self._packs[pack_id] = _Pack.start(pack_id, task, runs, total_steps, self._clock())
         _say(self._console, f"{pack_id}: {_count(len(runs), 'run')} on {task.name}, {_count(total_steps, 'step')}")
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """Take note."""
-        self._pack = self._pack.stepped(step, losses)
+        self._packs[pack_id] = self._packs[pack_id].stepped(step, losses)
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
         """Say how far the pack is, and the best score so far."""
-        self._pack = replace(self._pack, steps=step, best=best)
-        where = f"{self._pack.id}: step {step}/{self._pack.total_steps}"
-        _say(self._console, f"{where}, {self._pack.facts(self._clock())}")
+        pack = self._packs[pack_id] = replace(self._packs[pack_id], steps=step, best=best)
+        _say(self._console, f"{pack_id}: step {step}/{pack.total_steps}, {pack.facts(self._clock())}")
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         """Say it, unless it ended as planned and there is nothing to add."""
-        self._pack = self._pack.left_by_one()
+        if pack_id in self._packs:  # else it failed without having started
+            self._packs[pack_id] = self._packs[pack_id].left_by_one()
         if note or state != "finished":
             _say_end(self._console, run_id, state, note)
 
-    def pack_finished(self, seconds: float) -> None:
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
         """Say what the pack came to."""
-        _say(self._console, self._pack.summary(seconds))
+        pack = self._packs.pop(pack_id, None)
+        if pack is not None and seconds is not None:
+            _say(self._console, pack.summary(seconds))
 
     def message(self, text: str, level: Level = "info") -> None:
         """Say it."""
@@ -258,13 +260,13 @@ class _PackColumn(ProgressColumn):
 
 
 class LiveProgress:
-    """One line a pack that is redrawn in place; what stays is written above it."""
+    """One line a pack that is redrawn in place; what stays is written above them."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._pack = _NO_PACK
-        self._line: TaskID | None = None
+        self._packs: dict[str, _Pack] = {}
+        self._lines: dict[str, TaskID] = {}
         self._bar = Bar(
             _PackColumn(),
             *([BarColumn(bar_width=16)] if console.width >= _WIDTH_FOR_A_BAR else []),
@@ -276,32 +278,36 @@ class LiveProgress:
 
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         """Start the pack's line."""
-        self._remove_line()  # of a pack that was cut short
-        self._pack = _Pack.start(pack_id, task, runs, total_steps, self._clock())
-        self._line = self._bar.add_task(pack_id, total=total_steps, facts="")
-        self._redraw()
+        self._packs[pack_id] = _Pack.start(pack_id, task, runs, total_steps, self._clock())
+        self._lines[pack_id] = self._bar.add_task(pack_id, total=total_steps, facts="")
+        self._redraw(pack_id)
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """Move the line on."""
-        self._pack = self._pack.stepped(step, losses)
-        self._redraw()
+        self._packs[pack_id] = self._packs[pack_id].stepped(step, losses)
+        self._redraw(pack_id)
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
         """Show the best score so far."""
-        self._pack = replace(self._pack, steps=step, best=best)
-        self._redraw()
+        self._packs[pack_id] = replace(self._packs[pack_id], steps=step, best=best)
+        self._redraw(pack_id)
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         """Say it, unless it ended as planned and there is nothing to add; count the runs that are left."""
-        self._pack = self._pack.left_by_one()
-        self._redraw()
+        if pack_id in self._packs:  # else it failed without having started
+            self._packs[pack_id] = self._packs[pack_id].left_by_one()
+            self._redraw(pack_id)
         if note or state != "finished":
             _say_end(self._console, run_id, state, note)
 
-    def pack_finished(self, seconds: float) -> None:
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
         """Replace the line by what the pack came to."""
-        self._remove_line()
-        _say(self._console, self._pack.summary(seconds))
+        pack = self._packs.pop(pack_id, None)
+        if pack is None:
+            return
+        self._bar.remove_task(self._lines.pop(pack_id))
+        if seconds is not None:
+            _say(self._console, pack.summary(seconds))
 
     def message(self, text: str, level: Level = "info") -> None:
         """Say it above the line."""
@@ -316,15 +322,9 @@ class LiveProgress:
     ) -> None:
         self._bar.stop()
 
-    def _redraw(self) -> None:
-        if self._line is not None:
-            facts = self._pack.facts(self._clock())
-            self._bar.update(self._line, completed=self._pack.steps, facts=facts)
-
-    def _remove_line(self) -> None:
-        if self._line is not None:
-            self._bar.remove_task(self._line)
-            self._line = None
+    def _redraw(self, pack_id: str) -> None:
+        pack = self._packs[pack_id]
+        self._bar.update(self._lines[pack_id], completed=pack.steps, facts=pack.facts(self._clock()))
 
 
 def _count(number: int, noun: str) -> str:

@@ -31,6 +31,7 @@ from manytune.errors import StoreError
 from manytune.json_text import parse_json
 
 __all__ = [
+    "COLLAPSE_ADVICE",
     "SCHEMA_VERSION",
     "Cost",
     "HistoryRow",
@@ -44,6 +45,11 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+COLLAPSE_ADVICE = (
+    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
+)
+"""The first note of a collapsed run."""
 
 _PLAIN = "plain"
 """Validation's context where all values are plain already: looking at each once is enough."""

@@ -14,7 +14,6 @@ OUT/lock                       who works on it, while someone does; see `lock`
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -26,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
 from manytune.evidence import predictions_from_bytes, predictions_to_bytes
 from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, write_file, writing
 from manytune.json_text import parse_json
-from manytune.plan import Pack, Run, plan_runs
+from manytune.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 from manytune.task_files import TaskFiles
 from manytune.tasks import Task
@@ -222,8 +220,7 @@ class Store:
 
     def write_plan(self, packs: Sequence[Pack]) -> None:
         """Keep the packs, so that every later start trains the same runs together."""
-        packs_json = _packs_adapter().dump_python(tuple(packs), mode="json")
-        plan = {"schema_version": _PLAN_VERSION, "packs": packs_json}
+        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs)}
         write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
@@ -239,7 +236,7 @@ class Store:
                     f"{self._plan_file} has schema version {version!r}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
-            return _packs_adapter().validate_python(plan["packs"])
+            return packs_from_json(plan["packs"])
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "
@@ -434,11 +431,6 @@ def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
         best_step=record.best_step if record else None,
         failure=record.failure if record else None,
     )
-
-
-@functools.cache
-def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
-    return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[str]:

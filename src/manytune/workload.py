@@ -68,6 +68,11 @@ class TaskWork:
             if data.truncated
         ]
 
+    @property
+    def width(self) -> int:
+        """Hidden width of the backbone."""
+        return next(iter(self.anatomy.linears.values()))[0]
+
     @cached_property
     def train_size(self) -> int:
         """Rows that each run trains on."""

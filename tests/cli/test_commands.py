@@ -150,7 +150,7 @@ class TestRun:
 
     def test_nobody_else_writes_on_the_terminal(self, finish: Finish) -> None:
         packs = plan_packs(finish.runs, 16)
-        ours = (*(f"{pack.id}: " for pack in packs), "warning: ")
+        ours = (*(f"{pack.id}: " for pack in packs), "warning: ", "The packs took ")
         assert [line for line in finish.done.err.splitlines() if not line.startswith(ours)] == []
 
     def test_a_collapsed_run_is_said_loudly_with_advice(self, finish: Finish) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import manytune
 from manytune import ManytuneError, RunRecord, RunState, Study, StudyResult, run_study
 from manytune.progress import make_progress
 from manytune.report import TaskTable
+from manytune.store import Store
 from manytune.tasks import Task
 from tiny import make_tiny
 
@@ -54,7 +55,7 @@ class Listener:
     def __init__(self) -> None:
         self.packs: list[tuple[str, str, tuple[str, ...], int]] = []
         self.steps: list[tuple[int, int]] = []
-        self.evaluations: list[tuple[int, Mapping[str, float], tuple[str, float]]] = []
+        self.evaluations: list[tuple[int, tuple[str, float]]] = []
         self.ended: dict[str, str] = {}
         self.seconds: list[float] = []
         self.messages: list[str] = []
@@ -63,17 +64,17 @@ class Listener:
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         self.packs.append((pack_id, task.name, tuple(runs), total_steps))
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         self.steps.append((step, len(losses)))
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
-        self.evaluations.append((step, dict(scores), best))
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+        self.evaluations.append((step, best))
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         self.ended[run_id] = state
 
-    def pack_finished(self, seconds: float) -> None:
-        self.seconds.append(seconds)
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
+        self.seconds.append(seconds or 0.0)
 
     def message(self, text: str, level: str = "info") -> None:
         self.messages.append(text)
@@ -125,10 +126,11 @@ class TestRunStudy:
         run_ids = tuple(record.run_id for record in result.records)
         assert [pack[1:] for pack in told.packs] == [("builtin-similarity", run_ids, 4)]
         assert told.steps == [(1, 2), (2, 2), (3, 2), (4, 2)]
-        assert [step for step, _, _ in told.evaluations] == [2, 4]
-        assert all(tuple(scores) == run_ids for _, scores, _ in told.evaluations)
-        seen = [scores for _, scores, _ in told.evaluations]
-        assert told.evaluations[-1][2][1] == max(score for scores in seen for score in scores.values())
+        assert [step for step, _ in told.evaluations] == [2, 4]
+        metric = result.records[0].primary_metric
+        history = {run_id: Store.open(tmp_path / "out").read_history(run_id) for run_id in run_ids}
+        scores = {(row.metrics[metric] or 0.0, run_id) for run_id in run_ids for row in history[run_id]}
+        assert told.evaluations[-1][1] == max(scores)[::-1]
         assert told.ended == dict.fromkeys(run_ids, "finished")
         assert (len(told.seconds), told.open, told.messages) == (1, 0, [])
 

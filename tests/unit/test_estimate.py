@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from manytune import estimate, hardware, snapshot
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study, Training
-from manytune.estimate import PackEstimate, estimate_pack, largest_packs
+from manytune.estimate import PackEstimate, Site, estimate_pack, largest_packs, makespan, pack_seconds
 from manytune.packing import Member, PackedModel
 from manytune.plan import plan_packs, plan_runs
 from manytune.workload import TaskWork, prepare
@@ -56,11 +56,16 @@ def study(folder: Path, *methods: Mapping[str, Any], seeds: int = 1, **training:
     return Study.from_dict({**values, "training": settings.model_dump(), "methods": list(methods or [LORA])})
 
 
+def site(precision: str = "fp32", free: float = 1e15) -> Site:
+    dtype = hardware.choose_dtype(precision, CPU)
+    return Site("cpu", dtype, int(free), products_per_second=1e9)
+
+
 def estimated(work: TaskWork, *methods: Mapping[str, Any], seeds: int = 1, **training: Any) -> PackEstimate:
     """The estimate of a study's only pack."""
     asked = study(Path(work.study.model), *methods, seeds=seeds, max_pack=100, **training)
     (pack,) = plan_packs(plan_runs(asked), 100)
-    return estimate_pack(replace(work, study=asked), pack, CPU)
+    return estimate_pack(replace(work, study=asked), pack, site(asked.training.precision))
 
 
 def test_steps_evaluations_and_tokens_are_those_of_the_plan(work: TaskWork) -> None:
@@ -141,13 +146,10 @@ def test_half_precision_takes_three_copies_of_the_matrices_more(work: TaskWork) 
     assert more[64] < 0
 
 
-def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(
-    work: TaskWork, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(work: TaskWork) -> None:
     def largest(*methods: Mapping[str, Any], free: float = 1e15, **training: Any) -> int:
-        monkeypatch.setattr(hardware, "free_memory", lambda device: free)
         asked = study(Path(work.study.model), *methods, seeds=2, **training)
-        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, CPU)[TASK]
+        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, site(free=free))[TASK]
 
     assert largest(max_pack=3) == 3
     assert largest() == 16
@@ -162,24 +164,61 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(
 def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:
     padded = replace(work, anatomy=replace(work.anatomy, padded=True))
     runs = plan_runs(study(Path(work.study.model), seeds=4))
-    assert largest_packs(runs, {TASK: work}, CPU)[TASK] > 1
-    assert largest_packs(runs, {TASK: padded}, CPU) == {TASK: 1}
+    assert largest_packs(runs, {TASK: work}, site())[TASK] > 1
+    assert largest_packs(runs, {TASK: padded}, site()) == {TASK: 1}
     (pack,) = plan_packs(runs, 4)
-    assert estimate_pack(padded, pack, CPU).seconds > estimate_pack(work, pack, CPU).seconds
+    assert estimate_pack(padded, pack, site()).seconds > estimate_pack(work, pack, site()).seconds
 
 
 def test_layers_that_are_one_and_the_same_are_counted_as_often_as_they_are_used(work: TaskWork) -> None:
     albert = replace(work, anatomy=replace(work.anatomy, passes=2 * work.anatomy.passes))
     (pack,) = plan_packs(plan_runs(work.study), 1)
-    once, twice = (estimate_pack(each, pack, CPU) for each in (work, albert))
+    once, twice = (estimate_pack(each, pack, site()) for each in (work, albert))
     assert twice.seconds == pytest.approx(2 * once.seconds)
     assert twice.memory_bytes > once.memory_bytes
 
 
 def test_the_probe_measures_once_a_device() -> None:
-    speed = _PROBE(8, torch.float32, CPU)
+    speed = _PROBE(8, torch.float32, CPU, 1)
     assert speed > 1e6
-    assert _PROBE(8, torch.float32, CPU) == speed
+    assert _PROBE(8, torch.float32, CPU, 1) == speed
+
+
+def test_a_site_is_what_a_pack_has_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "free_memory", lambda device: 1000)
+    seen: list[int] = []
+    monkeypatch.setattr(estimate, "_products_per_second", lambda *_: seen.append(torch.get_num_threads()) or 5.0)
+    before = torch.get_num_threads()
+    assert Site.measure(CPU, "fp32", 8, threads=before + 1, sharing=4) == Site("cpu", torch.float32, 250, 5.0)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_a_makespan_is_that_of_the_longest_first() -> None:
+    assert makespan([3, 1, 2], 1) == 6
+    assert makespan([1, 1, 1, 3], 2) == 3
+    assert makespan([], 3) == 0
+    assert makespan([5], 3) == 5
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 4, 16, 100])
+def test_with_more_places_packs_are_smaller_where_that_ends_sooner(work: TaskWork, capacity: int) -> None:
+    runs = plan_runs(study(Path(work.study.model), seeds=16))
+
+    def ends(size: int) -> float:
+        packs = plan_packs(runs, size)
+        return makespan((pack_seconds(work, p.kind, len(p.runs), site()) for p in packs), capacity)
+
+    chosen = largest_packs(runs, {TASK: work}, site(), capacity)[TASK]
+    assert ends(chosen) == min(map(ends, range(1, 17)))
+    assert (chosen == 16) is (capacity == 1)
+    if capacity >= 16:
+        assert chosen == 1
+
+
+def test_a_size_that_was_asked_for_stays_whatever_the_places(work: TaskWork) -> None:
+    asked = study(Path(work.study.model), seeds=8, max_pack=8)
+    assert largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, site(), 8) == {TASK: 8}
 
 
 def test_a_process_has_a_size() -> None:

@@ -42,10 +42,17 @@ class TestDevice:
         with pytest.raises(StudyError, match="cuda is not available on this machine; available are: auto, mps, cpu"):
             choose_device("cuda")
 
-    @pytest.mark.parametrize("name", ["gpu", "cuda:0", ""])
+    @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:1", ""])
     def test_one_that_is_unknown_is_refused(self, name: str) -> None:
-        with pytest.raises(StudyError, match=rf"--device: '{name}' is not one of: auto, cpu, cuda, mps\."):
+        with pytest.raises(StudyError, match=rf"--device: '{name}' is not one of: auto, cpu, cuda, mps, cuda:N\."):
             choose_device(name)
+
+    def test_a_numbered_gpu_must_be_there_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.only({"cuda", "cpu"}, monkeypatch)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert choose_device("cuda:1") == torch.device("cuda", 1)
+        with pytest.raises(StudyError, match="--devices: cuda:2 is not available on this machine"):
+            choose_device("cuda:2", "--devices")
 
     def test_what_is_here_is_asked_of_torch(self) -> None:
         found = {name: available() for name, available in hardware._AVAILABLE.items()}

@@ -11,6 +11,7 @@ from manytune.progress import LiveProgress, PlainProgress, Progress, QuietProgre
 from manytune.tasks import TASKS
 
 RUNS = ["run-a", "run-b", "run-c"]
+PACK = "cola-adapters-0"
 
 
 class Clock:
@@ -44,18 +45,18 @@ def last_drawn(console: Console) -> str:
 def a_whole_pack(progress: Progress, clock: Clock | None = None) -> None:
     """Ten steps with one evaluation, one run that fails on the way and one that collapses."""
     progress.message("3 rows were truncated")
-    progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
+    progress.pack_started(PACK, TASKS["cola"], RUNS, total_steps=10)
     for step in range(1, 6):
-        progress.step(step, [0.5, 0.7])
+        progress.step(PACK, step, [0.5, 0.7])
     if clock:
         clock.now += 100
-    progress.evaluated(5, {"run-a": 0.25, "run-b": 0.5}, ("run-b", 0.5))
-    progress.run_ended("run-a", "failed", "the loss was no number at step 6")
-    progress.step(10, [0.1, 0.2])
-    progress.evaluated(10, {"run-b": 0.4}, ("run-b", 0.5))
-    progress.run_ended("run-b", "finished")
-    progress.run_ended("run-c", "collapsed", "try a lower learning rate")
-    progress.pack_finished(3725)
+    progress.evaluated(PACK, 5, ("run-b", 0.5))
+    progress.run_ended(PACK, "run-a", "failed", "the loss was no number at step 6")
+    progress.step(PACK, 10, [0.1, 0.2])
+    progress.evaluated(PACK, 10, ("run-b", 0.5))
+    progress.run_ended(PACK, "run-b", "finished")
+    progress.run_ended(PACK, "run-c", "collapsed", "try a lower learning rate")
+    progress.pack_finished(PACK, 3725)
 
 
 @pytest.fixture(params=[LiveProgress, PlainProgress, QuietProgress])
@@ -104,8 +105,8 @@ class TestPlain:
         console = make_console(terminal=False)
         progress = PlainProgress(console, Clock())
         progress.pack_started("mine-full-0", TASKS["builtin-similarity"], ["run-a"], total_steps=2)
-        progress.step(1, [math.nan])
-        progress.pack_finished(5)
+        progress.step("mine-full-0", 1, [math.nan])
+        progress.pack_finished("mine-full-0", 5)
         assert lines(console) == [
             "mine-full-0: 1 run on builtin-similarity, 2 steps",
             "mine-full-0: 1 run, 1 step in 0:05",
@@ -115,16 +116,16 @@ class TestPlain:
         console = make_console(terminal=False)
         progress = PlainProgress(console, Clock())
         progress.pack_started("p", TASKS["cola"], RUNS, total_steps=4)
-        progress.step(1, [0.5, math.nan, 1.0])
-        progress.evaluated(1, {}, ("run-a", 0.125))
+        progress.step("p", 1, [0.5, math.nan, 1.0])
+        progress.evaluated("p", 1, ("run-a", 0.125))
         assert "loss 0.750, best MCC 0.125" in lines(console)[-1]
 
     def test_a_finished_run_is_mentioned_where_there_is_something_to_say(self) -> None:
         console = make_console(terminal=False)
         progress = PlainProgress(console)
-        progress.run_ended("run-a", "finished", "stopped early at step 5")
-        progress.run_ended("run-b", "pruned")
-        progress.run_ended("run-c", "finished")
+        progress.run_ended("p", "run-a", "finished", "stopped early at step 5")
+        progress.run_ended("p", "run-b", "pruned")
+        progress.run_ended("p", "run-c", "finished")
         assert lines(console) == ["run-a finished: stopped early at step 5", "run-b pruned"]
 
     def test_a_new_pack_starts_afresh(self) -> None:
@@ -132,8 +133,8 @@ class TestPlain:
         progress = PlainProgress(console, Clock())
         a_whole_pack(progress)
         progress.pack_started("second", TASKS["stsb"], RUNS, total_steps=4)
-        progress.step(1, [0.5])
-        progress.pack_finished(1)
+        progress.step("second", 1, [0.5])
+        progress.pack_finished("second", 1)
         assert lines(console)[-1] == "second: 3 runs, 1 step in 0:01"
 
 
@@ -141,11 +142,11 @@ class TestLive:
     def test_the_line_shows_where_the_pack_is(self) -> None:
         console, clock = make_console(terminal=True), Clock()
         with LiveProgress(console, clock) as progress:
-            progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
-            progress.step(4, [0.5, 0.7])
-            progress.run_ended("run-c", "finished")
+            progress.pack_started(PACK, TASKS["cola"], RUNS, total_steps=10)
+            progress.step(PACK, 4, [0.5, 0.7])
+            progress.run_ended(PACK, "run-c", "finished")
             clock.now += 60
-            progress.evaluated(5, {"run-a": 0.25}, ("run-a", 0.25))
+            progress.evaluated(PACK, 5, ("run-a", 0.25))
         assert "cola-adapters-0 " in last_drawn(console)
         assert " 5/10 2 runs, loss 0.600, best MCC 0.250, 1:00 left" in last_drawn(console)
 
@@ -166,18 +167,33 @@ class TestLive:
     def test_a_narrow_terminal_keeps_the_figures(self) -> None:
         console = make_console(terminal=True, width=80)
         with LiveProgress(console, Clock()) as progress:
-            progress.pack_started("builtin-acceptability-adapters-0", TASKS["cola"], RUNS, total_steps=3000)
-            progress.step(500, [0.5])
-            progress.evaluated(500, {"run-a": 0.25}, ("run-a", 0.25))
+            pack = "builtin-acceptability-adapters-0"
+            progress.pack_started(pack, TASKS["cola"], RUNS, total_steps=3000)
+            progress.step(pack, 500, [0.5])
+            progress.evaluated(pack, 500, ("run-a", 0.25))
         assert "… 500/3000 3 runs, loss 0.500, best MCC 0.250, 0:00 left" in last_drawn(console)
 
     def test_the_line_goes_when_its_pack_is_cut_short(self) -> None:
         console = make_console(terminal=True)
         with LiveProgress(console) as progress:
             progress.pack_started("first", TASKS["cola"], RUNS, total_steps=10)
+            progress.pack_finished("first", None)
             progress.pack_started("second", TASKS["cola"], RUNS, total_steps=10)
         assert "first" not in last_drawn(console)
         assert "second" in last_drawn(console)
+        assert "first: " not in said(console)
+
+    def test_packs_that_train_at_once_have_a_line_each(self) -> None:
+        console = make_console(terminal=True)
+        with LiveProgress(console, Clock()) as progress:
+            for pack in ("first", "second"):
+                progress.pack_started(pack, TASKS["cola"], RUNS, total_steps=10)
+            progress.step("second", 7, [0.5])
+            progress.step("first", 3, [0.25])
+            progress.run_ended("second", "run-a", "finished")
+        # What was drawn last is one frame of two lines.
+        assert "3/10 3 runs, loss 0.250" in said(console)
+        assert "7/10 2 runs, loss 0.500" in said(console)
 
     def test_the_line_goes_when_the_pack_is_done(self) -> None:
         console = make_console(terminal=True)
@@ -186,11 +202,19 @@ class TestLive:
         assert "10/10" not in last_drawn(console)
 
 
+def test_a_run_may_fail_before_its_pack_has_started(kind: Callable[[Console], Progress]) -> None:
+    console = make_console(terminal=True)
+    with kind(console) as progress:
+        progress.run_ended(PACK, "run-a", "failed", "its process died")
+        progress.pack_finished(PACK, None)
+    assert "error: run-a failed: its process died\n" in said(console)
+
+
 def test_every_kind_passes_errors_on(kind: Callable[[Console], Progress]) -> None:
     console = make_console(terminal=True)
     progress = kind(console)
     with progress:
-        progress.pack_started("cola-adapters-0", TASKS["cola"], RUNS, total_steps=10)
+        progress.pack_started(PACK, TASKS["cola"], RUNS, total_steps=10)
     with pytest.raises(KeyboardInterrupt), progress:
         raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich
+from manytune.cli.places import Devices, Threads, WorkerCount, place_of
 from manytune.errors import ManytuneError, StoreError
 
 _MOST_LABELS = 100_000
@@ -104,6 +105,9 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
     device: Device = "auto",
+    workers: WorkerCount = 0,
+    threads: Threads = 0,
+    devices: Devices = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
@@ -124,7 +128,8 @@ def run(
     # What can be refused without torch is refused before it is imported.
     study = Study.from_file(study_file, overrides or ())
     plan_runs(study)
-    check_device(device)
+    for name in [device, *(devices.split(",") if devices is not None else ())]:
+        check_device(name.strip(), "--devices" if devices is not None else "--device")
     if out is not None:
         Store.check(out, study, accept_changes=accept_changes)
     elif not dry_run:
@@ -132,7 +137,8 @@ def run(
     if out is None or dry_run:
         from manytune.dryrun import render_dry_run
 
-        print_rich(*render_dry_run(study, device))
+        place = place_of(device, devices, workers, threads)
+        print_rich(*render_dry_run(study, place.site))
         return
     from manytune.executors import run_study
     from manytune.interrupts import Interrupted
@@ -145,7 +151,7 @@ def run(
         result = run_study(
             study,
             out,
-            device=device,
+            place=place_of(device, devices, workers, threads),
             progress=make_progress(quiet),
             wait=wait,
             retry_failed=retry_failed,

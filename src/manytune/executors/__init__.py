@@ -1,5 +1,7 @@
 """Where packs run."""
 
-from manytune.executors.local import StudyResult, run_study
+from manytune.executors.inline import Inline
+from manytune.executors.study import StudyResult, run_study
+from manytune.executors.workers import Workers
 
-__all__ = ["StudyResult", "run_study"]
+__all__ = ["Inline", "StudyResult", "Workers", "run_study"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -17,22 +17,18 @@ from manytune.checkpoints import Checkpoints
 from manytune.config import Training
 from manytune.data import Encoded
 from manytune.evaluate import Evaluation, beats, evaluate
+from manytune.executors.base import Reports
 from manytune.interrupts import StopRequest
-from manytune.lock import Lock
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path
 from manytune.plan import Pack, Run, total_steps
-from manytune.progress import Progress
-from manytune.record import Cost, Parameters, Provenance, RunRecord, RunState
+from manytune.record import COLLAPSE_ADVICE, Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState
 from manytune.store import Store
 from manytune.train import Checkpoint, Outcome, train_pack
 from manytune.workload import TaskWork
 
 __all__ = ["PackJob", "failure_of"]
 
-_COLLAPSE_ADVICE = (
-    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
-)
 _MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
 
 
@@ -45,51 +41,55 @@ def failure_of(error: Exception) -> str:
 
 
 class PackJob:
-    """Train one pack and write what its runs came to, each as it ends."""
+    """Train one pack and write what its runs came to, each as it ends; their records alone are not written here."""
 
     def __init__(
         self,
         store: Store,
-        lock: Lock,
         work: TaskWork,
         backbone: Backbone,
         pack: Pack,
-        ended: set[str],
+        ended: Collection[str],
         device: torch.device,
-        told: Progress,
+        reports: Reports,
         stop: StopRequest,
+        *,
+        check: Callable[[], None] = lambda: None,
+        kept: Callable[[], None] = lambda: None,
     ) -> None:
         """Take on a pack.
 
         Args:
             store: Where everything is written to.
-            lock: Looked at before anything is written.
             work: The pack's task and data.
             backbone: What its runs start from.
             pack: The runs, some of which may have ended before.
-            ended: Ids of runs that have a record; those that get one are added.
+            ended: Ids of runs that have a record.
             device: Where to train.
-            told: Told how it goes.
-            stop: Obeyed when a checkpoint, or a record, is on the disk.
+            reports: Told how it goes, and given the records.
+            stop: Obeyed when a checkpoint, or all of a run, is on the disk.
+            check: Called before anything is written; raises where that may not be.
+            kept: Called when a checkpoint is on the disk.
         """
         self.store = store
-        self.lock = lock
+        self.check = check
+        self.kept = kept
         self.work = work
         self.backbone = backbone
         self.pack = pack
         self.runs: Sequence[Run] = pack.runs
         self.device = device
-        self.told = told
+        self.reports = reports
         self.stop = stop
         self.started = datetime.now(UTC)
         self.memory = hardware.PeakMemory(device)
         self._peak_bytes: int | None = None
         self._bests: dict[str, Evaluation] = {}
-        self._recorded = ended
+        self._recorded = set(ended)
         self._checkpoints = self._open_checkpoints()
 
-    def execute(self) -> None:
-        """Train, score and record."""
+    def execute(self) -> float:
+        """Train, score and report; returns the seconds it took."""
         clock = time.perf_counter()
         training = self._training()
         start = self._resume()
@@ -102,10 +102,9 @@ class PackJob:
         data = self.work.pack_data(self.runs)
         total = total_steps(training, len(data.train_rows[0]))
         pending = [run.id for run in self.runs if run.id not in self._recorded]
-        self.told.pack_started(self.pack.id, self.work.task, pending, total)
+        self.reports.pack_started(self.pack.id, pending, total)
         train_pack(model, self.runs, self.work.task, data, training, self, self, start)
-        self.store.remove_pack(self.pack.id)
-        self.told.pack_finished(time.perf_counter() - clock)
+        return time.perf_counter() - clock
 
     def _training(self) -> Training:
         """The study's settings; where memory ran out, the same batch in several micro-batches."""
@@ -129,14 +128,14 @@ class PackJob:
 
     def _resume(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one that this machine can go on from."""
-        found = self._checkpoints.newest(lambda text: self.told.message(text, "warning"))
+        found = self._checkpoints.newest(lambda text: self.reports.message(text, "warning"))
         if found is None:
             return None
         checkpoint, facts = found
         here = self._checkpoints.facts
         for name in ("kernels", "device"):
             if facts[name] != here[name]:
-                self.told.message(
+                self.reports.message(
                     f"The pack {self.pack.id} was begun with {name}: {facts[name]}, and here it is {here[name]}. "
                     "A run never changes that on its way, so the pack starts anew.",
                     "warning",
@@ -144,18 +143,18 @@ class PackJob:
                 self._checkpoints.forget()
                 return None
         if facts["threads"] != here["threads"]:
-            self.told.message(
+            self.reports.message(
                 f"The pack {self.pack.id} was begun with {facts['threads']} threads, and goes on with "
                 f"{here['threads']}: the results agree to rounding, not to the bit.",
                 "warning",
             )
         self.started = datetime.fromisoformat(facts["started"])
         here["started"] = facts["started"]
-        self.told.message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
+        self.reports.message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
         return checkpoint
 
     def fail(self, reason: str) -> None:
-        """Record why the runs that have no record yet could not go on."""
+        """Report why the runs that have no record yet could not go on."""
         for run in self.runs:
             if run.id not in self._recorded:
                 self._write(Outcome(run, state=RunState.FAILED, failure=reason))
@@ -168,47 +167,46 @@ class PackJob:
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, and then stop if that was asked for."""
-        self.lock.check()
+        self.check()
         self._checkpoints.keep(checkpoint)
+        self.kept()
         self.stop.obey()
 
     # What the training loop tells
 
     def step(self, step: int, losses: Sequence[float]) -> None:
         """Pass a step on."""
-        self.told.step(step, losses)
+        self.reports.step(self.pack.id, step, losses)
 
     def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
         """Pass an evaluation on."""
         metric = self.work.task.primary_metric
-        scores = {o.run.id: o.last.scores[metric] for o in outcomes if o.last is not None}
+        rows: dict[str, HistoryRow] = {o.run.id: o.history[-1] for o in outcomes if o.history}
         self._bests |= {o.run.id: o.best for o in outcomes if o.best is not None}
         best: str | None = None
         for run_id, found in self._bests.items():
             if best is None or beats(metric, found, self._bests[best]):
                 best = run_id
         if best is not None:
-            self.told.evaluated(step, scores, (best, self._bests[best].scores[metric]))
+            self.reports.evaluated(self.pack.id, step, rows, (best, self._bests[best].scores[metric]))
 
     def ended(self, outcome: Outcome) -> None:
-        """Write the run's history and snapshot, score the snapshot as it was written, write the record."""
+        """Write the run's history and snapshot, score the snapshot as it was written, report the record."""
         if outcome.run.id in self._recorded:
             return
         self.stop.obey()  # a checkpoint holds all that is needed to do this later
-        self.lock.check()
+        self.check()
         self.store.write_history(outcome.run.id, outcome.history)
         self._write(outcome)
 
     def _write(self, outcome: Outcome) -> None:
-        self.lock.check()
+        self.check()
         held = self.memory.bytes()
         self._peak_bytes = max(self._peak_bytes or 0, held) if held is not None else None
         record = self._record(outcome)
         self.memory = hardware.PeakMemory(self.device)  # what scoring took is no part of what training takes
-        self.store.write_record(record)
         self._recorded.add(record.run_id)
-        advice = _COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
-        self.told.run_ended(record.run_id, record.state, record.failure or advice)
+        self.reports.run_ended(self.pack.id, record)
 
     def _record(self, outcome: Outcome) -> RunRecord:
         run, task = outcome.run, self.work.task
@@ -228,7 +226,7 @@ class PackJob:
         if state is RunState.FINISHED and best is not None and best.collapsed:
             state = RunState.COLLAPSED
         if state is RunState.COLLAPSED:
-            notes.insert(0, _COLLAPSE_ADVICE)
+            notes.insert(0, COLLAPSE_ADVICE)
         samples = outcome.history[-1].samples_seen if outcome.history else None
         metric = task.primary_metric
         return RunRecord(

@@ -1,31 +1,37 @@
-"""Run a study on this machine: one pack after the other on one device."""
+"""Run a study: plan it, hand its packs to an executor, keep what comes back."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from manytune import ground, hardware
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
 from manytune.errors import ManytuneError, StoreError
-from manytune.estimate import largest_packs
+from manytune.estimate import largest_packs, makespan, pack_seconds
 from manytune.evidence import Examples, Structure, Trained
-from manytune.executors.job import PackJob, failure_of
-from manytune.interrupts import stop_requests
+from manytune.executors.base import PackEnd, Place
+from manytune.executors.inline import Inline
+from manytune.executors.job import PackJob
+from manytune.executors.material import Backbones, Material
+from manytune.interrupts import StopRequest, stop_requests
 from manytune.lock import Lock
 from manytune.plan import Pack, Run, plan_runs, replan, smaller_packs
-from manytune.progress import Progress, make_progress
-from manytune.record import RunRecord, RunState
+from manytune.progress import Level, Progress, make_progress
+from manytune.record import COLLAPSE_ADVICE, HistoryRow, RunRecord, RunState
 from manytune.report import TaskTable, tabulate
+from manytune.report.views import duration
 from manytune.store import Store
+from manytune.tasks import Task
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["StudyResult", "run_study"]
+
+_MOST_DEATHS = 3
+"""Times that the process which trains a pack may die before the pack is given up."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ def run_study(
     out: Path | str,
     *,
     device: str = "auto",
+    place: Place | None = None,
     progress: Progress | None = None,
     wait: bool = False,
     retry_failed: bool = False,
@@ -64,7 +71,8 @@ def run_study(
         study: What to run.
         out: The study directory; if it holds this study already, runs that ended are not trained again, and a pack
             that was stopped goes on from its last checkpoint.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        device: `auto`, `cpu`, `cuda` or `mps`, where packs train in this process, one after the other.
+        place: Where else they train: `Workers` on this machine, `OnRay` on a cluster.
         progress: Told how it goes; plain or live lines on standard error by default.
         wait: Where another process works on the directory, wait for its end rather than refuse.
         retry_failed: Train runs that failed again.
@@ -83,12 +91,12 @@ def run_study(
             f"run_study takes a Study, not {study!r} ({type(study).__name__}): "
             "make one with Study.from_file(path) or Study.from_dict(data)"
         )
-    chosen = hardware.choose_device(device)
+    place = Inline(device) if place is None else place
     store = Store.check(out, study, accept_changes=accept_changes)
     with progress or make_progress(quiet=False) as told:
         lock = Lock(store.root, lambda text: told.message(text), wait=wait)
         lock.look()
-        job = _StudyJob(store, lock, study, chosen, told, retry_failed=retry_failed, accept_changes=accept_changes)
+        job = _StudyJob(store, lock, study, place, told, retry_failed=retry_failed, accept_changes=accept_changes)
         if job.waiting:
             job.execute()
         else:
@@ -98,14 +106,14 @@ def run_study(
 
 
 class _StudyJob:
-    """All packs that have runs left, one after the other."""
+    """All packs that have runs left, handed to an executor."""
 
     def __init__(
         self,
         store: Store,
         lock: Lock,
         study: Study,
-        device: torch.device,
+        place: Place,
         told: Progress,
         *,
         retry_failed: bool,
@@ -114,7 +122,7 @@ class _StudyJob:
         self.store = store
         self.lock = lock
         self.study = study
-        self.device = device
+        self.place = place
         self.told = told
         self.accept_changes = accept_changes
         self.runs = plan_runs(study)
@@ -150,7 +158,8 @@ class _StudyJob:
         """Train all runs that are waiting."""
         works = _prepare(self.study, self.waiting, self.told)
         planned = self.store.read_plan()
-        packs = list(replan(planned or (), self.runs, largest_packs(self.runs, works, self.device)))
+        capacity, site = self.place.site(self.study.training.precision, next(iter(works.values())).width)
+        packs = replan(planned or (), self.runs, largest_packs(self.runs, works, site, capacity))
         now = {
             "versions": hardware.versions(),
             "data": {name: work.fingerprint for name, work in works.items()},
@@ -159,7 +168,7 @@ class _StudyJob:
         for name in works:
             if any(record.task == name for record in self.there.values()):
                 self.store.task_files(name).refuse_another(works[name].task)
-        backbones = _Backbones()
+        backbones = Backbones()
         backbones.of(works[self.waiting[0].task])  # what cannot be loaded is refused before anything is written
         Store.create_or_open(self.store.root, self.study, accept_changes=self.accept_changes)
         with self.lock.held():
@@ -172,17 +181,19 @@ class _StudyJob:
                 self.store.reset_run(run_id)
             for pack in self._done_packs():
                 self.store.remove_pack(pack.id)
-            hardware.keep_freed_memory()
             for task in works:
                 work, _ = backbones.of(works[task])
                 _keep(self.store, work, [run for run in self.runs if run.task == task])
-            while (place := self._next(packs)) is not None:
-                work, backbone = backbones.of(works[packs[place].task])
-                smaller = self._train(packs[place], work, backbone)
-                if smaller:
-                    self.store.write_plan([*packs[:place], *smaller, *packs[place + 1 :]])
-                    self.store.remove_pack(packs[place].id)
-                    packs[place : place + 1] = smaller
+            material = Material(self.study, self.store.root, works, backbones.of, self.lock.check)
+            left = [pack for pack in packs if any(run.id not in self.ended for run in pack.runs)]
+            seconds = {p.id: pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in left}
+            if capacity > 1:
+                left.sort(key=lambda pack: -seconds[pack.id])  # the longest first: then all places end together
+            began = time.perf_counter()
+            _Packs(self, material, packs).train(left)
+            if len(left) > 1:
+                took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
+                self.told.message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
 
     def _refuse_changed_ground(self, now: ground.Ground) -> None:
         changed = ground.changes(self.store.root, now)
@@ -196,64 +207,123 @@ class _StudyJob:
             )
         self.told.message(f"Accepted changes:\n{lines}", "warning")
 
-    def _next(self, packs: Sequence[Pack]) -> int | None:
-        """The place of the first pack that has runs left."""
-        return next(
-            (place for place, pack in enumerate(packs) if any(run.id not in self.ended for run in pack.runs)), None
-        )
 
-    def _train(self, pack: Pack, work: TaskWork, backbone: Backbone) -> tuple[Pack, ...]:
-        """Train a pack to its end; returns smaller ones to train in its place if memory ran out."""
+class _Packs:
+    """What the packs of a study come to: told, kept, tried again."""
+
+    def __init__(self, job: _StudyJob, material: Material, packs: Sequence[Pack]) -> None:
+        self.store = job.store
+        self.lock = job.lock
+        self.told = job.told
+        self.ended = job.ended
+        self.place = job.place
+        self.material = material
+        self.packs = list(packs)
+        self.queue: list[Pack] = []
+        self.deaths: Counter[str] = Counter()
+
+    def train(self, left: Sequence[Pack]) -> None:
+        """Have packs trained, until none is left.
+
+        Raises:
+            Interrupted: The user asked to stop; all packs have stopped where they can go on.
+            ManytuneError: The study cannot go on.
+        """
+        self.queue = list(left)
+        training: dict[str, Pack] = {}
+        with stop_requests() as stop, self.place.open(self.material, self) as executor:
+            while self.queue or training:
+                while self.queue and len(training) < executor.capacity and stop.number is None:
+                    pack = self.queue.pop(0)
+                    if not self._cut_after_oom(pack):
+                        training[pack.id] = pack
+                        executor.submit(pack, self.ended)
+                for end in executor.wait(stop):
+                    self._settle(training.pop(end.pack_id), end)
+                if not training:
+                    stop.obey()
+
+    def _settle(self, pack: Pack, end: PackEnd) -> None:
+        """What the end of a pack's time with the executor means for it."""
+        done = end.how == "done"
+        if done:
+            self.store.remove_pack(pack.id)
+        self.told.pack_finished(pack.id, end.seconds if done else None)
+        reason = end.reason or ""
+        if end.how == "refused":
+            raise ManytuneError(reason)
+        if end.how == "broken" and not (end.out_of_memory and self._cut(pack, reason)):
+            self.store.write_traceback(pack.id, end.traceback or reason)
+            self._fail(pack, reason)
+        elif end.how == "lost":
+            self.deaths[pack.id] += 1
+            times = self.deaths[pack.id]
+            if times >= _MOST_DEATHS:
+                self._fail(pack, f"What trained it died {times} times, the last time because {reason}.")
+            else:
+                self.told.message(f"{pack.id}: {reason.removesuffix('.')}. It goes on elsewhere.", "warning")
+                self.queue.insert(0, pack)
+
+    def _fail(self, pack: Pack, reason: str) -> None:
+        work, backbone = self.material.backbone(self.material.works[pack.task])
+        cpu = hardware.choose_device("cpu")
+        PackJob(self.store, work, backbone, pack, self.ended, cpu, self, StopRequest()).fail(reason)
+
+    def _cut_after_oom(self, pack: Pack) -> bool:
+        """Cut a pack if the system killed the process that trained it because memory ran out."""
         kills = hardware.oom_kills()
         before = self.store.note_start(pack.id, kills)
-        if before is not None and before != kills and str(before).split()[0] == str(kills).split()[0]:
-            reason = "The system killed the process that trained it, because memory ran out"
-            if smaller := self._smaller(pack, reason):
-                return smaller
-        with stop_requests() as stop:
-            job = PackJob(self.store, self.lock, work, backbone, pack, self.ended, self.device, self.told, stop)
-            failure: str | None = None
-            try:
-                job.execute()
-            except ManytuneError:
-                raise
-            except Exception as error:  # whatever it is, the other packs can still train
-                failure = failure_of(error)
-                if hardware.is_out_of_memory(error) and (smaller := self._smaller(pack, failure)):
-                    return smaller
-                self.store.write_traceback(pack.id, traceback.format_exc())
-            if failure is not None:
-                job.fail(failure)
-            stop.obey()
-        return ()
+        if before is None or before == kills or str(before).split()[0] != str(kills).split()[0]:
+            return False
+        return self._cut(pack, "The system killed the process that trained it, because memory ran out")
 
-    def _smaller(self, pack: Pack, reason: str) -> tuple[Pack, ...]:
-        """Smaller packs, if there are any, and a word on them."""
-        smaller = smaller_packs(pack, self.ended, self.study.training.batch_size)
-        if smaller:
-            parts = (
-                f"{len(smaller)} packs of {' and '.join(str(len(each.runs)) for each in smaller)} runs"
-                if len(smaller) > 1
-                else f"parts of {smaller[0].micro_batch} rows of the batch"
-            )
-            self.told.message(f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}.", "warning")
-            hardware.let_go_of_memory(self.device)
-        return smaller
+    def _cut(self, pack: Pack, reason: str) -> bool:
+        """Put smaller packs in a pack's place, if there are any."""
+        smaller = smaller_packs(pack, self.ended, self.material.study.training.batch_size)
+        if not smaller:
+            return False
+        parts = (
+            f"{len(smaller)} packs of {' and '.join(str(len(each.runs)) for each in smaller)} runs"
+            if len(smaller) > 1
+            else f"parts of {smaller[0].micro_batch} rows of the batch"
+        )
+        self.told.message(f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}.", "warning")
+        place = next(index for index, each in enumerate(self.packs) if each.id == pack.id)
+        self.packs[place : place + 1] = smaller
+        self.store.write_plan(self.packs)
+        self.store.remove_pack(pack.id)
+        self.queue[:0] = [each for each in smaller if any(run.id not in self.ended for run in each.runs)]
+        return True
 
+    # What the executor tells
 
-class _Backbones:
-    """The backbone of the task at hand: one for all tasks with as many outputs."""
+    def pack_started(self, pack_id: str, runs: Sequence[str], total_steps: int) -> None:
+        """Pass it on."""
+        self.told.pack_started(pack_id, self._task(pack_id), runs, total_steps)
 
-    def __init__(self) -> None:
-        self._outputs: int | None = None
-        self._backbone: Backbone
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+        """Pass it on."""
+        self.told.step(pack_id, step, losses)
 
-    def of(self, work: TaskWork) -> tuple[TaskWork, Backbone]:
-        """A task's work and backbone; the loaded weights say whether the pooler is the backbone's or the head's."""
-        if self._outputs != work.task.num_outputs:
-            self._backbone = load_backbone(work.study.model, work.task.num_outputs)
-            self._outputs = work.task.num_outputs
-        return replace(work, anatomy=self._backbone.anatomy), self._backbone
+    def evaluated(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: tuple[str, float]) -> None:
+        """Pass it on."""
+        self.told.evaluated(pack_id, step, best)
+
+    def run_ended(self, pack_id: str, record: RunRecord) -> None:
+        """Write the record: now the run has ended."""
+        self.lock.check()
+        self.store.write_record(record)
+        self.ended.add(record.run_id)
+        advice = COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
+        self.told.run_ended(pack_id, record.run_id, record.state, record.failure or advice)
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Pass it on."""
+        self.told.message(text, level)
+
+    def _task(self, pack_id: str) -> Task:
+        name = next(pack.task for pack in self.packs if pack.id == pack_id)
+        return self.material.works[name].task
 
 
 def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, TaskWork]:

@@ -51,15 +51,15 @@ class Told:
     def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
         self.packs.append(pack_id)
 
-    def step(self, step: int, losses: Sequence[float]) -> None: ...
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None: ...
 
-    def evaluated(self, step: int, scores: Mapping[str, float], best: tuple[str, float]) -> None:
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
         self.bests.append(best)
 
-    def run_ended(self, run_id: str, state: str, note: str | None = None) -> None:
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
         self.ended[run_id] = (state, note)
 
-    def pack_finished(self, seconds: float) -> None: ...
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None: ...
 
     def message(self, text: str, level: str = "info") -> None:
         self.messages.append(text)
@@ -175,19 +175,20 @@ def test_with_a_split_of_train_dev_is_scored_once(
 def test_the_best_run_that_is_told_of_is_best_by_the_metrics_own_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     error = metrics.Metric("pearson", "Error", False, lambda predictions, labels: 0.0)
     monkeypatch.setattr(metrics, "METRICS", {"pearson": error})
-    told = Told()
+    told: list[tuple[str, float]] = []
+    reports: Any = SimpleNamespace(evaluated=lambda pack_id, step, rows, best: told.append(best))
     task = replace(get_task(TASK), metrics=("pearson",))
     cpu = torch.device("cpu")
     store = SimpleNamespace(pack_dir=lambda name: Path(name))
     pack, work = SimpleNamespace(id="pack", runs=()), SimpleNamespace(task=task, study=small(Path("no-model")))
-    job: Any = PackJob(store, None, work, None, pack, (), cpu, told, StopRequest())  # type: ignore[arg-type]
+    job: Any = PackJob(store, work, None, pack, (), cpu, reports, StopRequest())  # type: ignore[arg-type]
     outcomes = []
     for name, score in (("a", 0.3), ("b", 0.1), ("c", 0.2)):
         found = Evaluation({"pearson": score}, 0.5, False, np.arange(2))
         outcomes.append(Outcome(SimpleNamespace(id=name), best=found, last=found))  # type: ignore[arg-type]
     job.evaluated(1, outcomes)
     job.evaluated(2, outcomes[:1])  # the others have left
-    assert told.bests == [("b", 0.1), ("b", 0.1)]
+    assert told == [("b", 0.1), ("b", 0.1)]
 
 
 def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
@@ -308,7 +309,7 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
     stopping_at = [4]
 
     class Stopping(Told):
-        def step(self, step: int, losses: Sequence[float]) -> None:
+        def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
             if step == stopping_at[0] + 1:
                 raise KeyboardInterrupt
 

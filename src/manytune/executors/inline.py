@@ -1,0 +1,104 @@
+"""Packs in this process, one after the other on one device."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from manytune import hardware
+from manytune.errors import ManytuneError
+from manytune.estimate import Site
+from manytune.executors.base import PackEnd, Reports
+from manytune.executors.job import PackJob, failure_of
+from manytune.executors.material import Material
+from manytune.interrupts import Interrupted, StopRequest
+from manytune.plan import Pack
+from manytune.store import Store
+
+__all__ = ["Inline", "InlineExecutor", "train_here"]
+
+
+@dataclass(frozen=True)
+class Inline:
+    """This process."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    def site(self, precision: str, width: int) -> tuple[int, Site]:
+        """One pack at a time has all that there is."""
+        return 1, Site.measure(hardware.choose_device(self.device), precision, width)
+
+    def open(self, material: Material, reports: Reports) -> InlineExecutor:
+        """The executor."""
+        return InlineExecutor(material, hardware.choose_device(self.device), reports)
+
+
+class InlineExecutor:
+    """Trains the pack that it was given while it is waited for."""
+
+    capacity = 1
+
+    def __init__(self, material: Material, device: torch.device, reports: Reports) -> None:
+        self._material = material
+        self._device = device
+        self._reports = reports
+        self._taken: tuple[Pack, Collection[str]] | None = None
+
+    def submit(self, pack: Pack, ended: Collection[str]) -> None:
+        """Take it on."""
+        self._taken = (pack, ended)
+
+    def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
+        """Train it, to its end or to where it stops."""
+        if self._taken is None:
+            return ()
+        (pack, ended), self._taken = self._taken, None
+        store = Store(self._material.root)
+        end = train_here(store, self._material, pack, ended, self._device, self._reports, stop)
+        if end.out_of_memory:
+            hardware.let_go_of_memory(self._device)
+        return (end,)
+
+    def __enter__(self) -> Self:
+        hardware.keep_freed_memory()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def train_here(
+    store: Store,
+    material: Material,
+    pack: Pack,
+    ended: Collection[str],
+    device: torch.device,
+    reports: Reports,
+    stop: StopRequest,
+    **hooks: Any,
+) -> PackEnd:
+    """Train a pack in this process; returns how it ended.
+
+    Raises:
+        ManytuneError: What the user can mend, such as a full disk.
+    """
+    try:
+        work, backbone = material.backbone(material.works[pack.task])
+        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=material.check, **hooks)
+        return PackEnd(pack.id, "done", seconds=job.execute())
+    except Interrupted:
+        return PackEnd(pack.id, "stopped")
+    except ManytuneError:
+        raise
+    except Exception as error:  # whatever it is, the other packs can still train
+        lacking = hardware.is_out_of_memory(error)
+        where = traceback.format_exc()
+        return PackEnd(pack.id, "broken", reason=failure_of(error), traceback=where, out_of_memory=lacking)

@@ -1,0 +1,108 @@
+"""A worker process: trains the packs that it is given, one after the other, until its pipe ends.
+
+python -m manytune.executors.worker FD
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manytune import hardware
+from manytune.errors import DataError, ManytuneError
+from manytune.executors.base import PackEnd
+from manytune.executors.inline import train_here
+from manytune.executors.material import Backbones, Material
+from manytune.executors.messages import Sender, encoded, end_message, pack_in
+from manytune.interrupts import StopRequest
+from manytune.plan import Pack
+from manytune.store import Store
+from manytune.workload import TaskWork, prepare
+
+__all__: list[str] = []
+
+
+class _Works(dict[str, TaskWork]):
+    """Task name → its work, made ready when it is first asked for."""
+
+    def __init__(self, store: Store, fingerprints: dict[str, str]) -> None:
+        super().__init__()
+        self._study = store.study()
+        self._fingerprints = fingerprints
+
+    def __missing__(self, name: str) -> TaskWork:
+        work = self[name] = prepare(self._study, name)
+        if work.fingerprint != self._fingerprints[name]:
+            raise DataError(f"The data of {name} has changed since the study was started. Start it again.")
+        return work
+
+
+def main(descriptor: int) -> None:
+    """Train what comes through the pipe."""
+    connection = Connection(descriptor)
+    setup = json.loads(connection.recv_bytes())
+    if setup["cores"]:
+        os.sched_setaffinity(0, setup["cores"])
+    torch.set_num_threads(setup["threads"])
+    device = torch.device(setup["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    hardware.keep_freed_memory()
+    stop = StopRequest()
+    packs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, packs, stop), daemon=True).start()
+
+    def send(message: dict[str, Any]) -> None:
+        with suppress(OSError):  # the driver is gone: so are we, in a moment
+            connection.send_bytes(encoded(message))
+
+    store = Store(Path(setup["root"]))
+    works = _Works(store, setup["fingerprints"])
+    material = Material(store.study(), store.root, works, Backbones().of, lambda: None)
+    while True:
+        pack, ended = pack_in(packs.get())
+        send(end_message(_train(store, material, pack, ended, device, Sender(send), stop)))
+
+
+def _train(
+    store: Store,
+    material: Material,
+    pack: Pack,
+    ended: list[str],
+    device: torch.device,
+    reports: Sender,
+    stop: StopRequest,
+) -> PackEnd:
+    try:
+        end = train_here(store, material, pack, ended, device, reports, stop)
+    except ManytuneError as error:
+        return PackEnd(pack.id, "refused", reason=str(error))
+    if end.out_of_memory:
+        hardware.let_go_of_memory(device)
+    return end
+
+
+def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:
+    """Take in what the driver says; where it is gone, end: another driver may have taken the directory over."""
+    while True:
+        try:
+            message = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+        if "stop" in message:
+            stop.number = message["stop"]
+        else:
+            packs.put(message)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,242 @@
+"""Worker processes: where they sit, and what becomes of a pack whose process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from manytune import hardware
+from manytune.config import Study
+from manytune.errors import StudyError
+from manytune.executors import Inline, StudyResult, Workers, run_study, worker
+from manytune.executors.base import PackEnd
+from manytune.executors.material import Backbones, Material
+from manytune.executors.messages import Sender, encoded, end_in, end_message, pass_on
+from manytune.interrupts import StopRequest
+from manytune.plan import plan_packs, plan_runs
+from manytune.record import HistoryRow, RunState
+from manytune.store import Store
+from manytune.tasks import Task
+from manytune.workload import prepare
+from study_files import results_in, write_small_study
+from tiny import make_tiny
+
+LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
+FULL = {"method": "full", "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    return [each for each in psutil.Process(pid).children() if "manytune.executors.worker" in each.cmdline()]
+
+
+class Watcher:
+    """A progress that does something to the worker processes when a pack has been evaluated."""
+
+    def __init__(self, act: Callable[[str, int], None]) -> None:
+        self.act = act
+        self.messages: list[str] = []
+        self.ended: dict[str, tuple[str, str | None]] = {}
+
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None: ...
+
+    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None: ...
+
+    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+        self.act(pack_id, step)
+
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
+        self.ended[run_id] = (state, note)
+
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None: ...
+
+    def message(self, text: str, level: str = "info") -> None:
+        self.messages.append(text)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def small(model: Path, *methods: dict[str, Any], max_steps: int = 6, **changes: Any) -> Study:
+    return Study.from_dict(
+        {
+            "name": "small",
+            "model": str(model),
+            "tasks": ["builtin-similarity"],
+            "seeds": [0, 1],
+            "training": {"max_steps": max_steps, "eval_every": 2, "precision": "fp32"},
+            "methods": list(methods) or [LORA],
+            **changes,
+        }
+    )
+
+
+def run(study: Study, out: Path, act: Callable[[str, int], None], place: Workers) -> tuple[StudyResult, Watcher]:
+    told = Watcher(act)
+    return run_study(study, out, place=place, progress=told), told
+
+
+def kill_workers() -> None:
+    for process in workers_of(os.getpid()):
+        process.kill()  # and its driver alone waits for it
+
+
+def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
+    study = small(model)
+    run_study(study, tmp_path / "undisturbed", place=Inline("cpu"), progress=Watcher(lambda *_: None))
+    killed: list[int] = []
+    seats: list[tuple[list[int], str | None]] = []
+
+    def kill_once(pack_id: str, step: int) -> None:
+        if step == 4 and not killed:
+            (worker,) = workers_of(os.getpid())
+            seats.append((worker.cpu_affinity(), worker.environ().get("OMP_NUM_THREADS")))
+            killed.append(worker.pid)
+            kill_workers()
+
+    result, told = run(study, tmp_path / "out", kill_once, Workers(1, threads=1))
+    assert result.failed == ()
+    assert len(killed) == 1
+    assert seats == [([sorted(os.sched_getaffinity(0))[0]], "1")]
+    assert any(text.endswith("its process was killed by SIGKILL. It goes on elsewhere.") for text in told.messages)
+    assert any(re.search(r"goes on from step [24]\.", text) for text in told.messages)
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
+    assert workers_of(os.getpid()) == []
+
+
+def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path, tmp_path: Path) -> None:
+    study = small(model, FULL, LORA, seeds=[0])
+    deadly = next(pack.id for pack in plan_packs(plan_runs(study), 8) if pack.kind == "full")
+    deaths: list[int] = []
+
+    def kill(pack_id: str, step: int) -> None:
+        if pack_id == deadly:
+            deaths.append(step)
+            kill_workers()
+
+    result, told = run(study, tmp_path, kill, Workers(1, threads=1))
+    assert len(deaths) == 3
+    full, lora = result.records
+    assert (full.state, lora.state) == (RunState.FAILED, RunState.FINISHED)
+    assert full.failure == ("What trained it died 3 times, the last time because its process was killed by SIGKILL.")
+    assert told.ended[full.run_id] == ("failed", full.failure)
+    assert full.parameters.trainable
+
+
+def test_a_pack_whose_process_the_system_killed_for_memory_is_cut(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = {"count": 0}
+    monkeypatch.setattr(hardware, "oom_kills", lambda: f"boot {kills['count']}")
+
+    def kill_once(pack_id: str, step: int) -> None:
+        if not kills["count"]:
+            kills["count"] += 1
+            kill_workers()
+
+    result, told = run(small(model), tmp_path, kill_once, Workers(1, threads=1))
+    assert [record.cost.pack_size for record in result.records] == [1, 1]
+    assert any("because memory ran out. It is tried again in 2 packs of 1 and 1 runs." in t for t in told.messages)
+
+
+def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path: Path) -> None:
+    file = write_small_study(tmp_path, model, {"max_steps": 100_000, "eval_every": 50_000, "checkpoint_every": 10})
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--workers", "2", "--quiet"]
+    with subprocess.Popen([*command, "training.max_pack=1"], stderr=subprocess.PIPE) as driver:
+        while len(list(out.glob("packs/*/*.json"))) < 2:
+            assert driver.poll() is None, driver.communicate()
+        workers = workers_of(driver.pid)
+        assert len(workers) == 2
+        driver.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+
+
+def test_one_worker_a_device_and_a_share_of_the_cores_each() -> None:
+    capacity, site = Workers(devices=("cpu", "cpu", "cpu")).site("fp32", 32)
+    assert (capacity, site.device) == (3, "cpu")
+    whole = Inline("cpu").site("fp32", 32)[1]
+    assert site.free_bytes == pytest.approx(whole.free_bytes / 3, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "--workers: it must be at least 1, not 0."),
+        ({"count": 3, "devices": ("cpu", "cpu")}, "--workers: 3, but --devices names 2. Leave --workers out."),
+    ],
+)
+def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(message)):
+        Workers(**values)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_starts(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"--devices: mps is not available|--devices: cuda:7 is not available"):
+        run_study(small(model), tmp_path / "out", place=Workers(devices=("cuda:7",)), progress=Watcher(lambda *_: None))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_sent_is_what_is_told() -> None:
+    sent: list[dict[str, Any]] = []
+    now = [0.0]
+    sender = Sender(lambda message: sent.append(message), clock=lambda: now[0])
+    row = HistoryRow(step=3, train_loss=0.1 + 0.2, metrics={"pearson": None}, eval_loss=float("nan"))
+    sender.pack_started("p", ["a", "b"], 10)
+    for step, seconds in ((1, 0.0), (2, 0.1), (3, 0.3)):
+        now[0] = seconds
+        sender.step("p", step, [0.5, float("inf")])
+    sender.evaluated("p", 3, {"a": row}, ("a", 1 / 3))
+    sender.message("well", "warning")
+    told: list[Any] = []
+
+    class Reports:
+        def __getattr__(self, name: str) -> Any:
+            return lambda **values: told.append((name, values))
+
+    for message in sent:
+        pass_on(json.loads(encoded(message)), Reports())  # type: ignore[arg-type]
+    assert told == [
+        ("pack_started", {"pack_id": "p", "runs": ["a", "b"], "total_steps": 10}),
+        ("step", {"pack_id": "p", "step": 1, "losses": [0.5, float("inf")]}),
+        ("step", {"pack_id": "p", "step": 3, "losses": [0.5, float("inf")]}),
+        ("evaluated", {"pack_id": "p", "step": 3, "rows": {"a": row}, "best": ("a", 1 / 3)}),
+        ("message", {"text": "well", "level": "warning"}),
+    ]
+    end = PackEnd("p", "broken", reason="r", traceback="t", out_of_memory=True)
+    assert end_in(json.loads(encoded(end_message(end)))) == end
+
+
+def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker process does with a pack, in this process."""
+    study = small(model)
+    store = Store.create_or_open(tmp_path, study)
+    works = {"builtin-similarity": prepare(study, "builtin-similarity")}
+    material = Material(study, tmp_path, works, Backbones().of, lambda: None)
+    (pack,) = plan_packs(plan_runs(study), 8)
+
+    def broken(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("manytune.executors.job.train_pack", broken)
+    end = worker._train(store, material, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
+    assert (end.how, end.out_of_memory) == ("broken", True)
+    assert (end.reason or "").startswith("MemoryError: no more")
+    assert "in broken" in (end.traceback or "")
