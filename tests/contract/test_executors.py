@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,31 @@ from manytune.config import Study
 from manytune.errors import ManytuneError
 from manytune.executors import Inline, Workers, run_study
 from manytune.executors.base import Place
+from manytune.executors.on_ray import OnRay, Resources
 from manytune.interrupts import Interrupted
 from manytune.plan import plan_packs, plan_runs
 from manytune.record import RunState
 from manytune.store import Store
 from manytune.tasks import Task
+from ray_cluster import ray_cluster
 from study_files import results_in
 from tiny import make_tiny
 
-PLACES: Mapping[str, Callable[[], Place]] = {
-    "inline": lambda: Inline("cpu"),
-    "workers": lambda: Workers(2, threads=1),
-}
+
+@pytest.fixture(params=["inline", "workers", "ray"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    if request.param == "inline":
+        return Inline("cpu")
+    if request.param == "workers":
+        return Workers(2, threads=1)
+    cluster = request.getfixturevalue("cluster")
+    storage = f"file://{tmp_path_factory.mktemp('shared')}" if request.param == "ray with a storage" else None
+    return OnRay(cluster.address, Resources(), storage)
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Place:
-    return PLACES[request.param]()
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    yield from ray_cluster()
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +138,7 @@ def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
     assert not (tmp_path / "lock").exists()
 
 
+@pytest.mark.parametrize("place", ["inline", "workers", "ray", "ray with a storage"], indirect=True)
 def test_asked_to_stop_every_pack_stops_where_it_can_go_on(
     place: Place, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -171,5 +180,4 @@ def test_what_a_user_can_mend_ends_the_study(place: Place, model: Path, tmp_path
     with pytest.raises(ManytuneError, match=in_the_way.name):
         run_study(study, tmp_path, place=place, progress=Listener())
     assert not (tmp_path / "lock").exists()
-    in_the_way.unlink()
-    assert run_study(study, tmp_path, place=place, progress=Listener()).failed == ()
+    assert Store.open(tmp_path).finished_runs() == {}

@@ -12,7 +12,16 @@ from typing import Annotated
 import typer
 
 from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich
-from manytune.cli.places import Devices, Threads, WorkerCount, place_of
+from manytune.cli.places import (
+    Devices,
+    ExecutorName,
+    PackResources,
+    RayAddress,
+    RayStorage,
+    Threads,
+    WorkerCount,
+    place_of,
+)
 from manytune.errors import ManytuneError, StoreError
 
 _MOST_LABELS = 100_000
@@ -108,6 +117,10 @@ def run(
     workers: WorkerCount = 0,
     threads: Threads = 0,
     devices: Devices = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
+    pack_resources: PackResources = None,
+    ray_storage: RayStorage = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
@@ -134,11 +147,11 @@ def run(
         Store.check(out, study, accept_changes=accept_changes)
     elif not dry_run:
         raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
+    options = (executor, device, devices, workers, threads, ray_address, pack_resources, ray_storage)
     if out is None or dry_run:
         from manytune.dryrun import render_dry_run
 
-        place = place_of(device, devices, workers, threads)
-        print_rich(*render_dry_run(study, place.site))
+        print_rich(*render_dry_run(study, place_of(*options).site))
         return
     from manytune.executors import run_study
     from manytune.interrupts import Interrupted
@@ -151,7 +164,7 @@ def run(
         result = run_study(
             study,
             out,
-            place=place_of(device, devices, workers, threads),
+            place=place_of(*options),
             progress=make_progress(quiet),
             wait=wait,
             retry_failed=retry_failed,

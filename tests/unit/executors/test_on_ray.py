@@ -1,0 +1,134 @@
+"""What packs are given of a cluster, what goes between nodes, and a node that is killed in the middle of a pack."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manytune.config import Study
+from manytune.errors import StudyError
+from manytune.executors import run_study
+from manytune.executors.on_ray import OnRay, Resources
+from manytune.executors.ray_node import Post, Storage, files_in, look, mirror
+from manytune.hardware import versions
+from manytune.progress import make_progress
+from ray_cluster import ray_cluster
+from tiny import make_tiny
+
+CAMPAIGN = Path(__file__).parents[2] / "faults" / "cluster.py"
+
+
+class TestResources:
+    def test_they_are_read_as_they_are_written(self) -> None:
+        assert Resources.parse("") == Resources(1, 0, 0)
+        assert Resources.parse(" gpu=0.5, cpu=4 ,memory=8e9") == Resources(4, 0.5, 8_000_000_000)
+        assert Resources(4, 0.5, 8).options() == {"num_cpus": 4, "num_gpus": 0.5, "memory": 8}
+        assert Resources().options() == {"num_cpus": 1, "num_gpus": 0}
+
+    @pytest.mark.parametrize(
+        "text", ["cpu", "cpu=many", "tpu=1", "gpu=-1", "memory=inf", "cpu=nan", "cpu=0.5", "cpu=0"]
+    )
+    def test_what_they_cannot_be_is_refused(self, text: str) -> None:
+        with pytest.raises(StudyError, match=r"--pack-resources: .*(cpu=N|cpu=1)"):
+            Resources.parse(text)
+
+    def test_a_node_holds_as_many_packs_as_its_scarcest_resource_allows(self) -> None:
+        node = {"CPU": 16.0, "GPU": 2.0, "memory": 64e9}
+        assert Resources(cpu=4).fit(node) == 4
+        assert Resources(cpu=1, gpu=0.1).fit(node) == 16
+        assert Resources(cpu=1, gpu=0.5).fit(node) == 4
+        assert Resources(cpu=1, memory=30_000_000_000).fit(node) == 2
+        assert Resources(cpu=1, gpu=1).fit({"CPU": 16.0}) == 0
+
+
+class TestFiles:
+    def test_a_mirror_holds_what_it_is_of(self, tmp_path: Path) -> None:
+        there, here = tmp_path / "there", tmp_path / "here"
+        mirror(there, {"1.json": b"a", "1.safetensors": b"b", "oom-kills.txt": b"c"}, None)
+        assert files_in(there) == {"1.json": b"a", "1.safetensors": b"b"}
+        mirror(here, {"0.json": b"old", "1.safetensors": b"b"}, None)
+        (here / "oom-kills.txt").write_text("stays")
+        mirror(here, {"1.json": b"a"}, ["1.json", "1.safetensors"])
+        assert files_in(here) == files_in(there)
+        assert (here / "oom-kills.txt").exists()
+
+    @pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+    def test_a_storage_is_the_same_wherever_it_is(self, tmp_path: Path, scheme: str) -> None:
+        storage = Storage(f"{scheme}{tmp_path}", "pack")
+        assert storage.pull() == {}
+        storage.push({"1.json": b"a", "1.safetensors": b"b"}, ["1.json", "1.safetensors"])
+        storage.push({"2.json": b"c"}, ["1.safetensors", "2.json"])
+        assert storage.pull() == {"1.safetensors": b"b", "2.json": b"c"}
+        storage.remove()
+        assert storage.pull() == {}
+        storage.remove()
+
+    def test_a_node_that_does_not_see_the_storage_says_so(self, tmp_path: Path) -> None:
+        storage = Storage(str(tmp_path), "probe")
+        assert "does not see --ray-storage" in (look(versions(), storage) or "")
+        storage.push({"probe": b"seen"}, ["probe"])
+        assert look(versions(), storage) is None
+
+    def test_a_node_with_another_version_says_so(self) -> None:
+        other = {**versions(), "torch": "0.1"}
+        said = look(other, None) or ""
+        assert re.search(r"has other versions than the driver: torch \S+, not 0\.1\. Install the same there\.", said)
+
+
+def test_the_post_keeps_the_order_and_the_wish_to_stop() -> None:
+    post = Post()
+    assert post.begin("a", 1) is None
+    post.tell("a", 1, {"n": 1}, {})
+    post.tell("b", 1, {"n": 2}, {"f": b"x"})
+    assert post.take() == [("a", 1, {"n": 1}, {}), ("b", 1, {"n": 2}, {"f": b"x"})]
+    assert post.take() == []
+    post.stop(15)
+    assert (post.stopped(), post.begin("c", 1), post.begun()) == (15, 15, [("a", 1), ("c", 1)])
+
+
+def test_a_cluster_that_is_not_there_is_refused_in_plain_words() -> None:
+    pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
+    with pytest.raises(StudyError, match=r"--ray-address: auto cannot be reached"):
+        OnRay("auto").site("fp32", 32)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    yield from ray_cluster(1)
+
+
+def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    study = Study.from_dict(
+        {
+            "name": "s",
+            "model": str(model),
+            "tasks": ["builtin-similarity"],
+            "seeds": [0],
+            "training": {"max_steps": 1},
+            "methods": [{"method": "head", "learning_rate": 1e-3}],
+        }
+    )
+    place = OnRay(cluster.address, Resources(cpu=1, gpu=1))
+    with pytest.raises(StudyError, match=r"--pack-resources: no node has room for one pack; the nodes have cpu="):
+        run_study(study, tmp_path / "out", place=place, progress=make_progress(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_node_that_is_killed_and_one_that_joins_change_nothing() -> None:
+    pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
+    done = subprocess.run([sys.executable, CAMPAIGN, "--packs", "4"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["packs"] == 4
+    assert result["differing"] == []
+    assert result["killed_in_the_middle_of"]
+    assert result["went_on_elsewhere"] >= 1
+    assert result["left_over_processes"] == []
