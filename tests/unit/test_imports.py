@@ -70,6 +70,7 @@ ORDER = tuple(
         "estimate",
         "dryrun",
         "check",
+        "tracking",
         "executors",
         "cli",
         "__main__",

@@ -17,12 +17,13 @@ from manytune.config.methods import METHODS, BitFit, Full, Head, Lora, Method, c
 from manytune.config.study import MEANS, Study, Training, digest, study_json_schema
 from manytune.config.sweeps import Sweep
 from manytune.config.tasks import OwnTask
-from manytune.config.values import DEVICES, check_device
+from manytune.config.values import DEVICES, TRACKERS, check_device
 
 __all__ = [
     "DEVICES",
     "MEANS",
     "METHODS",
+    "TRACKERS",
     "BitFit",
     "Full",
     "Head",

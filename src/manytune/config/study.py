@@ -40,6 +40,7 @@ from manytune.config.values import (
     Positive,
     Seed,
     StudyName,
+    TrackerName,
     WholeNumber,
     distinct,
     or_default,
@@ -155,6 +156,8 @@ class Study(Frozen):
     """How every run trains."""
     methods: Annotated[tuple[AnySweep, ...], Field(min_length=1)]
     """The ways to train. Lists multiply with each other, with the tasks and with the seeds."""
+    tracking: Annotated[tuple[TrackerName, ...], distinct] = ()
+    """Experiment trackers that are told of every run, beside the study directory."""
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -194,8 +197,11 @@ class Study(Frozen):
 
     @property
     def hash(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON, `MEANS` left out."""
-        return digest(self.model_dump(mode="json", exclude={"training": MEANS}), 12)
+        """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON.
+
+        `MEANS` and `tracking` are left out: no result depends on them.
+        """
+        return digest(self.model_dump(mode="json", exclude={"training": MEANS, "tracking": True}), 12)
 
     def to_yaml(self) -> str:
         """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""

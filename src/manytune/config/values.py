@@ -29,6 +29,7 @@ from manytune.tasks import TASKS, no_task
 
 __all__ = [
     "DEVICES",
+    "TRACKERS",
     "ClassWeights",
     "Count",
     "EvalEvery",
@@ -43,6 +44,7 @@ __all__ = [
     "StudyName",
     "Targets",
     "TaskName",
+    "TrackerName",
     "WholeNumber",
     "check_device",
     "distinct",
@@ -53,6 +55,20 @@ __all__ = [
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
+
+
+TRACKERS: Mapping[str, tuple[str, str | None]] = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "mlflow": ("mlflow", "mlflow"),
+    "wandb": ("wandb", None),
+    "trackio": ("trackio", None),
+    "aim": ("aim", None),
+    "comet_ml": ("comet_ml", None),
+    "clearml": ("clearml", None),
+    "dvclive": ("dvclive", None),
+    "swanlab": ("swanlab", None),
+}
+"""Experiment tracker → the package that it needs, and our extra that brings it."""
 
 
 def check_device(name: str, option: str = "--device") -> None:
@@ -128,6 +144,12 @@ def _known_task(name: str) -> str:
     return name
 
 
+def _known_tracker(name: str) -> str:
+    if name not in TRACKERS:
+        raise PydanticCustomError("unknown_tracker", "{choices}", {"choices": choices(name, TRACKERS)})
+    return name
+
+
 def _unknown_task(name: str) -> str:
     if name.lower() in TASKS:
         raise ValueError(f"{name!r} is a task already; give yours another name")
@@ -178,6 +200,7 @@ OwnName = Annotated[
     AfterValidator(_unknown_task),
 ]
 TaskName = Annotated[str, AfterValidator(_known_task), WithJsonSchema({"type": "string", "enum": list(TASKS)})]
+TrackerName = Annotated[str, AfterValidator(_known_tracker), WithJsonSchema({"type": "string", "enum": list(TRACKERS)})]
 _LayerName = Annotated[str, _Text(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)]
 # Sorted, because the order means nothing: two orders are the same run.
 Targets = Annotated[

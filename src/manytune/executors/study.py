@@ -26,6 +26,7 @@ from manytune.report import TaskTable, tabulate
 from manytune.report.views import duration
 from manytune.store import Store
 from manytune.tasks import Task
+from manytune.tracking import Trackers
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["StudyResult", "run_study"]
@@ -124,6 +125,7 @@ class _StudyJob:
         self.study = study
         self.place = place
         self.told = told
+        self.trackers = Trackers(study, store, lambda text: told.message(text, "warning"))
         self.accept_changes = accept_changes
         self.runs = plan_runs(study)
         self.there = store.finished_runs()
@@ -190,7 +192,9 @@ class _StudyJob:
             if capacity > 1:
                 left.sort(key=lambda pack: -seconds[pack.id])  # the longest first: then all places end together
             began = time.perf_counter()
-            _Packs(self, material, packs).train(left)
+            with self.trackers:
+                self.trackers.start(self.runs, {k: v for k, v in self.there.items() if k in self.ended})
+                _Packs(self, material, packs).train(left)
             if len(left) > 1:
                 took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
                 self.told.message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
@@ -216,6 +220,7 @@ class _Packs:
         self.lock = job.lock
         self.told = job.told
         self.ended = job.ended
+        self.trackers = job.trackers
         self.place = job.place
         self.material = material
         self.packs = list(packs)
@@ -307,6 +312,7 @@ class _Packs:
 
     def evaluated(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: tuple[str, float]) -> None:
         """Pass it on."""
+        self.trackers.evaluated(rows)
         self.told.evaluated(pack_id, step, best)
 
     def run_ended(self, pack_id: str, record: RunRecord) -> None:
@@ -314,6 +320,7 @@ class _Packs:
         self.lock.check()
         self.store.write_record(record)
         self.ended.add(record.run_id)
+        self.trackers.ended(record)
         advice = COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
         self.told.run_ended(pack_id, record.run_id, record.state, record.failure or advice)
 

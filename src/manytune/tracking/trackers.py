@@ -1,0 +1,204 @@
+"""What a study tells trackers: one tracked run for each of its runs, with configuration, curves and final scores.
+
+Trackers keep a process-wide active run, wait for networks and fail in ways of their own. So each lives in a process of
+its own (`clerk`), which is fed through a pipe by a thread: whatever becomes of it, the study goes on.
+
+OUT/tracking/<tracker>/<run-id>.json   what it knows of a run, so that a study that goes on continues there
+OUT/tracking/<tracker>.log             what it said
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from manytune.config import TRACKERS, Study
+from manytune.errors import DependencyError
+from manytune.plan import Run
+from manytune.record import HistoryRow, RunRecord
+from manytune.store import Store
+
+__all__ = ["Trackers"]
+
+_PATIENCE_SECONDS = 60.0
+"""That a tracker has to bring the last figures home when the study has ended."""
+
+
+class Trackers:
+    """The trackers of a study. A context: leaving it lets them finish."""
+
+    def __init__(self, study: Study, store: Store, warn: Callable[[str], None]) -> None:
+        """Look whether they are there.
+
+        Args:
+            study: Whose `tracking` names them.
+            store: The study directory.
+            warn: Given a sentence where one of them fails.
+
+        Raises:
+            DependencyError: A package is missing.
+        """
+        self._study = study
+        self._store = store
+        self._warn = warn
+        self._clerks: list[_Clerk] = []
+        for name in study.tracking:
+            package, extra = TRACKERS[name]
+            for needed in ("accelerate", package):
+                if importlib.util.find_spec(needed) is None:
+                    install = f"pip install 'manytune[{extra}]'" if extra else f"pip install accelerate {package}"
+                    raise DependencyError(f"tracking: {name} needs the package {needed}: {install}")
+
+    def start(self, runs: Iterable[Run], records: Mapping[str, RunRecord]) -> None:
+        """Tell of all runs: those that ended before too, where a tracker does not know of them."""
+        folder = self._store.root / "tracking"
+        self._clerks = [_Clerk(name, folder, self._study.name) for name in self._study.tracking]
+        if not self._clerks:
+            return
+        for run in runs:
+            self._tell({"run": run.id, "config": self._config(run)})
+            if run.id in records:
+                self.ended(records[run.id])
+
+    def evaluated(self, rows: Mapping[str, HistoryRow]) -> None:
+        """Tell of an evaluation: run id → its row."""
+        for run_id, row in rows.items():
+            self._tell({"run": run_id, "rows": [_figures(row)]})
+
+    def ended(self, record: RunRecord) -> None:
+        """Tell of the end of a run, and whatever of its history was not told."""
+        if not self._clerks:
+            return
+        final = {f"best/{name}": score for name, score in record.scores.items()}
+        final |= {f"last/{name}": score for name, score in record.last_scores.items()}
+        final |= {f"cost/{name}": value for name, value in record.cost.model_dump().items()}
+        self._tell(
+            {
+                "run": record.run_id,
+                "rows": [_figures(row) for row in self._store.read_history(record.run_id)],
+                "end": {
+                    "step": record.best_step or record.steps or 0,
+                    "figures": {name: value for name, value in final.items() if value is not None},
+                    "facts": {
+                        "state": str(record.state),
+                        "failure": record.failure,
+                        "notes": "\n".join(record.notes) or None,
+                        "snapshot": str(self._store.snapshot_dir(record.run_id).resolve()),
+                    },
+                },
+            }
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for clerk in self._clerks:
+            clerk.close()
+        for clerk in self._clerks:
+            failure = clerk.end(_PATIENCE_SECONDS)
+            if failure:
+                self._warn(
+                    f"tracking: {clerk.name} failed: {failure} All results are in {self._store.root} as ever; "
+                    f"what {clerk.name} said is in {clerk.log}."
+                )
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        for clerk in self._clerks:
+            clerk.tell(message)
+
+    def _config(self, run: Run) -> dict[str, Any]:
+        study = self._study
+        settings = {f"training/{name}": value for name, value in study.training.model_dump(mode="json").items()}
+        config = {
+            "study": study.name,
+            "model": run.model,
+            "task": run.task,
+            "method": run.method.method,
+            **run.method.hyperparameters(),
+            "seed": run.seed,
+            "template": study.template,
+            "selection": study.selection,
+            **settings,
+        }
+        # What every tracker takes.
+        return {key: v if isinstance(v, str | int | float) else str(v) for key, v in config.items() if v is not None}
+
+
+class _Clerk:
+    """A process that keeps one tracker's books, and the thread that feeds it."""
+
+    def __init__(self, name: str, folder: Path, project: str) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "manytune.tracking.clerk", name, str(folder), project],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Have it note something; this never waits."""
+        if self._process.poll() is None:
+            self._messages.put(json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        """Say that there is nothing more."""
+        self._messages.put(None)
+
+    def end(self, patience: float) -> str | None:
+        """Wait for it, so many seconds at most; returns why it failed, if it did."""
+        try:
+            code = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return f"it was not done {patience:.0f} s after the study."
+        finally:
+            self._thread.join(patience)
+        if code == 0:
+            return None
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else f'exit code {code}'}."
+
+    def _feed(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with suppress(OSError):  # it has died, which `end` says
+            while (message := self._messages.get()) is not None:
+                stdin.write(message)
+                stdin.flush()
+        with suppress(OSError):
+            stdin.close()
+
+
+def _figures(row: HistoryRow) -> dict[str, Any]:
+    """A row of a history: its step, and figure name → value."""
+    figures = {
+        "epoch": row.epoch,
+        "train/loss": row.train_loss,
+        "train/learning_rate": row.learning_rate,
+        "eval/loss": row.eval_loss,
+        **{f"eval/{name}": score for name, score in row.metrics.items()},
+    }
+    return {"step": row.step, "figures": {name: value for name, value in figures.items() if value is not None}}
