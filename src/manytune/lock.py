@@ -7,6 +7,7 @@ dead, or, if that was on another machine, where nobody has touched it for a whil
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -84,6 +85,14 @@ class Lock:
         self._me: _Holder | None = None
         self._lost = threading.Event()
 
+    @staticmethod
+    def holder_of(directory: Path) -> str | None:
+        """Who works on a directory, in words; None if nobody does, as far as can be seen from here."""
+        holder = _holder_in(directory / "lock")
+        if holder is None or holder.alive() is False:
+            return None
+        return f"The process {holder.pid} on {holder.host} works on it, since {holder.since}."
+
     def look(self) -> None:
         """Wait, or refuse, as long as another process holds the lock.
 
@@ -91,7 +100,7 @@ class Lock:
             StoreError: Another process holds it, and we are not to wait.
         """
         said = False
-        while (holder := self._read()) is not None and not self._left_over(holder):
+        while (holder := self._read()) is not None and not self._left_over(holder, self._file):
             who = f"the process {holder.pid} on {holder.host}, since {holder.since}"
             if not self._wait:
                 raise StoreError(
@@ -139,64 +148,75 @@ class Lock:
             )
 
     def _take(self, me: _Holder) -> bool:
-        """Make the lock, unless somebody who lives has it."""
+        """Make the lock, or take over one that was left over; not where somebody who lives has it."""
         holder = self._read()
-        if holder is not None:
-            if not self._left_over(holder):
-                return False
-            self._remove(holder)
         text = json.dumps(asdict(me))
-        temporary = self._file.with_name(f".lock.{me.token}.tmp")
         with writing(self._file):
+            if holder is None:
+                return self._make(self._file, text)
+            return self._left_over(holder, self._file) and self._replace(holder, text)
+
+    def _make(self, file: Path, text: str) -> bool:
+        """Make a file with all of its content at once, unless it is there."""
+        temporary = file.with_name(f".lock.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_text(text)
             try:
-                temporary.write_text(text)
-                try:
-                    os.link(temporary, self._file)
-                except FileExistsError:
-                    return False
-                except OSError:  # no hard links on this file system
-                    with self._file.open("x") as file:
-                        file.write(text)
+                os.link(temporary, file)
             except FileExistsError:
                 return False
-            finally:
-                temporary.unlink(missing_ok=True)
+            except OSError:  # no hard links on this file system
+                with file.open("x") as opened:
+                    opened.write(text)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
         return True
 
-    def _remove(self, judged: _Holder) -> None:
-        """Take away a lock that was left over, and no other that came in its place in the meantime."""
-        aside = self._file.with_name(f".lock.{secrets.token_hex(8)}.tmp")
-        with writing(self._file):
-            try:
-                self._file.rename(aside)
-            except FileNotFoundError:
-                return
-            if _holder_in(aside) != judged:
-                with suppress(OSError):
-                    os.link(aside, self._file)
-            aside.unlink(missing_ok=True)
+    def _replace(self, dead: _Holder, text: str) -> bool:
+        """Take the place of a lock that was left over.
 
-    def _left_over(self, holder: _Holder) -> bool:
+        Of all that found it so, the one that makes a file named after it may: there is no moment without a lock, in
+        which one who came late could take away that of the first. Where that one died on the way, the right goes to
+        who makes a file named after it.
+        """
+        last = dead
+        while not self._make(right := self._right(last), text):
+            other = _holder_in(right)
+            if other is None or not self._left_over(other, right):
+                return False
+            last = other
+        try:
+            if self._read() != dead:  # it was replaced before we got the right
+                return False
+            temporary = self._file.with_name(f".lock.{secrets.token_hex(8)}.tmp")
+            temporary.write_text(text)
+            temporary.replace(self._file)
+            return True
+        finally:
+            right.unlink(missing_ok=True)
+
+    def _right(self, holder: _Holder) -> Path:
+        """The file that gives the right to take a holder's place."""
+        return self._file.with_name(f".lock.{hashlib.sha256(holder.token.encode()).hexdigest()[:16]}.tmp")
+
+    def _left_over(self, holder: _Holder, file: Path) -> bool:
+        """Whether the holder of a file is dead, or has not touched it for long."""
         alive = holder.alive()
         if alive is not None:
             return not alive
-        self._told(f"{self._file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
-        touched, end = self._touched(), time.monotonic() + _PATIENCE_SECONDS
+        self._told(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
+        touched, end = _touched(file), time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < end:
             time.sleep(_LOOK_SECONDS)
-            if self._touched() != touched or self._read() != holder:
+            if _touched(file) != touched or _holder_in(file) != holder:
                 return False
         return True
 
     def _read(self) -> _Holder | None:
         """Who holds the lock; None if nobody does."""
         return _holder_in(self._file)
-
-    def _touched(self) -> int | None:
-        try:
-            return self._file.stat().st_mtime_ns
-        except OSError:
-            return None
 
     def _beat(self, done: threading.Event) -> None:
         while not done.wait(_BEAT_SECONDS):
@@ -205,6 +225,13 @@ class Lock:
                 return
             with suppress(OSError):
                 os.utime(self._file)
+
+
+def _touched(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _holder_in(file: Path) -> _Holder | None:

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from study_factory import HOSTILE
+from waiting import until
 
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -24,17 +25,6 @@ class Seen:
     page: Page
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-
-    def until(self, condition: str) -> None:
-        """Wait until a condition in the page holds. Playwright's own way evaluates text, which the policy forbids."""
-        self.page.evaluate(
-            "new Promise((done, failed) => {"
-            "  const last = performance.now() + 20000;"
-            f"  const look = () => ({condition}) ? done() : performance.now() > last"
-            "    ? failed(new Error('it did not come')) : requestAnimationFrame(look);"
-            "  look();"
-            "})"
-        )
 
     def chart(self, key: str) -> Any:
         """Bring a chart near the screen, and wait until it is drawn."""
@@ -117,10 +107,10 @@ def test_the_legend_takes_all_of_a_configuration_away_and_brings_it_back(open_pa
 
     assert hidden() == set()
     entry.click()
-    seen.until("document.getElementById('cola-chart-curves').data[0].visible === 'legendonly'")
+    until(seen.page, "document.getElementById('cola-chart-curves').data[0].visible === 'legendonly'")
     assert hidden() == {"full lr 5e-5"}
     entry.click()
-    seen.until("document.getElementById('cola-chart-curves').data[0].visible === true")
+    until(seen.page, "document.getElementById('cola-chart-curves').data[0].visible === true")
     assert hidden() == set()
 
 
@@ -177,7 +167,7 @@ def test_the_first_tab_leads_to_the_answer(open_page: Callable[..., Seen]) -> No
     seen.page.keyboard.press("Tab")
     assert seen.page.evaluate("document.activeElement.textContent") == "Skip to the answer"
     seen.page.keyboard.press("Enter")
-    seen.until("location.hash === '#answer'")
+    until(seen.page, "location.hash === '#answer'")
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(open_page: Callable[..., Seen]) -> None:
@@ -192,7 +182,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_page: Callable[..., Se
     assert contents.get_attribute("open") is None
     contents.locator("summary").click()
     contents.locator("a", has_text="Learning rate").first.click()
-    seen.until("location.hash === '#cola-rates'")
+    until(seen.page, "location.hash === '#cola-rates'")
     assert contents.get_attribute("open") is None
 
 
@@ -203,7 +193,7 @@ def test_in_the_dark_page_and_charts_are_dark(open_page: Callable[..., Seen]) ->
     seen.chart("cola-chart-rank")
     light = seen.page.evaluate(ink), seen.page.evaluate(ground)
     seen.page.emulate_media(color_scheme="dark")
-    seen.until(f"{ink} !== {light[0]!r}")
+    until(seen.page, f"{ink} !== {light[0]!r}")
     assert (seen.page.evaluate(ink), seen.page.evaluate(ground)) == ("rgb(230, 233, 237)", "rgb(20, 23, 27)")
     assert light == ("rgb(28, 33, 39)", "rgb(251, 251, 250)")
     assert seen.complaints == []
@@ -231,4 +221,4 @@ def test_zooming_narrows_an_axis(open_page: Callable[..., Seen]) -> None:
     seen.page.mouse.down()
     seen.page.mouse.move(box["x"] + 140, box["y"] + 90, steps=5)
     seen.page.mouse.up()
-    seen.until(f"{extent} < {before}")
+    until(seen.page, f"{extent} < {before}")

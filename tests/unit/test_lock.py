@@ -145,14 +145,13 @@ def test_a_lock_that_came_in_the_place_of_a_dead_one_is_not_taken_away(tmp_path:
     dead = left(tmp_path, started=1.0)
     with other(tmp_path):  # which took the dead one's over
         lock = Lock(tmp_path, print)
-        lock._remove(dead)
+        assert not lock._replace(dead, "")
         with pytest.raises(StoreError, match="is in use"):
             lock.look()
 
 
 def test_of_many_that_want_it_one_at_a_time_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
-    left(tmp_path, started=1.0)
     inside, most = [0], [0]
 
     def work() -> None:
@@ -162,12 +161,26 @@ def test_of_many_that_want_it_one_at_a_time_has_it(tmp_path: Path, monkeypatch: 
             time.sleep(0.002)
             inside[0] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for _ in range(20):
+        left(tmp_path, started=1.0)
+        threads = [threading.Thread(target=work) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert most == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_one_died_while_it_took_a_lock_over_the_next_one_does(tmp_path: Path) -> None:
+    dead = left(tmp_path, started=1.0)
+    lock = Lock(tmp_path, print)
+    right = lock._right(dead)
+    right.write_text(json.dumps({**asdict(dead), "token": "of one that died"}))
+    with lock.held():
+        assert lock._read() == lock._me
+    right.unlink()
+    assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -141,3 +141,25 @@ def clean(
     with Lock(store.root, print).held():
         remove(found)
     print(f"Freed {total}.")
+
+
+@app.command()
+def watch(
+    directory: Directory,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any that is free.")] = 8765,
+) -> None:
+    """Show a study in the browser while it runs: packs, curves, time left, failures, the machine.
+
+    The page is for this machine alone: it is served from 127.0.0.1, until Ctrl-C.
+    """
+    from manytune.store import Store
+    from manytune.watch import serve
+
+    server = serve(Store.open(directory), port)
+    print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()

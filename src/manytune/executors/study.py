@@ -18,6 +18,7 @@ from manytune.executors.inline import Inline
 from manytune.executors.job import PackJob
 from manytune.executors.material import Backbones, Material
 from manytune.interrupts import StopRequest, stop_requests
+from manytune.live import LivePacks
 from manytune.lock import Lock
 from manytune.plan import Pack, Run, plan_runs, replan, smaller_packs
 from manytune.progress import Level, Progress, make_progress
@@ -221,6 +222,7 @@ class _Packs:
         self.told = job.told
         self.ended = job.ended
         self.trackers = job.trackers
+        self.live = LivePacks(job.store.root)
         self.place = job.place
         self.material = material
         self.packs = list(packs)
@@ -235,6 +237,7 @@ class _Packs:
             ManytuneError: The study cannot go on.
         """
         self.queue = list(left)
+        self.live.keep([pack.id for pack in left])
         training: dict[str, Pack] = {}
         with stop_requests() as stop, self.place.open(self.material, self) as executor:
             while self.queue or training:
@@ -254,6 +257,7 @@ class _Packs:
         if done:
             self.store.remove_pack(pack.id)
         self.told.pack_finished(pack.id, end.seconds if done else None)
+        self.live.ended(pack.id, again=end.how in ("stopped", "lost", "refused"))
         reason = end.reason or ""
         if end.how == "refused":
             raise ManytuneError(reason)
@@ -304,14 +308,18 @@ class _Packs:
 
     def pack_started(self, pack_id: str, runs: Sequence[str], total_steps: int) -> None:
         """Pass it on."""
-        self.told.pack_started(pack_id, self._task(pack_id), runs, total_steps)
+        task = self._task(pack_id)
+        self.live.started(pack_id, task.name, runs, total_steps)
+        self.told.pack_started(pack_id, task, runs, total_steps)
 
     def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """Pass it on."""
+        self.live.step(pack_id, step, losses)
         self.told.step(pack_id, step, losses)
 
     def evaluated(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: tuple[str, float]) -> None:
         """Pass it on."""
+        self.live.evaluated(pack_id, step, rows, best)
         self.trackers.evaluated(rows)
         self.told.evaluated(pack_id, step, best)
 

@@ -6,17 +6,18 @@ right in the light and in the dark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from manytune.metrics import Metric
 from manytune.report.analysis import Analysis
-from manytune.report.series import COSTS, Look, curves, front, looks, quantities
+from manytune.report.series import COSTS, Curve, Look, curves, front, looks, quantities
 from manytune.report.sheets import show
 from manytune.report.table import MethodRow
 from manytune.report.tables import swept
 
-__all__ = ["Chart", "cost_chart", "curve_chart", "rank_chart", "rate_chart", "score_chart"]
+__all__ = ["Chart", "cost_chart", "curve_chart", "draw_curves", "rank_chart", "rate_chart", "score_chart"]
 
 _MOST_LINES = 60  # runs drawn one by one; more are a thicket, and their band says the same
 _MOST_SHOWN = 24  # configurations; of more, the best one of each method shows at first, the others by the legend
@@ -105,16 +106,38 @@ def score_chart(analysis: Analysis) -> Chart:
 def curve_chart(analysis: Analysis) -> Chart | None:
     """Score, losses and learning rate by step; None without histories."""
     look = _looks(analysis)
-    lines = len(analysis.histories) <= _MOST_LINES
+    first_seen = {row.label for row in (analysis.rows if len(look) <= _MOST_SHOWN else analysis.best_rows)}
+    found = [curves(analysis, value) for _, _, value in quantities(analysis.metric)]
+    return draw_curves(analysis.key, analysis.metric, look, found, first_seen)
+
+
+def draw_curves(
+    key: str,
+    metric: Metric,
+    look: Mapping[str, Look],
+    found: Sequence[Sequence[Curve]],
+    first_seen: Collection[str] = (),
+) -> Chart | None:
+    """A panel for each quantity; None without curves.
+
+    Args:
+        key: Of the task.
+        metric: That ranks.
+        look: Label → look.
+        found: The curves of each of `quantities`.
+        first_seen: Labels that are shown at first, the others by the legend; none: all, if they are not too many.
+    """
+    count = max((sum(len(curve.runs) for curve in panel) for panel in found), default=0)
+    lines = count <= _MOST_LINES
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"legend": {"groupclick": "togglegroup"}, "hovermode": "closest"}
     narrow: dict[str, Any] = {"height": 1150}
-    first_seen = {row.label for row in (analysis.rows if len(look) <= _MOST_SHOWN else analysis.best_rows)}
-    for place, (panel, (_, title, value)) in enumerate(zip(_PANELS, quantities(analysis), strict=True)):
-        for curve in curves(analysis, value):
+    shown = first_seen or (look if len(look) <= _MOST_SHOWN else list(look)[:_MOST_SHOWN])
+    for place, (panel, (_, title, _)) in enumerate(zip(_PANELS, quantities(metric), strict=True)):
+        for curve in found[place]:
             own = look[curve.label]
             axes = {"xaxis": f"x{panel}", "yaxis": f"y{panel}", "legendgroup": curve.label, "type": "scatter"}
-            if curve.label not in first_seen:
+            if curve.label not in shown:
                 axes["visible"] = "legendonly"
             if lines:
                 data += [
@@ -177,15 +200,11 @@ def curve_chart(analysis: Analysis) -> Chart | None:
     if not data:
         return None
     return Chart(
-        f"{analysis.key}-chart-curves",
+        f"{key}-chart-curves",
         "Training, step by step",
-        f"{analysis.metric.title}, evaluation loss, training loss and learning rate by step: the mean over the seeds "
+        f"{metric.title}, evaluation loss, training loss and learning rate by step: the mean over the seeds "
         "that finished, the range between the lowest and the highest of them"
-        + (
-            ", and every run as a thin line."
-            if lines
-            else f". {len(analysis.histories)} runs are not drawn one by one."
-        ),
+        + (", and every run as a thin line." if lines else f". {count} runs are not drawn one by one."),
         data,
         layout,
         height=720,

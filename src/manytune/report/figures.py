@@ -114,7 +114,7 @@ def _scores(analysis: Analysis) -> Figure | None:
 
 
 def _curves(analysis: Analysis) -> Figure | None:
-    shown = quantities(analysis)[:2]
+    shown = quantities(analysis.metric)[:2]
     look, labels = looks(analysis), {row.label for row in _shown(analysis)}
     drawn = [[each for each in curves(analysis, value) if each.steps and each.label in labels] for *_, value in shown]
     if not any(drawn):

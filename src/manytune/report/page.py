@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -17,7 +18,7 @@ from manytune.report.content import Content
 from manytune.report.sheets import UNKNOWN, Sheet
 from manytune.version import __version__
 
-__all__ = ["render_page"]
+__all__ = ["digests", "embedded", "render_page", "script"]
 
 _LONG = 34  # characters; longer texts may be broken over lines
 
@@ -38,11 +39,11 @@ def render_page(content: Content) -> str:
         lstrip_blocks=True,
     )
     charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
-    scripts = [_plotly(), _text("page.js")] if charts else [_text("page.js")]
+    scripts = [script(name) for name in (*(["plotly"] if charts else []), "draw.js", "page.js")]
     return environment.get_template("page.html").render(
         content=content,
         charts=embedded(charts),
-        style=_text("page.css"),
+        style=script("page.css"),
         scripts=scripts,
         policy=_policy(scripts),
         cells=_cells,
@@ -60,9 +61,13 @@ def embedded(data: Any) -> str:
 
 def _policy(scripts: list[str]) -> str:
     """What the browser may do: run these scripts and no other, and fetch nothing."""
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"default-src 'none'; script-src {digests(scripts)}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def digests(scripts: Iterable[str]) -> str:
+    """Scripts as a content security policy names them."""
+    found = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
+    return " ".join(f"'sha256-{digest}'" for digest in found)
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
@@ -81,7 +86,14 @@ def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _text(name: str) -> str:
+def script(name: str) -> str:
+    """One of the page's scripts or styles, or plotly.
+
+    Raises:
+        DependencyError: plotly is not installed whole.
+    """
+    if name == "plotly":
+        return _plotly()
     return (resources.files("manytune.report") / "templates" / name).read_text(encoding="utf-8")
 
 

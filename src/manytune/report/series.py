@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from manytune.metrics import Metric
 from manytune.record import HistoryRow, RunState
 from manytune.report.analysis import Analysis
 from manytune.report.answer import method_title, train_seconds
 from manytune.report.table import MethodRow
 from manytune.stats import summarize
 
-__all__ = ["COSTS", "Cost", "Curve", "Look", "curves", "front", "looks", "loss_rises", "quantities", "thinned"]
+__all__ = [
+    "COSTS",
+    "RUNNING",
+    "Cost",
+    "Curve",
+    "Look",
+    "Traced",
+    "curves",
+    "curves_of",
+    "front",
+    "looks",
+    "looks_of",
+    "loss_rises",
+    "quantities",
+    "thinned",
+]
+
+RUNNING = "running"
+"""The state of a run that trains now."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
@@ -47,29 +66,33 @@ class Look:
 
 def looks(analysis: Analysis) -> dict[str, Look]:
     """Label → look, of every configuration."""
-    groups: dict[str, list[MethodRow]] = {}
-    for row in analysis.rows:
-        groups.setdefault(row.runs[0].method, []).append(row)
+    return looks_of({row.label: row.runs[0].method for row in analysis.rows})
+
+
+def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
+    """Label → look, from label → method."""
+    groups: dict[str, list[str]] = {}
+    for label, method in methods.items():
+        groups.setdefault(method, []).append(label)
     found = {
-        row.label: Look(
-            _short(row, group),
+        label: Look(
+            _short(label, method, group),
             method if method in _METHODS else "other",
             place,
             _PALEST * place / max(len(group) - 1, 1),
         )
         for method, group in groups.items()
-        for place, row in enumerate(group)
+        for place, label in enumerate(group)
     }
     names = [look.name for look in found.values()]
     return {label: look if names.count(look.name) == 1 else replace(look, name=label) for label, look in found.items()}
 
 
-def _short(row: MethodRow, group: Sequence[MethodRow]) -> str:
+def _short(label: str, method: str, group: Sequence[str]) -> str:
     """The method, and the parts of the label in which its configurations differ."""
-    method = row.runs[0].method
-    parts = [each.label.removeprefix(method).strip().split(", ") for each in group]
+    parts = [each.removeprefix(method).strip().split(", ") for each in group]
     shared = set(parts[0]).intersection(*parts[1:])
-    own = [part for part in row.label.removeprefix(method).strip().split(", ") if part not in shared]
+    own = [part for part in label.removeprefix(method).strip().split(", ") if part not in shared]
     title = {"full": "Full", "head": "Head only"}.get(method, method_title(method))
     return " ".join([title, ", ".join(own)]).strip()
 
@@ -81,7 +104,7 @@ class Curve:
     label: str
     steps: tuple[int, ...]
     mean: tuple[float, ...]
-    """Over the runs that finished and have a value at the step."""
+    """Over the runs that finished, or train still, and have a value at the step."""
     low: tuple[float, ...]
     high: tuple[float, ...]
     """The lowest and the highest of them."""
@@ -89,9 +112,18 @@ class Curve:
     """Every run, whatever became of it: id, seed, state, steps, values."""
 
 
-def quantities(analysis: Analysis) -> tuple[tuple[str, str, Callable[[HistoryRow], float | None]], ...]:
+@dataclass(frozen=True)
+class Traced:
+    """A run whose history is drawn."""
+
+    run_id: str
+    seed: int
+    state: str
+    """Of the run; `running` too."""
+
+
+def quantities(metric: Metric) -> tuple[tuple[str, str, Callable[[HistoryRow], float | None]], ...]:
     """Name, title and value of what the curves show."""
-    metric = analysis.metric
     return (
         ("score", f"{metric.title} on the selecting split", lambda row: row.metrics.get(metric.name)),
         ("eval_loss", "evaluation loss", lambda row: row.eval_loss),
@@ -102,21 +134,29 @@ def quantities(analysis: Analysis) -> tuple[tuple[str, str, Callable[[HistoryRow
 
 def curves(analysis: Analysis, value: Callable[[HistoryRow], float | None]) -> tuple[Curve, ...]:
     """One curve for each configuration that has a history, thinned to what the eye can tell."""
+    traced = {row.label: [Traced(run.run_id, run.seed, str(run.state)) for run in row.runs] for row in analysis.rows}
+    return curves_of(traced, analysis.histories, value)
+
+
+def curves_of(
+    traced: Mapping[str, Sequence[Traced]],
+    histories: Mapping[str, Sequence[HistoryRow]],
+    value: Callable[[HistoryRow], float | None],
+) -> tuple[Curve, ...]:
+    """The same, from label → runs and run id → history."""
     found = []
-    for row in analysis.rows:
+    for label, own in traced.items():
         runs, by_step = [], dict[int, list[float]]()
-        for run in row.runs:
-            points = [
-                (each.step, v) for each in analysis.histories.get(run.run_id, ()) if (v := value(each)) is not None
-            ]
+        for run in own:
+            points = [(each.step, v) for each in histories.get(run.run_id, ()) if (v := value(each)) is not None]
             if not points:
                 continue
-            if run.state is RunState.FINISHED:
+            if run.state in (RunState.FINISHED, RUNNING):
                 for step, each in points:
                     by_step.setdefault(step, []).append(each)
             kept = thinned(points)
             steps, values = zip(*(points[at] for at in kept), strict=True)
-            runs.append((run.run_id, run.seed, str(run.state), steps, values))
+            runs.append((run.run_id, run.seed, run.state, steps, values))
         if not runs:
             continue
         means = [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
@@ -124,7 +164,7 @@ def curves(analysis: Analysis, value: Callable[[HistoryRow], float | None]) -> t
         steps = tuple(means[at][0] for at in kept)
         found.append(
             Curve(
-                row.label,
+                label,
                 steps,
                 tuple(means[at][1] for at in kept),
                 tuple(min(by_step[step]) for step in steps),
@@ -161,8 +201,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _POINTS) -> list[
 
 def loss_rises(analysis: Analysis) -> tuple[str, ...]:
     """Labels of configurations whose evaluation loss rises by 5 % or more while their score rises too."""
-    _, loss, *_ = quantities(analysis)
-    score = quantities(analysis)[0]
+    score, loss, *_ = quantities(analysis.metric)
     losses = {curve.label: curve for curve in curves(analysis, loss[2])}
     scores = {curve.label: dict(zip(curve.steps, curve.mean, strict=True)) for curve in curves(analysis, score[2])}
     found = []

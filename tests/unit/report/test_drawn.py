@@ -31,7 +31,7 @@ def test_looks_are_short_and_told_apart_without_colour(cola: Analysis) -> None:
 
 
 def test_curves_are_means_and_ranges_of_the_runs_that_finished(cola: Analysis) -> None:
-    _, _, value = quantities(cola)[1]
+    _, _, value = quantities(cola.metric)[1]
     found = {curve.label: curve for curve in curves(cola, value)}
     row = cola.row("bitfit lr 2e-4")
     curve = found[row.label]

@@ -131,7 +131,7 @@ def test_the_policy_names_exactly_the_scripts_that_are_there(page: Page) -> None
     assert json.loads(data)
     digests = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in programs]
     assert re.findall(r"'sha256-([^']+)'", str(policy)) == digests
-    assert len(digests) == 2
+    assert len(digests) == 3
 
 
 def test_no_element_brings_its_own_script(page: Page) -> None:
@@ -172,7 +172,7 @@ def test_headings_go_down_one_step_at_a_time(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(scheme: str) -> None:
     """At least 4.5 to 1 for text and 3 to 1 for lines, as WCAG 2.2 AA asks."""
-    style = page_module._text("page.css")
+    style = page_module.script("page.css")
     first, second = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", first if scheme == "light" else second))
 
@@ -199,7 +199,7 @@ def test_hostile_texts_show_as_text(hostile: Path) -> None:
     shown = "".join(page.texts)
     for sentence in HOSTILE:
         assert sentence in shown
-    assert page.count("script") == 3
+    assert page.count("script") == 4
     assert page.count("img") == 0
     assert "window.hacked=1</script>" not in text
     assert "\u2028" not in page.scripts[0]
@@ -212,7 +212,7 @@ def test_hostile_names_in_records_show_as_text(tmp_path: Path, name: str) -> Non
     store = make_study_directory(tmp_path / "s", study, evidence=False, changes=changes)
     files = files_of(compose(read([store.root])))
     page = Page(str(files["index.html"]))
-    assert page.count("script") == 3
+    assert page.count("script") == 4
     assert page.count("img") == 0
     assert name in "".join(page.texts)
     charts = json.loads(page.scripts[0])

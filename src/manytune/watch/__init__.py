@@ -1,0 +1,5 @@
+"""A page that shows a study while it runs."""
+
+from manytune.watch.server import serve
+
+__all__ = ["serve"]

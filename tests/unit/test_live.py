@@ -1,0 +1,195 @@
+"""What a study says of itself while it trains, and the page that shows it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manytune.errors import StoreError
+from manytune.live import LivePacks, read_live
+from manytune.plan import plan_packs
+from manytune.record import HistoryRow
+from manytune.store import Store
+from manytune.watch import serve
+from manytune.watch.state import Watched
+from study_factory import GLUE_LIKE, make_study_directory
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(step: int, score: float = 0.5) -> HistoryRow:
+    return HistoryRow(step=step, train_loss=0.7, eval_loss=0.6, metrics={"matthews_correlation": score})
+
+
+class TestLivePacks:
+    def test_a_pack_can_be_read_while_it_trains(self, tmp_path: Path) -> None:
+        clock = Clock()
+        live = LivePacks(tmp_path, clock)
+        live.started("p", "cola", ["a", "b"], 100)
+        clock.now += 10
+        live.step("p", 1, [0.5, math.nan])
+        clock.now += 10
+        live.step("p", 11, [0.5, 1.0])
+        live.evaluated("p", 11, {"a": row(11)}, ("a", 0.5))
+        (pack,) = read_live(tmp_path)
+        assert (pack.pack_id, pack.task, pack.runs, pack.total_steps) == ("p", "cola", ["a", "b"], 100)
+        assert (pack.step, pack.loss, pack.best) == (11, 0.75, ("a", 0.5))
+        assert pack.rows == {"a": [row(11)]}
+        assert pack.seconds_left == pytest.approx(20 / 11 * 89)
+        live.ended("p", again=False)
+        assert read_live(tmp_path) == []
+
+    def test_files_are_written_once_a_second_at_most(self, tmp_path: Path) -> None:
+        clock = Clock()
+        live = LivePacks(tmp_path, clock)
+        live.started("p", "cola", ["a"], 100)
+        for step in range(1, 11):
+            clock.now += 0.25
+            live.step("p", step, [0.5])
+        assert read_live(tmp_path)[0].step == 8
+
+    def test_what_was_seen_before_a_pack_went_on_stays_and_is_not_repeated(self, tmp_path: Path) -> None:
+        before = LivePacks(tmp_path, Clock())
+        before.started("p", "cola", ["a", "b"], 100)
+        for step in (10, 20, 30):
+            before.evaluated("p", step, {"a": row(step, 0.1), "b": row(step)}, ("b", 0.5))
+        before.ended("p", again=True)
+        after = LivePacks(tmp_path, Clock())
+        after.started("p", "cola", ["a"], 100)
+        after.step("p", 21, [0.5])
+        after.evaluated("p", 30, {"a": row(30, 0.2)}, ("a", 0.2))
+        (pack,) = read_live(tmp_path)
+        assert pack.first_step == 20
+        assert pack.rows == {"a": [row(10, 0.1), row(20, 0.1), row(30, 0.2)]}
+
+    def test_what_others_left_of_packs_that_are_gone_goes(self, tmp_path: Path) -> None:
+        before = LivePacks(tmp_path, Clock())
+        for pack in ("p", "q"):
+            before.started(pack, "cola", ["a"], 100)
+        LivePacks(tmp_path).keep(["q"])
+        assert [pack.pack_id for pack in read_live(tmp_path)] == ["q"]
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": {}}', '{"rows": {"a": [{}]}}'])
+    def test_a_file_that_is_not_whole_is_no_pack(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "live").mkdir()
+        (tmp_path / "live" / "p.json").write_text(text)
+        assert read_live(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A study of which one run failed, others have not ended, and a pack trains."""
+    root = tmp_path_factory.mktemp("watched") / "study"
+    store = make_study_directory(root, GLUE_LIKE, states={"cola-lora-r256-lr4e-4-s1": "failed"})
+    for run in store.runs()[:2]:
+        store.reset_run(run.id)
+    training = store.runs()[1]
+    (pack,) = plan_packs([training], 1)
+    live = LivePacks(root)
+    live.started(pack.id, training.task, [training.id], 100)
+    for step in (25, 50):
+        live.step(pack.id, step, [0.4])
+        live.evaluated(pack.id, step, {training.id: row(step, 0.1)}, (training.id, 0.1))
+    return store
+
+
+class TestState:
+    def test_it_is_what_the_directory_holds(self, store: Store) -> None:
+        state = Watched(store).state()
+        training = store.runs()[1]
+        assert state["title"] == store.study().name
+        assert not state["complete"]
+        (pack,) = state["packs"]
+        assert (pack["step"], pack["total_steps"], pack["loss"]) == (50, 100, "0.4000")
+        assert pack["best"] == f"MCC 0.1000 ({training.id})"
+        assert pack["quiet"].startswith("nothing heard for")  # nobody holds the lock
+        assert state["driver"] == "No process works on this directory now."
+        assert len(state["failures"]) == 1
+        assert "lora-r256" in state["failures"][0]["run"]
+        states = [run["state"] for run in state["runs"]]
+        assert states.count("running") == 1
+        assert states.count("pending") == 1
+        assert states[0] == "failed"
+        assert re.search(r"CPU \d+ % of \d+ cores, memory ", state["machine"][0])
+        json.dumps(state, allow_nan=False)
+
+    def test_the_curves_are_the_reports_with_those_that_grow(self, store: Store) -> None:
+        training = store.runs()[1]
+        charts = {chart["key"]: chart for chart in Watched(store).state()["charts"]}
+        assert set(charts) == {"cola-chart-curves", "stsb-chart-curves"}
+        traces = charts["cola-chart-curves"]["data"]
+        (own,) = [t for t in traces if "(running)" in t.get("hovertemplate", "") and t["yaxis"] == "y"]
+        assert (own["x"], own["y"]) == ([25, 50], [0.1, 0.1])
+        assert f"seed {training.seed}" in own["name"]
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[ThreadingHTTPServer]:
+    with serve(store) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class TestServer:
+    def ask(self, server: ThreadingHTTPServer, path: str, host: str | None = None, method: str = "GET") -> Any:
+        port = server.server_address[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer, body
+
+    def test_it_listens_to_this_machine_alone(self, server: ThreadingHTTPServer) -> None:
+        assert server.server_address[0] == "127.0.0.1"
+        for host in ("evil.example", f"evil.example:{server.server_address[1]}", "127.0.0.1:1", ""):
+            answer, body = self.ask(server, "/state", host=host or " ")
+            assert answer.status == 403
+            assert b"cola" not in body
+        port = server.server_address[1]
+        assert self.ask(server, "/state", host=f"localhost:{port}")[0].status == 200
+
+    def test_the_page_may_run_its_own_scripts_and_ask_its_own_server(self, server: ThreadingHTTPServer) -> None:
+        answer, body = self.ask(server, "/")
+        assert answer.status == 200
+        assert answer.getheader("Cache-Control") == "no-store"
+        assert "connect-src &#39;self&#39;" in body.decode() or "connect-src 'self'" in body.decode()
+        assert b"manytuneCharts" in body
+
+    def test_nothing_else_is_there(self, server: ThreadingHTTPServer) -> None:
+        for path in ("/study.yaml", "/../study.yaml", "/state/"):
+            assert self.ask(server, path)[0].status == 404
+        assert self.ask(server, "/state", method="POST")[0].status == 501
+
+    def test_what_is_damaged_is_said_and_the_server_goes_on(self, server: ThreadingHTTPServer, store: Store) -> None:
+        record = store.run_dir(store.runs()[5].id) / "record.json"
+        text = record.read_text()
+        try:
+            record.write_text("{")
+            assert "record.json" in json.loads(self.ask(server, "/state")[1])["error"]
+        finally:
+            record.write_text(text)
+        assert "error" not in json.loads(self.ask(server, "/state")[1])
+
+    def test_a_port_that_is_taken_is_refused(self, server: ThreadingHTTPServer, store: Store) -> None:
+        port = server.server_address[1]
+        with pytest.raises(StoreError, match=f"--port: {port} cannot be listened at: Address already in use"):
+            serve(store, port)
