@@ -1,0 +1,149 @@
+"""Which is faster on this machine's cores: one process with all threads, or a process a core? And what a pack costs
+beside its training.
+
+    MANYTUNE_GLUE_DIR=… python benchmarks/workers.py --out docs/results/workers-cpu.json [--roberta FOLDER]
+
+Each study is CoLA in the packs that the planner makes for the place; what is timed is from its first pack's start to
+its last pack's end, so without start-up. Rounds alternate; medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from manytune import hardware
+from manytune.backbones import locate
+from manytune.config import Study
+from manytune.executors import Inline, Workers, run_study
+from manytune.executors.base import Place
+from manytune.progress import QuietProgress
+from manytune.tasks import Task
+
+CORES = len(os.sched_getaffinity(0))
+LORA = {"method": "lora", "rank": 8, "learning_rate": 1e-3}
+FULL = {"method": "full", "learning_rate": 2e-5}
+
+
+class Clock(QuietProgress):
+    """When packs started and ended."""
+
+    def __init__(self) -> None:
+        self.started: list[float] = []
+        self.ended: list[float] = []
+
+    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
+        self.started.append(time.perf_counter())
+
+    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
+        self.ended.append(time.perf_counter())
+
+    def message(self, text: str, level: str = "info") -> None: ...
+
+    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None: ...
+
+
+def study(model: str, methods: list[dict[str, Any]], seeds: int, **training: Any) -> Study:
+    settings = {"batch_size": 16, "max_length": 128, "eval_every": 10**6, **training}
+    content = {"name": "workers", "model": model, "tasks": ["cola"], "seeds": list(range(seeds))}
+    return Study.from_dict({**content, "training": settings, "methods": methods})
+
+
+def timed(what: Study, place: Place) -> Clock:
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_study(what, Path(folder) / "out", place=place, progress=clock)
+    assert not result.failed, result.failed[0].failure
+    return clock
+
+
+def small_model(folder: Path, source: Path, **figures: Any) -> str:
+    """Random weights of a given shape, with a real tokenizer: speed does not depend on what the weights are."""
+    config = AutoConfig.from_pretrained(source)
+    for name, value in figures.items():
+        setattr(config, name, value)
+    AutoModel.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
+def compare(models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[str, Any]]:
+    places: dict[str, Place] = {
+        f"1 x {CORES} threads": Inline("cpu"),
+        f"{CORES} x 1 thread": Workers(CORES, threads=1),
+    }
+    rows = []
+    for name, (model, lora_steps, full_steps) in models.items():
+        for work, methods, seeds, steps in (
+            ("16 LoRA runs", [LORA], 16, lora_steps),
+            (f"{CORES} full runs", [FULL], CORES, full_steps),
+        ):
+            seconds: dict[str, list[float]] = {each: [] for each in places}
+            for _ in range(rounds):
+                for each, place in places.items():
+                    clock = timed(study(model, methods, seeds, max_steps=steps), place)
+                    seconds[each].append(clock.ended[-1] - clock.started[0])
+            medians = {each: statistics.median(values) for each, values in seconds.items()}
+            one, many = medians.values()
+            rows.append({"model": name, "work": work, "steps": steps, "seconds": seconds, "ratio": one / many})
+            print(
+                f"{name}, {work}: " + ", ".join(f"{k} {v:.1f} s" for k, v in medians.items()) + f": {one / many:.2f}x"
+            )
+    return rows
+
+
+def overhead(model: str) -> dict[str, float]:
+    """Seconds between a pack's end and the start of the next one's training, in this process and in a worker."""
+    what = study(model, [{"method": "head", "learning_rate": 1e-3}], 12, max_steps=1, max_pack=1)
+    found = {}
+    for name, place in (("in this process", Inline("cpu")), ("in a worker", Workers(1, threads=CORES))):
+        clock = timed(what, place)
+        gaps = [start - end for start, end in zip(clock.started[1:], clock.ended[:-1], strict=True)]
+        found[name] = statistics.median(gaps)
+    found["scheduling"] = found["in a worker"] - found["in this process"]
+    print("between two packs: " + ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found.items()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--roberta", type=Path, help="configuration and tokenizer of roberta-base")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        minilm = Path(locate("minilm").path)
+        tiny = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
+        models = {
+            "BERT-tiny's shape (2 layers, 128)": (small_model(Path(folder) / "tiny", minilm, **tiny), 300, 600),
+            "MiniLM (6 layers, 384)": ("minilm", 100, 150),
+        }
+        if options.roberta:
+            roberta = small_model(Path(folder) / "roberta", options.roberta)
+            models["roberta-base's shape (12 layers, 768)"] = (roberta, 15, 20)
+        result = {
+            "command": "python benchmarks/workers.py",
+            "cores": CORES,
+            "hardware": hardware.describe(torch.device("cpu")),
+            "versions": hardware.versions(),
+            "commit": hardware.git_commit(),
+            "rounds": options.rounds,
+            "overhead_seconds": overhead(models["BERT-tiny's shape (2 layers, 128)"][0]),
+            "rows": compare(models, options.rounds),
+        }
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
