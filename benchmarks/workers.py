@@ -1,15 +1,16 @@
 """Which is faster on this machine's cores: one process with all threads, or a process a core? And what a pack costs
 beside its training.
 
-    MANYTUNE_GLUE_DIR=… python benchmarks/workers.py --out docs/results/workers-cpu.json [--roberta FOLDER]
+    python benchmarks/workers.py --data GLUE --out docs/results/workers-cpu.json [--roberta FOLDER]
 
-Each study is CoLA in the packs that the planner makes for the place; what is timed is from its first pack's start to
-its last pack's end, so without start-up. Rounds alternate; medians are shown.
+Each study trains on CoLA's sentences in the packs that the planner makes for the place, with a dev set of 64 rows, so
+that it is training that is timed: from the first pack's start to the last one's end. Rounds alternate; medians are shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from manytune import hardware
 from manytune.backbones import locate
 from manytune.config import Study
-from manytune.executors import Inline, Workers, run_study
+from manytune.executors import Inline, OnRay, Resources, Workers, run_study
 from manytune.executors.base import Place
 from manytune.progress import QuietProgress
 from manytune.tasks import Task
@@ -53,10 +54,20 @@ class Clock(QuietProgress):
     def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None: ...
 
 
-def study(model: str, methods: list[dict[str, Any]], seeds: int, **training: Any) -> Study:
+def study(task: dict[str, Any], model: str, methods: list[dict[str, Any]], seeds: int, **training: Any) -> Study:
     settings = {"batch_size": 16, "max_length": 128, "eval_every": 10**6, **training}
-    content = {"name": "workers", "model": model, "tasks": ["cola"], "seeds": list(range(seeds))}
+    content = {"name": "workers", "model": model, "tasks": [task], "seeds": list(range(seeds))}
     return Study.from_dict({**content, "training": settings, "methods": methods})
+
+
+def sentences(glue: Path, folder: Path) -> dict[str, Any]:
+    """CoLA as a task of one's own."""
+    for split, most in (("train", None), ("dev", 64)):
+        lines = (glue / "CoLA" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[:most]
+        rows = [{"label": line.split("\t")[1], "text": line.split("\t")[3]} for line in lines]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {"train": str(folder / "train.jsonl"), "dev": str(folder / "dev.jsonl")}
+    return {"name": "cola-sentences", **files, "text": "text", "label": "label", "labels": ["0", "1"]}
 
 
 def timed(what: Study, place: Place) -> Clock:
@@ -77,7 +88,7 @@ def small_model(folder: Path, source: Path, **figures: Any) -> str:
     return str(folder)
 
 
-def compare(models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[str, Any]]:
+def compare(task: dict[str, Any], models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[str, Any]]:
     places: dict[str, Place] = {
         f"1 x {CORES} threads": Inline("cpu"),
         f"{CORES} x 1 thread": Workers(CORES, threads=1),
@@ -91,7 +102,7 @@ def compare(models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[s
             seconds: dict[str, list[float]] = {each: [] for each in places}
             for _ in range(rounds):
                 for each, place in places.items():
-                    clock = timed(study(model, methods, seeds, max_steps=steps), place)
+                    clock = timed(study(task, model, methods, seeds, max_steps=steps), place)
                     seconds[each].append(clock.ended[-1] - clock.started[0])
             medians = {each: statistics.median(values) for each, values in seconds.items()}
             one, many = medians.values()
@@ -102,35 +113,39 @@ def compare(models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[s
     return rows
 
 
-def overhead(model: str) -> dict[str, float]:
-    """Seconds between a pack's end and the start of the next one's training, in this process and in a worker."""
-    what = study(model, [{"method": "head", "learning_rate": 1e-3}], 12, max_steps=1, max_pack=1)
+def overhead(task: dict[str, Any], model: str) -> dict[str, float]:
+    """Seconds between a pack's end and the start of the next one's training, by where they train."""
+    what = study(task, model, [{"method": "head", "learning_rate": 1e-3}], 12, max_steps=1, max_pack=1)
     found = {}
-    for name, place in (("in this process", Inline("cpu")), ("in a worker", Workers(1, threads=CORES))):
+    places = {"in this process": Inline("cpu"), "in a worker": Workers(1, threads=CORES)}
+    if importlib.util.find_spec("ray"):
+        places["on Ray"] = OnRay(resources=Resources(cpu=CORES))
+    for name, place in places.items():
         clock = timed(what, place)
         gaps = [start - end for start, end in zip(clock.started[1:], clock.ended[:-1], strict=True)]
         found[name] = statistics.median(gaps)
-    found["scheduling"] = found["in a worker"] - found["in this process"]
     print("between two packs: " + ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found.items()))
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a GLUE folder with CoLA")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--roberta", type=Path, help="configuration and tokenizer of roberta-base")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        task = sentences(options.data, Path(folder))
         minilm = Path(locate("minilm").path)
         tiny = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
         models = {
-            "BERT-tiny's shape (2 layers, 128)": (small_model(Path(folder) / "tiny", minilm, **tiny), 300, 600),
-            "MiniLM (6 layers, 384)": ("minilm", 100, 150),
+            "BERT-tiny's shape (2 layers, 128)": (small_model(Path(folder) / "tiny", minilm, **tiny), 300, 300),
+            "MiniLM (6 layers, 384)": ("minilm", 60, 120),
         }
         if options.roberta:
             roberta = small_model(Path(folder) / "roberta", options.roberta)
-            models["roberta-base's shape (12 layers, 768)"] = (roberta, 15, 20)
+            models["roberta-base's shape (12 layers, 768)"] = (roberta, 6, 12)
         result = {
             "command": "python benchmarks/workers.py",
             "cores": CORES,
@@ -138,8 +153,8 @@ def main() -> None:
             "versions": hardware.versions(),
             "commit": hardware.git_commit(),
             "rounds": options.rounds,
-            "overhead_seconds": overhead(models["BERT-tiny's shape (2 layers, 128)"][0]),
-            "rows": compare(models, options.rounds),
+            "overhead_seconds": overhead(task, models["BERT-tiny's shape (2 layers, 128)"][0]),
+            "rows": compare(task, models, options.rounds),
         }
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from rich.console import RenderableType
 from rich.filesize import decimal
 
 from manytune.config import Study
 from manytune.estimate import PackEstimate, Site, estimate_pack, largest_packs, makespan
-from manytune.plan import Pack, plan_packs, plan_runs
+from manytune.plan import Pack, Run, plan_packs, plan_runs
 from manytune.report.views import counted, duration, percent, plain_table
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["render_dry_run"]
 
-Survey = Callable[[str, int], tuple[int, Site]]
-"""(precision, the backbone's width) → packs that train at once, and what each has to itself."""
+
+class Place(Protocol):
+    """Where packs train."""
+
+    def site(self, precision: str, width: int) -> tuple[int, Site]:
+        """Packs that train at once, and what each has to itself."""
 
 
-def render_dry_run(study: Study, survey: Survey) -> Iterator[RenderableType]:
+PlaceFor = Callable[[Sequence[Run], Mapping[str, TaskWork]], Place]
+
+
+def render_dry_run(study: Study, place_for: PlaceFor) -> Iterator[RenderableType]:
     """Tables and a sum; data and tokenizer are loaded and checked, weights are not.
 
     Args:
         study: The study.
-        survey: Says how many packs train at once where it shall run, and what each has to itself, from the precision
-            and the backbone's width.
+        place_for: Where it shall run, from its runs and their tasks.
 
     Raises:
         ManytuneError: What a real start would raise before it trains.
     """
     runs = plan_runs(study)
     works = {name: prepare(study, name) for name in study.task_names}
-    capacity, site = survey(study.training.precision, next(iter(works.values())).width)
+    capacity, site = place_for(runs, works).site(study.training.precision, next(iter(works.values())).width)
     packs = plan_packs(runs, largest_packs(runs, works, site, capacity))
     estimates = [(pack, estimate_pack(works[pack.task], pack, site)) for pack in packs]
     planned = f"{counted(len(runs), 'run')} in {counted(len(packs), 'pack')}"

@@ -28,6 +28,9 @@ _SHARE_ALONE = 0.15
 """Part of the products' own speed that training reaches, of eight runs and more together and of one alone;
 measured on CPUs with MiniLM."""
 
+_TWICE_ALONE, _TWICE_IN_A_PACK = 0.82, 0.93
+"""What is left of these shares with twice the threads; they hold for two (docs/performance.md)."""
+
 _BYTES_PER_TRAINED = 16
 """A trained parameter in fp32, its gradient and its two moments."""
 
@@ -48,12 +51,14 @@ class Site:
         dtype: What products are computed in.
         free_bytes: Memory that is free there, of the GPU or of the machine.
         products_per_second: Floating-point operations a second of matrix products of the backbone's width.
+        threads: Of a pack on a CPU.
     """
 
     device: str
     dtype: torch.dtype
     free_bytes: int
     products_per_second: float
+    threads: int = 1
 
     @classmethod
     def measure(cls, device: torch.device, precision: str, width: int, *, threads: int = 0, sharing: int = 1) -> Self:
@@ -68,13 +73,13 @@ class Site:
         """
         dtype = hardware.choose_dtype(precision, device)
         before = torch.get_num_threads()
-        if threads:
-            torch.set_num_threads(threads)
+        used = threads or before
+        torch.set_num_threads(used)
         try:
-            speed = _products_per_second(width, dtype, device, torch.get_num_threads())
+            speed = _products_per_second(width, dtype, device, used)
         finally:
             torch.set_num_threads(before)
-        return cls(device.type, dtype, hardware.free_memory(device) // sharing, speed)
+        return cls(device.type, dtype, hardware.free_memory(device) // sharing, speed, used)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,10 @@ def pack_seconds(work: TaskWork, kind: PackKind, runs: int, site: Site) -> float
     """Seconds that a pack of so many runs trains and is evaluated, roughly."""
     counts = _counts(work)
     together = 1 if work.anatomy.padded else runs  # in the padded way each run has passes of its own
-    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * min(1.0, (together - 1) / 7)
+    packed = min(1.0, (together - 1) / 7)
+    share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * packed
+    if site.device == "cpu":
+        share *= (_TWICE_ALONE + (_TWICE_IN_A_PACK - _TWICE_ALONE) * packed) ** (math.log2(site.threads) - 1)
     passes = counts.tokens * _PASSES[kind] + counts.dev_tokens * (counts.evaluations + 1)
     flops_a_token = 2 * work.anatomy.passes * _matrices(work)
     return runs * passes * flops_a_token / (site.products_per_second * share)

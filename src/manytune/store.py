@@ -19,10 +19,10 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -37,6 +37,8 @@ from manytune.task_files import TaskFiles
 from manytune.tasks import Task
 
 __all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
+
+T = TypeVar("T")
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -218,13 +220,26 @@ class Store:
     def _plan_file(self) -> Path:
         return self.root / "plan.json"
 
-    def write_plan(self, packs: Sequence[Pack]) -> None:
-        """Keep the packs, so that every later start trains the same runs together."""
-        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs)}
+    def write_plan(self, packs: Sequence[Pack], place: Mapping[str, int] | None = None) -> None:
+        """Keep the packs, so that every later start trains the same runs together.
+
+        Args:
+            packs: The packs.
+            place: How many workers train them, 0 for none, and threads of each; None: as it was kept before.
+        """
+        place = self.read_place() if place is None else place
+        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs), **({"place": place} if place else {})}
         write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
         """The packs that were kept; None if none were."""
+        return self._plan("packs", packs_from_json)
+
+    def read_place(self) -> dict[str, int] | None:
+        """How many workers, and threads of each, trained the packs; None if it was not kept."""
+        return self._plan("place", lambda place: place and {name: int(place[name]) for name in ("count", "threads")})
+
+    def _plan(self, key: str, read: Callable[[Any], T]) -> T | None:
         text = read_text(self._plan_file)
         if text is None:
             return None
@@ -236,7 +251,7 @@ class Store:
                     f"{self._plan_file} has schema version {version!r}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
-            return packs_from_json(plan["packs"])
+            return read(plan.get(key) if key == "place" else plan[key])
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from typer.main import get_command
 
 import manytune
+from manytune.cli import app
 from manytune.config import METHODS, BitFit, Full, Head, Lora, OwnTask, Study, Training
 from manytune.plan import plan_packs, plan_runs
 from manytune.tasks import TASKS
@@ -159,3 +162,30 @@ class TestTemplate:
         assert len(named) >= 5
         for value, key in named:
             assert getattr(Training(), key) == float(value), key
+
+
+CLUSTER = sorted((EXAMPLES / "cluster").iterdir())
+
+
+@pytest.mark.parametrize("path", CLUSTER, ids=lambda path: path.name)
+def test_a_file_for_clusters_can_be_read_and_its_commands_are_ours(path: Path) -> None:
+    """No cluster is here: that they are well formed, and that the command takes what they give it."""
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        assert yaml.safe_load(text)
+    if path.suffix == ".sh":
+        subprocess.run(["bash", "-n", path], check=True)
+    run: Any = get_command(app)
+    options = {name for parameter in run.commands["run"].params for name in parameter.opts}
+    assert "--executor" in options
+    words = " ".join(line.strip().rstrip("\\") for line in text.splitlines()).split()
+    for at in (i for i, word in enumerate(words) if word.endswith("manytune") and words[i + 1 : i + 2] == ["run"]):
+        assert "--executor" in words[at : at + 12]
+        given = {word.strip("'&") for word in words[at : at + 12] if word.startswith("--")}
+        assert given <= options
+
+
+def test_there_are_files_for_every_kind_of_cluster() -> None:
+    assert [path.name for path in CLUSTER] == ["Dockerfile", "cloud.yaml", "kuberay.yaml", "slurm.sh"]
+    commands = [path.name for path in CLUSTER if "manytune run" in path.read_text()]
+    assert commands == ["cloud.yaml", "kuberay.yaml", "slurm.sh"]

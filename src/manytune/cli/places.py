@@ -29,7 +29,9 @@ RayStorage = Annotated[
     typer.Option("--ray-storage", help="A path or URL that all nodes see, for checkpoints.", show_default="the driver"),
 ]
 
-WorkerCount = Annotated[int, typer.Option("--workers", help="Processes that train packs at once.", show_default="1")]
+WorkerCount = Annotated[
+    int, typer.Option("--workers", help="Processes that train packs at once.", show_default="what ends first")
+]
 Threads = Annotated[
     int, typer.Option("--threads-per-worker", help="Threads of each.", show_default="an equal share of the cores")
 ]
@@ -47,8 +49,8 @@ def place_of(
     ray_address: str | None,
     pack_resources: str | None,
     ray_storage: str | None,
-) -> Place:
-    """The place that the options name; torch is imported for it.
+) -> Place | None:
+    """The place that the options name; torch is imported for it. None: they name none.
 
     Raises:
         StudyError: They contradict each other.
@@ -71,7 +73,7 @@ def place_of(
         raise StudyError(f"--workers: it must be at least 1, not {workers}.")
     if threads < 0:
         raise StudyError(f"--threads-per-worker: it must be at least 1, not {threads}.")
-    from manytune.executors import Inline, Workers
+    from manytune.executors import Workers
 
     if devices is not None:
         if device != "auto":
@@ -81,4 +83,4 @@ def place_of(
         if device not in ("auto", "cpu"):
             raise StudyError(f"--workers: they share the CPU's cores; for several of {device}, name --devices.")
         return Workers(workers or 1, threads)
-    return Inline(device)
+    return None

@@ -150,8 +150,10 @@ def run(
     options = (executor, device, devices, workers, threads, ray_address, pack_resources, ray_storage)
     if out is None or dry_run:
         from manytune.dryrun import render_dry_run
+        from manytune.executors import best_place
 
-        print_rich(*render_dry_run(study, place_of(*options).site))
+        place = place_of(*options)
+        print_rich(*render_dry_run(study, lambda runs, works: place or best_place(device, runs, works)))
         return
     from manytune.executors import run_study
     from manytune.interrupts import Interrupted
@@ -164,6 +166,7 @@ def run(
         result = run_study(
             study,
             out,
+            device=device,
             place=place_of(*options),
             progress=make_progress(quiet),
             wait=wait,

@@ -34,6 +34,10 @@ class Inline:
         """One pack at a time has all that there is."""
         return 1, Site.measure(hardware.choose_device(self.device), precision, width)
 
+    def keep(self) -> dict[str, int]:
+        """What a study that goes on must know to round alike."""
+        return {"count": 0, "threads": torch.get_num_threads()}
+
     def open(self, material: Material, reports: Reports) -> InlineExecutor:
         """The executor."""
         return InlineExecutor(material, hardware.choose_device(self.device), reports)

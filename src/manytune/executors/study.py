@@ -14,9 +14,11 @@ from manytune.errors import ManytuneError, StoreError
 from manytune.estimate import largest_packs, makespan, pack_seconds
 from manytune.evidence import Examples, Structure, Trained
 from manytune.executors.base import PackEnd, Place
+from manytune.executors.choice import best_place
 from manytune.executors.inline import Inline
 from manytune.executors.job import PackJob
 from manytune.executors.material import Backbones, Material
+from manytune.executors.workers import Workers
 from manytune.interrupts import StopRequest, stop_requests
 from manytune.live import LivePacks
 from manytune.lock import Lock
@@ -73,8 +75,9 @@ def run_study(
         study: What to run.
         out: The study directory; if it holds this study already, runs that ended are not trained again, and a pack
             that was stopped goes on from its last checkpoint.
-        device: `auto`, `cpu`, `cuda` or `mps`, where packs train in this process, one after the other.
-        place: Where else they train: `Workers` on this machine, `OnRay` on a cluster.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        place: Where packs train: `Inline` in this process, `Workers` on this machine, `OnRay` on a cluster; None: in
+            this process, or, on a CPU, in as many workers as end the study first.
         progress: Told how it goes; plain or live lines on standard error by default.
         wait: Where another process works on the directory, wait for its end rather than refuse.
         retry_failed: Train runs that failed again.
@@ -93,12 +96,13 @@ def run_study(
             f"run_study takes a Study, not {study!r} ({type(study).__name__}): "
             "make one with Study.from_file(path) or Study.from_dict(data)"
         )
-    place = Inline(device) if place is None else place
+    if place is None:
+        hardware.choose_device(device)  # refused before anything else is looked at
     store = Store.check(out, study, accept_changes=accept_changes)
     with progress or make_progress(quiet=False) as told:
         lock = Lock(store.root, lambda text: told.message(text), wait=wait)
         lock.look()
-        job = _StudyJob(store, lock, study, place, told, retry_failed=retry_failed, accept_changes=accept_changes)
+        job = _StudyJob(store, lock, study, device, place, told, retry_failed, accept_changes)
         if job.waiting:
             job.execute()
         else:
@@ -115,15 +119,16 @@ class _StudyJob:
         store: Store,
         lock: Lock,
         study: Study,
-        place: Place,
+        device: str,
+        place: Place | None,
         told: Progress,
-        *,
         retry_failed: bool,
         accept_changes: bool,
     ) -> None:
         self.store = store
         self.lock = lock
         self.study = study
+        self.device = device
         self.place = place
         self.told = told
         self.trackers = Trackers(study, store, lambda text: told.message(text, "warning"))
@@ -161,7 +166,8 @@ class _StudyJob:
         """Train all runs that are waiting."""
         works = _prepare(self.study, self.waiting, self.told)
         planned = self.store.read_plan()
-        capacity, site = self.place.site(self.study.training.precision, next(iter(works.values())).width)
+        place = self._place(works)
+        capacity, site = place.site(self.study.training.precision, next(iter(works.values())).width)
         packs = replan(planned or (), self.runs, largest_packs(self.runs, works, site, capacity))
         now = {
             "versions": hardware.versions(),
@@ -178,7 +184,7 @@ class _StudyJob:
             if self.store.finished_runs().keys() != self.there.keys():
                 raise StoreError(f"Another process has worked on {self.store.root} since this one looked. Start again.")
             self.store.sweep()
-            self.store.write_plan(packs)
+            self.store.write_plan(packs, place.keep() if isinstance(place, Inline | Workers) else None)
             ground.keep(self.store.root, now)
             for run_id in self.again:
                 self.store.reset_run(run_id)
@@ -195,10 +201,19 @@ class _StudyJob:
             began = time.perf_counter()
             with self.trackers:
                 self.trackers.start(self.runs, {k: v for k, v in self.there.items() if k in self.ended})
-                _Packs(self, material, packs).train(left)
+                _Packs(self, place, material, packs).train(left)
             if len(left) > 1:
                 took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
                 self.told.message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
+
+    def _place(self, works: Mapping[str, TaskWork]) -> Place:
+        """Where packs train; where nobody says it, as they did before: other threads would round otherwise."""
+        if self.place is not None:
+            return self.place
+        kept = self.store.read_place()
+        if kept is None or self.device not in ("auto", "cpu"):
+            return best_place(self.device, self.waiting, works)
+        return Workers(kept["count"], kept["threads"]) if kept["count"] else Inline(self.device)
 
     def _refuse_changed_ground(self, now: ground.Ground) -> None:
         changed = ground.changes(self.store.root, now)
@@ -216,14 +231,14 @@ class _StudyJob:
 class _Packs:
     """What the packs of a study come to: told, kept, tried again."""
 
-    def __init__(self, job: _StudyJob, material: Material, packs: Sequence[Pack]) -> None:
+    def __init__(self, job: _StudyJob, place: Place, material: Material, packs: Sequence[Pack]) -> None:
         self.store = job.store
         self.lock = job.lock
         self.told = job.told
         self.ended = job.ended
         self.trackers = job.trackers
         self.live = LivePacks(job.store.root)
-        self.place = job.place
+        self.place = place
         self.material = material
         self.packs = list(packs)
         self.queue: list[Pack] = []
@@ -247,7 +262,10 @@ class _Packs:
                         training[pack.id] = pack
                         executor.submit(pack, self.ended)
                 for end in executor.wait(stop):
-                    self._settle(training.pop(end.pack_id), end)
+                    pack = training.pop(end.pack_id)
+                    self._settle(pack, end)
+                    if end.how == "stopped" and stop.number is None:  # by somebody else
+                        self.queue.insert(0, pack)
                 if not training:
                     stop.obey()
 

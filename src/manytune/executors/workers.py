@@ -65,6 +65,10 @@ class Workers:
         site = Site.measure(devices[0], precision, width, threads=self._threads(), sharing=sharing)
         return len(devices), site
 
+    def keep(self) -> dict[str, int] | None:
+        """What a study that goes on must know to round alike; nothing, where devices were named."""
+        return None if self.devices else {"count": self.count, "threads": self._threads()}
+
     def open(self, material: Material, reports: Reports) -> WorkersExecutor:
         """The executor."""
         cores, threads = _cores(), self._threads()

@@ -1,0 +1,91 @@
+"""How many processes train a study where nobody says it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manytune import estimate, hardware
+from manytune.config import Study
+from manytune.executors import Inline, Workers, best_place, run_study
+from manytune.plan import plan_runs
+from manytune.progress import make_progress
+from manytune.store import Store
+from manytune.workload import TaskWork, prepare
+from tiny import make_tiny
+
+TASK = "builtin-similarity"
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Two threads, of which each adds as much, and memory in plenty."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(hardware, "free_memory", lambda device: 10**12)
+    monkeypatch.setattr(estimate, "_products_per_second", lambda width, dtype, device, threads: threads * 1e7)
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def study(model: Path, method: str = "full", seeds: int = 2, steps: int = 10_000) -> Study:
+    values = {"name": "s", "model": str(model), "tasks": [TASK], "seeds": list(range(seeds))}
+    training = {"max_steps": steps, "precision": "fp32"}
+    return Study.from_dict({**values, "training": training, "methods": [{"method": method, "learning_rate": 1e-3}]})
+
+
+def chosen(what: Study, **changes: Any) -> Any:
+    work: TaskWork = replace(prepare(what, TASK), **changes)
+    return best_place("auto", plan_runs(what), {TASK: work})
+
+
+def test_runs_that_can_share_the_cores_do(model: Path) -> None:
+    assert chosen(study(model)) == Workers(2, 1)
+    assert chosen(study(model, "bitfit", seeds=16)) == Workers(2, 1)
+
+
+def test_one_run_gets_all_threads(model: Path) -> None:
+    assert chosen(study(model, seeds=1)) == Inline("auto")
+
+
+def test_a_short_study_does_not_wait_for_workers_to_start(model: Path) -> None:
+    assert chosen(study(model, steps=2)) == Inline("auto")
+
+
+def test_where_there_is_not_the_memory_there_is_one_process(model: Path, machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(hardware, "free_memory", lambda device: 10**6)
+    assert chosen(study(model)) == Inline("auto")
+
+
+def test_one_thread_is_one_process(model: Path, machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch, "get_num_threads", lambda: 1)
+    assert chosen(study(model)) == Inline("auto")
+
+
+def test_a_study_that_goes_on_does_so_as_it_was_begun(
+    model: Path, tmp_path: Path, machine: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = study(model, seeds=2, steps=1)
+    quiet = make_progress(quiet=True)
+    run_study(what, tmp_path, place=Inline("cpu"), progress=quiet)
+    store = Store.open(tmp_path)
+    assert store.read_place() == {"count": 0, "threads": 2}
+    store.write_plan(store.read_plan() or (), {"count": 3, "threads": 1})
+    store.reset_run(plan_runs(what)[0].id)
+    opened: list[Workers] = []
+
+    def instead(self: Workers, material: Any, reports: Any) -> Any:
+        opened.append(self)
+        return Inline("cpu").open(material, reports)
+
+    monkeypatch.setattr(Workers, "open", instead)
+    run_study(what, tmp_path, progress=quiet)
+    assert opened == [Workers(3, 1)]
+    assert store.read_place() == {"count": 3, "threads": 1}
