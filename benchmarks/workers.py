@@ -4,7 +4,8 @@ beside its training.
     python benchmarks/workers.py --data GLUE --out docs/results/workers-cpu.json [--roberta FOLDER]
 
 Each study trains on CoLA's sentences in the packs that the planner makes for the place, with a dev set of 64 rows, so
-that it is training that is timed: from the first pack's start to the last one's end. Rounds alternate; medians are shown.
+that it is training that is timed: from the first pack's start to the last one's end. Rounds alternate; medians are
+shown.
 """
 
 from __future__ import annotations

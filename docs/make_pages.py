@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": ("manytune run study.yaml --dry-run", "manytune run study.yaml --out results --quiet"),
     "status": ("manytune status results",),
     "show": ("manytune show results tickets-bitfit-lr4e-3-s0",),
+    "watch": ("timeout --signal=INT 5 manytune watch results",),
     "report": ("manytune report results",),
     "compare": ("manytune compare results short",),
     "clean": ("manytune clean results --dry-run",),

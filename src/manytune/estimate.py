@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Self
 
+import numpy as np
 import torch
 
 from manytune import hardware
@@ -28,8 +29,10 @@ _SHARE_ALONE = 0.15
 """Part of the products' own speed that training reaches, of eight runs and more together and of one alone;
 measured on CPUs with MiniLM."""
 
-_TWICE_ALONE, _TWICE_IN_A_PACK = 0.82, 0.93
-"""What is left of these shares with twice the threads; they hold for two (docs/performance.md)."""
+_TWICE_THE_THREADS = {4.4e6: 0.70, 22.7e6: 0.81, 124.6e6: 1.33}
+"""Parameters of the backbone → what is left of a lone run's share with twice the threads, half as many such runs at
+once: small ones wait at every kernel, large ones share the memory's bandwidth. In a pack it is all
+(docs/performance.md)."""
 
 _BYTES_PER_TRAINED = 16
 """A trained parameter in fp32, its gradient and its two moments."""
@@ -132,7 +135,7 @@ def pack_seconds(work: TaskWork, kind: PackKind, runs: int, site: Site) -> float
     packed = min(1.0, (together - 1) / 7)
     share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * packed
     if site.device == "cpu":
-        share *= (_TWICE_ALONE + (_TWICE_IN_A_PACK - _TWICE_ALONE) * packed) ** (math.log2(site.threads) - 1)
+        share *= (_twice(work) + (1.0 - _twice(work)) * packed) ** (math.log2(site.threads) - 1)  # they hold for two
     passes = counts.tokens * _PASSES[kind] + counts.dev_tokens * (counts.evaluations + 1)
     flops_a_token = 2 * work.anatomy.passes * _matrices(work)
     return runs * passes * flops_a_token / (site.products_per_second * share)
@@ -206,6 +209,12 @@ def _counts(work: TaskWork) -> _Counts:
         tokens=round(samples * float(work.train.lengths.mean())),
         dev_tokens=int(work.dev.lengths.sum()),
     )
+
+
+def _twice(work: TaskWork) -> float:
+    size = sum(math.prod(shape) for shape in work.anatomy.tensors.values())
+    known = sorted(_TWICE_THE_THREADS.items())
+    return float(np.interp(math.log(size), [math.log(at) for at, _ in known], [left for _, left in known]))
 
 
 def _matrices(work: TaskWork) -> int:

@@ -189,7 +189,9 @@ def test_a_site_is_what_a_pack_has_to_itself(monkeypatch: pytest.MonkeyPatch) ->
     seen: list[int] = []
     monkeypatch.setattr(estimate, "_products_per_second", lambda *_: seen.append(torch.get_num_threads()) or 5.0)
     before = torch.get_num_threads()
-    assert Site.measure(CPU, "fp32", 8, threads=before + 1, sharing=4) == Site("cpu", torch.float32, 250, 5.0)
+    assert Site.measure(CPU, "fp32", 8, threads=before + 1, sharing=4) == Site(
+        "cpu", torch.float32, 250, 5.0, before + 1
+    )
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
 

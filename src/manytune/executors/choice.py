@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from manytune import hardware
-from manytune.estimate import estimate_pack, largest_packs, makespan, pack_seconds
+from manytune.estimate import Site, estimate_pack, largest_packs, makespan, pack_seconds
 from manytune.executors.base import Place
 from manytune.executors.inline import Inline
 from manytune.executors.workers import Workers
@@ -19,14 +19,18 @@ __all__ = ["best_place"]
 _STARTUP_SECONDS = 10.0
 """That worker processes take to be ready."""
 
+_PRODUCTS_PER_SECOND = 2e11
+"""Of one thread, whatever the machine: a probe's noise must not decide how sums are rounded."""
+
 _SHARE_OF_MEMORY = 0.7
 
 
 def best_place(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> Place:
     """This process, or workers that share its threads: whichever is expected to end the study first.
 
-    On two cores two processes of one thread train packs 1.01 to 1.07 times as fast as one of two threads, and runs that
-    are alone in theirs 1.2 to 1.7 times (docs/performance.md); but they take a while to start, and memory of their own.
+    On two cores two processes of one thread train packs as fast as one of two threads, and runs that are alone in
+    theirs 1.4 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md); but they take a
+    while to start, and memory of their own. The choice is the same at every start.
 
     Args:
         device: As for `Inline`.
@@ -38,18 +42,19 @@ def best_place(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork]) 
     if hardware.choose_device(device).type != "cpu" or threads < 2 or not runs:
         return here
     counts = [2**power for power in range(threads.bit_length()) if threads % 2**power == 0]
-    places: dict[int, Place] = {count: Workers(count, threads // count) if count > 1 else here for count in counts}
-    return places[min(counts, key=lambda count: _seconds(places[count], count, runs, works))]
+    best = min(counts, key=lambda count: _seconds(count, threads // count, runs, works))
+    return Workers(best, threads // best) if best > 1 else here
 
 
-def _seconds(place: Place, count: int, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> float:
-    """When the study is expected to end there; never, where there is not the memory for it."""
-    some = next(iter(works.values()))
-    capacity, site = place.site(some.study.training.precision, some.width)
-    packs = plan_packs(runs, largest_packs(runs, works, site, capacity))
+def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> float:
+    """When the study is expected to end with so many processes; never, where there is not the memory for it."""
+    cpu = torch.device("cpu")
+    dtype = hardware.choose_dtype(next(iter(works.values())).study.training.precision, cpu)
+    site = Site("cpu", dtype, hardware.free_memory(cpu) // count, threads * _PRODUCTS_PER_SECOND, threads)
+    packs = plan_packs(runs, largest_packs(runs, works, site, count))
     if count > 1:
         most = max(estimate_pack(works[pack.task], pack, site).memory_bytes for pack in packs)
         if most > _SHARE_OF_MEMORY * site.free_bytes:
             return float("inf")
-    seconds = makespan((pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in packs), capacity)
+    seconds = makespan((pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in packs), count)
     return seconds + (_STARTUP_SECONDS if count > 1 else 0.0)

@@ -46,7 +46,7 @@ from manytune.store import Store
 
 __all__ = ["OnRay", "Resources"]
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 """Between two looks for news, and whether somebody asked to stop."""
 
 _NODES_SECONDS = 2.0

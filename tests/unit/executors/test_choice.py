@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from manytune import estimate, hardware
+from manytune import hardware
 from manytune.config import Study
-from manytune.executors import Inline, Workers, best_place, run_study
+from manytune.executors import Inline, Workers, best_place, choice, run_study
 from manytune.plan import plan_runs
 from manytune.progress import make_progress
 from manytune.store import Store
@@ -23,10 +23,10 @@ TASK = "builtin-similarity"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Two threads, of which each adds as much, and memory in plenty."""
+    """Two slow threads, and memory in plenty."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(hardware, "free_memory", lambda device: 10**12)
-    monkeypatch.setattr(estimate, "_products_per_second", lambda width, dtype, device, threads: threads * 1e7)
+    monkeypatch.setattr(choice, "_PRODUCTS_PER_SECOND", 1e10)
     return monkeypatch
 
 
@@ -48,7 +48,10 @@ def chosen(what: Study, **changes: Any) -> Any:
 
 def test_runs_that_can_share_the_cores_do(model: Path) -> None:
     assert chosen(study(model)) == Workers(2, 1)
-    assert chosen(study(model, "bitfit", seeds=16)) == Workers(2, 1)
+
+
+def test_one_pack_is_not_cut_for_them(model: Path) -> None:
+    assert chosen(study(model, "bitfit", seeds=16)) == Inline("auto")
 
 
 def test_one_run_gets_all_threads(model: Path) -> None:
