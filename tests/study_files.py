@@ -42,6 +42,8 @@ def results_in(out: Path) -> dict[str, Any]:
             found[name] = _without_clocks(json.loads(path.read_text()))
         elif path.name == "history.csv":
             found[name] = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+        elif path.name == "plan.json":  # where packs trained, which may differ, is kept beside them
+            found[name] = json.loads(path.read_text())["packs"]
         else:
             found[name] = path.read_bytes()
     return found

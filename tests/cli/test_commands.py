@@ -601,7 +601,7 @@ class TestWhatIsRefused:
             (("--ray-address", "auto"), ("--ray-address: it goes with --executor ray, and not with local",)),
             (("--executor", "ray", "--workers", "2"), ("--workers: it goes with --executor local, and not with ray",)),
             (("--executor", "ray", "--device", "cpu"), ("--device: on a Ray cluster, --pack-resources says",)),
-            (("--executor", "ray", "--pack-resources", "tpu=1"), ("--pack-resources: 'tpu=1' is none of cpu=N",)),
+            (("--executor", "ray", "--pack-resources", "tpu=1"), ("--pack-resources: 'tpu=1' is not one of cpu=N",)),
             (("tracking=[tensorbored]",), ("tracking.0", "Did you mean 'tensorboard'?")),
             (
                 ("methods.2.targets=[q_proj]",),

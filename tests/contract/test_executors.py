@@ -138,7 +138,7 @@ def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
     assert not (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize("place", ["inline", "workers", "ray", "ray with a storage"], indirect=True)
+@pytest.mark.parametrize("place", ["inline", "workers", "ray with a storage"], indirect=True)
 def test_asked_to_stop_every_pack_stops_where_it_can_go_on(
     place: Place, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:

@@ -117,11 +117,16 @@ class OnRay:
     def site(self, precision: str, width: int) -> tuple[int, Site]:
         """As many packs as the nodes have room for now; what one has is measured on one of them."""
         ray = self._connect()
-        capacity = self._capacity(ray)
-        self._refuse_unlike_nodes(ray)
-        most = max((self.resources.fit(node["Resources"]) for node in _alive(ray)), default=1)
-        task = ray.remote(max_retries=0, **self.resources.options())(measure)
-        return capacity, ray.get(task.remote(precision, width, int(self.resources.cpu), self._device, most))
+        try:
+            capacity = self._capacity(ray)
+            self._refuse_unlike_nodes(ray)
+            most = max(self.resources.fit(node["Resources"]) for node in _alive(ray))
+            task = ray.remote(max_retries=0, **self.resources.options())(measure)
+            there = task.remote(precision, width, int(self.resources.cpu), self._device, most)
+            return capacity, ray.get(there)
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def open(self, material: Material, reports: Reports) -> RayExecutor:
         """The executor."""

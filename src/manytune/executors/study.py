@@ -256,18 +256,19 @@ class _Packs:
         training: dict[str, Pack] = {}
         with stop_requests() as stop, self.place.open(self.material, self) as executor:
             while self.queue or training:
+                if not training:
+                    stop.obey()
                 while self.queue and len(training) < executor.capacity and stop.number is None:
                     pack = self.queue.pop(0)
                     if not self._cut_after_oom(pack):
                         training[pack.id] = pack
                         executor.submit(pack, self.ended)
-                for end in executor.wait(stop):
+                for end in executor.wait(stop) if training else ():
                     pack = training.pop(end.pack_id)
                     self._settle(pack, end)
                     if end.how == "stopped" and stop.number is None:  # by somebody else
                         self.queue.insert(0, pack)
-                if not training:
-                    stop.obey()
+            stop.obey()
 
     def _settle(self, pack: Pack, end: PackEnd) -> None:
         """What the end of a pack's time with the executor means for it."""
