@@ -16,6 +16,7 @@ import pytest
 
 from manytune.errors import StoreError
 from manytune.live import LivePacks, read_live
+from manytune.lock import Lock
 from manytune.plan import plan_packs
 from manytune.record import HistoryRow
 from manytune.store import Store
@@ -122,18 +123,27 @@ class TestState:
         assert len(state["failures"]) == 1
         assert "lora-r256" in state["failures"][0]["run"]
         states = [run["state"] for run in state["runs"]]
-        assert states.count("running") == 1
+        assert states.count("stopped") == 1
         assert states.count("pending") == 1
+        assert state["left"] is None
         assert states[0] == "failed"
         assert re.search(r"CPU \d+ % of \d+ cores, memory ", state["machine"][0])
         json.dumps(state, allow_nan=False)
+
+    def test_while_a_process_works_on_it_its_runs_run(self, store: Store) -> None:
+        with Lock(store.root, print).held():
+            state = Watched(store).state()
+        assert state["driver"].startswith("The process ")
+        assert [run["state"] for run in state["runs"]].count("running") == 1
+        assert state["left"].startswith("The packs that train now need about ")
+        assert state["left"].endswith("1 run waits for a place.")
 
     def test_the_curves_are_the_reports_with_those_that_grow(self, store: Store) -> None:
         training = store.runs()[1]
         charts = {chart["key"]: chart for chart in Watched(store).state()["charts"]}
         assert set(charts) == {"cola-chart-curves", "stsb-chart-curves"}
         traces = charts["cola-chart-curves"]["data"]
-        (own,) = [t for t in traces if "(running)" in t.get("hovertemplate", "") and t["yaxis"] == "y"]
+        (own,) = [t for t in traces if "(stopped)" in t.get("hovertemplate", "") and t["yaxis"] == "y"]
         assert (own["x"], own["y"]) == ([25, 50], [0.1, 0.1])
         assert f"seed {training.seed}" in own["name"]
 

@@ -15,6 +15,7 @@ from manytune.stats import summarize
 __all__ = [
     "COSTS",
     "RUNNING",
+    "STOPPED",
     "Cost",
     "Curve",
     "Look",
@@ -29,8 +30,8 @@ __all__ = [
     "thinned",
 ]
 
-RUNNING = "running"
-"""The state of a run that trains now."""
+RUNNING, STOPPED = "running", "stopped"
+"""The states of a run that trains now, and of one that has begun and would go on."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
@@ -119,7 +120,7 @@ class Traced:
     run_id: str
     seed: int
     state: str
-    """Of the run; `running` too."""
+    """Of the run; `running` and `stopped` too."""
 
 
 def quantities(metric: Metric) -> tuple[tuple[str, str, Callable[[HistoryRow], float | None]], ...]:
@@ -151,7 +152,7 @@ def curves_of(
             points = [(each.step, v) for each in histories.get(run.run_id, ()) if (v := value(each)) is not None]
             if not points:
                 continue
-            if run.state in (RunState.FINISHED, RUNNING):
+            if run.state in (RunState.FINISHED, RUNNING, STOPPED):
                 for step, each in points:
                     by_step.setdefault(step, []).append(each)
             kept = thinned(points)

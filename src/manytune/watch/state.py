@@ -18,8 +18,8 @@ from manytune.metrics import METRICS
 from manytune.plan import Run
 from manytune.record import HistoryRow
 from manytune.report.charts import draw_curves
-from manytune.report.series import RUNNING, Traced, curves_of, looks_of, quantities
-from manytune.report.views import duration, status_line
+from manytune.report.series import RUNNING, STOPPED, Traced, curves_of, looks_of, quantities
+from manytune.report.views import counted, duration, status_line
 from manytune.store import PENDING, RunStatus, Store
 
 __all__ = ["Watched"]
@@ -45,8 +45,9 @@ class Watched:
         runs = {run.id: run for run in self.store.runs()}
         live = read_live(self.store.root)
         training = {run_id for pack in live for run_id in pack.runs}
-        rows = [_with_state(row, training) for row in status.runs]
         holder = Lock.holder_of(self.store.root)
+        begun = RUNNING if holder else STOPPED
+        rows = [replace(r, state=begun) if r.state == PENDING and r.run_id in training else r for r in status.runs]
         failed = [row for row in rows if row.state == "failed"]
         return {
             "title": status.study,
@@ -54,7 +55,7 @@ class Watched:
             "complete": status.counts[PENDING] == 0,
             "driver": holder or "No process works on this directory now.",
             "working": holder is not None,
-            "left": self._left(live, status.counts[PENDING]),
+            "left": self._left(live, status.counts[PENDING]) if holder else None,
             "packs": [self._pack(pack, working=holder is not None) for pack in live],
             "runs": [_run(row) for row in sorted(rows, key=_running_first)[:_RUNS_SHOWN]],
             "more_runs": max(len(rows) - _RUNS_SHOWN, 0),
@@ -85,7 +86,9 @@ class Watched:
             return None
         waiting = pending - sum(len(pack.runs) for pack in live)
         said = f"The packs that train now need about {duration(max(known))} more"
-        return f"{said}; {waiting} runs wait for a place." if waiting > 0 else f"{said}."
+        if waiting <= 0:
+            return f"{said}."
+        return f"{said}; {counted(waiting, 'run')} {'waits' if waiting == 1 else 'wait'} for a place."
 
     def _charts(
         self, rows: Sequence[RunStatus], runs: Mapping[str, Run], live: Sequence[LivePack]
@@ -94,7 +97,7 @@ class Watched:
         for pack in live:
             histories |= {run_id: own for run_id, own in pack.rows.items() if own}
         for row in rows:
-            if row.state not in (PENDING, RUNNING):
+            if row.state not in (PENDING, RUNNING, STOPPED):
                 histories[row.run_id] = self._history(row.run_id)
         charts = []
         for name in self.store.study().task_names:
@@ -122,12 +125,8 @@ class Watched:
         return known[1]
 
 
-def _with_state(row: RunStatus, training: set[str]) -> RunStatus:
-    return replace(row, state=RUNNING) if row.state == PENDING and row.run_id in training else row
-
-
 def _running_first(row: RunStatus) -> int:
-    order = ("failed", "collapsed", RUNNING)
+    order = ("failed", "collapsed", RUNNING, STOPPED)
     return order.index(row.state) if row.state in order else len(order) + (row.state == PENDING)
 
 
