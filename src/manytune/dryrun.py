@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
 from rich.console import RenderableType
 from rich.filesize import decimal
 
 from manytune.config import Study
-from manytune.estimate import PackEstimate, Site, estimate_pack, largest_packs, makespan
-from manytune.plan import Pack, Run, plan_packs, plan_runs
+from manytune.estimate import PackEstimate, estimate_pack, largest_packs, makespan
+from manytune.executors import best_place
+from manytune.executors.base import Place
+from manytune.plan import Pack, plan_packs, plan_runs
 from manytune.report.views import counted, duration, percent, plain_table
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["render_dry_run"]
 
 
-class Place(Protocol):
-    """Where packs train."""
-
-    def site(self, precision: str, width: int) -> tuple[int, Site]:
-        """Packs that train at once, and what each has to itself."""
-
-
-PlaceFor = Callable[[Sequence[Run], Mapping[str, TaskWork]], Place]
-
-
-def render_dry_run(study: Study, place_for: PlaceFor) -> Iterator[RenderableType]:
+def render_dry_run(study: Study, device: str, place: Place | None = None) -> Iterator[RenderableType]:
     """Tables and a sum; data and tokenizer are loaded and checked, weights are not.
 
     Args:
         study: The study.
-        place_for: Where it shall run, from its runs and their tasks.
+        device: As for `run_study`.
+        place: As for `run_study`.
 
     Raises:
         ManytuneError: What a real start would raise before it trains.
     """
     runs = plan_runs(study)
     works = {name: prepare(study, name) for name in study.task_names}
-    capacity, site = place_for(runs, works).site(study.training.precision, next(iter(works.values())).width)
+    place = best_place(device, runs, works) if place is None else place
+    capacity, site = place.site(study.training.precision, next(iter(works.values())).width)
     packs = plan_packs(runs, largest_packs(runs, works, site, capacity))
     estimates = [(pack, estimate_pack(works[pack.task], pack, site)) for pack in packs]
     planned = f"{counted(len(runs), 'run')} in {counted(len(packs), 'pack')}"

@@ -19,7 +19,16 @@ from manytune.methods import ParameterCount
 from manytune.plan import Pack, PackKind, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
 from manytune.workload import TaskWork
 
-__all__ = ["PackEstimate", "Site", "estimate_pack", "largest_packs", "makespan", "pack_seconds"]
+__all__ = [
+    "SHARE_OF_MEMORY",
+    "PackEstimate",
+    "Site",
+    "estimate_pack",
+    "largest_packs",
+    "makespan",
+    "pack_seconds",
+    "seconds_of",
+]
 
 _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 """Matrix products a training token, in forward passes: forward, and back through inputs and weights."""
@@ -41,7 +50,7 @@ _BYTES_PER_TRAINED = 16
 _FASTEST = {"cpu": 16, "cuda": 64, "mps": 16}
 """Runs of a pack beyond which training gets little faster: on a CPU 4 % from 16 to 32 (docs/performance.md)."""
 
-_SHARE_OF_MEMORY = 0.7
+SHARE_OF_MEMORY = 0.7
 """Part of the memory now free that a pack that was sized by itself may take: estimates are rough."""
 
 
@@ -141,6 +150,11 @@ def pack_seconds(work: TaskWork, kind: PackKind, runs: int, site: Site) -> float
     return runs * passes * flops_a_token / (site.products_per_second * share)
 
 
+def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], site: Site) -> list[float]:
+    """The same of each of some packs."""
+    return [pack_seconds(works[pack.task], pack.kind, len(pack.runs), site) for pack in packs]
+
+
 def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], site: Site, capacity: int = 1) -> dict[str, int]:
     """How many runs a pack may hold, for each task.
 
@@ -161,7 +175,7 @@ def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], site: Site
 
     def seconds(limit: int) -> float:
         packs = plan_packs(runs, {name: min(own, limit) for name, own in most.items()})
-        return makespan((pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in packs), capacity)
+        return makespan(seconds_of(packs, works, site), capacity)
 
     best = min(limits, key=seconds)  # of equals the largest packs, which come first
     return {name: min(own, best) for name, own in most.items()}
@@ -184,7 +198,7 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, site: Site) -> int:
     tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.method != "full"]
     each = max((_run_bytes(work, work.parameters(run), tokens, site.dtype) for run in packed), default=1.0)
-    room = _SHARE_OF_MEMORY * site.free_bytes - _shared_bytes(work, site)
+    room = SHARE_OF_MEMORY * site.free_bytes - _shared_bytes(work, site)
     return max(1, min(_FASTEST[site.device], int(room // each)))
 
 

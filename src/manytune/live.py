@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from manytune.files import read_text, write_file
 from manytune.json_text import parse_json
 from manytune.record import HistoryRow
 
-__all__ = ["LivePack", "LivePacks", "read_live"]
+__all__ = ["LivePack", "LivePacks", "mean_loss", "read_live"]
 
 _SECONDS_BETWEEN = 1.0
 
@@ -88,10 +88,9 @@ class LivePacks:
     def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """It has taken a step."""
         pack = self._packs[pack_id]
-        finite = [loss for loss in losses if math.isfinite(loss)]
         if pack.first_step is None:
             pack.first_step = step - 1
-        pack.step, pack.loss = step, math.fsum(finite) / len(finite) if finite else None
+        pack.step, pack.loss = step, mean_loss(losses)
         if self._clock() - self._written[pack_id] >= _SECONDS_BETWEEN:
             self._write(pack_id)
 
@@ -116,6 +115,12 @@ class LivePacks:
         pack.updated = self._written[pack_id] = self._clock()
         rows = {run_id: [row.model_dump(mode="json") for row in own] for run_id, own in pack.rows.items()}
         write_file(self._folder / f"{pack_id}.json", json.dumps({**_plain(pack), "rows": rows}) + "\n")
+
+
+def mean_loss(losses: Iterable[float]) -> float | None:
+    """The mean over the runs whose loss is a number; None if none is."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return math.fsum(finite) / len(finite) if finite else None
 
 
 def read_live(root: Path) -> list[LivePack]:

@@ -10,7 +10,6 @@ Everything goes to standard error, so that standard output holds results alone.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from rich.progress import Progress as Bar
 from rich.progress import Task as BarLine
 from rich.text import Text
 
+from manytune.live import mean_loss
 from manytune.metrics import METRICS
 from manytune.tasks import Task
 
@@ -124,8 +124,7 @@ class _Pack:
         return cls(pack_id, METRICS[task.primary_metric].title, len(runs), len(runs), total_steps, now)
 
     def stepped(self, step: int, losses: Sequence[float]) -> _Pack:
-        finite = [float(loss) for loss in losses if math.isfinite(loss)]
-        return replace(self, steps=step, loss=math.fsum(finite) / len(finite) if finite else None)
+        return replace(self, steps=step, loss=mean_loss(losses))
 
     def left_by_one(self) -> _Pack:
         return replace(self, alive=max(self.alive - 1, 0))

@@ -233,13 +233,15 @@ class Store:
 
     def read_plan(self) -> tuple[Pack, ...] | None:
         """The packs that were kept; None if none were."""
-        return self._plan("packs", packs_from_json)
+        return self._plan(lambda plan: packs_from_json(plan["packs"]))
 
     def read_place(self) -> dict[str, int] | None:
         """How many workers, and threads of each, trained the packs; None if it was not kept."""
-        return self._plan("place", lambda place: place and {name: int(place[name]) for name in ("count", "threads")})
+        return self._plan(
+            lambda plan: {name: int(plan["place"][name]) for name in ("count", "threads")} if "place" in plan else None
+        )
 
-    def _plan(self, key: str, read: Callable[[Any], T]) -> T | None:
+    def _plan(self, read: Callable[[Any], T]) -> T | None:
         text = read_text(self._plan_file)
         if text is None:
             return None
@@ -251,7 +253,7 @@ class Store:
                     f"{self._plan_file} has schema version {version!r}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
-            return read(plan.get(key) if key == "place" else plan[key])
+            return read(plan)
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "

@@ -70,10 +70,10 @@ ORDER = tuple(
         "progress",
         "parameters",
         "estimate",
-        "dryrun",
         "check",
         "tracking",
         "executors",
+        "dryrun",
         "cli",
         "__main__",
     ]

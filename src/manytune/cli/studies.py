@@ -150,10 +150,8 @@ def run(
     options = (executor, device, devices, workers, threads, ray_address, pack_resources, ray_storage)
     if out is None or dry_run:
         from manytune.dryrun import render_dry_run
-        from manytune.executors import best_place
 
-        place = place_of(*options)
-        print_rich(*render_dry_run(study, lambda runs, works: place or best_place(device, runs, works)))
+        print_rich(*render_dry_run(study, device, place_of(*options)))
         return
     from manytune.executors import run_study
     from manytune.interrupts import Interrupted

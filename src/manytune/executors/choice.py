@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from manytune import hardware
-from manytune.estimate import Site, estimate_pack, largest_packs, makespan, pack_seconds
+from manytune.estimate import SHARE_OF_MEMORY, Site, estimate_pack, largest_packs, makespan, seconds_of
 from manytune.executors.base import Place
 from manytune.executors.inline import Inline
 from manytune.executors.workers import Workers
@@ -21,8 +21,6 @@ _STARTUP_SECONDS = 10.0
 
 _PRODUCTS_PER_SECOND = 2e11
 """Of one thread, whatever the machine: a probe's noise must not decide how sums are rounded."""
-
-_SHARE_OF_MEMORY = 0.7
 
 
 def best_place(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> Place:
@@ -54,7 +52,6 @@ def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, 
     packs = plan_packs(runs, largest_packs(runs, works, site, count))
     if count > 1:
         most = max(estimate_pack(works[pack.task], pack, site).memory_bytes for pack in packs)
-        if most > _SHARE_OF_MEMORY * site.free_bytes:
+        if most > SHARE_OF_MEMORY * site.free_bytes:
             return float("inf")
-    seconds = makespan((pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in packs), count)
-    return seconds + (_STARTUP_SECONDS if count > 1 else 0.0)
+    return makespan(seconds_of(packs, works, site), count) + (_STARTUP_SECONDS if count > 1 else 0.0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -20,7 +20,7 @@ from manytune.interrupts import Interrupted, StopRequest
 from manytune.plan import Pack
 from manytune.store import Store
 
-__all__ = ["Inline", "InlineExecutor", "train_here"]
+__all__ = ["Inline", "InlineExecutor", "train_apart"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ class InlineExecutor:
             return ()
         (pack, ended), self._taken = self._taken, None
         store = Store(self._material.root)
-        end = train_here(store, self._material, pack, ended, self._device, self._reports, stop)
-        if end.out_of_memory:
-            hardware.let_go_of_memory(self._device)
-        return (end,)
+        return (train_here(store, self._material, pack, ended, self._device, self._reports, stop),)
 
     def __enter__(self) -> Self:
         hardware.keep_freed_memory()
@@ -87,7 +84,7 @@ def train_here(
     device: torch.device,
     reports: Reports,
     stop: StopRequest,
-    **hooks: Any,
+    kept: Callable[[], None] = lambda: None,
 ) -> PackEnd:
     """Train a pack in this process; returns how it ended.
 
@@ -96,7 +93,7 @@ def train_here(
     """
     try:
         work, backbone = material.backbone(material.works[pack.task])
-        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=material.check, **hooks)
+        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=material.check, kept=kept)
         return PackEnd(pack.id, "done", seconds=job.execute())
     except Interrupted:
         return PackEnd(pack.id, "stopped")
@@ -105,4 +102,24 @@ def train_here(
     except Exception as error:  # whatever it is, the other packs can still train
         lacking = hardware.is_out_of_memory(error)
         where = traceback.format_exc()
-        return PackEnd(pack.id, "broken", reason=failure_of(error), traceback=where, out_of_memory=lacking)
+        end = PackEnd(pack.id, "broken", reason=failure_of(error), traceback=where, out_of_memory=lacking)
+    if end.out_of_memory:
+        hardware.let_go_of_memory(device)  # now that nothing refers to the error, and so to what it held
+    return end
+
+
+def train_apart(
+    store: Store,
+    material: Material,
+    pack: Pack,
+    ended: Collection[str],
+    device: torch.device,
+    reports: Reports,
+    stop: StopRequest,
+    kept: Callable[[], None] = lambda: None,
+) -> PackEnd:
+    """The same for a driver in another process, to which no error can be raised: it is told what the user can mend."""
+    try:
+        return train_here(store, material, pack, ended, device, reports, stop, kept)
+    except ManytuneError as error:
+        return PackEnd(pack.id, "refused", reason=str(error))

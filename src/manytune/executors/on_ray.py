@@ -156,10 +156,14 @@ class OnRay:
                 ) from error
         return ray
 
+    def _room(self, ray: Any) -> int:
+        """Packs that the nodes which are there now have room for."""
+        return sum(self.resources.fit(node["Resources"]) for node in _alive(ray))
+
     def _capacity(self, ray: Any) -> int:
-        nodes = [node["Resources"] for node in _alive(ray)]
-        capacity = sum(self.resources.fit(node) for node in nodes)
+        capacity = self._room(ray)
         if not capacity:
+            nodes = [node["Resources"] for node in _alive(ray)]
             has = "; ".join(
                 ", ".join(f"{kind.lower()}={node.get(kind, 0):g}" for kind in ("CPU", "GPU", "memory"))
                 for node in nodes
@@ -203,25 +207,25 @@ class RayExecutor:
         self._tasks: dict[Any, tuple[Pack, int]] = {}
         self._attempts: dict[str, int] = {}
         self._told_to_stop = False
-        self._capacity = place._capacity(ray)
+        self._capacity = place._room(ray)
         self._looked_at = time.monotonic()
         # Beside the driver: a node that dies must not take it along.
         beside = _on(ray.get_runtime_context().get_node_id())
         self._post = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=beside)(Post).remote()
-        self._shipped: dict[str, Any] = {}
+        self._shipped: dict[str | int, Any] = {}
 
     @property
     def capacity(self) -> int:
         """Packs that the nodes which are there now have room for."""
         if time.monotonic() - self._looked_at >= _NODES_SECONDS:
             self._looked_at = time.monotonic()
-            alive = _alive(self._ray)
-            self._capacity = sum(self._place.resources.fit(node["Resources"]) for node in alive)
+            self._capacity = self._place._room(self._ray)
         return max(self._capacity, 1)  # with none, a pack waits for a node to join
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         """Start a task."""
         attempt = self._attempts[pack.id] = self._attempts.get(pack.id, 0) + 1
+        work, backbone = self._material.backbone(self._material.works[pack.task])
         task = self._ray.remote(max_retries=0, **self._place.resources.options())(train)
         reference = task.remote(
             Order(
@@ -231,7 +235,8 @@ class RayExecutor:
                 threads=int(self._place.resources.cpu),
                 versions=hardware.versions(),
                 storage=self._storage(pack.id),
-                work=self._ship(pack.task),
+                work=self._ship(pack.task, work),
+                backbone=self._ship(work.task.num_outputs, backbone),
             ),
             self._post,
             {} if self._place.storage else files_in(self._store.pack_dir(pack.id)),
@@ -287,11 +292,11 @@ class RayExecutor:
         where = self._place.storage
         return None if where is None else Storage(where, f"{self._material.study.hash}-{pack_id}")
 
-    def _ship(self, task: str) -> Any:
-        """A reference to the task's work and the backbone, put into the object store once."""
-        if task not in self._shipped:
-            self._shipped[task] = self._ray.put(self._material.backbone(self._material.works[task]))
-        return self._shipped[task]
+    def _ship(self, key: str | int, value: Any) -> Any:
+        """A reference to a task's work, or to the backbone with so many outputs, put into the object store once."""
+        if key not in self._shipped:
+            self._shipped[key] = self._ray.put(value)
+        return self._shipped[key]
 
     def __enter__(self) -> Self:
         return self

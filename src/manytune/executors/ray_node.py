@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from manytune import hardware
-from manytune.errors import ManytuneError
 from manytune.estimate import Site
 from manytune.executors.base import PackEnd
-from manytune.executors.inline import train_here
+from manytune.executors.inline import train_apart
 from manytune.executors.material import Material
 from manytune.executors.messages import Sender, encoded, end_message, pack_in
 from manytune.files import write_file
@@ -48,7 +47,8 @@ class Order:
         threads: torch's threads.
         versions: The driver's.
         storage: Where checkpoints go; None: to the driver.
-        work: A reference to (work, backbone).
+        work: A reference to the task's work.
+        backbone: A reference to the backbone.
     """
 
     message: dict[str, Any]
@@ -58,6 +58,7 @@ class Order:
     versions: dict[str, str]
     storage: Storage | None
     work: Any
+    backbone: Any
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _unlike(versions: Mapping[str, str]) -> str | None:
 
 
 _CACHE: dict[str, Any] = {}
-"""Of the process: what was shipped, by reference, so that the next pack on it need not read it again."""
+"""Of the process: work and backbone by reference, so that the next pack that needs the same reads nothing again."""
 
 
 def train(order: Order, post: Any, checkpoints: Files) -> bytes:
@@ -175,11 +176,12 @@ def train(order: Order, post: Any, checkpoints: Files) -> bytes:
         return encoded(end_message(PackEnd(pack.id, "refused", reason=f"--executor ray: a node {wrong}")))
     stop = StopRequest()
     stop.number = ray.get(post.begin.remote(pack.id, order.attempt))
-    key = order.work.hex()
-    if key not in _CACHE:
-        _CACHE.clear()
-        _CACHE[key] = ray.get(order.work)
-    work, backbone = _CACHE[key]
+    wanted = {reference.hex(): reference for reference in (order.work, order.backbone)}
+    for key in _CACHE.keys() - wanted.keys():
+        del _CACHE[key]
+    for key in wanted.keys() - _CACHE.keys():
+        _CACHE[key] = ray.get(wanted[key])
+    work, backbone = (_CACHE[key] for key in wanted)
     torch.set_num_threads(order.threads)
     hardware.keep_freed_memory()
     root = Path(tempfile.mkdtemp(prefix="manytune-"))
@@ -191,13 +193,9 @@ def train(order: Order, post: Any, checkpoints: Files) -> bytes:
         mirror(store.pack_dir(pack.id), order.storage.pull() if order.storage else checkpoints, None)
         material = Material(work.study, root, {pack.task: work}, lambda work: (work, backbone), lambda: None)
         device = torch.device(order.device)
-        try:
-            end = train_here(store, material, pack, ended, device, courier.sender, stop, kept=courier.kept)
-        except ManytuneError as error:
-            end = PackEnd(pack.id, "refused", reason=str(error))
-        if end.out_of_memory:
-            hardware.let_go_of_memory(device)
-        return encoded(end_message(end))
+        return encoded(
+            end_message(train_apart(store, material, pack, ended, device, courier.sender, stop, courier.kept))
+        )
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from manytune import ground, hardware
 from manytune.config import Study
 from manytune.errors import ManytuneError, StoreError
-from manytune.estimate import largest_packs, makespan, pack_seconds
+from manytune.estimate import largest_packs, makespan, seconds_of
 from manytune.evidence import Examples, Structure, Trained
 from manytune.executors.base import PackEnd, Place
 from manytune.executors.choice import best_place
@@ -195,7 +195,7 @@ class _StudyJob:
                 _keep(self.store, work, [run for run in self.runs if run.task == task])
             material = Material(self.study, self.store.root, works, backbones.of, self.lock.check)
             left = [pack for pack in packs if any(run.id not in self.ended for run in pack.runs)]
-            seconds = {p.id: pack_seconds(works[p.task], p.kind, len(p.runs), site) for p in left}
+            seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, site), strict=True))
             if capacity > 1:
                 left.sort(key=lambda pack: -seconds[pack.id])  # the longest first: then all places end together
             began = time.perf_counter()

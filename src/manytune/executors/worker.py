@@ -18,13 +18,11 @@ from typing import Any
 import torch
 
 from manytune import hardware
-from manytune.errors import DataError, ManytuneError
-from manytune.executors.base import PackEnd
-from manytune.executors.inline import train_here
+from manytune.errors import DataError
+from manytune.executors.inline import train_apart
 from manytune.executors.material import Backbones, Material
 from manytune.executors.messages import Sender, encoded, end_message, pack_in
 from manytune.interrupts import StopRequest
-from manytune.plan import Pack
 from manytune.store import Store
 from manytune.workload import TaskWork, prepare
 
@@ -70,25 +68,7 @@ def main(descriptor: int) -> None:
     material = Material(store.study(), store.root, works, Backbones().of, lambda: None)
     while True:
         pack, ended = pack_in(packs.get())
-        send(end_message(_train(store, material, pack, ended, device, Sender(send), stop)))
-
-
-def _train(
-    store: Store,
-    material: Material,
-    pack: Pack,
-    ended: list[str],
-    device: torch.device,
-    reports: Sender,
-    stop: StopRequest,
-) -> PackEnd:
-    try:
-        end = train_here(store, material, pack, ended, device, reports, stop)
-    except ManytuneError as error:
-        return PackEnd(pack.id, "refused", reason=str(error))
-    if end.out_of_memory:
-        hardware.let_go_of_memory(device)
-    return end
+        send(end_message(train_apart(store, material, pack, ended, device, Sender(send), stop)))
 
 
 def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:

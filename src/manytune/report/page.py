@@ -18,7 +18,7 @@ from manytune.report.content import Content
 from manytune.report.sheets import UNKNOWN, Sheet
 from manytune.version import __version__
 
-__all__ = ["digests", "embedded", "render_page", "script"]
+__all__ = ["embedded", "render_page", "render_template"]
 
 _LONG = 34  # characters; longer texts may be broken over lines
 
@@ -29,6 +29,31 @@ def render_page(content: Content) -> str:
     Raises:
         DependencyError: plotly is not installed whole.
     """
+    charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
+    return render_template(
+        "page.html",
+        f"{content.title} · manytune",
+        (*(["plotly"] if charts else []), "draw.js", "page.js"),
+        content=content,
+        charts=embedded(charts),
+        cells=_cells,
+        version=__version__,
+    )
+
+
+def render_template(name: str, title: str, scripts: Iterable[str], *, served: bool = False, **values: Any) -> str:
+    """A page from a template.
+
+    Args:
+        name: Of the template.
+        title: Of the page.
+        scripts: Names of its scripts, in their order.
+        served: Whether it may ask the server that it comes from.
+        values: For the template.
+
+    Raises:
+        DependencyError: plotly is among the scripts, and not installed whole.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -38,16 +63,13 @@ def render_page(content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
-    scripts = [script(name) for name in (*(["plotly"] if charts else []), "draw.js", "page.js")]
-    return environment.get_template("page.html").render(
-        content=content,
-        charts=embedded(charts),
-        style=script("page.css"),
-        scripts=scripts,
-        policy=_policy(scripts),
-        cells=_cells,
-        version=__version__,
+    programs = [_text(each) for each in scripts]
+    return environment.get_template(name).render(
+        title=title,
+        style=_text("page.css"),
+        scripts=programs,
+        policy=_policy(programs) + ("; connect-src 'self'" if served else ""),
+        **values,
     )
 
 
@@ -61,13 +83,9 @@ def embedded(data: Any) -> str:
 
 def _policy(scripts: list[str]) -> str:
     """What the browser may do: run these scripts and no other, and fetch nothing."""
-    return f"default-src 'none'; script-src {digests(scripts)}; style-src 'unsafe-inline'; img-src data: blob:"
-
-
-def digests(scripts: Iterable[str]) -> str:
-    """Scripts as a content security policy names them."""
-    found = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
-    return " ".join(f"'sha256-{digest}'" for digest in found)
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
@@ -86,12 +104,8 @@ def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
     ]
 
 
-def script(name: str) -> str:
-    """One of the page's scripts or styles, or plotly.
-
-    Raises:
-        DependencyError: plotly is not installed whole.
-    """
+def _text(name: str) -> str:
+    """One of the pages' scripts or styles, or plotly."""
     if name == "plotly":
         return _plotly()
     return (resources.files("manytune.report") / "templates" / name).read_text(encoding="utf-8")

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any
 
 from manytune.errors import StoreError
-from manytune.report.page import digests, script
+from manytune.report.page import render_template
 from manytune.store import Store
 from manytune.watch.state import Watched
 
@@ -30,7 +29,7 @@ def serve(store: Store, port: int = 0) -> ThreadingHTTPServer:
     Raises:
         StoreError: The port is taken.
     """
-    page = _page()
+    page = render_template("watch.html", "manytune", ("plotly", "draw.js", "watch.js"), served=True).encode()
     watched, turn = Watched(store), threading.Lock()
 
     def state() -> bytes:
@@ -77,23 +76,3 @@ def _handler(answers: dict[str, tuple[str, Callable[[], bytes]]]) -> type[BaseHT
             """Say nothing: the terminal is the user's."""
 
     return Handler
-
-
-def _page() -> bytes:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("manytune.watch", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    own = (resources.files("manytune.watch") / "templates" / "watch.js").read_text(encoding="utf-8")
-    scripts = [script("plotly"), script("draw.js"), own]
-    return (
-        environment.get_template("watch.html")
-        .render(
-            style=script("page.css"),
-            scripts=scripts,
-            policy=f"default-src 'none'; script-src {digests(scripts)}; style-src 'unsafe-inline'; "
-            "img-src data: blob:; connect-src 'self'",
-        )
-        .encode()
-    )

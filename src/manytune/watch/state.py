@@ -14,7 +14,7 @@ from rich.filesize import decimal
 
 from manytune.live import LivePack, read_live
 from manytune.lock import Lock
-from manytune.metrics import METRICS
+from manytune.metrics import METRICS, Metric
 from manytune.plan import Run
 from manytune.record import HistoryRow
 from manytune.report.charts import draw_curves
@@ -34,6 +34,7 @@ class Watched:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._histories: dict[str, tuple[int, tuple[HistoryRow, ...]]] = {}
+        self._metrics: dict[str, Metric] = {}
 
     def state(self) -> dict[str, Any]:
         """All that the page shows.
@@ -65,7 +66,7 @@ class Watched:
         }
 
     def _pack(self, pack: LivePack, *, working: bool) -> dict[str, Any]:
-        metric = METRICS[self.store.task(pack.task).primary_metric].title
+        metric = self._metric(pack.task).title
         quiet = time.time() - pack.updated
         left = pack.seconds_left
         return {
@@ -100,8 +101,8 @@ class Watched:
             if row.state not in (PENDING, RUNNING, STOPPED):
                 histories[row.run_id] = self._history(row.run_id)
         charts = []
-        for name in self.store.study().task_names:
-            metric = METRICS[self.store.task(name).primary_metric]
+        for name in dict.fromkeys(row.task for row in rows):
+            metric = self._metric(name)
             own = [row for row in rows if row.task == name and histories.get(row.run_id)]
             traced: dict[str, list[Traced]] = {}
             for row in own:
@@ -112,6 +113,11 @@ class Watched:
             if chart is not None:
                 charts.append({**asdict(chart), "title": f"{name}: {chart.title.lower()}"})
         return charts
+
+    def _metric(self, task: str) -> Metric:
+        if task not in self._metrics:
+            self._metrics[task] = METRICS[self.store.task(task).primary_metric]
+        return self._metrics[task]
 
     def _history(self, run_id: str) -> tuple[HistoryRow, ...]:
         path = self.store.run_dir(run_id) / "history.csv"

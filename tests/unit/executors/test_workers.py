@@ -18,8 +18,9 @@ import torch
 from manytune import hardware
 from manytune.config import Study
 from manytune.errors import StudyError
-from manytune.executors import Inline, StudyResult, Workers, run_study, worker
+from manytune.executors import Inline, StudyResult, Workers, run_study
 from manytune.executors.base import PackEnd
+from manytune.executors.inline import train_apart
 from manytune.executors.material import Backbones, Material
 from manytune.executors.messages import Sender, encoded, end_in, end_message, pass_on
 from manytune.interrupts import StopRequest
@@ -236,7 +237,7 @@ def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatc
         raise MemoryError("no more")
 
     monkeypatch.setattr("manytune.executors.job.train_pack", broken)
-    end = worker._train(store, material, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
+    end = train_apart(store, material, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
     assert (end.how, end.out_of_memory) == ("broken", True)
     assert (end.reason or "").startswith("MemoryError: no more")
     assert "in broken" in (end.traceback or "")

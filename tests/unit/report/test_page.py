@@ -172,7 +172,7 @@ def test_headings_go_down_one_step_at_a_time(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(scheme: str) -> None:
     """At least 4.5 to 1 for text and 3 to 1 for lines, as WCAG 2.2 AA asks."""
-    style = page_module.script("page.css")
+    style = page_module._text("page.css")
     first, second = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", first if scheme == "light" else second))
 
