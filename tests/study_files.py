@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-__all__ = ["results_in", "write_small_study"]
+from manytune.config import Study
+
+__all__ = ["results_in", "small_study", "write_small_study"]
 
 _CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
 """Fields of a record that are never compared."""
@@ -17,18 +19,27 @@ _CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_b
 
 def write_small_study(folder: Path, model: Path, training: Mapping[str, Any], **changes: Any) -> Path:
     """Write a study file: one built-in task, two seeds, one LoRA run each unless `changes` say otherwise."""
-    content = {
+    content = _small(model, training=dict(training), **changes)
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def small_study(model: Path, **changes: Any) -> Study:
+    """The same as a study, of few steps unless `changes` say otherwise."""
+    return Study.from_dict(_small(model, **changes))
+
+
+def _small(model: Path, **changes: Any) -> dict[str, Any]:
+    return {
         "name": "small",
         "model": str(model),
         "tasks": ["builtin-similarity"],
         "seeds": [0, 1],
-        "training": dict(training),
+        "training": {"max_steps": 6, "eval_every": 2, "precision": "fp32"},
         "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
         **changes,
     }
-    file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
 
 
 def results_in(out: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from manytune.record import RunState
 from manytune.store import Store
 from manytune.tasks import Task
 from ray_cluster import ray_cluster
-from study_files import results_in
+from study_files import results_in, small_study
 from tiny import make_tiny
 
 
@@ -96,20 +96,8 @@ class Listener:
 
 
 def small(model: Path, **changes: Any) -> Study:
-    return Study.from_dict(
-        {
-            "name": "small",
-            "model": str(model),
-            "tasks": ["builtin-similarity"],
-            "seeds": [0, 1, 2],
-            "training": {"max_steps": 6, "eval_every": 2, "precision": "fp32"},
-            "methods": [
-                {"method": "lora", "rank": 2, "learning_rate": 1e-3},
-                {"method": "full", "learning_rate": 1e-4},
-            ],
-            **changes,
-        }
-    )
+    methods = [{"method": "lora", "rank": 2, "learning_rate": 1e-3}, {"method": "full", "learning_rate": 1e-4}]
+    return small_study(model, **{"seeds": [0, 1, 2], "methods": methods, **changes})
 
 
 def planned(model: Path, out: Path, **changes: Any) -> Study:

@@ -19,6 +19,7 @@ from manytune.progress import QuietProgress, make_progress
 from manytune.record import RunRecord
 from manytune.store import Store
 from manytune.tracking import trackers
+from study_files import small_study
 from tiny import make_tiny
 
 # Of a package of MLflow's, when its store is opened.
@@ -33,18 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(model: Path, *tracking: str, **changes: Any) -> Study:
-    return Study.from_dict(
-        {
-            "name": "tracked",
-            "model": str(model),
-            "tasks": ["builtin-similarity"],
-            "seeds": [0, 1],
-            "training": {"max_steps": 4, "eval_every": 2, "precision": "fp32"},
-            "methods": [{"method": "lora", "rank": 2, "learning_rate": [1e-3, 1e30]}],
-            "tracking": list(tracking),
-            **changes,
-        }
-    )
+    training = {"max_steps": 4, "eval_every": 2, "precision": "fp32"}
+    methods = [{"method": "lora", "rank": 2, "learning_rate": [1e-3, 1e30]}]
+    tracked = {"name": "tracked", "training": training, "methods": methods, "tracking": list(tracking)}
+    return small_study(model, **{**tracked, **changes})
 
 
 class Messages(QuietProgress):

@@ -29,7 +29,7 @@ from manytune.record import HistoryRow, RunState
 from manytune.store import Store
 from manytune.tasks import Task
 from manytune.workload import prepare
-from study_files import results_in, write_small_study
+from study_files import results_in, small_study, write_small_study
 from tiny import make_tiny
 
 LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
@@ -74,20 +74,6 @@ class Watcher:
     def __exit__(self, *_: object) -> None: ...
 
 
-def small(model: Path, *methods: dict[str, Any], max_steps: int = 6, **changes: Any) -> Study:
-    return Study.from_dict(
-        {
-            "name": "small",
-            "model": str(model),
-            "tasks": ["builtin-similarity"],
-            "seeds": [0, 1],
-            "training": {"max_steps": max_steps, "eval_every": 2, "precision": "fp32"},
-            "methods": list(methods) or [LORA],
-            **changes,
-        }
-    )
-
-
 def run(study: Study, out: Path, act: Callable[[str, int], None], place: Workers) -> tuple[StudyResult, Watcher]:
     told = Watcher(act)
     return run_study(study, out, place=place, progress=told), told
@@ -99,7 +85,7 @@ def kill_workers() -> None:
 
 
 def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
-    study = small(model)
+    study = small_study(model)
     run_study(study, tmp_path / "undisturbed", place=Inline("cpu"), progress=Watcher(lambda *_: None))
     killed: list[int] = []
     seats: list[tuple[list[int], str | None]] = []
@@ -122,7 +108,7 @@ def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path
 
 
 def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path, tmp_path: Path) -> None:
-    study = small(model, FULL, LORA, seeds=[0])
+    study = small_study(model, methods=[FULL, LORA], seeds=[0])
     deadly = next(pack.id for pack in plan_packs(plan_runs(study), 8) if pack.kind == "full")
     deaths: list[int] = []
 
@@ -151,7 +137,7 @@ def test_a_pack_whose_process_the_system_killed_for_memory_is_cut(
             kills["count"] += 1
             kill_workers()
 
-    result, told = run(small(model), tmp_path, kill_once, Workers(1, threads=1))
+    result, told = run(small_study(model), tmp_path, kill_once, Workers(1, threads=1))
     assert [record.cost.pack_size for record in result.records] == [1, 1]
     assert any("because memory ran out. It is tried again in 2 packs of 1 and 1 runs." in t for t in told.messages)
 
@@ -191,7 +177,9 @@ def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None
 
 def test_a_device_that_is_not_there_is_refused_before_anything_starts(model: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"--devices: mps is not available|--devices: cuda:7 is not available"):
-        run_study(small(model), tmp_path / "out", place=Workers(devices=("cuda:7",)), progress=Watcher(lambda *_: None))
+        run_study(
+            small_study(model), tmp_path / "out", place=Workers(devices=("cuda:7",)), progress=Watcher(lambda *_: None)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -227,7 +215,7 @@ def test_what_is_sent_is_what_is_told() -> None:
 
 def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker process does with a pack, in this process."""
-    study = small(model)
+    study = small_study(model)
     store = Store.create_or_open(tmp_path, study)
     works = {"builtin-similarity": prepare(study, "builtin-similarity")}
     material = Material(study, tmp_path, works, Backbones().of, lambda: None)
