@@ -1,8 +1,9 @@
 """A study on a Ray cluster of this machine: one node is killed in the middle of a pack, another joins later.
 
-    python tests/faults/cluster.py --packs 12
+    python tests/faults/cluster.py --packs 12 --kill-driver
 
-What comes of it is compared, to the bit, with the same plan in one process. The last line is JSON.
+What comes of it is compared, to the bit, with the same plan in one process. With `--kill-driver` the study is run once
+more, by the command, which is killed in the middle and started again. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import argparse
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
 import torch
+import yaml
 
 from manytune.config import Study
 from manytune.executors import Inline, run_study
@@ -97,24 +100,54 @@ def rays_processes() -> list[str]:
     return found
 
 
-def campaign(packs: int, folder: Path) -> dict[str, Any]:
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for something to come true."""
+    last = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > last:
+            raise SystemExit(f"after {seconds:g} s, {what} has not come")
+        time.sleep(0.05)
+
+
+def killed_driver(address: str, file: Path, out: Path) -> dict[str, Any]:
+    """Run the command, kill it when two packs have left checkpoints, wait for its tasks to end, and run it again."""
+    command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--no-report"]
+    command += ["--executor", "ray", "--ray-address", address]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: len(list(out.glob("packs/*/*.json"))) >= 2, "a checkpoint of each of two packs", 120.0)
+    driver.kill()
+    driver.wait()
+    began = time.monotonic()
+    until(lambda: "ray::train" not in rays_processes(), "the end of the killed driver's tasks")
+    tasks_ended_in = time.monotonic() - began
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    if again.returncode:
+        raise SystemExit(again.stderr[-2000:])
+    return {
+        "tasks_ended_in_seconds": round(tasks_ended_in, 1),
+        "went_on": again.stderr.count("goes on from step"),
+        "directories_left_over": len(list(out.glob("packs/*"))),
+    }
+
+
+def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
     """Run the study both ways."""
     from ray.cluster_utils import Cluster
 
     torch.set_num_threads(1)
-    study = Study.from_dict(
-        {
-            "name": "cluster",
-            "model": str(make_tiny(folder / "model")),
-            "tasks": ["builtin-similarity"],
-            "seeds": list(range(packs)),
-            "training": {"max_steps": 400, "eval_every": 20, "precision": "fp32", "max_pack": 2},
-            "methods": [{"method": "lora", "rank": [2, 4], "learning_rate": 1e-3}],
-        }
-    )
+    content = {
+        "name": "cluster",
+        "model": str(make_tiny(folder / "model")),
+        "tasks": ["builtin-similarity"],
+        "seeds": list(range(packs)),
+        "training": {"max_steps": 400, "eval_every": 20, "precision": "fp32", "max_pack": 2},
+        "methods": [{"method": "lora", "rank": [2, 4], "learning_rate": 1e-3}],
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    study = Study.from_file(folder / "study.yaml")
     planned = plan_packs(plan_runs(study), 2)
     assert len(planned) == packs
-    for name in ("alone", "cluster"):
+    for name in ("alone", "cluster", "killed"):
         Store.create_or_open(folder / name, study).write_plan(planned)
     run_study(study, folder / "alone", place=Inline("cpu"), progress=Silent(None, None))
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
@@ -125,9 +158,12 @@ def campaign(packs: int, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         run_study(study, folder / "cluster", place=OnRay(cluster.address), progress=saboteur)
         seconds = time.perf_counter() - began
+        driver = killed_driver(cluster.address, folder / "study.yaml", folder / "killed") if kill_driver else None
     finally:
         cluster.shutdown()
-    alone, together = results_in(folder / "alone"), results_in(folder / "cluster")
+    alone = results_in(folder / "alone")
+    if driver is not None:
+        driver["differing"] = differing(alone, results_in(folder / "killed"))
     return {
         "packs": packs,
         "runs": len(plan_runs(study)),
@@ -136,23 +172,32 @@ def campaign(packs: int, folder: Path) -> dict[str, Any]:
         "joined_later": saboteur.joined,
         "went_on_elsewhere": saboteur.went_on,
         "files_compared": len(alone),
-        "differing": sorted(name for name in {*alone, *together} if alone.get(name) != together.get(name)),
+        "differing": differing(alone, results_in(folder / "cluster")),
+        "killed_driver": driver,
         "left_over_processes": rays_processes(),
         "versions": versions(),
     }
 
 
+def differing(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Files that are not the same in two study directories."""
+    return sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=int, default=12)
+    parser.add_argument("--kill-driver", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = campaign(options.packs, Path(folder))
+        result = campaign(options.packs, Path(folder), options.kill_driver)
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
-    sys.exit(bool(result["differing"] or result["left_over_processes"]))
+    driver = result["killed_driver"] or {"differing": [], "directories_left_over": 0}
+    wrong = (result["differing"], result["left_over_processes"], driver["differing"], driver["directories_left_over"])
+    sys.exit(any(wrong))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A study of very many runs of a tiny model: time, memory and open files of the process as it goes on.
 
-    python tests/faults/many_runs.py --runs 2000 --out docs/results/faults
+    python tests/faults/many_runs.py --runs 2000 --out docs/results/faults/many-runs.json
+    python tests/faults/many_runs.py --out docs/results/faults/many-runs-workers.json -- --workers 2
 
-Writes many-runs.json and a chart of the memory.
+What follows `--` goes to `manytune run`. Beside the result lies a chart of the memory.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def watched(command: list[str], out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the result's JSON file")
+    parser.add_argument("run_options", nargs="*", help="options of manytune run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -67,7 +69,7 @@ def main() -> None:
         packs = plan_packs(runs, 16)
         planning = time.monotonic() - started
         command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--quiet"]
-        found = watched([*command, "--no-report"], out)
+        found = watched([*command, "--no-report", *options.run_options], out)
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "manytune", "status", str(out)], check=True, capture_output=True)
         status = time.monotonic() - started
@@ -77,6 +79,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     steady = [sample for sample in found["samples"] if sample["ended"] >= options.runs * 0.1]
     result = {
+        "run_options": options.run_options,
         "runs": len(runs),
         "packs": len(packs),
         "planning_seconds": planning,
@@ -92,9 +95,8 @@ def main() -> None:
         "hardware": hardware.describe(torch.device("cpu")),
         "samples": found["samples"],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "many-runs.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, options.out / "many-runs.png")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, options.out.with_suffix(".png"))
     print(json.dumps({name: value for name, value in result.items() if name != "samples"}, indent=2))
 
 

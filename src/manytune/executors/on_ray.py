@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from manytune import hardware
 from manytune.errors import DependencyError, StudyError
@@ -113,6 +113,8 @@ class OnRay:
     address: str | None = None
     resources: Resources = field(default_factory=Resources)
     storage: str | None = None
+    _connected: ClassVar[bool] = False
+    """Whether this process's one connection was made here, and is to be ended here."""
 
     def site(self, precision: str, width: int) -> tuple[int, Site]:
         """As many packs as the nodes have room for now; what one has is measured on one of them."""
@@ -125,7 +127,7 @@ class OnRay:
             there = task.remote(precision, width, int(self.resources.cpu), self._device, most)
             return capacity, ray.get(there)
         except BaseException:
-            ray.shutdown()
+            self._disconnect(ray)
             raise
 
     def open(self, material: Material, reports: Reports) -> RayExecutor:
@@ -154,7 +156,14 @@ class OnRay:
                     f"--ray-address: {where} cannot be reached: {first_line(error)} Start a cluster "
                     "(ray start --head), give another address, or leave it out to use this machine alone."
                 ) from error
+            OnRay._connected = True
         return ray
+
+    def _disconnect(self, ray: Any) -> None:
+        """End the connection, unless the caller of manytune had made it before."""
+        if OnRay._connected:
+            OnRay._connected = False
+            ray.shutdown()
 
     def _room(self, ray: Any) -> int:
         """Packs that the nodes which are there now have room for."""
@@ -309,7 +318,7 @@ class RayExecutor:
                 self._ray.cancel(reference, force=True)
         with suppress(Exception):
             self._ray.kill(self._post)
-        self._ray.shutdown()
+        self._place._disconnect(self._ray)
 
 
 @contextmanager

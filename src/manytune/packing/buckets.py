@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manytune.packing.dropout import Drop, attention_dropout_scale
-from manytune.packing.layout import Bucket, Layout
+from manytune.packing.layout import Bucket, Layout, barrier
 
 __all__ = ["attend"]
 
@@ -45,38 +45,39 @@ def attend(
     outputs = []
     for bucket in layout.buckets:
         q_part, k_part, v_part = (_bucket_view(x, bucket, heads) for x in slots)
-        mask = _mask(bucket, window, q.device)
+        near = _near(bucket, window, q.device)
         if drop is None or keys is None:
+            mask = bucket.mask if near is None else near
             out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=mask, scale=scale)
         else:
             last = bucket.first + bucket.sequences * bucket.length
             shape = (bucket.sequences, heads, bucket.length)
             factors = attention_dropout_scale(keys[bucket.first : last], drop.site, shape, drop.p, torch.float32)
-            out = _explicit(q_part, k_part, v_part, mask, scale, factors)
+            added = bucket.barrier if near is None else barrier(near)
+            out = _explicit(q_part, k_part, v_part, added, scale, factors)
         outputs.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
     flat: Tensor = _Flatten.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout)
     return flat
 
 
-def _mask(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys each query sees, broadcast to [S, 1, L, L]; None where it is all of them.
+def _near(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees in a window, broadcast to [S, 1, L, L]; None where it is those of the bucket's mask.
 
     A padding query sees every token of its sequence: with none in its window the softmax would give NaN, which a
     gradient of zero does not wipe out.
     """
     if window is None or window >= bucket.length - 1:
-        return bucket.mask
+        return None
     place = torch.arange(bucket.length, device=device)
     near = (place[:, None] - place[None, :]).abs() <= window
     return near if bucket.mask is None else bucket.mask & (near | ~bucket.mask.mT)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, drop: Tensor) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, drop: Tensor) -> Tensor:
     """Attention written out, [S, heads, L, d]: SDPA would draw its dropout from the global generator."""
     scores = torch.matmul(q * scale, k.mT)
-    if mask is not None:
-        # Added, not filled in: filling by a mask that is broadcast is several times slower.
-        scores.add_(torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, float("-inf")))
+    if added is not None:  # not filled in: filling by a mask that is broadcast is several times slower
+        scores.add_(added)
     return torch.matmul((scores.softmax(-1) * drop).to(v.dtype), v)
 
 

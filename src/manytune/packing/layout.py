@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from manytune.data import Encoded
 
-__all__ = ["Bucket", "Layout", "bucket_length", "build_layout", "row_count"]
+__all__ = ["Bucket", "Layout", "barrier", "bucket_length", "build_layout", "row_count"]
 
 _BUCKETS = np.array([8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512], dtype=np.int64)
 
@@ -36,6 +37,16 @@ class Bucket:
     sequences: int
     length: int
     mask: Tensor | None
+
+    @cached_property
+    def barrier(self) -> Tensor | None:
+        """`mask` as what is added to scores: 0 where a key may be attended to, else minus infinity."""
+        return None if self.mask is None else barrier(self.mask)
+
+
+def barrier(mask: Tensor) -> Tensor:
+    """0 where a mask is True, else minus infinity; fp32."""
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, float("-inf"))
 
 
 @dataclass(frozen=True)

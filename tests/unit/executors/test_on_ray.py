@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from manytune.config import Study
 from manytune.errors import StudyError
 from manytune.executors import run_study
 from manytune.executors.on_ray import OnRay, Resources
@@ -20,6 +19,7 @@ from manytune.executors.ray_node import Post, Storage, files_in, look, mirror
 from manytune.hardware import versions
 from manytune.progress import make_progress
 from ray_cluster import ray_cluster
+from study_files import small_study
 from tiny import make_tiny
 
 CAMPAIGN = Path(__file__).parents[2] / "faults" / "cluster.py"
@@ -104,22 +104,18 @@ def cluster() -> Iterator[Any]:
     yield from ray_cluster(1)
 
 
-def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / "model")
-    study = Study.from_dict(
-        {
-            "name": "s",
-            "model": str(model),
-            "tasks": ["builtin-similarity"],
-            "seeds": [0],
-            "training": {"max_steps": 1},
-            "methods": [{"method": "head", "learning_rate": 1e-3}],
-        }
-    )
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Path, connected: bool) -> None:
+    ray = pytest.importorskip("ray")
+    if connected:
+        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+    study = small_study(make_tiny(tmp_path / "model"))
     place = OnRay(cluster.address, Resources(cpu=1, gpu=1))
     with pytest.raises(StudyError, match=r"--pack-resources: no node has room for one pack; the nodes have cpu="):
         run_study(study, tmp_path / "out", place=place, progress=make_progress(quiet=True))
     assert not (tmp_path / "out").exists()
+    assert ray.is_initialized() is connected  # a connection of the caller's own is left alone
+    ray.shutdown()
 
 
 def test_a_node_that_is_killed_and_one_that_joins_change_nothing() -> None:

@@ -39,6 +39,11 @@ class Segments:
         return torch.tensor(self.bounds)
 
     @cached_property
+    def counts(self) -> Tensor:
+        """[R] int64, the rows of each run."""
+        return self.tensor.diff().to(self.device)
+
+    @cached_property
     def runs(self) -> Tensor:
         """[n] int64, the run of each row."""
         counts = self.tensor.diff()

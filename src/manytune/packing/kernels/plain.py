@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +76,8 @@ class Plain:
         return self.segment_sums(total, segments), self.segment_sums(total * normed, segments)
 
     def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
-        # Slices rather than an index: what a neighbour holds, NaN included, never enters a run's sum.
-        counts = segments.tensor.diff().tolist()
-        parts = rows[: segments.bounds[-1]].split(counts)
-        return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
+        # Each run's rows alone, one after the other: what a neighbour holds, NaN included, never enters its sum.
+        return torch.segment_reduce(rows[: segments.bounds[-1]].float(), "sum", lengths=segments.counts, unsafe=True)
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         return F.gelu(x.float() + _rows(bias, segments.runs)).to(x.dtype)
@@ -105,36 +105,35 @@ class Plain:
         return _dropped(x, drop)
 
     def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
-        # torch's own fused AdamW on each run's slices: what an update comes to does not depend on the pack.
+        # torch's own fused AdamW, a call for all slices of one rate.
         grads = [_dense(tensor) for tensor in tensors]
         if step.max_grad_norm > 0:
             _clip_(tensors, grads, step)
-        for run, rate in enumerate(step.rates):
-            for decay in (True, False):
-                held = [
-                    (tensor, grad, run - tensor.first)
-                    for tensor, grad in zip(tensors, grads, strict=True)
-                    if tensor.decays is decay and 0 <= run - tensor.first < len(tensor.value)
-                ]
-                if not held:
-                    continue
-                before = torch.full((len(held),), step.number - 1.0, device=held[0][1].device)
-                adamw(
-                    [tensor.value[row] for tensor, _, row in held],
-                    [grad[row] for _, grad, row in held],
-                    [tensor.mean[row] for tensor, _, row in held],
-                    [tensor.mean_square[row] for tensor, _, row in held],
-                    [],
-                    list(before.unbind()),
-                    fused=True,
-                    amsgrad=False,
-                    beta1=step.betas[0],
-                    beta2=step.betas[1],
-                    lr=rate,
-                    weight_decay=step.weight_decay if decay else 0.0,
-                    eps=step.epsilon,
-                    maximize=False,
-                )
+        slices: defaultdict[tuple[float, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
+        for tensor, grad in zip(tensors, grads, strict=True):
+            rates, counts = _stretches(step.rates[tensor.first : tensor.first + len(grad)], grad.device)
+            parts = zip(*(x.split(counts) for x in (tensor.value, grad, tensor.mean, tensor.mean_square)), strict=True)
+            for rate, part in zip(rates, parts, strict=True):
+                slices[rate, tensor.decays].append(part)
+        for (rate, decay), own in slices.items():
+            before = torch.full((len(own),), step.number - 1.0, device=own[0][0].device)
+            values, slopes, means, mean_squares = map(list, zip(*own, strict=True))
+            adamw(
+                values,
+                slopes,
+                means,
+                mean_squares,
+                [],
+                list(before.unbind()),
+                fused=True,
+                amsgrad=False,
+                beta1=step.betas[0],
+                beta2=step.betas[1],
+                lr=rate,
+                weight_decay=step.weight_decay if decay else 0.0,
+                eps=step.epsilon,
+                maximize=False,
+            )
         for tensor in tensors:
             if tensor.low is not None:
                 tensor.low.copy_(tensor.value)
@@ -144,6 +143,18 @@ def _dense(tensor: Stepped) -> Tensor:
     """The gradient [G, ...] in fp32."""
     grad = tensor.grad.to_dense()[None] if tensor.grad.is_sparse else tensor.grad
     return grad.float()
+
+
+def _stretches(rates: Sequence[float], device: torch.device) -> tuple[list[float], list[int]]:
+    """Neighbouring runs of one rate, which are stepped as one slice: the rates, and how many runs have each.
+
+    On a CPU every run is a slice of its own. There torch rounds the last elements of a tensor, which fill no vector,
+    in another way than the others, and what a run's update comes to must not depend on its pack.
+    """
+    if device.type == "cpu":
+        return list(rates), [1] * len(rates)
+    found = [(rate, len(list(runs))) for rate, runs in groupby(rates)]
+    return [rate for rate, _ in found], [count for _, count in found]
 
 
 def _clip_(tensors: Sequence[Stepped], grads: Sequence[Tensor], step: Step) -> None:
