@@ -18,6 +18,7 @@ from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, choose_kernels
 from manytune.packing.kernels.compiled import Compiled
 from manytune.packing.kernels.plain import Plain
+from manytune.packing.kernels.plain import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
 from tiny import random_rows
 
@@ -239,16 +240,18 @@ def test_segment_sums(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, 
     rows = case.rows()
     index, tokens = case.segments.runs[: case.layout.tokens], case.layout.tokens
     expected = torch.zeros(len(case.segments), case.width).index_add_(0, index, rows[:tokens].float())
-    for kernels in (compiled, PLAIN):
-        torch.testing.assert_close(kernels.segment_sums(rows, case.segments), expected, rtol=1e-5, atol=1e-5)
+    on_a_gpu = reduced(rows[:tokens], case.segments)
+    for found in (compiled.segment_sums(rows, case.segments), PLAIN.segment_sums(rows, case.segments), on_a_gpu):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_segment_sums_add_low_precision_in_fp32(kernels: Kernels) -> None:
     """In bf16 a sum of ones stops at 256."""
     segments = Segments((0, 300, 1000), torch.device("cpu"))
-    sums = kernels.segment_sums(torch.ones(1000, 1, dtype=torch.bfloat16), segments)
-    assert sums.dtype == torch.float32
-    assert sums.flatten().tolist() == [300.0, 700.0]
+    ones = torch.ones(1000, 1, dtype=torch.bfloat16)
+    for sums in (kernels.segment_sums(ones, segments), reduced(ones, segments)):
+        assert sums.dtype == torch.float32
+        assert sums.flatten().tolist() == [300.0, 700.0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -76,8 +76,12 @@ class Plain:
         return self.segment_sums(total, segments), self.segment_sums(total * normed, segments)
 
     def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
-        # Each run's rows alone, one after the other: what a neighbour holds, NaN included, never enters its sum.
-        return torch.segment_reduce(rows[: segments.bounds[-1]].float(), "sum", lengths=segments.counts, unsafe=True)
+        # Each run's rows alone rather than an index: what a neighbour holds, NaN included, never enters its sum.
+        own = rows[: segments.bounds[-1]]
+        if rows.device.type == "cpu":  # where the other way takes five times as long
+            parts = own.split(segments.tensor.diff().tolist())
+            return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
+        return _reduced(own, segments)
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         return F.gelu(x.float() + _rows(bias, segments.runs)).to(x.dtype)
@@ -177,6 +181,11 @@ def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x + _rows(b, runs).to(x.dtype) for x, b in zip((q, k, v), biases, strict=True))
     out = attend(q, k, v, layout, call.heads, call.scale, call.drop)
     return out.index_select(0, layout.starts) if call.first_only else out
+
+
+def _reduced(rows: Tensor, segments: Segments) -> Tensor:
+    """[R, c] fp32: the sums of the runs' rows in one operation, where each costs a launch."""
+    return torch.segment_reduce(rows.float(), "sum", lengths=segments.counts, unsafe=True)
 
 
 def _rows(by_run: Tensor, runs: Tensor) -> Tensor:
