@@ -38,7 +38,7 @@ _SHARE_ALONE = 0.15
 """Part of the products' own speed that training reaches, of eight runs and more together and of one alone;
 measured on CPUs with MiniLM."""
 
-_TWICE_THE_THREADS = {4.4e6: 0.70, 22.7e6: 0.81, 124.6e6: 1.33}
+_TWICE_THE_THREADS = {4.4e6: 0.79, 22.7e6: 0.83, 124.6e6: 1.33}
 """Parameters of the backbone → what is left of a lone run's share with twice the threads, half as many such runs at
 once: small ones wait at every kernel, large ones share the memory's bandwidth. In a pack it is all
 (docs/performance.md)."""

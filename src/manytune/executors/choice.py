@@ -27,7 +27,7 @@ def best_place(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork]) 
     """This process, or workers that share its threads: whichever is expected to end the study first.
 
     On two cores two processes of one thread train packs as fast as one of two threads, and runs that are alone in
-    theirs 1.4 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md); but they take a
+    theirs 1.3 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md); but they take a
     while to start, and memory of their own. The choice is the same at every start.
 
     Args:
