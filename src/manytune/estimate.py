@@ -33,10 +33,10 @@ __all__ = [
 _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 """Matrix products a training token, in forward passes: forward, and back through inputs and weights."""
 
-_SHARE_IN_A_PACK = 0.3
-_SHARE_ALONE = 0.15
-"""Part of the products' own speed that training reaches, of eight runs and more together and of one alone;
-measured on CPUs with MiniLM."""
+_SHARE_IN_A_PACK = 0.8
+_SHARE_ALONE = 0.4
+"""Part of the speed of `_products_per_second` that training reaches, of eight runs and more together and of one alone;
+measured on CPUs with MiniLM and batches of 8 and 16. Products inside a pack are laid out better than that probe's."""
 
 _TWICE_THE_THREADS = {4.4e6: 0.79, 22.7e6: 0.83, 124.6e6: 1.33}
 """Parameters of the backbone → what is left of a lone run's share with twice the threads, half as many such runs at
