@@ -38,7 +38,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    yield from ray_cluster()
+    yield from ray_cluster(connected=True)
 
 
 @pytest.fixture(scope="module")
