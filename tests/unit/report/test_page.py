@@ -361,10 +361,10 @@ def test_the_real_records_of_the_quickstart_give_a_report(tmp_path: Path) -> Non
     assert content.complete
     means = {name: sum(found) / len(found) for name, found in scores.items()}
     assert task.answer.headline == (
-        "Built-in acceptability, MCC: LoRA r=16, lr 3e-4, alpha 16, targets dense+query+value has the highest mean, "
-        f"{means['builtin-acceptability-lora-r16-lr3e-4']:.3f} over 2 seeds, but these are too few seeds for a verdict."
+        "Built-in acceptability, MCC: full fine-tuning lr 5e-5 has the highest mean, "
+        f"{means['builtin-acceptability-full-lr5e-5']:.3f} over 2 seeds, but these are too few seeds for a verdict."
     )
-    assert max(means, key=lambda name: means[name]) == "builtin-acceptability-lora-r16-lr3e-4"
+    assert max(means, key=lambda name: means[name]) == "builtin-acceptability-full-lr5e-5"
     page = render_page(content)
     for mean in means.values():
         assert f"{mean:.3f}" in page
