@@ -20,7 +20,7 @@ from transformers import (
 
 from manytune.packing.bank import Bank, BankTensor, Group, decays
 from manytune.packing.dropout import generator
-from manytune.packing.kernels import Kernels
+from manytune.packing.kernels import Kernels, plain
 from manytune.packing.optim import SCHEDULES, PackedAdamW, schedule_factor
 
 STEPS = 20
@@ -104,6 +104,25 @@ def test_every_run_moves_as_by_torchs_adamw(kernels: Kernels, max_grad_norm: flo
         optimizer.step(rates_at(step))
     for run, wanted in enumerate(expected):
         assert_states_equal(bank, run, wanted, tolerance if kernels.name == "plain" else 3e-7)
+
+
+def test_neighbours_of_one_rate_are_stepped_as_one_where_operations_are_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stretches, gpu = plain._stretches, torch.device("cuda")
+    assert stretches([1.0, 1.0, 2.0, 1.0], gpu) == ([1.0, 2.0, 1.0], [2, 1, 1])
+    assert stretches([1.0, 1.0, 2.0], torch.device("cpu")) == ([1.0, 1.0, 2.0], [1, 1, 1])
+    rates, found = [1e-2, 1e-2, 1e-2, 5e-4, 1e-2], []
+    for where in (torch.device("cpu"), gpu):
+        monkeypatch.setattr(plain, "_stretches", lambda own, _, where=where: stretches(own, where))
+        bank = make_bank()
+        optimizer = PackedAdamW(bank, plain.Plain(), max_grad_norm=1.0, **SETTINGS)
+        for step in range(3):
+            put_gradients(bank, step, range(len(rates)))
+            optimizer.step(rates)
+        found.append(bank)
+    for run in range(len(rates)):
+        assert_states_equal(found[1], run, found[0].state(run), 3e-7)
 
 
 def test_large_tensors_and_a_copy_in_bf16(kernels: Kernels) -> None:
