@@ -146,29 +146,19 @@ inline v16 kept_or_not(i16 hashes, int32_t threshold, float kept) { return hashe
 
 // ---- elementary functions, which the compiler turns into vector code ----
 
-inline float power_of_two(float n) { return as_float(uint32_t(int32_t(n) + 127) << 23); }
-
-inline v16 power_of_two(v16 n) {
-  const i16 bits = (__builtin_convertvector(n, i16) + 127) << 23;
-  v16 power;
-  std::memcpy(&power, &bits, 64);
-  return power;
-}
-
-template <typename V>  // one number, or sixteen
-inline V exponential(V x) {  // 2^n * p(r), |relative error| < 2e-7
-  x = x < -87.0f ? V{} - 87.0f : x;
-  x = x > 88.0f ? V{} + 88.0f : x;
-  const V n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
-  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  V p = V{} + 1.9875691500e-4f;
+inline v16 exponential(v16 x) {  // 2^n * p(r), |relative error| < 2e-7
+  x = x < -87.0f ? v16{} - 87.0f : x;
+  x = x > 88.0f ? v16{} + 88.0f : x;
+  const v16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  const v16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  v16 p = v16{} + 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * power_of_two(n);
+  return p * as_floats(u16((__builtin_convertvector(n, i16) + 127) << 23));
 }
 
 // An odd function of x: x over(x²) / under(x²), and beyond `last` 1/2.

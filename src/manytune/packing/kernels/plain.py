@@ -79,7 +79,7 @@ class Plain:
         # Each run's rows alone rather than an index: what a neighbour holds, NaN included, never enters its sum.
         own = rows[: segments.bounds[-1]]
         if rows.device.type == "cpu":  # where the other way takes five times as long
-            parts = own.split(segments.tensor.diff().tolist())
+            parts = own.split(segments.counts.tolist())
             return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
         return _reduced(own, segments)
 
