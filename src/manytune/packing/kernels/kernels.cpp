@@ -180,7 +180,7 @@ inline float at(const Odd& f, float any) {
 }
 
 // The normal distribution's Φ(x) and the slope of x Φ(x), each less 1/2, as quotients fitted for the smallest largest
-// error (5e-9 and 1.4e-7, and 1.6e-7 and 2.9e-7 in float). By way of an exponential they took a third longer.
+// error (5e-9 and 1.4e-7, and 1.6e-7 and 2.9e-7 in float). By way of an exponential they took half as long again.
 constexpr Odd kNormal = {
     5.4f,
     {3.989422454e-1f, 3.337227033e-2f, 4.650854096e-3f, 1.643221657e-4f, 6.360027305e-6f, 2.338673147e-8f},
