@@ -2,7 +2,10 @@
 
 DIR/lock says who: it is made by a hard link, which either succeeds or finds that there is one, on shared file systems
 too, where flock may do nothing. Its holder touches it every few seconds. A lock is left over where its process is
-dead, or, if that was on another machine, where nobody has touched it for a while.
+dead, or, if that cannot be seen from here, as on another machine, where nobody has touched it for a while.
+
+No two wall clocks are compared: a process is known by its id and the kernel's count at its start, and the one who
+waits measures the while by its own clock.
 """
 
 from __future__ import annotations
@@ -16,36 +19,42 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from manytune.errors import StoreError
-from manytune.files import writing
-from manytune.json_text import parse_json
+from manytune.files import read_bytes, writing
 
-__all__ = ["Lock"]
+__all__ = ["Held", "Lock"]
 
 _BEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 90.0
 """How long a lock of another machine must go untouched; network file systems may show that late by a minute."""
 
 _LOOK_SECONDS = 1.0
+_TRIES = 5
+"""Looks at a lock that cannot be read, before its holder stops: network file systems have such moments."""
 
 
 @dataclass(frozen=True)
 class _Holder:
     """Who holds a lock."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+
     pid: int
     host: str
+    """For messages alone."""
     since: str
-    """Date and time, with time zone."""
-    place: str
+    """Date and time, with time zone; for messages alone."""
+    boot: str
     """The machine since its last start, and the space of process ids: only within it do they mean anything."""
-    started: float | None
-    """When the process started, in seconds since 1970: process ids are used again."""
+    ticks: int | None
+    """When the process started, as the kernel counts: process ids are used again."""
     token: str
 
     @classmethod
@@ -53,14 +62,67 @@ class _Holder:
         """This process."""
         pid = os.getpid()
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(pid, socket.gethostname(), since, _place(), _started(pid), secrets.token_hex(8))
+        return cls(pid, socket.gethostname(), since, _boot(), _ticks(pid), secrets.token_hex(8))
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Holder:
+        """What a lock file says; one that is cut short, or of another version, is of somebody unknown."""
+        try:
+            return TypeAdapter(_Holder).validate_json(data)
+        except ValueError:
+            return cls(0, "an unknown machine", "an unknown time", "", None, hashlib.sha256(data).hexdigest())
 
     def alive(self) -> bool | None:
         """Whether its process lives; None where that cannot be seen from here."""
-        if self.place != _place():
+        import psutil
+
+        if not self.boot or self.boot != _boot():
             return None
-        started = _started(self.pid)
-        return started is not None and (self.started is None or abs(started - self.started) < 1.0)
+        try:
+            if not psutil.pid_exists(self.pid):
+                return False
+        except OverflowError:
+            return False
+        ticks = _ticks(self.pid)
+        return None if ticks is None or self.ticks is None else ticks == self.ticks
+
+    def __str__(self) -> str:
+        return f"the process {self.pid} on {self.host}, since {self.since}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lock that is held, as its process and those that work for it see it."""
+
+    directory: Path
+    """What is locked."""
+    token: str
+    """Tells this holder from every other."""
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Set once the heartbeat has noticed that another process holds it."""
+
+    def check(self) -> None:
+        """Refuse to go on where the lock is no longer this holder's; to be called before each write.
+
+        Raises:
+            StoreError: Another process has taken it over, it is gone, or it cannot be read.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                holder = _holder_in(self.directory / "lock")
+                break
+            except StoreError:
+                if not tries_left:
+                    raise
+                time.sleep(_LOOK_SECONDS)
+        if holder is not None and holder.token == self.token:
+            return
+        what = (
+            f"The lock in {self.directory} is gone: somebody has deleted it"
+            if holder is None
+            else f"Another process has taken {self.directory} over, because this one seemed to be dead: {holder}"
+        )
+        raise StoreError(f"{what}. What was done until then is kept; the same command goes on from it.")
 
 
 class Lock:
@@ -74,7 +136,7 @@ class Lock:
         """Look at a directory; nothing is locked yet.
 
         Args:
-            directory: What to lock; it may be missing as long as it is only looked at.
+            directory: What to lock; it may be missing.
             told: Given a sentence where there is a reason to wait.
             wait: Wait for another process to end, rather than refuse.
         """
@@ -82,8 +144,8 @@ class Lock:
         self._told = told
         self._wait = wait
         self._file = directory / "lock"
-        self._me: _Holder | None = None
-        self._lost = threading.Event()
+        self._said: set[str] = set()
+        self._judged: tuple[Path, _Holder, int | None] | None = None
 
     @staticmethod
     def holder_of(directory: Path) -> str | None:
@@ -99,53 +161,43 @@ class Lock:
         Raises:
             StoreError: Another process holds it, and we are not to wait.
         """
-        said = False
         while (holder := self._read()) is not None and not self._left_over(holder, self._file):
-            who = f"the process {holder.pid} on {holder.host}, since {holder.since}"
             if not self._wait:
                 raise StoreError(
-                    f"{self.directory} is in use: {who}, runs a study in it. "
+                    f"{self.directory} is in use: {holder}, runs a study in it. "
                     "Let it end, wait for it with --wait, or give another --out."
                 )
-            if not said:
-                self._told(f"Waiting for {who}, which runs a study in {self.directory}.")
-                said = True
+            self._say(f"Waiting for {holder}, which runs a study in {self.directory}.")
             time.sleep(_LOOK_SECONDS)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock, for as long as the context lasts.
+    def held(self) -> Iterator[Held]:
+        """Hold the lock, for as long as the context lasts; a directory that is missing is made.
+
+        A directory that was made for it and is still empty at the end is removed.
 
         Raises:
             StoreError: Another process holds it, or it cannot be written.
         """
         me = _Holder.here()
+        made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         while not self._take(me):
             self.look()
-        self._me = me
+        held = Held(self.directory, me.token)
         done = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(done,), daemon=True)
+        beat = threading.Thread(target=self._beat, args=(me, held.lost, done), daemon=True)
         beat.start()
         try:
-            yield
+            yield held
         finally:
             done.set()
             beat.join()
-            self._me = None
-            if not self._lost.is_set() and self._read() == me:
-                self._file.unlink(missing_ok=True)
-
-    def check(self) -> None:
-        """Refuse to go on once another process has taken the lock over.
-
-        Raises:
-            StoreError: It has.
-        """
-        if self._lost.is_set():
-            raise StoreError(
-                f"Another process has taken {self.directory} over, because this one seemed to be dead. "
-                "What it did until then is kept."
-            )
+            with suppress(StoreError):  # a lock that cannot be read now is left over once this process has ended
+                if self._read() == me:
+                    self._file.unlink(missing_ok=True)
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
 
     def _take(self, me: _Holder) -> bool:
         """Make the lock, or take over one that was left over; not where somebody who lives has it."""
@@ -153,6 +205,7 @@ class Lock:
         text = json.dumps(asdict(me))
         with writing(self._file):
             if holder is None:
+                self.directory.mkdir(parents=True, exist_ok=True)
                 return self._make(self._file, text)
             return self._left_over(holder, self._file) and self._replace(holder, text)
 
@@ -199,31 +252,43 @@ class Lock:
 
     def _right(self, holder: _Holder) -> Path:
         """The file that gives the right to take a holder's place."""
-        return self._file.with_name(f".lock.{hashlib.sha256(holder.token.encode()).hexdigest()[:16]}.tmp")
+        name = hashlib.sha256(holder.token.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return self._file.with_name(f".lock.{name}.tmp")
 
     def _left_over(self, holder: _Holder, file: Path) -> bool:
         """Whether the holder of a file is dead, or has not touched it for long."""
         alive = holder.alive()
         if alive is not None:
             return not alive
-        self._told(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
-        touched, end = _touched(file), time.monotonic() + _PATIENCE_SECONDS
+        touched = _touched(file)
+        if self._judged == (file, holder, touched):  # it took all our patience already, and nobody has touched it since
+            return True
+        self._say(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
+        end = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < end:
             time.sleep(_LOOK_SECONDS)
             if _touched(file) != touched or _holder_in(file) != holder:
                 return False
+        self._judged = (file, holder, touched)
         return True
 
     def _read(self) -> _Holder | None:
         """Who holds the lock; None if nobody does."""
         return _holder_in(self._file)
 
-    def _beat(self, done: threading.Event) -> None:
+    def _say(self, text: str) -> None:
+        """Say something once."""
+        if text not in self._said:
+            self._said.add(text)
+            self._told(text)
+
+    def _beat(self, me: _Holder, lost: threading.Event, done: threading.Event) -> None:
+        """Touch the lock again and again; a moment in which that fails is no reason to give up."""
         while not done.wait(_BEAT_SECONDS):
-            if self._read() != self._me:
-                self._lost.set()
-                return
-            with suppress(OSError):
+            with suppress(OSError, StoreError):
+                if self._read() != me:
+                    lost.set()
+                    return
                 os.utime(self._file)
 
 
@@ -235,33 +300,40 @@ def _touched(file: Path) -> int | None:
 
 
 def _holder_in(file: Path) -> _Holder | None:
-    try:
-        text = file.read_text()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read: {error.strerror or error}.") from error
-    try:
-        return _Holder(**parse_json(text))
-    except (ValueError, TypeError):  # cut short, where there are no hard links: of somebody who cannot be seen
-        return _Holder(0, "an unknown machine", "an unknown time", "", None, text)
+    data = read_bytes(file)
+    return None if data is None else _Holder.parse(data)
 
 
-def _place() -> str:
-    parts = [socket.gethostname()]
+def _boot() -> str:
+    """The machine since its last start, and the space of process ids.
+
+    Not the time of that start: it is reckoned from the wall clock, and moves when that is set.
+    """
+    parts = []
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+    return " ".join(parts or [socket.gethostname()])
 
 
-def _started(pid: int) -> float | None:
-    """When a process started; None if there is none."""
+_ENDED = -1
+"""In place of a count: the process has ended, and its parent has not asked for it."""
+
+
+def _ticks(pid: int) -> int | None:
+    """When a process started, as the kernel counts; None if that cannot be seen, as with /proc mounted hidepid."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return _ENDED if state[0] in (b"Z", b"X") else int(state[19])  # field 22 of proc(5), in ticks since the boot
+    except (OSError, IndexError, ValueError):
+        if Path("/proc/self/stat").exists():
+            return None
     import psutil
 
-    try:
+    try:  # elsewhere than on Linux the kernel keeps the time itself
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return _ENDED if ended else round(1000 * process.create_time())
     except psutil.Error:
         return None

@@ -45,7 +45,7 @@ PENDING = "pending"
 
 _PLAN_VERSION = 1
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
-_NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp")  # macOS' folder notes; our own files cut short by a crash
+_NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp|lock")  # macOS' folder notes; our own files cut short by a crash
 
 
 @dataclass(frozen=True)
@@ -321,10 +321,15 @@ class Store:
         return record
 
     def finished_runs(self) -> dict[str, RunRecord]:
-        """Run id → record, of every run that has ended, in whatever state; in the study's order of runs."""
+        """Run id → record, of every run of the study that has ended, in whatever state; in the study's order of runs.
+
+        Runs that were part of the study once, before changes to it were accepted, are not among them.
+        """
         if not self._study_file.exists():  # `check` allows that: nothing has begun
             return {}
-        return self._records(self._planned_runs(self.study()))
+        planned = self._planned_runs(self.study())
+        records = self._records(planned)
+        return {run.id: records[run.id] for run in planned if run.id in records}
 
     def reset_run(self, run_id: str) -> None:
         """Remove all that was written of a run, its record first, so that it is pending again."""

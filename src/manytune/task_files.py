@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.errors import StoreError
 from manytune.evidence import Examples, Learned, Structure
-from manytune.files import read_text, write_atomically
+from manytune.files import read_text, write_atomically, write_file
 from manytune.tasks import Task
 
 __all__ = ["TaskFiles"]
@@ -33,16 +34,22 @@ class TaskFiles:
             )
 
     def keep(self, task: Task, examples: Examples, structure: Structure) -> None:
-        """Keep a task's dev rows, its module tree, and what only its data says; rows and tree that are there stay.
+        """Keep a task's dev rows, its module tree, and what only its data says.
+
+        Rows that are there stay: runs that have ended were scored on them. A tree that is there learns of methods that
+        were added since.
 
         Raises:
             StoreError: It cannot be written.
         """
         if task.own is not None:
             write_atomically(self._path("learned"), Learned.of(task).to_json())
-        for kind, kept in (("examples", examples), ("structure", structure)):
-            if not self._path(kind).exists():
-                write_atomically(self._path(kind), kept.to_json())
+        if not self._path("examples").exists():
+            write_atomically(self._path("examples"), examples.to_json())
+        with suppress(StoreError):  # a damaged one is made anew
+            if (there := self.structure()) is not None:
+                structure = structure.model_copy(update={"trained": {**there.trained, **structure.trained}})
+        write_file(self._path("structure"), structure.to_json())
 
     def complete(self, task: Task) -> Task:
         """A task with what only its data says.

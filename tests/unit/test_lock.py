@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from manytune import lock as module
@@ -51,10 +52,10 @@ def left(directory: Path, **changes: Any) -> Any:
 def test_it_is_there_while_it_is_held_and_says_who(tmp_path: Path) -> None:
     lock = Lock(tmp_path, print)
     lock.look()
-    with lock.held():
+    with lock.held() as held:
         found = json.loads((tmp_path / "lock").read_text())
         assert found["pid"] == os.getpid()
-        lock.check()
+        held.check()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,7 +96,7 @@ def test_a_lock_of_a_dead_process_is_taken_over_at_once(tmp_path: Path) -> None:
 
 
 def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> None:
-    left(tmp_path, started=1.0)
+    left(tmp_path, ticks=1)
     with Lock(tmp_path, print).held():
         pass
 
@@ -110,7 +111,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("content", [None, "", '{"pid": 1', "[]"], ids=str)
 def test_one_of_another_machine_is_left_over_when_nobody_touches_it(tmp_path: Path, content: str | None) -> None:
     if content is None:
-        left(tmp_path, place="elsewhere", host="elsewhere")
+        left(tmp_path, boot="elsewhere", host="elsewhere")
     else:
         (tmp_path / "lock").write_text(content)
     told: list[str] = []
@@ -123,7 +124,7 @@ def test_one_of_another_machine_is_left_over_when_nobody_touches_it(tmp_path: Pa
 def test_one_of_another_machine_is_in_use_when_somebody_touches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left(tmp_path, place="elsewhere", host="elsewhere")
+    left(tmp_path, boot="elsewhere", host="elsewhere")
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 60.0)
     done = threading.Event()
 
@@ -142,7 +143,7 @@ def test_one_of_another_machine_is_in_use_when_somebody_touches_it(
 
 
 def test_a_lock_that_came_in_the_place_of_a_dead_one_is_not_taken_away(tmp_path: Path) -> None:
-    dead = left(tmp_path, started=1.0)
+    dead = left(tmp_path, ticks=1)
     with other(tmp_path):  # which took the dead one's over
         lock = Lock(tmp_path, print)
         assert not lock._replace(dead, "")
@@ -162,7 +163,7 @@ def test_of_many_that_want_it_one_at_a_time_has_it(tmp_path: Path, monkeypatch: 
             inside[0] -= 1
 
     for _ in range(20):
-        left(tmp_path, started=1.0)
+        left(tmp_path, ticks=1)
         threads = [threading.Thread(target=work) for _ in range(12)]
         for thread in threads:
             thread.start()
@@ -173,14 +174,13 @@ def test_of_many_that_want_it_one_at_a_time_has_it(tmp_path: Path, monkeypatch: 
 
 
 def test_where_one_died_while_it_took_a_lock_over_the_next_one_does(tmp_path: Path) -> None:
-    dead = left(tmp_path, started=1.0)
+    dead = left(tmp_path, ticks=1)
     lock = Lock(tmp_path, print)
     right = lock._right(dead)
     right.write_text(json.dumps({**asdict(dead), "token": "of one that died"}))
     with lock.held():
-        assert lock._read() == lock._me
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     right.unlink()
-    assert list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,16 +188,15 @@ def test_it_is_touched_and_who_has_lost_it_stops(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "_BEAT_SECONDS", 0.01)
     lock = Lock(tmp_path, print)
     file = tmp_path / "lock"
-    with lock.held():
+    with lock.held() as held:
         os.utime(file, (0, 0))
         while file.stat().st_mtime == 0:
             time.sleep(0.001)
-        lock.check()
+        held.check()
         thief = left(tmp_path)
-        while not lock._lost.is_set():
-            time.sleep(0.001)
-        with pytest.raises(StoreError, match=r"has taken .* over"):
-            lock.check()
+        with pytest.raises(StoreError, match=r"has taken .* over"):  # at once, whenever the next beat is
+            held.check()
+        assert held.lost.wait(60)
     assert json.loads(file.read_text())["token"] == thief.token
 
 
@@ -214,5 +213,162 @@ def test_without_hard_links_it_works_too(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_where_it_cannot_be_written_one_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot be written"), Lock(tmp_path / "nowhere", print).held():
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be written"), Lock(tmp_path / "file" / "out", print).held():
+        pass
+
+
+def test_a_directory_that_was_made_for_it_goes_with_it_if_it_is_empty(tmp_path: Path) -> None:
+    with Lock(tmp_path / "a" / "b", print).held():
+        assert (tmp_path / "a" / "b" / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+    with Lock(tmp_path / "a" / "b", print).held():
+        (tmp_path / "a" / "kept").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+
+
+def test_a_live_lock_stays_where_the_wall_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting the clock moves the time of the machine's start, and with it every process's start as psutil has it."""
+    with other(tmp_path):
+        now = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: now(self) + 3600.0)
+        monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+        with pytest.raises(StoreError, match="is in use"):
+            Lock(tmp_path, print).look()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_a_process_that_has_ended_but_was_not_waited_for_holds_nothing(tmp_path: Path) -> None:
+    with other(tmp_path) as process:
+        process.kill()
+        while b") Z " not in Path(f"/proc/{process.pid}/stat").read_bytes():
+            time.sleep(0.001)
+        with Lock(tmp_path, print).held():
+            pass
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_process_that_is_there_but_cannot_be_looked_at_is_judged_by_its_touch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with /proc mounted with hidepid, for another user's."""
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(module, "_ticks", lambda pid: None)
+    left(tmp_path, ticks=1)
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(0.01):
+            os.utime(tmp_path / "lock")
+
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    try:
+        with pytest.raises(StoreError, match="is in use"):
+            Lock(tmp_path, print).look()
+    finally:
+        done.set()
+        toucher.join()
+
+
+def test_patience_is_had_once_for_the_look_and_the_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: slept[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: slept.__setitem__(0, slept[0] + seconds))
+    left(tmp_path, boot="elsewhere", host="elsewhere")
+    told: list[str] = []
+    lock = Lock(tmp_path, told.append)
+    lock.look()
+    assert 90 <= slept[0] < 92
+    with lock.held():
+        pass
+    assert slept[0] < 92
+    assert len(told) == 1
+
+
+def test_one_that_is_touched_after_the_look_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: slept[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: slept.__setitem__(0, slept[0] + seconds))
+    left(tmp_path, boot="elsewhere", host="elsewhere")
+    lock = Lock(tmp_path, print)
+    lock.look()
+    os.utime(tmp_path / "lock", (1, 1))
+    with lock.held():
+        pass
+    assert slept[0] >= 180
+
+
+def test_a_moment_in_which_it_cannot_be_read_ends_neither_heartbeat_nor_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    read, failing, failed = module.read_bytes, threading.Event(), threading.Event()
+
+    def sometimes(path: Path) -> bytes | None:
+        if failing.is_set():
+            failed.set()
+            raise StoreError("an unreadable moment")
+        return read(path)
+
+    monkeypatch.setattr(module, "read_bytes", sometimes)
+    file = tmp_path / "lock"
+    with Lock(tmp_path, print).held() as held:
+        failing.set()
+        assert failed.wait(60)
+        with pytest.raises(StoreError, match="an unreadable moment"):  # it lasts: better stop than be two
+            held.check()
+        failing.clear()
+        held.check()
+        os.utime(file, (0, 0))
+        while file.stat().st_mtime == 0:
+            time.sleep(0.001)
+        left(tmp_path)
+        assert held.lost.wait(60)
+
+
+def test_one_that_was_deleted_is_noticed(tmp_path: Path) -> None:
+    with Lock(tmp_path, print).held() as held:
+        (tmp_path / "lock").unlink()
+        with pytest.raises(StoreError, match=r"lock in .* is gone: somebody has deleted it"):
+            held.check()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": "1"},
+        {"pid": None},
+        {"pid": True},
+        {"host": 3},
+        {"since": []},
+        {"boot": {}},
+        {"ticks": 1.5},
+        {"token": 0},
+        {"token": "\ud800"},
+        {"started": 1.0},
+    ],
+    ids=str,
+)
+def test_one_of_odd_values_or_another_version_is_of_somebody_unknown(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "lock").write_text(json.dumps(asdict(module._Holder.here()) | changes))
+    told: list[str] = []
+    with Lock(tmp_path, told.append).held():
+        pass
+    assert "is of an unknown machine" in told[0]
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 10**9, 10**30])
+def test_an_id_that_no_process_can_have_is_of_none(tmp_path: Path, pid: int) -> None:
+    left(tmp_path, pid=pid)
+    with Lock(tmp_path, print).held():
+        pass
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_that_is_no_text_is_of_somebody_unknown(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(b"\xff\xfe\x00")
+    with Lock(tmp_path, print).held():
         pass

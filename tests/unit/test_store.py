@@ -81,11 +81,12 @@ class TestCreateOrOpen:
         assert Store.create_or_open(str(tmp_path), study).study() == study
 
     def test_goes_on_with_the_same_study_and_leaves_it_alone(self, store: Store, study: Study) -> None:
-        store.write_record(make_record())
+        (run, *_) = plan_runs(study)
+        store.write_record(record_of(run))
         before = (store.root / "study.yaml").read_bytes() + b"# mine\n"
         (store.root / "study.yaml").write_bytes(before)
         again = Store.create_or_open(store.root, study)
-        assert list(again.finished_runs()) == [make_record().run_id]
+        assert list(again.finished_runs()) == [run.id]
         assert (store.root / "study.yaml").read_bytes() == before
 
     def test_refuses_another_study_and_says_what_differs(self, store: Store) -> None:
@@ -259,12 +260,21 @@ class TestRecords:
     def test_come_in_the_studys_order(self, store: Store, runs: tuple[Run, ...], packs: tuple[Pack, ...]) -> None:
         ids = [run.id for run in runs]
         assert ids != sorted(ids)
-        for run_id in reversed([*ids, "of-another-study"]):
+        for run_id in reversed(ids):
             store.write_record(make_record(run_id=run_id))
-        assert list(store.finished_runs()) == [*ids, "of-another-study"]
+        assert list(store.finished_runs()) == ids
         store.write_plan(packs)
         assert [run.id for pack in packs for run in pack.runs] != ids
-        assert list(store.finished_runs()) == [*ids, "of-another-study"]
+        assert list(store.finished_runs()) == ids
+
+    def test_of_runs_that_the_study_no_longer_has_are_kept_and_not_counted(
+        self, store: Store, runs: tuple[Run, ...]
+    ) -> None:
+        store.write_record(record_of(runs[0]))
+        store.write_record(make_record(run_id="of-another-study"))
+        assert list(store.finished_runs()) == [runs[0].id]
+        assert store.status().unplanned == ("of-another-study",)
+        assert store.read_record("of-another-study") is not None
 
     def test_stray_files_are_no_runs(self, store: Store, runs: tuple[Run, ...]) -> None:
         store.write_record(record_of(runs[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
+from manytune.lock import Held
 from manytune.workload import TaskWork
 
 __all__ = ["Backbones", "Material"]
@@ -22,14 +23,23 @@ class Material:
         root: The study directory.
         works: Of each task that has runs to train.
         backbone: The backbone for a task.
-        check: Raises where this process may not write to the study directory any more.
+        held: The lock of the study directory; None where the pack is trained in a folder of its own.
     """
 
     study: Study
     root: Path
     works: Mapping[str, TaskWork]
     backbone: Callable[[TaskWork], tuple[TaskWork, Backbone]]
-    check: Callable[[], None]
+    held: Held | None = None
+
+    def check(self) -> None:
+        """To be called before each write.
+
+        Raises:
+            StoreError: This process, or the one that it works for, may not write to the study directory any more.
+        """
+        if self.held is not None:
+            self.held.check()
 
 
 class Backbones:

@@ -191,7 +191,7 @@ def train(order: Order, post: Any, checkpoints: Files) -> bytes:
         store = Store(root)
         courier = _Courier(store, post, order, pack.id)
         mirror(store.pack_dir(pack.id), order.storage.pull() if order.storage else checkpoints, None)
-        material = Material(work.study, root, {pack.task: work}, lambda work: (work, backbone), lambda: None)
+        material = Material(work.study, root, {pack.task: work}, lambda work: (work, backbone))
         device = torch.device(order.device)
         return encoded(
             end_message(train_apart(store, material, pack, ended, device, courier.sender, stop, courier.kept))

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from manytune import ground, hardware
@@ -21,12 +22,12 @@ from manytune.executors.material import Backbones, Material
 from manytune.executors.workers import Workers
 from manytune.interrupts import StopRequest, stop_requests
 from manytune.live import LivePacks
-from manytune.lock import Lock
+from manytune.lock import Held, Lock
 from manytune.plan import Pack, Run, plan_runs, replan, smaller_packs
 from manytune.progress import Level, Progress, make_progress
 from manytune.record import COLLAPSE_ADVICE, HistoryRow, RunRecord, RunState
 from manytune.report import TaskTable, tabulate
-from manytune.report.views import duration
+from manytune.report.views import counted, duration
 from manytune.store import Store
 from manytune.tasks import Task
 from manytune.tracking import Trackers
@@ -102,11 +103,14 @@ def run_study(
     with progress or make_progress(quiet=False) as told:
         lock = Lock(store.root, lambda text: told.message(text), wait=wait)
         lock.look()
-        job = _StudyJob(store, lock, study, device, place, told, retry_failed, accept_changes)
-        if job.waiting:
-            job.execute()
-        else:
-            job.tidy()
+        make_job = partial(_StudyJob, study, device, place, told, retry_failed, accept_changes)
+        job = make_job(store)
+        if job.has_work:
+            with lock.held() as held:
+                # From here on nobody else writes; what was read before may have changed.
+                make_job(Store.check(out, study, accept_changes=accept_changes)).execute(held)
+        else:  # nothing is written: what is finished may be read-only
+            job.say_what_has_ended()
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records))
 
@@ -116,17 +120,15 @@ class _StudyJob:
 
     def __init__(
         self,
-        store: Store,
-        lock: Lock,
         study: Study,
         device: str,
         place: Place | None,
         told: Progress,
         retry_failed: bool,
         accept_changes: bool,
+        store: Store,
     ) -> None:
         self.store = store
-        self.lock = lock
         self.study = study
         self.device = device
         self.place = place
@@ -134,41 +136,70 @@ class _StudyJob:
         self.trackers = Trackers(study, store, lambda text: told.message(text, "warning"))
         self.accept_changes = accept_changes
         self.runs = plan_runs(study)
-        self.there = store.finished_runs()
+        self.planned = store.read_plan() or ()
+        # Not by the directory's plan: a run that was part of the study once, and is again, has its record still.
+        self.there = {run.id: record for run in self.runs if (record := store.read_record(run.id)) is not None}
         self.again = [
             run.id for run in self.runs if retry_failed and run.id in self.there and self.there[run.id].failure
         ]
         self.ended = {run_id for run_id in self.there if run_id not in self.again}
-        done = sum(run.id in self.ended for run in self.runs)
-        if done:
-            told.message(f"{done} of {len(self.runs)} runs have ended before.")
         self.waiting = [run for run in self.runs if run.id not in self.ended]
 
-    def tidy(self) -> None:
-        """Remove checkpoints of packs that need none: their process was killed after their last record."""
-        done = self._done_packs()
-        if done:
-            with self.lock.held():
-                for pack in done:
-                    self.store.remove_pack(pack.id)
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to write: runs to train, another study to take over, or packs to tidy away."""
+        planned = {run.id for pack in self.planned for run in pack.runs}
+        other_plan = bool(planned) and planned != {run.id for run in self.runs}
+        return bool(self.waiting or other_plan or self._done_packs()) or self.store.study().hash != self.study.hash
 
     def _done_packs(self) -> list[Pack]:
-        """Packs all of whose runs ended without a failure, and which still have a directory."""
+        """Packs all of whose runs ended without a failure, and which still have a directory.
+
+        Their process was killed between the last record and the removal of the checkpoints.
+        """
         whole = {run_id for run_id in self.ended if not self.there[run_id].failure}
-        packs = self.store.read_plan() or ()
         return [
             pack
-            for pack in packs
+            for pack in self.planned
             if all(run.id in whole for run in pack.runs) and self.store.pack_dir(pack.id).exists()
         ]
 
-    def execute(self) -> None:
-        """Train all runs that are waiting."""
+    def say_what_has_ended(self) -> None:
+        """Say how many runs need no training."""
+        done = sum(run.id in self.ended for run in self.runs)
+        if done:
+            self.told.message(f"{done} of {len(self.runs)} runs have ended before.")
+
+    def execute(self, held: Held) -> None:
+        """Train all runs that are waiting, and bring the directory up to date."""
+        self.say_what_has_ended()
+        if self.waiting:
+            self._train(held)
+        else:
+            most = max((len(pack.runs) for pack in self.planned), default=1)
+            self._write_study(replan(self.planned, self.runs, most), None)
+
+    def _write_study(self, packs: Sequence[Pack], place: Mapping[str, int] | None) -> None:
+        """Write what the directory is about: the study and its packs; remove what is of no use to them."""
+        ids = {run.id for run in self.runs}
+        dropped = [run.id for pack in self.planned for run in pack.runs if run.id not in ids]
+        gone = [run_id for run_id in dropped if self.store.read_record(run_id) is not None]
+        self.store.sweep()
+        for pack in self._done_packs():
+            self.store.remove_pack(pack.id)
+        Store.create_or_open(self.store.root, self.study, accept_changes=self.accept_changes)
+        self.store.write_plan(packs, place)
+        if gone:
+            self.told.message(
+                f"{counted(len(gone), 'run')} of before, such as {gone[0]}, no longer part of the study: in no table "
+                f"or report. The files stay in {self.store.root / 'runs'}."
+            )
+
+    def _train(self, held: Held) -> None:
         works = _prepare(self.study, self.waiting, self.told)
-        planned = self.store.read_plan()
         place = self._place(works)
         capacity, site = place.site(self.study.training.precision, next(iter(works.values())).width)
-        packs = replan(planned or (), self.runs, largest_packs(self.runs, works, site, capacity))
+        packs = replan(self.planned, self.runs, largest_packs(self.runs, works, site, capacity))
         now = {
             "versions": hardware.versions(),
             "data": {name: work.fingerprint for name, work in works.items()},
@@ -179,32 +210,25 @@ class _StudyJob:
                 self.store.task_files(name).refuse_another(works[name].task)
         backbones = Backbones()
         backbones.of(works[self.waiting[0].task])  # what cannot be loaded is refused before anything is written
-        Store.create_or_open(self.store.root, self.study, accept_changes=self.accept_changes)
-        with self.lock.held():
-            if self.store.finished_runs().keys() != self.there.keys():
-                raise StoreError(f"Another process has worked on {self.store.root} since this one looked. Start again.")
-            self.store.sweep()
-            self.store.write_plan(packs, place.keep() if isinstance(place, Inline | Workers) else None)
-            ground.keep(self.store.root, now)
-            for run_id in self.again:
-                self.store.reset_run(run_id)
-            for pack in self._done_packs():
-                self.store.remove_pack(pack.id)
-            for task in works:
-                work, _ = backbones.of(works[task])
-                _keep(self.store, work, [run for run in self.runs if run.task == task])
-            material = Material(self.study, self.store.root, works, backbones.of, self.lock.check)
-            left = [pack for pack in packs if any(run.id not in self.ended for run in pack.runs)]
-            seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, site), strict=True))
-            if capacity > 1:
-                left.sort(key=lambda pack: -seconds[pack.id])  # the longest first: then all places end together
-            began = time.perf_counter()
-            with self.trackers:
-                self.trackers.start(self.runs, {k: v for k, v in self.there.items() if k in self.ended})
-                _Packs(self, place, material, packs).train(left)
-            if len(left) > 1:
-                took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
-                self.told.message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
+        self._write_study(packs, place.keep() if isinstance(place, Inline | Workers) else None)
+        ground.keep(self.store.root, now)
+        for run_id in self.again:
+            self.store.reset_run(run_id)
+        for task in works:
+            work, _ = backbones.of(works[task])
+            _keep(self.store, work, [run for run in self.runs if run.task == task])
+        material = Material(self.study, self.store.root, works, backbones.of, held)
+        left = [pack for pack in packs if any(run.id not in self.ended for run in pack.runs)]
+        seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, site), strict=True))
+        if capacity > 1:
+            left.sort(key=lambda pack: -seconds[pack.id])  # the longest first: then all places end together
+        began = time.perf_counter()
+        with self.trackers:
+            self.trackers.start(self.runs, {k: v for k, v in self.there.items() if k in self.ended})
+            _Packs(self, place, material, packs).train(left)
+        if len(left) > 1:
+            took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
+            self.told.message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
 
     def _place(self, works: Mapping[str, TaskWork]) -> Place:
         """Where packs train; where nobody says it, as they did before: other threads would round otherwise."""
@@ -233,7 +257,6 @@ class _Packs:
 
     def __init__(self, job: _StudyJob, place: Place, material: Material, packs: Sequence[Pack]) -> None:
         self.store = job.store
-        self.lock = job.lock
         self.told = job.told
         self.ended = job.ended
         self.trackers = job.trackers
@@ -260,6 +283,7 @@ class _Packs:
                     stop.obey()
                 while self.queue and len(training) < executor.capacity and stop.number is None:
                     pack = self.queue.pop(0)
+                    self.material.check()
                     if not self._cut_after_oom(pack):
                         training[pack.id] = pack
                         executor.submit(pack, self.ended)
@@ -272,6 +296,7 @@ class _Packs:
 
     def _settle(self, pack: Pack, end: PackEnd) -> None:
         """What the end of a pack's time with the executor means for it."""
+        self.material.check()
         done = end.how == "done"
         if done:
             self.store.remove_pack(pack.id)
@@ -332,7 +357,9 @@ class _Packs:
         self.told.pack_started(pack_id, task, runs, total_steps)
 
     def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """Pass it on."""
+        """Pass it on; stop soon where another process has taken the directory over."""
+        if self.material.held is not None and self.material.held.lost.is_set():
+            self.material.check()
         self.live.step(pack_id, step, losses)
         self.told.step(pack_id, step, losses)
 
@@ -344,7 +371,7 @@ class _Packs:
 
     def run_ended(self, pack_id: str, record: RunRecord) -> None:
         """Write the record: now the run has ended."""
-        self.lock.check()
+        self.material.check()
         self.store.write_record(record)
         self.ended.add(record.run_id)
         self.trackers.ended(record)

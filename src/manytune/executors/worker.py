@@ -23,6 +23,7 @@ from manytune.executors.inline import train_apart
 from manytune.executors.material import Backbones, Material
 from manytune.executors.messages import Sender, encoded, end_message, pack_in
 from manytune.interrupts import StopRequest
+from manytune.lock import Held
 from manytune.store import Store
 from manytune.workload import TaskWork, prepare
 
@@ -65,7 +66,8 @@ def main(descriptor: int) -> None:
 
     store = Store(Path(setup["root"]))
     works = _Works(store, setup["fingerprints"])
-    material = Material(store.study(), store.root, works, Backbones().of, lambda: None)
+    held = Held(store.root, setup["lock"]) if setup["lock"] else None
+    material = Material(store.study(), store.root, works, Backbones().of, held)
     while True:
         pack, ended = pack_in(packs.get())
         send(end_message(train_apart(store, material, pack, ended, device, Sender(send), stop)))

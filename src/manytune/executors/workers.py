@@ -116,6 +116,7 @@ class _Worker:
         self.send(
             {
                 "root": str(material.root),
+                "lock": material.held.token if material.held else None,
                 "fingerprints": fingerprints,
                 "device": seat.device,
                 "threads": seat.threads,

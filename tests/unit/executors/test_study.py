@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +19,15 @@ from torch import Tensor
 
 from manytune import metrics, snapshot
 from manytune.config import Study
-from manytune.errors import DataError, StoreError
+from manytune.errors import DataError, ManytuneError, StoreError
 from manytune.evaluate import Evaluation, evaluate
 from manytune.executors import StudyResult, run_study
 from manytune.executors.job import PackJob
 from manytune.interrupts import StopRequest
+from manytune.lock import Lock
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import RunState
+from manytune.report.write import write_report
 from manytune.store import Store
 from manytune.tasks import Task, get_task
 from manytune.train import Outcome, PackData, train_pack
@@ -34,6 +36,7 @@ from tiny import make_tiny
 TASK = "builtin-similarity"
 LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
 HEAD = {"method": "head", "learning_rate": 1e-3}
+ONE_STEP = {"max_steps": 1, "precision": "fp32"}
 FINISHED, FAILED, COLLAPSED = RunState.FINISHED, RunState.FAILED, RunState.COLLAPSED
 
 Evaluate = Callable[..., tuple[Evaluation, ...]]
@@ -452,11 +455,88 @@ def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: 
     result = run_study(changed, tmp_path, device="cpu", progress=told, accept_changes=True)
     by_id = {record.run_id: record for record in result.records}
     assert by_id[first.records[1].run_id] == first.records[1]
-    assert by_id[first.records[0].run_id] == first.records[0]  # no longer in the study, and not lost
-    assert {run.id for run in plan_runs(changed)} <= by_id.keys()
+    assert by_id.keys() == {run.id for run in plan_runs(changed)}
+    assert Store.open(tmp_path).read_record(first.records[0].run_id) == first.records[0]  # not lost
     assert told.messages[0] == "1 of 4 runs have ended before."
+    gone = f"1 run of before, such as {first.records[0].run_id}, no longer part of the study: in no table or report."
+    assert gone in " ".join(told.messages)
+    structure = Store.open(tmp_path).task_files(TASK).structure()
+    assert structure is not None
+    assert set(structure.trained) == {run.label for run in plan_runs(changed)}
     assert Store.open(tmp_path).study() == changed
     assert run(changed, tmp_path)[0].records == result.records
+
+
+def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(tiny: Path, tmp_path: Path) -> None:
+    whole = small(tiny, [LORA, HEAD], tasks=[TASK, "builtin-acceptability"], training=ONE_STEP)
+    first, _ = run(whole, tmp_path)
+    assert len(first.records) == 8
+    less = small(tiny, [LORA], training=ONE_STEP)
+    told = Told()
+    result = run_study(less, tmp_path, device="cpu", progress=told, accept_changes=True)
+    wanted = {run.id for run in plan_runs(less)}
+    assert {record.run_id for record in result.records} == wanted
+    assert [table.task for table in result.tables] == [TASK]
+    store = Store.open(tmp_path)
+    assert store.study() == less
+    status = store.status()
+    assert ({row.run_id for row in status.runs}, status.planned, status.counts["finished"]) == (wanted, 2, 2)
+    assert len(status.unplanned) == 6
+    page, _ = write_report([tmp_path])
+    assert "acceptability" not in page.read_text()
+    again, told = run(less, tmp_path)
+    assert (again.records, told.messages) == (result.records, ["2 of 2 runs have ended before."])
+    # Nothing was lost: accepted the other way, they count again, and none is trained anew.
+    back = run_study(whole, tmp_path, device="cpu", progress=(told := Told()), accept_changes=True)
+    assert (back.records, told.packs) == (first.records, [])
+
+
+def test_a_finished_study_that_may_not_be_written_to_is_read(tiny: Path, tmp_path: Path) -> None:
+    first, _ = run(small(tiny), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    assert run(small(tiny), tmp_path)[0].records == first.records
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+
+
+def test_who_is_refused_has_written_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process takes the lock right after this one has looked."""
+    theirs, mine = small(tiny, name="theirs"), small(tiny, name="mine")
+    look = Lock.look
+    with ExitStack() as stack:
+
+        def look_too_early(lock: Lock) -> None:
+            monkeypatch.setattr(Lock, "look", look)
+            stack.enter_context(Lock(tmp_path, print).held())
+            Store.create_or_open(tmp_path, theirs)
+
+        monkeypatch.setattr(Lock, "look", look_too_early)
+        with pytest.raises(StoreError, match="is in use"):
+            run_study(mine, tmp_path, device="cpu", progress=Told(), accept_changes=True)
+        assert Store.open(tmp_path).study() == theirs
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "study.yaml"]
+
+
+def test_a_process_that_holds_the_lock_of_an_empty_directory_is_named(tiny: Path, tmp_path: Path) -> None:
+    with Lock(tmp_path, print).held(), pytest.raises(StoreError, match="is in use"):
+        run(small(tiny), tmp_path)
+
+
+def test_what_is_refused_leaves_no_directory_behind(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ManytuneError):
+        run(small(tiny, [{**LORA, "targets": ["no-such-layer"]}]), tmp_path / "a" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_lost_the_lock_writes_no_record(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def and_lose(*args: Any) -> Any:
+        (tmp_path / "lock").write_text("{}")
+        return train_pack(*args)
+
+    monkeypatch.setattr("manytune.executors.job.train_pack", and_lose)
+    with pytest.raises(StoreError, match=r"has taken .* over"):
+        run(small(tiny), tmp_path)
+    assert Store.open(tmp_path).finished_runs() == {}
+    assert (tmp_path / "lock").read_text() == "{}"  # the other's, still
 
 
 @pytest.mark.parametrize(("kind", "name"), [("versions", "torch"), ("data", TASK)])

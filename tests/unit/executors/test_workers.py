@@ -218,7 +218,7 @@ def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatc
     study = small_study(model)
     store = Store.create_or_open(tmp_path, study)
     works = {"builtin-similarity": prepare(study, "builtin-similarity")}
-    material = Material(study, tmp_path, works, Backbones().of, lambda: None)
+    material = Material(study, tmp_path, works, Backbones().of)
     (pack,) = plan_packs(plan_runs(study), 8)
 
     def broken(*_: object) -> None:
