@@ -15,15 +15,22 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from manytune.errors import StoreError
 
 __all__ = [
+    "check_output",
+    "exclusive",
+    "is_stream",
+    "open_stream",
+    "output_file",
     "read_bytes",
     "read_text",
     "replacing",
@@ -87,11 +94,83 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into an error for the user."""
     try:
         yield
+    except BrokenPipeError:  # whoever read it has seen enough
+        raise
     except OSError as error:
+        name = Path(os.fsdecode(error.filename or path))
         raise StoreError(
-            f"{error.filename or path} cannot be written: {error.strerror or error}. "
+            f"{path if _LEFTOVER.fullmatch(name.name) else name} cannot be written: {error.strerror or error}. "
             "Check its permissions and the free space, or give another --out."
         ) from error
+
+
+def check_output(path: Path, *, streams: bool = False) -> None:
+    """Refuse what a user names as a file to write and cannot be one, before anything is computed.
+
+    Args:
+        path: What was named; where it is a link, the file that it leads to is meant.
+        streams: Whether it may be a device, such as /dev/null, or a named pipe.
+
+    Raises:
+        StoreError: It cannot be written, or is no file.
+    """
+    real = Path(os.path.realpath(path))
+    with writing(path), suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if streams and is_stream(path):
+            return
+        if not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+            raise StoreError(f"{path} is {what}; give the name of a file.")
+    folder = next(each for each in real.parents if each.exists())
+    for each in (real, folder):
+        if each.exists() and not os.access(each, os.W_OK):
+            raise StoreError(
+                f"{path} cannot be written: {each} is not writable. Change its permissions, or give another name."
+            )
+
+
+def is_stream(path: Path) -> bool:
+    """Whether what is written to a path goes on to a device, a pipe or our own output: no file may take its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode) or _own_output(found) is not None
+
+
+def open_stream(path: Path) -> TextIO:
+    """Open what `is_stream`, to write UTF-8 to it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if sys.stdout is not None:  # it is where the caller closed it
+        sys.stdout.flush()
+    number = _own_output(path.stat())
+    # Opened by its name once more, a file that the shell has opened for us would be written from its beginning.
+    return open(path if number is None else os.dup(number), "w", encoding="utf-8", newline="")
+
+
+def _own_output(found: os.stat_result) -> int | None:
+    """Which of standard output and standard error goes to a file; None if neither does."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(found, os.fstat(number)):
+                return number
+    return None
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Like `replacing`, for a file that a user names: where it is a link, the file that it leads to is replaced.
+
+    Raises:
+        StoreError: It cannot be written, or is no file.
+    """
+    check_output(path)
+    with replacing(Path(os.path.realpath(path))) as temporary:
+        yield temporary
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -121,8 +200,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
+def replacing_directory(path: Path, *, empty: bool = False) -> Iterator[Path]:
     """Give a directory to fill, which then takes the place of `path`: whole, or not at all.
+
+    Args:
+        path: The directory; it may be missing.
+        empty: Refuse to take the place of one that is not empty.
 
     Raises:
         OSError: It cannot be written; what was there before is there again.
@@ -135,7 +218,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         try:
             temporary.rename(path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if empty or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             return
@@ -247,6 +330,18 @@ def _locked(path: Path) -> Iterator[bool]:
         with suppress(OSError):  # no locks on this file system: then its age tells
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield os.path.lexists(path) and os.path.samestat(os.fstat(handle), path.lstat())
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself among those who ask for it, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 

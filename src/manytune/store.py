@@ -45,7 +45,7 @@ from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, h
 from manytune.task_files import TaskFiles
 from manytune.tasks import Task
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
+__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
 
 T = TypeVar("T")
 
@@ -54,8 +54,8 @@ PENDING = "pending"
 
 _PLAN_VERSION = 1
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
-_OWN = (("runs",), ("packs",), ("tasks",), ("live",))
-"""Folders that only who holds the lock writes into."""
+OWN_FOLDERS = ("runs", "packs", "tasks", "live")
+"""Of a study directory: only who holds the lock writes into them."""
 
 _NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp")  # macOS' folder notes; our own files cut short by a crash
 
@@ -195,8 +195,8 @@ class Store:
         In the report, and beside the folders of the study, other processes may be writing without the lock.
         """
         for folder, _, _ in os.walk(self.root):
-            inside = Path(folder).relative_to(self.root).parts
-            sweep_leftovers(Path(folder), alone=inside[:1] in _OWN)
+            inside, *_ = (*Path(folder).relative_to(self.root).parts, "")
+            sweep_leftovers(Path(folder), alone=inside in OWN_FOLDERS)
         with writing(self.root):
             for path in self.root.glob(".lock.*.tmp"):
                 path.unlink(missing_ok=True)

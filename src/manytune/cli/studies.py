@@ -32,14 +32,25 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to start from."""
+    from manytune.files import check_output, is_stream, open_stream, writing
+
     template = (resources.files("manytune") / "study_template.yaml").read_text()
-    try:
-        with file.open("x", encoding="utf-8") as target:
-            target.write(template)
-    except FileExistsError:
-        raise StoreError(f"{file} exists already; give another name, or delete it.") from None
-    except OSError as error:
-        raise StoreError(f"{file} cannot be written: {error.strerror}.") from error
+    check_output(file, streams=True)
+    with writing(file):
+        if is_stream(file):
+            with open_stream(file) as stream:
+                stream.write(template)
+            return
+        try:
+            target = file.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise StoreError(f"{file} exists already; give another name, or delete it.") from None
+        try:
+            with target:
+                target.write(template)
+        except OSError:
+            file.unlink()
+            raise
     print(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
 
 
