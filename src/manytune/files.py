@@ -29,6 +29,7 @@ __all__ = [
     "check_output",
     "exclusive",
     "is_stream",
+    "left_over",
     "open_stream",
     "output_file",
     "read_bytes",
@@ -115,6 +116,9 @@ def check_output(path: Path, *, streams: bool = False) -> None:
         StoreError: It cannot be written, or is no file.
     """
     real = Path(os.path.realpath(path))
+    folder = next(each for each in real.parents if os.path.exists(each))
+    if not folder.is_dir():
+        raise StoreError(f"{folder} cannot be written into: it is not a directory. Give another name than {path}.")
     with writing(path), suppress(FileNotFoundError):
         mode = path.stat().st_mode
         if streams and is_stream(path):
@@ -122,7 +126,6 @@ def check_output(path: Path, *, streams: bool = False) -> None:
         if not stat.S_ISREG(mode):
             what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
             raise StoreError(f"{path} is {what}; give the name of a file.")
-    folder = next(each for each in real.parents if each.exists())
     for each in (real, folder):
         if each.exists() and not os.access(each, os.W_OK):
             raise StoreError(
@@ -265,6 +268,20 @@ def _sweep(folder: Path, *, only: Path | None = None, alone: bool = False) -> No
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def left_over(path: Path, *, alone: bool = False) -> bool:
+    """Whether a file or directory named *.tmp or *.old is half-written and no living process goes on with it.
+
+    A name that is not quite one of ours is believed to be; but one *.old only where what took its place is there.
+    """
+    found = _LEFTOVER.fullmatch(path.name)
+    if path.suffix == ".old" and (found is None or not os.path.lexists(path.with_name(found["stem"]))):
+        return False
+    surely = alone or found is None or found["token"].startswith(_machine())
+    with suppress(OSError), _abandoned(path, surely=surely) as is_so:
+        return is_so
+    return False
 
 
 @contextmanager

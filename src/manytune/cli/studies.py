@@ -32,25 +32,26 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to start from."""
-    from manytune.files import check_output, is_stream, open_stream, writing
+    from manytune.files import check_output, is_stream, open_stream
 
     template = (resources.files("manytune") / "study_template.yaml").read_text()
     check_output(file, streams=True)
-    with writing(file):
+    try:
         if is_stream(file):
             with open_stream(file) as stream:
                 stream.write(template)
             return
-        try:
-            target = file.open("x", encoding="utf-8")
-        except FileExistsError:
-            raise StoreError(f"{file} exists already; give another name, or delete it.") from None
-        try:
-            with target:
+        with file.open("x", encoding="utf-8") as target:
+            try:
                 target.write(template)
-        except OSError:
-            file.unlink()
-            raise
+                target.flush()
+            except BaseException:
+                file.unlink()
+                raise
+    except FileExistsError:
+        raise StoreError(f"{file} exists already; give another name, or delete it.") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be written: {error.strerror}.") from error
     print(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
 
 
