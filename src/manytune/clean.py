@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.files import user_cache, writing
-from manytune.store import Store
+from manytune.files import left_over, user_cache, writing
+from manytune.store import OWN_FOLDERS, Store
 
-__all__ = ["Waste", "cached", "remove", "unneeded"]
+__all__ = ["Waste", "cached", "remove", "still_waste", "unneeded"]
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ def unneeded(store: Store) -> tuple[list[Waste], list[Path]]:
         StoreError: The directory holds no study, or it is damaged.
     """
     whole = {run_id for run_id, record in store.finished_runs().items() if not record.failure}
-    planned = {pack.id: pack for pack in store.read_plan() or ()}
+    plan = store.read_plan()
+    planned = {pack.id: pack for pack in plan or ()}
     kept: list[Path] = []
     done: list[Path] = []
     for path in _own(store.root, store.root.glob("packs/*")):
         pack = planned.get(path.name)
-        needed = pack is not None and not all(run.id in whole for run in pack.runs)
+        # Without a plan the same packs may be planned anew, and go on from these.
+        needed = plan is None or (pack is not None and not all(run.id in whole for run in pack.runs))
         (kept if needed else done).append(path)
-    left = [*store.root.rglob(".*.tmp"), *store.root.rglob(".*.old")]
+    names = (*store.root.rglob(".*.tmp"), *store.root.rglob(".*.old"))
+    left = [path for path in names if left_over(path, alone=path.relative_to(store.root).parts[0] in OWN_FOLDERS)]
     inside = {path for path in left for parent in path.parents if parent in left or parent in done}
     found = (
         Waste("checkpoints of packs that have ended", tuple(done)),
@@ -64,6 +67,12 @@ def cached() -> list[Waste]:
         Waste("compiled kernels", tuple(_own(root, root.glob("kernels-*.so")))),
     )
     return [waste for waste in found if waste.paths]
+
+
+def still_waste(shown: Iterable[Waste], now: Iterable[Waste]) -> list[Waste]:
+    """Of what a user was shown, what can still go."""
+    found = {path for waste in now for path in waste.paths}
+    return [Waste(waste.what, tuple(path for path in waste.paths if path in found)) for waste in shown]
 
 
 def remove(found: Iterable[Waste]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from manytune.evaluate import predictions_of
 from manytune.export_card import model_card
 from manytune.export_onnx import OnnxModel, onnx_call, write_onnx
 from manytune.files import replacing_directory, writing
-from manytune.lookup import refuse_another_backbone
+from manytune.lookup import refuse_another_backbone, refuse_own_folders
 from manytune.methods import adapt
 from manytune.packing import LoraAdapter
 from manytune.record import RunRecord
@@ -90,8 +91,13 @@ def export(
     Raises:
         ManytuneError: It cannot be made or written, or what was loaded again does not give the recorded logits.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise StoreError(f"{to} is there already. Give the name of a new or empty folder as --to.")
+    refuse_own_folders([store], to)
+    with writing(to):
+        if to.exists() and (not to.is_dir() or to.samefile(Path.cwd()) or any(to.iterdir())):
+            raise StoreError(
+                f"{to} is there already. Give the name of a new or empty folder, other than the present one, as --to."
+            )
+    folder_itself = Path(os.path.realpath(to))  # where it is a link
     study, task = store.study(), store.task(record.task)
     run = next((run for run in store.runs() if run.id == record.run_id), None)
     if run is None:
@@ -106,7 +112,12 @@ def export(
     _name_labels(model.config, task)
     name = known_as or str(to)
     named = base or _UPSTREAM.get(study.model) or study.model
-    with writing(to), replacing_directory(to) as folder, quiet_transformers(), warnings.catch_warnings():
+    with (
+        writing(to),
+        replacing_directory(folder_itself, empty=True) as folder,
+        quiet_transformers(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
         if form == "peft":
             assert adaptation.lora is not None

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.errors import DataError
-from manytune.files import replacing
+from manytune.errors import DataError, StoreError
+from manytune.files import check_output, output_file
 from manytune.tasks import GLUE, Task
 
-__all__ = ["FILES", "SubmissionFile", "check_zip", "write_zip"]
+__all__ = ["FILES", "SubmissionFile", "check_zip", "refuse_to_replace", "write_zip"]
 
 _HEADER = "index\tprediction"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same predictions give the same bytes
@@ -97,15 +97,34 @@ def write_zip(out: Path, predictions: Mapping[str, Sequence[float]]) -> None:
         predictions: Name of a file → class indices or scores, in the order of the test rows.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: As for `refuse_to_replace`.
     """
-    with replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    refuse_to_replace(out)
+    with output_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in FILES.values():
             found = predictions.get(file.name)
             texts = [file.placeholder] * file.rows if found is None else [file.written(value) for value in found]
             lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(texts))]
             entry = zipfile.ZipInfo(file.name, date_time=_NO_DATE)
             archive.writestr(entry, "\n".join(lines) + "\n", compress_type=zipfile.ZIP_DEFLATED)
+
+
+def refuse_to_replace(out: Path) -> None:
+    """Refuse to write a submission where it cannot be, or over a file that is neither empty nor a submission.
+
+    Raises:
+        StoreError: It cannot be written, or another file is there.
+    """
+    check_output(out)
+    if not out.exists() or not out.stat().st_size:
+        return
+    try:
+        with zipfile.ZipFile(out) as archive:
+            ours = not FILES.keys().isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{out} is there and is no submission to GLUE; give another --out, or delete it.")
 
 
 def check_zip(path: Path) -> list[str]:

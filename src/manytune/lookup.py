@@ -1,16 +1,18 @@
-"""Which run a user means."""
+"""Which run a user means, and where nothing may be written."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
-from manytune.store import Store
+from manytune.store import OWN_FOLDERS, Store
 
-__all__ = ["chosen_records", "one_run", "refuse_another_backbone"]
+__all__ = ["chosen_records", "one_run", "refuse_another_backbone", "refuse_own_folders"]
 
 _FEW = 6
 """Runs that a message names."""
@@ -97,3 +99,16 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
         raise StoreError(f"No run of {store.root} has finished, so there is none to choose.")
     sign = 1 if METRICS[finished[0].primary_metric].higher_is_better else -1
     return max(finished, key=lambda record: sign * (record.best_score or 0.0))
+
+
+def refuse_own_folders(stores: Iterable[Store], target: Path) -> None:
+    """Refuse to write what a user asked for into a folder that a study keeps its own files in.
+
+    Raises:
+        StoreError: `target` is in one of them.
+    """
+    real = os.path.realpath(target)
+    for store in stores:
+        for name in OWN_FOLDERS:
+            if Path(real).is_relative_to(os.path.realpath(store.root / name)):
+                raise StoreError(f"{target} is among the study's own files in {store.root}; give a name elsewhere.")

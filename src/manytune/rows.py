@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from manytune.errors import DataError
-from manytune.files import replacing
+from manytune.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.json_text import parse_json
 
-__all__ = ["RawRows", "Row", "RowWriter", "check_format", "no_column", "read_parts", "read_placed", "writer"]
+__all__ = [
+    "RawRows",
+    "Row",
+    "RowWriter",
+    "check_format",
+    "no_column",
+    "output_format",
+    "read_parts",
+    "read_placed",
+    "writer",
+]
 
 Row = dict[str, Any]
 """Column → value."""
@@ -140,22 +150,56 @@ def _undecodable(name: str) -> str:
 
 @contextmanager
 def writer(name: str) -> Iterator[RowWriter]:
-    """Write rows to `-`, or to a file, which is there when the context ends without an error, and else not.
+    """Write rows to `-`, a device or a named pipe as they come, or to a file, which is there when the context ends
+    without an error, and else as it was before.
 
     Raises:
-        StoreError: It cannot be written.
+        ManytuneError: As for `output_format`.
     """
-    suffix = check_format(name)
+    suffix, path = output_format(name), Path(name)
     if name == "-":
         yield _TableWriter(sys.stdout, _Csv)
         return
-    with replacing(Path(name)) as temporary:
+    if is_stream(path):
+        with writing(path), open_stream(path) as file:
+            yield _text_writer(file, suffix)
+        return
+    with output_file(path) as temporary:
         if suffix == ".parquet":
             with _ParquetWriter(temporary) as rows:
                 yield rows
         else:
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
+                yield _text_writer(file, suffix)
+
+
+def output_format(name: str, source: str = "-") -> str:
+    """The format that rows are written in: a file's by its ending, else CSV.
+
+    Args:
+        name: What is to be written: a file, a device, a named pipe, or `-`.
+        source: The file that the rows are read from.
+
+    Raises:
+        DataError: It has no format that can be written there, or it is the source itself.
+        StoreError: It cannot be written.
+    """
+    path = Path(name)
+    if name == "-" or (is_stream(path) and path.suffix.lower() not in _FORMATS):
+        return ".csv"
+    suffix = check_format(name)
+    check_output(path, streams=True)
+    if is_stream(path) and suffix == ".parquet":
+        raise DataError(
+            f"{name}: Parquet needs a file, and cannot go through a pipe or to a device; give .csv or .jsonl"
+        )
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise DataError(f"{name} is the file that the rows are read from; give another name")
+    return suffix
+
+
+def _text_writer(file: TextIO, suffix: str) -> RowWriter:
+    return _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
 
 
 def no_column(missing: str, found: Iterable[str]) -> str:
@@ -260,7 +304,12 @@ class _ParquetWriter:
     def __enter__(self) -> _ParquetWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._file is None and kind is None:  # no rows: still a file of its format
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table({}), self._path)
         if self._file is not None:
             self._file.close()
 

@@ -29,14 +29,23 @@ from numpy.typing import NDArray
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
 from manytune.evidence import predictions_from_bytes, predictions_to_bytes
-from manytune.files import read_bytes, read_text, sync, sync_tree, write_atomically, write_file, writing
+from manytune.files import (
+    read_bytes,
+    read_text,
+    sweep_leftovers,
+    sync,
+    sync_tree,
+    write_atomically,
+    write_file,
+    writing,
+)
 from manytune.json_text import parse_json
 from manytune.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 from manytune.task_files import TaskFiles
 from manytune.tasks import Task
 
-__all__ = ["PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
+__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
 
 T = TypeVar("T")
 
@@ -45,6 +54,9 @@ PENDING = "pending"
 
 _PLAN_VERSION = 1
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+OWN_FOLDERS = ("runs", "packs", "tasks", "live")
+"""Of a study directory: only who holds the lock writes into them."""
+
 _NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp|lock")  # macOS' folder notes; our own files cut short by a crash
 
 
@@ -178,13 +190,16 @@ class Store:
         return self.root / "packs" / _checked_id(pack_id, "pack")
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left half-written; for whoever alone works on the directory."""
+        """Remove what processes that were killed left half-written; for whoever alone works on the directory.
+
+        In the report, and beside the folders of the study, other processes may be writing without the lock.
+        """
+        for folder, _, _ in os.walk(self.root):
+            inside, *_ = (*Path(folder).relative_to(self.root).parts, "")
+            sweep_leftovers(Path(folder), alone=inside in OWN_FOLDERS)
         with writing(self.root):
-            for path in (*self.root.rglob(".*.tmp"), *self.root.rglob(".*.old")):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+            for path in self.root.glob(".lock.*.tmp"):
+                path.unlink(missing_ok=True)
 
     def note_start(self, pack_id: str, oom_kills: str | None) -> str | None:
         """Keep the system's count of killed processes at the start of a pack; returns that of the start before."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from manytune.data import load_split
 from manytune.errors import StudyError
-from manytune.glue_zip import FILES, write_zip
-from manytune.lookup import chosen_records
+from manytune.glue_zip import FILES, refuse_to_replace, write_zip
+from manytune.lookup import chosen_records, refuse_own_folders
 from manytune.predictor import Predictor
 from manytune.record import RunRecord
 from manytune.store import Store
@@ -41,14 +41,16 @@ def submit(
 
     Args:
         stores: Studies that trained GLUE's tasks; where several have a task, the best run of all counts.
-        out: The zip to write.
+        out: The zip to write; an earlier submission that is there is replaced.
         run: Ids of runs, with commas between, instead of the best; several of one task are an ensemble.
         data_dir: A folder in GLUE's layout, instead of the studies' own.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
-        ManytuneError: No run is of a GLUE task, or its test rows or weights cannot be had.
+        ManytuneError: No run is of a GLUE task, its test rows or weights cannot be had, or the zip cannot be written.
     """
+    refuse_own_folders(stores, out)
+    refuse_to_replace(out)  # before hours of predictions
     chosen = _chosen(stores, run)
     if not chosen:
         raise StudyError(f"No run that has finished is of one of GLUE's tasks: {', '.join(GLUE)}.")

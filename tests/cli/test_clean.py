@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
+from manytune.files import replacing
 from manytune.plan import Pack
 from manytune.store import Store
 from study_factory import make_study_directory
@@ -74,6 +75,44 @@ def test_what_a_run_still_needs_stays(tmp_path: Path, command: Command, state: s
     assert "1 packs have runs that have not ended, or failed: their checkpoints stay." in done.out
     assert "There is nothing to remove." in done.out
     assert kept.exists()
+
+
+def test_what_came_to_be_needed_while_it_asked_stays(
+    store: Store, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, other = (fill(store.pack_dir(pack.id) / "step-3.json") for pack in packs(store)[:2])
+
+    def asked(text: str, *, abort: bool) -> None:
+        store.reset_run(packs(store)[0].runs[0].id)  # what `run --retry-failed`, or a changed study, does
+
+    monkeypatch.setattr("typer.confirm", asked)
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    done = command("clean", store.root, cwd=store.root)
+    assert (done.code, done.err) == (0, "")
+    assert "Freed 1.0 kB." in done.out
+    assert needed.exists()
+    assert not other.exists()
+
+
+def test_without_a_plan_checkpoints_stay(store: Store, command: Command) -> None:
+    there = fill(store.pack_dir(packs(store)[0].id) / "step-3.json")
+    (store.root / "plan.json").unlink()
+    assert "There is nothing to remove." in command("clean", store.root, "--yes", cwd=store.root).out
+    assert there.exists()
+
+
+def test_what_is_being_written_and_what_was_set_aside_stays(store: Store, command: Command) -> None:
+    mine = fill(store.root / ".notes.old")
+    only = fill(store.root / "runs" / "r" / ".best.0badcafe.old" / "snapshot.safetensors")
+    with replacing(store.root / "report" / "index.html") as living:
+        fill(living)
+        assert "There is nothing to remove." in command("clean", store.root, "--yes", cwd=store.root).out
+        assert living.exists()
+    assert mine.exists()
+    assert only.exists()
+    (store.root / "runs" / "r" / "best").mkdir()
+    assert "Freed 1.0 kB." in command("clean", store.root, "--yes", cwd=store.root).out
+    assert not only.exists()
 
 
 def test_nobody_to_ask(store: Store, command: Command) -> None:

@@ -578,6 +578,33 @@ class TestInit:
         refused(command("init", "mine.yaml", cwd=tmp_path), "mine.yaml exists already")
         assert (tmp_path / "mine.yaml").read_text() == "mine"
         refused(command("init", "no/such.yaml", cwd=tmp_path), "no/such.yaml cannot be written")
+        (tmp_path / "link.yaml").symlink_to(tmp_path / "nowhere.yaml")
+        refused(command("init", "link.yaml", cwd=tmp_path), "link.yaml exists already")
+        refused(command("init", ".", cwd=tmp_path), "is a directory")
+
+    def test_it_writes_into_a_pipe(self, command: Command, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert command("init", "pipe", cwd=tmp_path).out == ""
+            assert os.read(reader, 65536).startswith(b"# yaml-language-server")
+        finally:
+            os.close(reader)
+
+    def test_what_cannot_be_written_whole_is_not_there(
+        self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Full:
+            def read_text(self) -> str:
+                return "\udc80"  # which UTF-8 has not
+
+            def __truediv__(self, name: str) -> Full:
+                return self
+
+        monkeypatch.setattr("importlib.resources.files", lambda package: Full())
+        with pytest.raises(UnicodeEncodeError):
+            command("init", cwd=tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestWhatIsRefused:

@@ -204,6 +204,11 @@ def test_what_cannot_be(trained: Trained, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "there" / "mine").touch()
     with pytest.raises(StoreError, match="is there already"):
         export(trained.store, trained.of(TASKS[0], "full"), tmp_path / "there")
+    with pytest.raises(StoreError, match="among the study's own files"):
+        export(trained.store, trained.of(TASKS[0], "full"), trained.store.root / "runs" / "made")
+    monkeypatch.chdir(trained.store.root)
+    with pytest.raises(StoreError, match="other than the present one"):
+        export(trained.store, trained.of(TASKS[0], "full"), Path("."))
     with pytest.raises(StudyError, match=r"--merge: bitfit .* has no adapter"):
         export(trained.store, trained.of(TASKS[0], "bitfit"), tmp_path / "made", merge=True)
     with pytest.raises(StudyError, match="--base: only an adapter"):
@@ -237,3 +242,23 @@ def test_the_command(trained: Trained, command: Command, tmp_path: Path) -> None
     both = command("export", trained.store.root, "--run", f"{run},{run}", "--to", "two", cwd=tmp_path)
     assert both.code == 2
     assert "an export is of one run" in both.err
+
+
+def test_what_a_user_puts_into_the_folder_meanwhile_stays(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir(mode=0o700)
+    link.symlink_to(folder)
+    record = trained.of(TASKS[0], "full")
+    with monkeypatch.context() as patch:
+        patch.setattr("manytune.export.model_card", lambda *_, **__: (folder / "mine").touch() or "")
+        with pytest.raises(StoreError, match="not empty"):
+            export(trained.store, record, link)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+    (folder / "mine").unlink()
+    export(trained.store, record, link)
+    assert link.is_symlink()
+    assert (folder / "config.json").is_file()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "link"}

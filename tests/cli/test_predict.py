@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from command_line import Command
+from command_line import Command, Finished
 
 import manytune
 from manytune import metrics
@@ -358,3 +361,152 @@ def test_real_dev_rows_give_the_recorded_score_by_every_route(
     done = command("export", out, "--run", record.run_id, "--merge", "--to", tmp_path / "made", cwd=tmp_path)
     assert done.code == 0, done.err
     assert f"Verified on {len(dev)} dev rows" in done.out
+
+
+# Where predictions go
+
+ONE_ROW = [{"sentence": "The cat sat.", "id": "7"}]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    return written(tmp_path / "given.csv", ONE_ROW)
+
+
+def predicted(trained: Trained, command: Command, given: Path, out: object) -> Finished:
+    return command("predict", trained.out, given, "--task", ACCEPTABILITY, "--out", out, cwd=given.parent)
+
+
+def test_a_link_leads_to_the_file_and_its_permissions_stay(trained: Trained, command: Command, given: Path) -> None:
+    there = given.with_name("there.csv")
+    there.touch()
+    there.chmod(0o600)
+    for name, target in (("link.csv", there), ("dangling.csv", given.with_name("new.csv"))):
+        given.with_name(name).symlink_to(target)
+        assert predicted(trained, command, given, name).code == 0
+        assert given.with_name(name).is_symlink()
+        assert read(target)[0]["id"] == "7"
+    assert there.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
+def test_a_named_pipe_is_written_into(trained: Trained, command: Command, given: Path, name: str) -> None:
+    pipe = given.with_name(name)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # as the writer waits for one
+    try:
+        done = predicted(trained, command, given, name)
+        assert (done.code, done.out, done.err) == (0, "", "")
+        text = os.read(reader, 65536).decode()
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    (row,) = [json.loads(text)] if name.endswith("jsonl") else list(csv.DictReader(io.StringIO(text)))
+    assert row["id"] == "7"
+
+
+def test_devices_are_written_into(trained: Trained, given: Path) -> None:
+    def shell(line: str) -> str:
+        program = f"{Path(sys.executable).with_name('manytune')} predict {trained.out} given.csv --task {ACCEPTABILITY}"
+        done = subprocess.run(
+            line.format(program), shell=True, cwd=given.parent, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    piped = shell("ln -s /dev/null null.jsonl && {0} --out null.jsonl && {0} --out /dev/stdout | cat")
+    assert next(csv.DictReader(io.StringIO(piped)))["id"] == "7"
+    shell("echo before > log.csv && {0} --out /dev/stdout >> log.csv")
+    assert (given.parent / "log.csv").read_text() == f"before\n{piped}"
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert (given.parent / "null.jsonl").is_symlink()
+    assert not [path.name for path in given.parent.iterdir() if path.name.startswith(".")]
+
+
+def a_device(given: Path) -> str:
+    given.with_name("null.parquet").symlink_to(os.devnull)
+    return "null.parquet"
+
+
+def a_folder(given: Path) -> str:
+    given.with_name("folder.csv").mkdir()
+    return "folder.csv"
+
+
+def the_input(given: Path) -> str:
+    return "./given.csv"
+
+
+def a_link_to_the_input(given: Path) -> str:
+    given.with_name("link.csv").symlink_to(given)
+    return "link.csv"
+
+
+def the_input_by_another_name(given: Path) -> str:
+    given.with_name("hard.csv").hardlink_to(given)
+    return "hard.csv"
+
+
+def below_a_file(given: Path) -> str:
+    return "given.csv/made.csv"
+
+
+def a_circle(given: Path) -> str:
+    given.with_name("circle.csv").symlink_to("circle.csv")
+    return "circle.csv"
+
+
+def too_long(given: Path) -> str:
+    return "a" * 252 + ".csv"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (a_device, "Parquet needs a file"),
+        (a_folder, "is a directory"),
+        (the_input, "is the file that the rows are read from"),
+        (a_link_to_the_input, "is the file that the rows are read from"),
+        (the_input_by_another_name, "is the file that the rows are read from"),
+        (below_a_file, "given.csv cannot be written into: it is not a directory"),
+        (a_circle, "symbolic links"),
+        (too_long, "too long"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(
+    trained: Trained,
+    command: Command,
+    given: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], str],
+    said: str,
+) -> None:
+    monkeypatch.setattr("manytune.predictor.Predictor", None)
+    before = given.read_text()
+    done = predicted(trained, command, given, make(given))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert said in done.err
+    assert len(done.err) < 1000
+    assert given.read_text() == before
+
+
+def test_the_studys_own_files_are_not_written_over(trained: Trained, command: Command, given: Path) -> None:
+    history = trained.out / "runs" / trained.records[0].run_id / "history.csv"
+    before = history.read_bytes()
+    done = predicted(trained, command, given, history)
+    assert done.code == 2
+    assert "among the study's own files" in done.err
+    assert history.read_bytes() == before
+
+
+def test_a_name_as_long_as_can_be(trained: Trained, command: Command, given: Path) -> None:
+    name = "a" * 251 + ".csv"
+    assert predicted(trained, command, given, name).code == 0
+    assert read(given.with_name(name))[0]["id"] == "7"
+
+
+def test_no_rows_are_a_file_of_its_format(trained: Trained, command: Command, given: Path) -> None:
+    given.write_text("sentence\n")
+    assert predicted(trained, command, given, "made.parquet").code == 0
+    assert read(given.with_name("made.parquet")) == []

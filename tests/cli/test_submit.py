@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -92,3 +93,26 @@ def test_test_rows_that_are_not_there(trained: Path, command: Command, tmp_path:
     assert done.code == 2
     assert "no test.tsv for the test split of task wnli" in done.err
     assert not (tmp_path / "glue.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("photo.zip", "is no submission to GLUE"),
+        ("glue", "is a directory"),
+        ("pipe", "a device or a pipe"),
+        ("out/packs/glue.zip", "among the study's own files"),
+    ],
+)
+def test_what_no_submission_is_stays(
+    trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    (trained / "photo.zip").write_text("mine")
+    if not (trained / "pipe").exists():
+        os.mkfifo(trained / "pipe")
+    monkeypatch.setattr("manytune.submit.Predictor", None)  # it is refused before anything is predicted
+    done = command("submit", "out", "--out", name, cwd=trained)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert (trained / "photo.zip").read_text() == "mine"
+    assert (trained / "pipe").is_fifo()

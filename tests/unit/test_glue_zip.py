@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manytune.errors import DataError
+from manytune.errors import DataError, StoreError
 from manytune.glue_zip import FILES, check_zip, write_zip
 
 ELEVEN = ["AX", "CoLA", "MNLI-m", "MNLI-mm", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI"]
@@ -65,6 +65,23 @@ def test_what_is_written_is_right(right: Path) -> None:
 def test_the_same_predictions_are_the_same_bytes(right: Path, tmp_path: Path) -> None:
     write_zip(tmp_path / "again.zip", {"WNLI.tsv": [1] * 146, "STS-B.tsv": [9.0] * 1379})
     assert (tmp_path / "again.zip").read_bytes() == right.read_bytes()
+
+
+def test_an_earlier_submission_alone_is_replaced_also_through_a_link(right: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.zip").symlink_to(right)
+    write_zip(tmp_path / "link.zip", {"WNLI.tsv": [0] * 146})
+    assert (tmp_path / "link.zip").is_symlink()
+    with zipfile.ZipFile(right) as archive:
+        assert archive.read("WNLI.tsv").decode().splitlines()[1] == "0\t0"
+    (tmp_path / "empty").touch()
+    write_zip(tmp_path / "empty", {})
+    assert check_zip(tmp_path / "empty") == []
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("mine.txt", "mine")
+    before = (tmp_path / "mine.zip").read_bytes()
+    with pytest.raises(StoreError, match="is no submission to GLUE"):
+        write_zip(tmp_path / "mine.zip", {})
+    assert (tmp_path / "mine.zip").read_bytes() == before
 
 
 def changed(right: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> list[str]:

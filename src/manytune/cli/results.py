@@ -64,7 +64,10 @@ def show(
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One or several study directories.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to; DIR/report for one study.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", help="Where to; DIR/report for one study. Files that no report wrote stay.", show_default=False
+        ),
     ] = None,
     examples: Annotated[bool, typer.Option(help="Show dev sentences, such as the worst mistakes.")] = True,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -116,7 +119,7 @@ def clean(
     """
     from rich.filesize import decimal
 
-    from manytune.clean import cached, remove, unneeded
+    from manytune.clean import cached, remove, still_waste, unneeded
     from manytune.lock import Lock
     from manytune.store import Store
 
@@ -141,6 +144,9 @@ def clean(
             raise StoreError("Nobody is there to be asked: give --yes to remove it, or --dry-run to leave it.")
         typer.confirm(f"Remove {total}?", abort=True)
     with Lock(store.root, print).held():
+        now, _ = unneeded(store)  # while nobody held the lock, a checkpoint may have come to be needed
+        found = still_waste(found, [*now, *(cached() if cache else ())])
+        total = decimal(sum(waste.bytes for waste in found))
         remove(found)
     print(f"Freed {total}.")
 

@@ -32,10 +32,22 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented study file to start from."""
+    from manytune.files import check_output, is_stream, open_stream
+
     template = (resources.files("manytune") / "study_template.yaml").read_text()
+    check_output(file, streams=True)
     try:
+        if is_stream(file):
+            with open_stream(file) as stream:
+                stream.write(template)
+            return
         with file.open("x", encoding="utf-8") as target:
-            target.write(template)
+            try:
+                target.write(template)
+                target.flush()
+            except BaseException:
+                file.unlink()
+                raise
     except FileExistsError:
         raise StoreError(f"{file} exists already; give another name, or delete it.") from None
     except OSError as error:

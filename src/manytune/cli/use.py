@@ -20,7 +20,12 @@ def predict(
     ],
     run: Annotated[str, typer.Option(help="A run's id, or the start of one; several with commas; or best.")] = "best",
     task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
-    out: Annotated[str, typer.Option(help="Where to, in the format of its ending; - is the screen, in CSV.")] = "-",
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Where to, in the format of its ending; a file that is there is replaced. - is the screen, in CSV."
+        ),
+    ] = "-",
     as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -30,8 +35,8 @@ def predict(
     come out in order, with what is predicted and, for classes, their probabilities.
     """
     from manytune.config import check_device
-    from manytune.lookup import chosen_records
-    from manytune.rows import check_format, read_parts, writer
+    from manytune.lookup import chosen_records, refuse_own_folders
+    from manytune.rows import check_format, output_format, read_parts, writer
     from manytune.store import Store
 
     store = Store.open(directory)
@@ -41,7 +46,8 @@ def predict(
         if len(inputs) != 1:
             raise typer.BadParameter("give one file, or --text before texts")
         check_format(inputs[0])
-    check_format(out)
+        output_format(out, inputs[0])
+        refuse_own_folders([store] if out != "-" else [], Path(out))
     from manytune.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
@@ -64,7 +70,9 @@ def predict(
 @app.command()
 def export(
     directory: Directory,
-    to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="OUT")],
+    to: Annotated[
+        Path, typer.Option("--to", help="The folder to make; it may be there if it is empty.", metavar="OUT")
+    ],
     run: Annotated[str, typer.Option(help="A run's id, or the start of one; or best.")] = "best",
     task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
     form: Annotated[
@@ -112,7 +120,14 @@ def export(
 @app.command()
 def submit(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies of GLUE's tasks.")],
-    out: Annotated[Path, typer.Option("--out", help="The zip to write.", metavar="ZIP")] = Path("glue.zip"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The zip to write; of files that are there, an earlier submission alone is replaced.",
+            metavar="ZIP",
+        ),
+    ] = Path("glue.zip"),
     run: Annotated[
         str | None, typer.Option(help="Runs by their ids, with commas, instead of the best; an ensemble a task.")
     ] = None,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from manytune.errors import StoreError
-from manytune.files import write_file
+from manytune.lookup import refuse_own_folders
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
+from manytune.report.folder import MANIFEST, manifest_of, write_folder
 from manytune.report.page import render_page
 from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.source import read, without_examples
@@ -28,8 +29,8 @@ def write_report(
 ) -> tuple[Path, bool]:
     """Write the report of one study, or of several together.
 
-    What it says is a pure function of what the directories hold: the same input gives the same bytes. A file of
-    an earlier report that this one has no more is removed.
+    What it says is a pure function of what the directories hold: the same input gives the same bytes. Files of an
+    earlier report are replaced, or removed where this one has them no more; other files in the folder stay.
 
     Args:
         directories: Study directories.
@@ -40,25 +41,27 @@ def write_report(
         The page's path, and whether every planned run has ended.
 
     Raises:
-        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written.
+        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written, as
+            where a file that no report wrote is in its way.
     """
     if out is None and len(directories) != 1:
         raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
     material = read(directories)
-    target = Path(out) if out is not None else Store.open(directories[0]).report_dir
+    stores = [Store.open(directory) for directory in directories]
+    target = Path(out) if out is not None else stores[0].report_dir
+    if out is None and target.is_symlink():
+        raise StoreError(f"{target} is a link, which a report does not follow by itself. Name the folder with --out.")
+    refuse_own_folders(stores, target)
+    for store in stores:
+        if target.exists() and target.samefile(store.root):
+            raise StoreError(f"{target} is the study directory; give a folder of its own, such as {store.report_dir}.")
     content = compose(material if examples else without_examples(material))
-    files = files_of(content)
-    for name, data in files.items():
-        write_file(target / name, data)
-    for folder in ("tables", "figures"):
-        for path in sorted((target / folder).glob("*")):
-            if f"{folder}/{path.name}" not in files and path.suffix in {".csv", ".tex", ".png", ".svg"}:
-                path.unlink()
+    write_folder(target, files_of(content))
     return target / "index.html", content.complete
 
 
 def files_of(content: Content) -> dict[str, str | bytes]:
-    """Every file of the report: path inside its directory → content; the page comes last."""
+    """Every file of the report: path inside its directory → content; the page and the manifest come last."""
     files: dict[str, str | bytes] = {}
     for sheet in content.sheets:
         files[f"tables/{sheet.name}.csv"] = to_csv(sheet)
@@ -68,6 +71,7 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     files["report.md"] = _markdown(content, files)
     files["summary.json"] = json.dumps(_summary(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files["index.html"] = render_page(content)
+    files[MANIFEST] = manifest_of(files)
     return files
 
 

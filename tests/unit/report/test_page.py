@@ -284,13 +284,32 @@ class TestWrite:
         write_report([hostile])
         assert {each: each.stat().st_mtime_ns for each in path.parent.rglob("*")} == before
 
-    def test_files_of_an_earlier_report_go_and_others_stay(self, old: Path) -> None:
-        tables = write_report([old])[0].parent / "tables"
-        (tables / "stsb-scores.csv").touch()
-        (tables / "mine.txt").touch()
-        write_report([old])
-        assert not (tables / "stsb-scores.csv").exists()
-        assert (tables / "mine.txt").exists()
+    def test_files_of_an_earlier_report_go_and_others_stay(self, hostile: Path, tmp_path: Path) -> None:
+        write_report([hostile], tmp_path)
+        first = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+        mine = [tmp_path / name for name in ("tables/cola-mine.csv", "tables/mine.txt", "figures/photo.png")]
+        for path in mine:
+            path.touch()
+        write_report([hostile], tmp_path, examples=False)
+        second = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path not in mine}
+        gone = first - second
+        assert gone
+        assert all("-mistakes." in name or "-disagreements." in name for name in gone)
+        assert all(path.exists() for path in mine)
+
+    def test_the_studys_own_folders_are_no_place_for_it(self, old: Path) -> None:
+        for out in (old, old / "runs" / "r", old / "packs"):
+            with pytest.raises(StoreError, match="the study"):
+                write_report([old], out)
+
+    def test_a_link_is_followed_only_if_it_is_named(self, tmp_path: Path) -> None:
+        store = make_study_directory(tmp_path / "s", {**GLUE_LIKE, "seeds": [0]}, pending=["cola", "stsb"])
+        (tmp_path / "elsewhere").mkdir()
+        store.report_dir.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(StoreError, match="report is a link"):
+            write_report([store.root])
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+        assert write_report([store.root], store.report_dir)[0].is_file()
 
     def test_several_studies_need_a_place_for_their_report(self, old: Path, hostile: Path, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="--out is missing"):

@@ -1,0 +1,141 @@
+"""The folder of a report: only files that a report wrote are replaced or removed there.
+
+DIR/report-files.json says which those are. It is written before the others, with what they are and what they will be,
+and once more after them: so the files of a report that was killed between two of them are known too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from manytune.errors import StoreError
+from manytune.files import exclusive, read_bytes, sweep_leftovers, write_file, writing
+from manytune.json_text import parse_json
+
+__all__ = ["MANIFEST", "manifest_of", "write_folder"]
+
+MANIFEST = "report-files.json"
+
+_VERSION = 1
+_NAME = re.compile(r"(?:tables|figures)/[^/]+|report\.md|summary\.json|index\.html")
+_SHOWN = 3
+
+Digests = dict[str, set[str]]
+"""Path inside the folder → SHA-256 of every content that a report may have left there."""
+
+
+def manifest_of(files: Mapping[str, str | bytes]) -> str:
+    """The manifest of a report's files, given by their paths inside its folder."""
+    return _manifest({name: {_digest(content)} for name, content in files.items()})
+
+
+def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write a report's files, and remove those of an earlier report that this one has no more.
+
+    Args:
+        folder: Where to; made if need be.
+        files: Path inside the folder → content; the manifest may be among them, and is written in any case.
+
+    Raises:
+        StoreError: They cannot be written, or what no report wrote is in their way; then nothing has changed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is not a directory. Give another --out.")
+    with writing(folder):
+        os.makedirs(os.path.realpath(folder), exist_ok=True)
+        with exclusive(folder):  # `run` writes its report while `report --watch` does
+            files = {name: content for name, content in files.items() if name != MANIFEST}
+            new = {name: {_digest(content)} for name, content in files.items()}
+            before = _written(folder, new)
+            _refuse_others(folder, before, new)
+            _replace(folder, files, before, new)
+
+
+def _replace(folder: Path, files: Mapping[str, str | bytes], before: Digests, new: Digests) -> None:
+    for each in (folder, folder / "tables", folder / "figures"):
+        sweep_leftovers(each)
+    either = {name: before.get(name, set()) | new.get(name, set()) for name in (*new, *before)}
+    write_file(folder / MANIFEST, _manifest(either))
+    for name, content in files.items():
+        write_file(folder / name, content)
+    for name in before.keys() - new.keys():
+        if _found(folder / name) in before[name]:
+            (folder / name).unlink()
+    write_file(folder / MANIFEST, _manifest(new))
+
+
+def _written(folder: Path, names: Collection[str]) -> Digests:
+    """What earlier reports wrote."""
+    if not os.path.lexists(folder / MANIFEST):
+        return _written_by_earlier_version(folder, names)
+    try:
+        manifest = parse_json((folder / MANIFEST).read_bytes() if _found(folder / MANIFEST) else b"")
+        if manifest["schema_version"] != _VERSION:
+            raise ValueError
+        files = manifest["files"]
+        return {name: set(map(str, files[name])) for name in files if _NAME.fullmatch(name)}
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"{folder / MANIFEST} does not say what an earlier report wrote. Delete the report, or give another --out."
+        ) from None
+
+
+def _written_by_earlier_version(folder: Path, names: Collection[str]) -> Digests:
+    """What a version without manifests wrote, where summary.json shows that it did.
+
+    That is the files of the same names, and the tables that show dev sentences: they may have to go now.
+    """
+    try:
+        summary = parse_json(read_bytes(folder / "summary.json") or b"")
+        if summary.keys() != {"schema_version", "studies", "complete", "tasks", "waiting"}:
+            return {}
+        keys = [str(task["key"]) for task in summary["tasks"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    tables = [
+        f"tables/{key}-{of}.{form}" for key in keys for of in ("mistakes", "disagreements") for form in ("csv", "tex")
+    ]
+    known = (name for name in (*names, *tables) if _NAME.fullmatch(name))
+    return {name: {digest} for name in known if (digest := _found(folder / name))}
+
+
+def _refuse_others(folder: Path, before: Digests, new: Digests) -> None:
+    """Refuse where links, folders, or files that no report wrote, or that were changed since, are in the way."""
+    for each in (folder / "tables", folder / "figures"):
+        if os.path.lexists(each) and not stat.S_ISDIR(each.lstat().st_mode):
+            raise StoreError(
+                f"{each} is a link or no folder; a report does not write there. Move it, or give another --out."
+            )
+    others = [
+        name
+        for name in new
+        if os.path.lexists(folder / name) and _found(folder / name) not in before.get(name, set()) | new[name]
+    ]
+    if others:
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        raise StoreError(
+            f"{folder} holds files that no report wrote, or that were changed since: {shown}. "
+            "Move them, or give another folder as --out."
+        )
+
+
+def _found(path: Path) -> str | None:
+    """The digest of a file; None if there is none, or it is a link, say."""
+    if not os.path.lexists(path) or not stat.S_ISREG(path.lstat().st_mode):
+        return None
+    return _digest(path.read_bytes())
+
+
+def _manifest(digests: Digests) -> str:
+    listed = {name: sorted(digests[name]) for name in sorted(digests)}
+    return json.dumps({"schema_version": _VERSION, "files": listed}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digest(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
