@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Self
 
 from manytune.errors import StoreError
-from manytune.files import writing
+from manytune.files import read_text, writing
 from manytune.json_text import parse_json
 
 __all__ = ["Lock"]
 
+_MOST_BYTES = 2**16
 _BEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 90.0
 """How long a lock of another machine must go untouched; network file systems may show that late by a minute."""
@@ -235,12 +236,9 @@ def _touched(file: Path) -> int | None:
 
 
 def _holder_in(file: Path) -> _Holder | None:
-    try:
-        text = file.read_text()
-    except FileNotFoundError:
+    text = read_text(file, _MOST_BYTES)
+    if text is None:
         return None
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read: {error.strerror or error}.") from error
     try:
         return _Holder(**parse_json(text))
     except (ValueError, TypeError):  # cut short, where there are no hard links: of somebody who cannot be seen

@@ -13,8 +13,6 @@ import typer
 from manytune.cli.common import Directory, Json, app, print_json, print_rich
 from manytune.errors import StoreError
 
-_MANY = 100  # runs that are listed one by one
-
 
 @app.command()
 def status(
@@ -23,14 +21,14 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
-    from manytune.report.views import status_line, status_summary, status_table
+    from manytune.report.views import MANY, status_line, status_summary, status_table
     from manytune.store import Store
 
     found = Store.open(directory).status()
     if as_json:
         print_json(found.to_dict())
         return
-    table = status_table if every_run or found.planned <= _MANY else status_summary
+    table = status_table if every_run or found.planned <= MANY else status_summary
     print_rich(status_line(found), table(found))
 
 

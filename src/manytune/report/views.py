@@ -17,6 +17,7 @@ from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import RunStatus, StudyStatus
 
 __all__ = [
+    "MANY",
     "closing_lines",
     "counted",
     "duration",
@@ -30,6 +31,9 @@ __all__ = [
     "status_table",
     "watched",
 ]
+
+MANY = 100
+"""Runs, or packs, that are listed one by one; more are put together."""
 
 _FAILED_SHOWN = 20
 
