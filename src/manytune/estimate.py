@@ -168,10 +168,10 @@ def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], site: Site
         site: What a pack has to itself.
         capacity: Packs that train at once.
     """
-    by_task: dict[str, list[Run]] = {name: [] for name in works}
+    by_task: dict[str, list[Run]] = {}
     for run in runs:
-        by_task[run.task].append(run)
-    most = {name: _largest_pack(by_task[name], work, site) for name, work in works.items()}
+        by_task.setdefault(run.task, []).append(run)
+    most = {name: _largest_pack(by_task.get(name, []), work, site) for name, work in works.items()}
     if capacity == 1 or any(work.study.training.max_pack != "auto" for work in works.values()):
         return most
     top = max(most.values(), default=1)

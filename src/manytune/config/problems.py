@@ -96,6 +96,7 @@ _ALLOWED: Mapping[str, str] = {
     "model_type": "it must be a mapping (key: value)",
     "model_attributes_type": "it must be a mapping (key: value)",
     "too_short": "it must not be empty",
+    "string_unicode": "it must be text that UTF-8 can hold",
     "string_too_short": "it must not be empty",
     "string_too_long": "it must have at most {max_length} characters",
     "greater_than": "it must be above {gt}",

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import RunStatus, StudyStatus
+from manytune.text import printable
 
 __all__ = [
     "MANY",
@@ -41,11 +42,11 @@ _FAILED_SHOWN = 20
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
     """A table whose numbers stand to the right; a column is numeric if all its filled cells are."""
     cells = [["–" if cell is None else cell for cell in row] for row in rows]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=None if title is None else Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
         filled = [row[index] for row in cells if row[index] != "–"]
         numeric = bool(filled) and all(_is_numeric(cell) for cell in filled)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(_written(cell)) for cell in row))
     return table
@@ -220,7 +221,7 @@ def _is_numeric(cell: Any) -> bool:
 
 def _written(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return str(cell)
+        return printable(str(cell))  # a line feed or a tab too: a row stays a row
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4f}" if cell == 0 or 1e-4 <= abs(cell) < 1e6 else f"{cell:.3e}"
