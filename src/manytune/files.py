@@ -175,7 +175,7 @@ def sync_tree(directory: Path) -> None:
 
 def sync(path: Path) -> None:
     """Bring a file's content, or a directory's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe there would be waited for
     try:
         os.fsync(handle)
     except OSError as error:

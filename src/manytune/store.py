@@ -160,6 +160,8 @@ class Store:
 
     def study(self) -> Study:
         """The effective study."""
+        if self._study_file.is_fifo():
+            raise StoreError(f"{self._study_file} is a pipe, and no file. Give another --out.")
         try:
             return Study.from_file(self._study_file)
         except StudyError as error:
