@@ -227,6 +227,11 @@ class TestRuns:
         with pytest.raises(StudyError, match="it comes to 399000 runs"):
             Study.from_dict({**DATA, "seeds": [*range(1000)], "methods": methods})
 
+    def test_what_is_kept_of_a_study_can_be_read_again(self, tmp_path: Path) -> None:
+        lines = [f"  - {{<<: *one, rank: {rank}}}" for rank in range(2, 5000)]
+        text = "\n".join([*HEAD.splitlines()[:-1], "  - &one {method: lora, rank: 1, learning_rate: 1e-3}", *lines])
+        assert "with its defaults it takes more than 500,000 characters" in refused(text, tmp_path)
+
     def test_a_long_list_is_looked_through_once(self) -> None:
         compared = 0
 

@@ -57,6 +57,8 @@ MEANS: set[str] = {"checkpoint_every", "max_pack"}
 MOST_RUNS = 100_000
 """Of one study: their plan alone takes a minute and 100 MB."""
 
+_MOST_CHARACTERS = 500_000  # a study directory keeps it with all defaults, which must be within what is read
+
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP = 0
 
@@ -246,6 +248,8 @@ def _contradictions(study: Study) -> Iterator[Problem]:
             f"it comes to {show(runs)} runs, since lists multiply with each other, with tasks and with seeds; a "
             f"study can have {MOST_RUNS:,}. Make several studies of it; one report can take them together.",
         )
+    if len(json.dumps(study.model_dump(mode="json"))) > _MOST_CHARACTERS:
+        yield Problem((), f"with its defaults it takes more than {_MOST_CHARACTERS:,} characters. Make several of it.")
     tasks = [entry.to_task() if isinstance(entry, OwnTask) else get_task(entry) for entry in study.tasks]
     classified = [task for task in tasks if task.kind == "classification"]
     classes = {task.name: len(task.labels) for task in classified if task.labels}

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import RunStatus, StudyStatus
-from manytune.text import printable
+from manytune.text import printable, shortened
 
 __all__ = [
     "MANY",
@@ -37,6 +37,7 @@ MANY = 100
 """Runs, or packs, that are listed one by one; more are put together."""
 
 _FAILED_SHOWN = 20
+_LONGEST_CELL = 4000  # characters
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
@@ -163,7 +164,7 @@ def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | Non
     if failed:
         lines += [
             f"{counted(len(failed), 'run')} failed:",
-            *(f"  {run.run_id}: {run.failure}" for run in failed[:_FAILED_SHOWN]),
+            *(f"  {run.run_id}: {shortened(run.failure, 500)}" for run in failed[:_FAILED_SHOWN]),
         ]
         if len(failed) > _FAILED_SHOWN:
             lines.append(f"  and {len(failed) - _FAILED_SHOWN} more")
@@ -221,7 +222,8 @@ def _is_numeric(cell: Any) -> bool:
 
 def _written(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return printable(str(cell))  # a line feed or a tab too: a row stays a row
+        text = printable(str(cell))  # a line feed or a tab too: a row stays a row
+        return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4f}" if cell == 0 or 1e-4 <= abs(cell) < 1e6 else f"{cell:.3e}"
