@@ -1,8 +1,15 @@
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import yaml
+from record_factory import make_record
+
+from manytune.config import Study
 from manytune.errors import StudyError
+from manytune.export_card import model_card
+from manytune.tasks import get_task
 from manytune.text import markdown, printable, quoted, shortened
 
 COMMANDS = "\x1b[31m \x07 \x7f \x9b2J \u202e \u2066 \u2028 \ud800"
@@ -46,3 +53,18 @@ def test_every_error_is_short_and_can_be_printed() -> None:
     assert str(error).startswith(r"start \x1b[31m")
     assert str(error).endswith("end")
     assert str(StudyError("two\nlines")) == "two\nlines"
+
+
+def test_a_model_card_shows_names_as_text_and_its_front_matter_holds_no_more_keys() -> None:
+    labels = ("<img src=x>", "[a](http://b)\n# c", "x: y\n---")
+    task = replace(get_task("cola"), labels=labels, title="a\n---\nlicense: b", text_columns=("`c` <b>",))
+    study = Study.from_dict(
+        {"name": "s", "tasks": ["cola"], "seeds": [0], "methods": [{"method": "full", "learning_rate": 1e-5}]}
+    )
+    record = make_record(label="<script>")
+    card = model_card(record, task, study, form="transformers", base="minilm", call="x", score=0.5)
+    assert "license" not in yaml.safe_load(card.split("\n---\n\n# ")[0].removeprefix("---\n"))
+    shown = card.split("\n---\n\n# ")[1]
+    assert r"\<img src=x\>, 1 \[a\](http:/\/b) \# c" in shown
+    assert r"\`c\` \<b\>" in shown
+    assert "<script>" not in shown
