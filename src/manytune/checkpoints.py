@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manytune.errors import StoreError
 from manytune.evaluate import Evaluation
-from manytune.files import read_bytes, replacing, write_atomically
+from manytune.files import open_regular, read_bytes, replacing, write_atomically
 from manytune.json_text import parse_json
 from manytune.plan import Run
 from manytune.record import HistoryRow, RunState
@@ -36,6 +36,7 @@ _SECONDS = 300.0
 """Between two checkpoints, where evaluations are rarer."""
 
 _KEPT = 2
+_MOST_BYTES = 2**32  # of the JSON file
 _PLAIN = ("steps", "best_step", "train_seconds", "eval_seconds", "losses", "evaluations_since_best", "failure")
 """Fields of an outcome that JSON holds as they are."""
 
@@ -153,9 +154,9 @@ class Checkpoints:
         for run, facts in zip(runs, document["outcomes"], strict=True):
             outcome = _outcome_from_json(run, facts)
             for field, file in facts["files"].items():
-                setattr(outcome, field, load_file(self._inside(file)))
+                setattr(outcome, field, _tensors(self._inside(file)))
             outcomes.append(outcome)
-        tensors = load_file(self.directory / f"{path.stem}.safetensors")
+        tensors = _tensors(self.directory / f"{path.stem}.safetensors")
         checkpoint = Checkpoint(document["step"], document["alive"], outcomes, tensors, document["seconds"])
         self._digests = document["digests"]
         self.runs = runs
@@ -185,11 +186,17 @@ class Checkpoints:
 
 def _document(path: Path) -> dict[str, Any]:
     """What a checkpoint's JSON file holds, if it is what was written."""
-    whole = parse_json(read_bytes(path) or b"")
+    whole = parse_json(read_bytes(path, _MOST_BYTES) or b"")
     document: dict[str, Any] = whole["checkpoint"]
     if _digest_of(document) != whole["sha256"]:
         raise ValueError("it is not what was written")
     return document
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with open_regular(path):  # safetensors would wait for a pipe
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
@@ -197,7 +204,7 @@ def _digest_of(document: Mapping[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

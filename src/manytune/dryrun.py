@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.filesize import decimal
+from rich.table import Table
 
 from manytune.config import Study
 from manytune.estimate import PackEstimate, estimate_pack, largest_packs, makespan
 from manytune.executors import best_place
 from manytune.executors.base import Place
-from manytune.plan import Pack, plan_packs, plan_runs
-from manytune.report.views import counted, duration, percent, plain_table
+from manytune.methods import ParameterCount
+from manytune.plan import Pack, method_label, plan_packs, plan_runs
+from manytune.report.views import MANY, counted, duration, percent, plain_table
 from manytune.workload import TaskWork, prepare
 
 __all__ = ["render_dry_run"]
@@ -43,28 +46,8 @@ def render_dry_run(study: Study, device: str, place: Place | None = None) -> Ite
         yield _data_line(work)
         own = [run for run in runs if run.task == work.task.name]
         yield from (f"  {text}" for text in (*work.notes, *work.warnings(own)))
-    yield plain_table(
-        ("run", "task", "method", "seed", "total", "trainable", "of all"),
-        [
-            (
-                run.id,
-                run.task,
-                run.label,
-                run.seed,
-                count.total,
-                count.trainable,
-                percent(count.trainable, count.total),
-            )
-            for pack, estimate in estimates
-            for run, count in zip(pack.runs, estimate.parameters, strict=True)
-        ],
-        title="Runs",
-    )
-    yield plain_table(
-        ("pack", "runs", "steps", "evaluations", "tokens", "time", "memory", "disk"),
-        [_pack_row(pack, estimate) for pack, estimate in estimates],
-        title="Packs (time and memory are rough estimates)",
-    )
+    yield _run_table(estimates)
+    yield _pack_table(estimates)
     seconds = makespan((estimate.seconds for _, estimate in estimates), capacity)
     memory = sum(sorted((estimate.memory_bytes for _, estimate in estimates), reverse=True)[:capacity])
     disk = sum(estimate.disk_bytes for _, estimate in estimates)
@@ -81,14 +64,42 @@ def _data_line(work: TaskWork) -> str:
     return f"{work.task.name}: {rows}, {counted(dev.size, 'dev row')}; {lengths}; from {work.sources[0]}"
 
 
-def _pack_row(pack: Pack, estimate: PackEstimate) -> tuple[object, ...]:
+def _run_table(estimates: Sequence[tuple[Pack, PackEstimate]]) -> Table:
+    """A line a run, or, of more than a hundred, a line a method."""
+    counted_runs = [pair for pack, each in estimates for pair in zip(pack.runs, each.parameters, strict=True)]
+    if len(counted_runs) <= MANY:
+        columns = ("run", "task", "method", "seed", "total", "trainable", "of all")
+        each = ((run.id, run.task, run.label, run.seed, *_sizes(count)) for run, count in counted_runs)
+        return plain_table(columns, each, title="Runs")
+    seeds = Counter((run.task, run.method, count) for run, count in counted_runs)
+    rows = [(task, method_label(method), number, *_sizes(count)) for (task, method, count), number in seeds.items()]
+    return plain_table(("task", "method", "runs", "total", "trainable", "of all"), rows, title="Runs")
+
+
+def _sizes(count: ParameterCount) -> tuple[int, int, str]:
+    return count.total, count.trainable, percent(count.trainable, count.total)
+
+
+def _pack_table(estimates: Sequence[tuple[Pack, PackEstimate]]) -> Table:
+    """A line a pack, or, of more than a hundred, a line for those of one task that train alike."""
+    groups: dict[object, list[tuple[Pack, PackEstimate]]] = {}
+    for pack, estimate in estimates:
+        key = pack.id if len(estimates) <= MANY else (pack.task, pack.kind, len(pack.runs))
+        groups.setdefault(key, []).append((pack, estimate))
+    title = "Packs (time and memory are rough estimates)"
+    columns = ("pack", "runs", "steps", "evaluations", "tokens", "time", "memory", "disk")
+    return plain_table(columns, map(_pack_row, groups.values()), title=title)
+
+
+def _pack_row(packs: Sequence[tuple[Pack, PackEstimate]]) -> tuple[object, ...]:
+    (pack, first), several = packs[0], [estimate for _, estimate in packs]
     return (
-        pack.id,
+        pack.id if len(packs) == 1 else f"{pack.task}-{pack.kind}: {len(packs):,} packs, each as",
         len(pack.runs),
-        estimate.steps,
-        estimate.evaluations,
-        estimate.tokens,
-        duration(estimate.seconds),
-        decimal(estimate.memory_bytes),
-        decimal(estimate.disk_bytes),
+        first.steps,
+        first.evaluations,
+        first.tokens,
+        duration(max(estimate.seconds for estimate in several)),
+        decimal(max(estimate.memory_bytes for estimate in several)),
+        decimal(max(estimate.disk_bytes for estimate in several)),
     )

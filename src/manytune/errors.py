@@ -16,6 +16,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+from manytune.text import printable, quoted
+
 __all__ = [
     "DataError",
     "DependencyError",
@@ -27,10 +29,21 @@ __all__ = [
 ]
 
 
+_LONGEST = 3000  # characters of a message
+_NAMES = 50  # that a message lists
+
+
 class ManytuneError(Exception):
-    """An error with a message for the user; the command line prints it and exits with `exit_code`."""
+    """An error with a message for the user; the command line prints it and exits with `exit_code`.
+
+    Whatever values the message quotes, as text it is short and can be printed; what is cut is its middle.
+    """
 
     exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        text = printable(super().__str__(), keep="\n")
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 600]} … {text[-500:]}"
 
 
 class StudyError(ManytuneError):
@@ -60,6 +73,7 @@ def choices(received: str, allowed: Iterable[str]) -> str:
     "'lorra' is not one of: full, bitfit, lora, head. Did you mean 'lora'?"
     """
     names = list(allowed)
-    message = f"{received!r} is not one of: {', '.join(names)}."
-    near = difflib.get_close_matches(received, names, n=1, cutoff=0.6)
+    listed = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    message = f"{quoted(received)} is not one of: {listed}."
+    near = difflib.get_close_matches(received[:80], names, n=1, cutoff=0.6)
     return f"{message} Did you mean {near[0]!r}?" if near else message

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from manytune import hardware
+from manytune.config import Method
 from manytune.methods import ParameterCount
 from manytune.plan import Pack, PackKind, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
 from manytune.workload import TaskWork
@@ -121,7 +122,7 @@ def estimate_pack(work: TaskWork, pack: Pack, site: Site) -> PackEstimate:
     """Estimate a pack from its token counts and the speed of matrix products where it trains."""
     training, counts = work.study.training, _counts(work)
     length = float(work.train.lengths.mean())
-    parameters = tuple(work.parameters(run) for run in pack.runs)
+    parameters = _parameters(work, pack.runs)
     return PackEstimate(
         steps=counts.steps,
         evaluations=counts.evaluations,
@@ -167,7 +168,10 @@ def largest_packs(runs: Sequence[Run], works: Mapping[str, TaskWork], site: Site
         site: What a pack has to itself.
         capacity: Packs that train at once.
     """
-    most = {name: _largest_pack([run for run in runs if run.task == name], work, site) for name, work in works.items()}
+    by_task: dict[str, list[Run]] = {}
+    for run in runs:
+        by_task.setdefault(run.task, []).append(run)
+    most = {name: _largest_pack(by_task.get(name, []), work, site) for name, work in works.items()}
     if capacity == 1 or any(work.study.training.max_pack != "auto" for work in works.values()):
         return most
     top = max(most.values(), default=1)
@@ -189,6 +193,15 @@ def makespan(seconds: Iterable[float], capacity: int) -> float:
     return max(free_at)
 
 
+def _parameters(work: TaskWork, runs: Iterable[Run]) -> tuple[ParameterCount, ...]:
+    """Of each run; runs that differ in their seed alone are counted once."""
+    known: dict[Method, ParameterCount] = {}
+    for run in (runs := tuple(runs)):
+        if run.method not in known:
+            known[run.method] = work.parameters(run)
+    return tuple(known[run.method] for run in runs)
+
+
 def _largest_pack(runs: Sequence[Run], work: TaskWork, site: Site) -> int:
     training = work.study.training
     if training.max_pack != "auto":
@@ -197,7 +210,8 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, site: Site) -> int:
         return 1
     tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.method != "full"]
-    each = max((_run_bytes(work, work.parameters(run), tokens, site.dtype) for run in packed), default=1.0)
+    counts = set(_parameters(work, packed))
+    each = max((_run_bytes(work, count, tokens, site.dtype) for count in counts), default=1.0)
     room = SHARE_OF_MEMORY * site.free_bytes - _shared_bytes(work, site)
     return max(1, min(_FASTEST[site.device], int(room // each)))
 

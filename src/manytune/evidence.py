@@ -27,6 +27,7 @@ from manytune.tasks import Scale, Task
 __all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
 
 _LOGITS = "logits.npy"
+_MOST_BYTES = 2**32
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same logits give the same bytes
 
 
@@ -151,9 +152,11 @@ def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            if (size := archive.zip.getinfo(_LOGITS).file_size) > _MOST_BYTES:
+                raise ValueError(f"{size:,} bytes of logits, more than {_MOST_BYTES:,}")
             logits: NDArray[Any] = archive[_LOGITS.removesuffix(".npy")]
         if logits.ndim != 2 or logits.dtype != np.float32:
             raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32")
-    except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
         raise StoreError(f"{where} is damaged: {error}. Delete it; the report goes without it.") from error
     return logits

@@ -8,6 +8,7 @@ from manytune.config import MEANS, Study
 from manytune.metrics import METRICS
 from manytune.record import RunRecord
 from manytune.tasks import Task
+from manytune.text import markdown
 
 __all__ = ["model_card"]
 
@@ -42,8 +43,8 @@ def model_card(record: RunRecord, task: Task, study: Study, *, form: str, base: 
             if value is not None
         ],
     )
-    columns = " and ".join(f"`{name}`" for name in task.text_columns)
-    settings = "\n".join(f"- {name}: {value}" for name, value in _settings(record).items())
+    columns = " and ".join(map(markdown, task.text_columns))
+    settings = "\n".join(f"- {name}: {markdown(str(value))}" for name, value in _settings(record).items())
     spaced = (
         "\n\nIt was trained with special tokens set apart by spaces (manytune's template `spaced`); in the tokenizer's "
         "own form, the same text scores a little differently."
@@ -56,9 +57,9 @@ def model_card(record: RunRecord, task: Task, study: Study, *, form: str, base: 
 {data.to_yaml()}
 ---
 
-# {record.run_id}
+# {markdown(record.run_id)}
 
-{base} fine-tuned on {task.title} ({columns}) by {record.label}, with manytune.
+{markdown(base)} fine-tuned on {markdown(task.title)} ({columns}) by {markdown(record.label)}, with manytune.
 
 On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded logits.
 
@@ -78,10 +79,10 @@ On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded 
 
 def _outputs(task: Task) -> str:
     if task.kind == "classification":
-        return "Outputs: " + ", ".join(f"{index} {name}" for index, name in enumerate(task.labels)) + "."
+        return "Outputs: " + ", ".join(f"{index} {markdown(name)}" for index, name in enumerate(task.labels)) + "."
     low, high = task.target_range or (None, None)
     learned = "" if low is None else f"; the training targets went from {low:g} to {high:g}"
-    return f"Output: a number, in the unit of `{task.label_column}`{learned}."
+    return f"Output: a number, in the unit of {markdown(task.label_column)}{learned}."
 
 
 def _settings(record: RunRecord) -> dict[str, object]:

@@ -20,16 +20,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
 from manytune.errors import StoreError
 
 __all__ = [
+    "MOST_BYTES",
     "check_output",
     "exclusive",
     "is_stream",
     "left_over",
+    "open_regular",
     "open_stream",
     "output_file",
     "read_bytes",
@@ -54,6 +57,9 @@ _LONGEST_STEM = 255 - len("..123456789abc.tmp")
 _ABANDONED_SECONDS = 24 * 3600.0
 """After which a temporary is taken for abandoned, where locks do not tell."""
 
+MOST_BYTES = 2**26
+"""Of a file that is read whole, where nobody says otherwise."""
+
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file, whole or not at all; one that holds the same already is left alone.
@@ -62,27 +68,65 @@ def write_file(path: Path, content: str | bytes) -> None:
         StoreError: It cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    if read_bytes(path) != data:
+    try:
+        same = read_bytes(path, len(data)) == data
+    except StoreError:  # another length, or nothing that can be read: it is written over
+        same = False
+    if not same:
         write_atomically(path, data)
 
 
-def read_text(path: Path) -> str | None:
-    """The text of a file; None if it is not there."""
-    data = read_bytes(path)
+def read_text(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> str | None:
+    """The text of a file in UTF-8; None if it is not there. As `read_bytes`."""
+    data = read_bytes(path, most, pipe=pipe)
     try:
         return None if data is None else data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise StoreError(f"{path} cannot be read: {error}.") from error
+        raise StoreError(f"{path} cannot be read: it is not a text file in UTF-8 (byte {error.start}).") from error
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """The content of a file; None if it is not there."""
+def read_bytes(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> bytes | None:
+    """The content of a file; None if it is not there.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+        pipe: Whether it may be a pipe, which is waited for.
+
+    Raises:
+        StoreError: It cannot be read, is larger, or is no regular file.
+    """
     try:
-        return path.read_bytes()
+        with open_regular(path, pipe=pipe) as file:
+            large = os.fstat(file.fileno()).st_size > most
+            data = b"" if large else file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}.") from error
+    except (OSError, ValueError) as error:  # a ValueError of a name with a null character
+        raise StoreError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if large or len(data) > most:
+        raise StoreError(f"{path} cannot be read: it has more than {most:,} bytes.")
+    return data
+
+
+def open_regular(path: Path, *, pipe: bool = False) -> BufferedReader:
+    """Open a file for reading, and nothing that would have to be waited for or never ends.
+
+    Args:
+        path: The file.
+        pipe: Whether it may be a pipe as well, which is waited for.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipe else os.O_NONBLOCK))
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode)):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no regular file", str(path))
 
 
 def user_cache() -> Path:
@@ -398,7 +442,7 @@ def sync_tree(directory: Path) -> None:
 
 def sync(path: Path) -> None:
     """Bring a file's content, or a directory's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe there would be waited for
     try:
         os.fsync(handle)
     except OSError as error:

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from manytune.errors import StoreError
 from manytune.files import read_text, write_file
-from manytune.store import differences, shortened
+from manytune.store import differences
+from manytune.text import shortened
 
 __all__ = ["Ground", "changes", "keep"]
 

@@ -31,6 +31,7 @@ from manytune.files import read_bytes, writing
 
 __all__ = ["Held", "Lock"]
 
+_MOST_BYTES = 2**16
 _BEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 90.0
 """How long a lock of another machine must go untouched; network file systems may show that late by a minute."""
@@ -300,7 +301,7 @@ def _touched(file: Path) -> int | None:
 
 
 def _holder_in(file: Path) -> _Holder | None:
-    data = read_bytes(file)
+    data = read_bytes(file, _MOST_BYTES)
     return None if data is None else _Holder.parse(data)
 
 

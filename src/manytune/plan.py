@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -86,10 +86,12 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
     runs: dict[str, Run] = {}
     first: dict[str, int] = {}
     for task in study.task_names:
+        shared = _shared(study, task)
         for index, sweep in enumerate(study.methods):
             for method in sweep.expand(task):
+                named = _run_ids(shared, task, method)
                 for seed in study.seeds:
-                    run = Run(_run_id(study, task, method, seed), study.model, task, method, seed)
+                    run = Run(named(seed), study.model, task, method, seed)
                     if run.id in runs:
                         raise _repeated(runs[run.id], run, first[run.id], index)
                     runs[run.id], first[run.id] = run, index
@@ -112,8 +114,8 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
     groups: dict[tuple[str, PackKind], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.task, _KINDS[run.method.method]), []).append(run)
-    tasks = list(dict.fromkeys(task for task, _ in groups))
-    order = sorted(groups, key=lambda group: (tasks.index(group[0]), list(_KINDS.values()).index(group[1])))
+    tasks = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
+    order = sorted(groups, key=lambda group: (tasks[group[0]], list(_KINDS.values()).index(group[1])))
     packs = []
     for task, kind in order:
         limit = most[task] if isinstance(most, Mapping) else most
@@ -141,7 +143,8 @@ def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[P
     cut_from = pack.cut_from or len(pack.runs)
     if len(left) > 1:
         second = left[len(left) // 2 :]
-        first = [run for run in pack.runs if run not in second]
+        later = {run.id for run in second}
+        first = [run for run in pack.runs if run.id not in later]
         return tuple(
             replace(pack, id=f"{pack.id}.{number}", runs=tuple(runs), cut_from=cut_from)
             for number, runs in enumerate((first, second), 1)
@@ -255,20 +258,24 @@ def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> Ev
     return EvaluationSteps(steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every), total)
 
 
-def _run_id(study: Study, task: str, method: Method, seed: int) -> str:
+def _shared(study: Study, task: str) -> dict[str, Any]:
+    """What the results of all runs of a task depend on."""
     # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
-    everything = {
+    return {
         "model": study.model,
         "task": _what_it_is(study, task),
-        "method": {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method},
-        "seed": seed,
         "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
         "template": study.template,
         "selection": study.selection,
     }
+
+
+def _run_ids(shared: Mapping[str, Any], task: str, method: Method) -> Callable[[int], str]:
+    """Seed → a run's id."""
+    own = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
     rank = f"-r{method.rank}" if method.method == "lora" else ""
-    rate = short_number(method.learning_rate)
-    return f"{task}-{method.method}{rank}-lr{rate}-s{seed}-{digest(everything, 6)}"
+    stem = f"{task}-{method.method}{rank}-lr{short_number(method.learning_rate)}"
+    return lambda seed: f"{stem}-s{seed}-{digest({**shared, 'method': own, 'seed': seed}, 6)}"
 
 
 def _what_it_is(study: Study, name: str) -> Any:

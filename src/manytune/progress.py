@@ -11,22 +11,24 @@ Everything goes to standard error, so that standard output holds results alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.progress import Task as BarLine
+from rich.segment import Segment
 from rich.text import Text
 
 from manytune.live import mean_loss
 from manytune.metrics import METRICS
 from manytune.tasks import Task
+from manytune.text import printable
 
-__all__ = ["Level", "LiveProgress", "PlainProgress", "Progress", "QuietProgress", "make_progress"]
+__all__ = ["CleanConsole", "Level", "LiveProgress", "PlainProgress", "Progress", "QuietProgress", "make_progress"]
 
 Level = Literal["info", "warning", "error"]
 """How much a message matters; warnings and errors are said even when quiet."""
@@ -92,6 +94,15 @@ class Progress(Protocol):
     ) -> None: ...
 
 
+class CleanConsole(Console):
+    """A console that writes as escapes whatever in a text would command the terminal; colours are its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render anything to segments."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
+
+
 def make_progress(quiet: bool, console: Console | None = None) -> Progress:
     """Choose what fits the console.
 
@@ -99,7 +110,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> Progress:
         quiet: Say nothing but warnings and errors.
         console: Where to; standard error if None.
     """
-    console = console or Console(stderr=True)
+    console = console or CleanConsole(stderr=True)
     if quiet:
         return QuietProgress(console)
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
@@ -154,9 +165,9 @@ _STYLE: Mapping[Level, str] = MappingProxyType({"info": "", "warning": "yellow",
 
 
 def _say(console: Console, text: str, level: Level = "info") -> None:
-    """Print one line; it is never wrapped, and brackets in it are no markup."""
+    """Print a text as it is: never wrapped, and brackets in it are no markup."""
     prefix = "" if level == "info" else f"{level}: "
-    console.print(Text(prefix + text, style=_STYLE[level]), soft_wrap=True)
+    console.print(Text(printable(prefix + text, keep="\n"), style=_STYLE[level]), soft_wrap=True)
 
 
 def _say_end(console: Console, run_id: str, state: str, note: str | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manytune.backbones import Backbone
 from manytune.errors import StoreError
-from manytune.files import replacing_directory
+from manytune.files import MOST_BYTES, open_regular, replacing_directory
 from manytune.json_text import parse_json
 from manytune.packing import Adaptation, Member, PackedModel
 
@@ -59,14 +59,16 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         StoreError: It is missing, damaged, or of a newer format.
     """
     try:
-        facts = parse_json((directory / _FACTS).read_text())
+        with open_regular(directory / _FACTS) as file:
+            facts = parse_json(file.read(MOST_BYTES))
         if not isinstance(facts, dict):
             raise ValueError(f"{_FACTS} holds no mapping")
         if facts.get("format") != _FORMAT:
             raise StoreError(
                 f"The snapshot {directory} has format {facts.get('format')!r}; this manytune reads {_FORMAT}."
             )
-        return load_file(directory / _TENSORS), facts
+        with open_regular(directory / _TENSORS):  # safetensors would wait for a pipe
+            return load_file(directory / _TENSORS), facts
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be read: {error}.") from error
 

@@ -44,8 +44,9 @@ from manytune.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 from manytune.task_files import TaskFiles
 from manytune.tasks import Task
+from manytune.text import shortened
 
-__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory", "shortened"]
+__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory"]
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ PENDING = "pending"
 """The state of a run that has no record yet."""
 
 _PLAN_VERSION = 1
+_MOST_PLAN_BYTES = 2**29  # 100,000 runs take about 100 MB
+_MOST_LOGITS_BYTES = 2**32
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
 OWN_FOLDERS = ("runs", "packs", "tasks", "live")
 """Of a study directory: only who holds the lock writes into them."""
@@ -169,6 +172,8 @@ class Store:
 
     def study(self) -> Study:
         """The effective study."""
+        if self._study_file.is_fifo():
+            raise StoreError(f"{self._study_file} is a pipe, and no file. Give another --out.")
         try:
             return Study.from_file(self._study_file)
         except StudyError as error:
@@ -257,7 +262,7 @@ class Store:
         )
 
     def _plan(self, read: Callable[[Any], T]) -> T | None:
-        text = read_text(self._plan_file)
+        text = read_text(self._plan_file, _MOST_PLAN_BYTES)
         if text is None:
             return None
         try:
@@ -292,7 +297,7 @@ class Store:
     def read_predictions(self, run_id: str) -> NDArray[Any] | None:
         """A run's logits `[N, outputs]` on dev; None if none were kept."""
         path = self.run_dir(run_id) / "predictions.npz"
-        data = read_bytes(path)
+        data = read_bytes(path, _MOST_LOGITS_BYTES)
         return None if data is None else predictions_from_bytes(data, where=str(path))
 
     def task_files(self, task: str) -> TaskFiles:
@@ -484,9 +489,3 @@ def differences(there: Any, here: Any, key: str = "") -> list[str]:
         pairs = enumerate(zip(there, here, strict=True))
         return [line for index, pair in pairs for line in differences(*pair, f"{key}.{index}")]
     return [f"{key}: {shortened(json.dumps(there))} there, {shortened(json.dumps(here))} here"]
-
-
-def shortened(value: object, limit: int = 120) -> str:
-    """`value` as one line of text, cut where it is longer than a message should be."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

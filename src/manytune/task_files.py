@@ -13,6 +13,8 @@ from manytune.tasks import Task
 
 __all__ = ["TaskFiles"]
 
+_MOST_EXAMPLES_BYTES = 2**31
+
 
 @dataclass(frozen=True)
 class TaskFiles:
@@ -66,7 +68,7 @@ class TaskFiles:
 
     def examples(self) -> Examples | None:
         """The dev rows; None if they were not kept."""
-        text = read_text(self._path("examples"))
+        text = read_text(self._path("examples"), _MOST_EXAMPLES_BYTES)
         return None if text is None else Examples.from_json(text, where=str(self._path("examples")))
 
     def structure(self) -> Structure | None:

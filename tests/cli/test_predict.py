@@ -22,7 +22,7 @@ import yaml
 from command_line import Command, Finished
 
 import manytune
-from manytune import metrics
+from manytune import cli, metrics
 from manytune.config import Study
 from manytune.data import load_split
 from manytune.errors import DataError, ModelError, StoreError
@@ -175,6 +175,21 @@ def test_standard_input_and_output(
     assert [row["sentence"] for row in rows] == ['The cat, it "sat".', "Über 🐱 שלום"]
     assert [row["note"] for row in rows] == ["a", "b"]
     assert {row["prediction"] for row in rows} <= {"acceptable", "unacceptable"}
+
+
+def test_rows_are_utf_8_whatever_the_terminal_has_and_their_cells_stay_as_they_are(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = ["Café 中文", "=1+1", "\x1b[31m", "\u202egnp"]
+    text = "sentence,own\n" + "".join(f"The cat sat.,{cell}\n" for cell in cells)
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii", newline=""))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["manytune", "predict", str(trained.out), "-", "--task", ACCEPTABILITY])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert [row["own"] for row in csv.DictReader(io.StringIO(shown.getvalue().decode()))] == cells
 
 
 def test_a_text_itself(trained: Trained, command: Command, tmp_path: Path) -> None:

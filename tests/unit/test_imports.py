@@ -19,9 +19,11 @@ PACKAGE = Path(manytune.__file__).parent
 # The way of the data. A module imports only what stands above it.
 ORDER = tuple(
     [
+        "text",
         "errors",
         "version",
         "json_text",
+        "files",
         "metrics",
         "tasks",
         "builtin",
@@ -30,7 +32,6 @@ ORDER = tuple(
         "plan",
         "record",
         "evidence",
-        "files",
         "task_files",
         "store",
         "clean",
@@ -82,9 +83,11 @@ ORDER = tuple(
 # `--help`, `status` and `report` import these: they start in well under a second.
 LIGHT = frozenset(
     [
+        "text",
         "errors",
         "version",
         "json_text",
+        "files",
         "metrics",
         "tasks",
         "builtin",
@@ -93,7 +96,6 @@ LIGHT = frozenset(
         "plan",
         "record",
         "evidence",
-        "files",
         "task_files",
         "store",
         "clean",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from manytune.text import printable, shortened
 from manytune.version import __version__
 
 __all__ = [
@@ -21,10 +26,38 @@ __all__ = [
     "joined",
     "print_json",
     "print_rich",
+    "say",
 ]
+
+
+_ArgumentError: Any = typer.BadParameter.__base__
+"""What all errors about arguments are: typer has no public name for it."""
+
+
+class _Commands(TyperGroup):
+    """Quotes wrong arguments in its messages so that they can be printed."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _printable_errors():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except _ArgumentError as error:
+        error.message = shortened(error.message, 500)
+        raise
+
 
 app = typer.Typer(
     name="manytune",
+    cls=_Commands,
     help="Fine-tune one pretrained text encoder in many ways at once, and see which way is best.",
     no_args_is_help=True,
     add_completion=False,
@@ -56,7 +89,7 @@ def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(f"manytune {__version__}")
+        say(f"manytune {__version__}")
         raise typer.Exit()
 
 
@@ -65,11 +98,17 @@ def joined(value: Any) -> Any:
     return ", ".join(value) if isinstance(value, list) else value
 
 
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines of text, to standard error with `error`; what is no printable character in them is escaped."""
+    for line in lines:
+        print(printable(str(line), keep="\n"), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def print_rich(*items: Any) -> None:
     """Print tables and texts, to a terminal's width, or wide where there is none."""
-    from rich.console import Console
+    from manytune.progress import CleanConsole
 
-    console = Console(soft_wrap=False)
+    console = CleanConsole(soft_wrap=False, emoji=False)
     if not console.is_terminal:
         console.width = 200
     for item in items:
@@ -77,5 +116,5 @@ def print_rich(*items: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print what a program reads."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print what a program reads; in ASCII, so that any terminal and any encoding can have it."""
+    print(json.dumps(value, indent=2, allow_nan=False))

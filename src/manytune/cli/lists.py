@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from manytune.cli.common import Json, app, joined, print_json, print_rich
+from manytune.cli.common import Json, app, joined, print_json, print_rich, say
 
 
 @app.command()
@@ -90,10 +90,10 @@ def models(as_json: Json = False) -> None:
         return
     columns = ("family", "such as", "batches", "lora adapts", "in the local cache")
     print_rich(plain_table(columns, [[_shown(row, column) for column in columns] for row in rows]))
-    print("flat: the sequences of all runs end to end, no padding; padded: each run in its turn, slower.")
-    print("A layer with a * is query, key and value in one: all of it is adapted.")
+    say("flat: the sequences of all runs end to end, no padding; padded: each run in its turn, slower.")
+    say("A layer with a * is query, key and value in one: all of it is adapted.")
     for name, names in cached.items():
-        print(f"Also in the local cache, of {name}: {', '.join(names)}")
+        say(f"Also in the local cache, of {name}: {', '.join(names)}")
 
 
 def _shown(row: Mapping[str, Any], column: str) -> Any:

@@ -5,12 +5,13 @@ Exit codes: 0 done, 1 some run failed, 2 the user's input is wrong, 128 + n stop
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
 
 from manytune.cli import lists, results, studies, use
-from manytune.cli.common import app
+from manytune.cli.common import app, say
 from manytune.errors import ManytuneError
 
 __all__ = ["COMMANDS", "main"]
@@ -21,6 +22,9 @@ COMMANDS = (studies, results, use, lists)
 
 def main() -> NoReturn:
     """Run the command line; an error that a user can mend is one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where the caller closed it
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, such as ± in ASCII
     try:
         try:
             app(prog_name="manytune")
@@ -28,7 +32,7 @@ def main() -> NoReturn:
             if sys.stdout is not None:  # it is where the caller closed it
                 sys.stdout.flush()
     except ManytuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is not None:  # a file's, and whoever opened it should have said so
@@ -36,9 +40,9 @@ def main() -> NoReturn:
         _let_go_of_output()
         if isinstance(error, BrokenPipeError):  # the reader has seen enough
             sys.exit(1)
-        print(
+        say(
             f"error: The output cannot be written: {error.strerror}. Send it elsewhere, or make room there.",
-            file=sys.stderr,
+            error=True,
         )
         sys.exit(2)
     sys.exit()

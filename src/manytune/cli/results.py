@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Directory, Json, app, print_json, print_rich
+from manytune.cli.common import Directory, Json, app, print_json, print_rich, say
 from manytune.errors import StoreError
-
-_MANY = 100  # runs that are listed one by one
 
 
 @app.command()
@@ -23,14 +21,14 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
-    from manytune.report.views import status_line, status_summary, status_table
+    from manytune.report.views import MANY, status_line, status_summary, status_table
     from manytune.store import Store
 
     found = Store.open(directory).status()
     if as_json:
         print_json(found.to_dict())
         return
-    table = status_table if every_run or found.planned <= _MANY else status_summary
+    table = status_table if every_run or found.planned <= MANY else status_summary
     print_rich(status_line(found), table(found))
 
 
@@ -57,7 +55,7 @@ def show(
     if history := store.read_history(run_id):
         print_rich(history_table(history))
     if (snapshot := store.snapshot_dir(run_id)).exists():
-        print(f"Snapshot: {snapshot}")
+        say(f"Snapshot: {snapshot}")
 
 
 @app.command()
@@ -83,7 +81,7 @@ def report(
 
     for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
         if first:
-            print(f"Report: {page}")
+            say(f"Report: {page}")
             if open_page:
                 typer.launch(page.resolve().as_uri())
 
@@ -124,31 +122,31 @@ def clean(
     from manytune.store import Store
 
     store = Store.open(name)
-    Lock(store.root, print).look()
+    Lock(store.root, say).look()
     found, kept = unneeded(store)
     if cache:
         found += cached()
     if kept:
-        print(f"{len(kept)} packs have runs that have not ended, or failed: their checkpoints stay.")
+        say(f"{len(kept)} packs have runs that have not ended, or failed: their checkpoints stay.")
     for waste in found:
-        print(f"{decimal(waste.bytes):>9}  {len(waste.paths):>5}  {waste.what}")
+        say(f"{decimal(waste.bytes):>9}  {len(waste.paths):>5}  {waste.what}")
     if not found:
-        print("There is nothing to remove.")
+        say("There is nothing to remove.")
         return
     total = decimal(sum(waste.bytes for waste in found))
     if dry_run:
-        print(f"{total} would be freed.")
+        say(f"{total} would be freed.")
         return
     if not yes:
         if not sys.stdin.isatty():
             raise StoreError("Nobody is there to be asked: give --yes to remove it, or --dry-run to leave it.")
         typer.confirm(f"Remove {total}?", abort=True)
-    with Lock(store.root, print).held():
+    with Lock(store.root, say).held():
         now, _ = unneeded(store)  # while nobody held the lock, a checkpoint may have come to be needed
         found = still_waste(found, [*now, *(cached() if cache else ())])
         total = decimal(sum(waste.bytes for waste in found))
         remove(found)
-    print(f"Freed {total}.")
+    say(f"Freed {total}.")
 
 
 @app.command()
@@ -171,5 +169,5 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     with server:
-        print(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+        say(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)")
         server.serve_forever(poll_interval=0.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich
+from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich, say
 from manytune.cli.places import (
     Devices,
     ExecutorName,
@@ -52,7 +51,7 @@ def init(
         raise StoreError(f"{file} exists already; give another name, or delete it.") from None
     except OSError as error:
         raise StoreError(f"{file} cannot be written: {error.strerror}.") from error
-    print(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
+    say(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
 
 
 @app.command()
@@ -185,7 +184,7 @@ def run(
         )
     except KeyboardInterrupt as interrupt:
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
-        print("Interrupted. The same command goes on from what is kept.", file=sys.stderr)
+        say("Interrupted. The same command goes on from what is kept.", error=True)
         raise typer.Exit(128 + number) from None
     print_rich(render(result.tables))
     page = None
@@ -193,7 +192,7 @@ def run(
         try:
             page, _ = write_report([result.directory])
         except ManytuneError as error:  # the results are whole all the same
-            print(f"warning: no report: {error}", file=sys.stderr)
-    print(*closing_lines(result.directory, result.failed, page), sep="\n")
+            say(f"warning: no report: {error}", error=True)
+    say(*closing_lines(result.directory, result.failed, page))
     if result.failed:
         raise typer.Exit(1)

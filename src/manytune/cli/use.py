@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Device, Directory, app
+from manytune.cli.common import Device, Directory, app, say
 from manytune.metrics import METRICS
 
 
@@ -53,10 +54,13 @@ def predict(
     predictor = Predictor(store, records, device)
     if as_text:
         (made,) = predictor.predict([tuple(inputs)])
-        print(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
+        say(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
         for name, probability in made.probabilities.items():
-            print(f"  {name}: {probability:.4f}")
+            say(f"  {name}: {probability:.4f}")
         return
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # rows are UTF-8, as in a file, whatever the terminal has
     rows = empty = 0
     with writer(out) as target:
         for part in read_parts(inputs[0], predictor.task.text_columns):
@@ -64,7 +68,7 @@ def predict(
             target.write(found)
             rows, empty = rows + len(found), empty + without
     if empty:
-        print(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", file=sys.stderr)
+        say(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", error=True)
 
 
 @app.command()
@@ -110,11 +114,11 @@ def export(
         raise typer.BadParameter("--public goes with --push")
     made = write_export(store, records[0], to, form=form, merge=merge, base=base, known_as=push)
     title = METRICS[records[0].primary_metric].title
-    print(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
-    print(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
+    say(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
+    say(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
     if push is not None:
-        print(f"Uploaded to {upload(made.folder, push, public=public)}")
-    print(f"\n{made.call}")
+        say(f"Uploaded to {upload(made.folder, push, public=public)}")
+    say(f"\n{made.call}")
 
 
 @app.command()
@@ -147,7 +151,7 @@ def submit(
 
     if len(directories) == 1 and directories[0].suffix == ".zip":
         problems = check_zip(directories[0])
-        print(*(problems or [f"{directories[0]} is as GLUE's server takes it."]), sep="\n")
+        say(*(problems or [f"{directories[0]} is as GLUE's server takes it."]))
         raise typer.Exit(2 if problems else 0)
     check_device(device)
     stores = [Store.open(directory) for directory in directories]
@@ -155,5 +159,5 @@ def submit(
 
     made = write_submission(stores, out, run=run, data_dir=data_dir, device=device)
     for name, runs in made.runs.items():
-        print(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
-    print(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")
+        say(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
+    say(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")

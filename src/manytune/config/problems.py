@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,12 @@ from pydantic_core import ErrorDetails
 from manytune.config.source import KeyPath, dotted
 from manytune.errors import choices
 
-__all__ = ["Problem", "from_pydantic", "message", "show"]
+__all__ = ["MOST_PROBLEMS", "Problem", "from_pydantic", "message", "show"]
+
+MOST_PROBLEMS = 20
+"""That are looked for; more than a screen of them helps nobody."""
+
+_LONGEST, _MOST_CHARACTERS = 700, 2500  # of one problem, of a message
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,21 @@ class Problem:
 
 
 def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], str | None] | None = None) -> str:
-    """Put all problems of `name` into one message, a line each; `where` finds a path's place in the file."""
-    lines = [f"{name} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"]
-    for problem in problems:
+    """Put the problems of `name` into one message, a line each; `where` finds a path's place in the file."""
+    lines: list[str] = []
+    for problem in problems[:MOST_PROBLEMS]:
         place = where(problem.path) if where else None
         key = dotted(problem.path) or "as a whole"
-        lines.append(f"  {key}{f' ({place})' if place else ''}: {problem.what}")
-    return "\n".join(lines)
+        lines.append(f"  {key}{f' ({place})' if place else ''}: {_cut(problem.what, _LONGEST)}")
+        if sum(map(len, lines)) > _MOST_CHARACTERS:
+            break
+    more = len(lines) < len(problems)
+    count = "more problems than are listed" if more else f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    return "\n".join([f"{name} has {count}:", *lines, *(["  and more"] if more else [])])
 
 
 def from_pydantic(error: ValidationError, data: Any, unknown_key: Callable[[KeyPath, str], str]) -> list[Problem]:
-    """Translate pydantic's errors about `data`.
+    """Translate the first of pydantic's errors about `data`, one more than `MOST_PROBLEMS` at most.
 
     Args:
         error: What pydantic raised.
@@ -47,22 +57,32 @@ def from_pydantic(error: ValidationError, data: Any, unknown_key: Callable[[KeyP
     """
     found = error.errors(include_url=False)
     # A list whose only entries are wrong counts as too short as well: the entries' own errors say enough.
-    return [
-        Problem(_path(details, data), _what(details, unknown_key))
-        for details in found
-        if not (details["type"] == "too_short" and details["input"])
-    ]
+    real = (details for details in found if not (details["type"] == "too_short" and details["input"]))
+    first = itertools.islice(real, MOST_PROBLEMS + 1)
+    return [Problem(_path(details, data), _what(details, unknown_key)) for details in first]
 
 
 def show(value: Any) -> str:
     """A received value as YAML would write it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return _SHORT.repr(value)
+    return _cut(_SHORT.repr(value), 200)
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python writes out no number of more than some thousand digits."""
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"<a number of {x.bit_length():,} bits>"
+
+
+_SHORT = _Short()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 80, 80, 8, 8, 8
+_SHORT.maxlevel = 3
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
 
 _ALLOWED: Mapping[str, str] = {
     # pydantic's name of the error: what to say, filled in from the error's context
@@ -76,6 +96,7 @@ _ALLOWED: Mapping[str, str] = {
     "model_type": "it must be a mapping (key: value)",
     "model_attributes_type": "it must be a mapping (key: value)",
     "too_short": "it must not be empty",
+    "string_unicode": "it must be text that UTF-8 can hold",
     "string_too_short": "it must not be empty",
     "string_too_long": "it must have at most {max_length} characters",
     "greater_than": "it must be above {gt}",

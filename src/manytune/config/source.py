@@ -7,6 +7,7 @@ YAML is read by the rules that people expect today (YAML 1.2's core schema): `1e
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import Any
 
 import yaml
 
-from manytune.errors import StudyError
+from manytune.errors import StoreError, StudyError
+from manytune.files import read_text
+from manytune.text import quoted, shortened
 
 __all__ = ["KeyPath", "Source", "apply_overrides", "dotted", "dump", "read"]
 
@@ -37,8 +40,59 @@ _SCALARS = (
 )
 
 
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
+_DEEPEST = 50  # levels; a study has five
+_LONGEST_NUMBER = 4300  # digits; Python reads no more
+_COUNTED_ONCE = 100  # characters of a text that count as one value
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema instead of those of YAML 1.1."""
+    """SafeLoader with the scalars of YAML 1.2's core schema instead of those of YAML 1.1.
+
+    Aliases and merges let a few lines stand for any number of values, so values are counted as they would be written
+    out, while they are composed and before any of them is made.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._sizes: dict[int, int] = {}  # of each node, written out; an alias that is inside of itself counts nothing
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node, and refuse one that is too deep or too large."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self._level == _DEEPEST:
+            raise _refused(f"it is nested too deeply, in more than {_DEEPEST} levels", event.start_mark)
+        self._level += 1
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if node is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[id(node)] = size = 1 + self._size_inside(node)
+            if max(size, len(self._sizes)) > _MOST_VALUES:
+                raise _refused(
+                    f"it holds more than {_MOST_VALUES:,} values, with aliases and merges written out", event.start_mark
+                )
+        return node
+
+    def _size_inside(self, node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return len(node.value) // _COUNTED_ONCE
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        return sum(self._sizes.get(id(part), 0) for part in parts)
+
+
+def _refused(what: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=mark)
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """Decimal, whatever the number of leading zeros (YAML 1.1 reads 010 as 8)."""
+    if len(node.value) > _LONGEST_NUMBER:
+        raise _refused(
+            f"a number has {len(node.value):,} digits; it can have {_LONGEST_NUMBER} digits", node.start_mark
+        )
+    return int(node.value)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -64,8 +118,7 @@ _Loader.yaml_constructors = {
 for _tag, _pattern, _starts in _SCALARS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _starts)
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _starts)
-# Decimal, whatever the number of leading zeros (YAML 1.1 reads 010 as 8).
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 @dataclass(frozen=True)
@@ -86,8 +139,8 @@ class Source:
 
 
 def dotted(path: KeyPath) -> str:
-    """Write a path as overrides do: methods.0.rank."""
-    return ".".join(str(key) for key in path)
+    """Write a path as overrides do: methods.0.rank; a long key is cut."""
+    return ".".join(shortened(key, 80) for key in path)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
@@ -98,15 +151,14 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
     """
     name = str(path)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except FileNotFoundError:
+        # A pipe too: `manytune run <(make-study)`.
+        text = read_text(Path(os.path.expanduser(path)), _MOST_BYTES, pipe=True)
+    except StoreError as error:
+        raise StudyError(f"The study file {error}") from None
+    if text is None:
         raise StudyError(
             f"There is no study file {name}. Check the path, or write a new file with: manytune init {name}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{name} is not a text file in UTF-8 (byte {error.start} cannot be read).") from None
-    except OSError as error:
-        raise StudyError(f"The study file {name} cannot be read: {error.strerror or error}.") from None
+        )
     data, origins = _parse(text, name)
     if data is None:
         raise StudyError(f"{name} is empty. A commented study to start from: manytune init FILE")
@@ -130,16 +182,16 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
     for override in overrides:
         key, equals, text = override.partition("=")
         path = tuple(part.strip() for part in key.split("."))
-        if not equals or not all(path):
+        shown = quoted(override)
+        if not equals or not all(path) or len(path) > _DEEPEST:
             raise StudyError(
-                f"The override {override!r} cannot be used: write key=value or key.sub=value, "
-                "such as training.epochs=5."
+                f"The override {shown} cannot be used: write key=value or key.sub=value, such as training.epochs=5."
             )
-        value, _ = _parse(text, f"the value of the override {override!r}")
-        reached = _set(data, path, value, override)
+        value, _ = _parse(text, f"the value of the override {shown}")
+        reached = _set(data, path, value, shown)
         origins = {known: origin for known, origin in origins.items() if known[: len(reached)] != reached}
         for end in range(1, len(reached) + 1):  # mappings that the override made come from it as well
-            origins.setdefault(reached[:end], f"override {override}")
+            origins.setdefault(reached[:end], f"override {shortened(override)}")
     return Source(source.name, data, origins)
 
 
@@ -151,6 +203,8 @@ def dump(data: Mapping[str, Any]) -> str:
 
 def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
     """Plain data and the line of each of its values."""
+    if len(text) > _MOST_BYTES:
+        raise StudyError(f"{name} is too large: {len(text):,} characters; it can have {_MOST_BYTES:,}.")
     try:
         loader = _Loader(text)
         try:
@@ -166,7 +220,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
     except yaml.YAMLError as error:
         raise StudyError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     except (ValueError, KeyError) as error:  # from a scalar under an explicit tag, such as `!!int x`
-        raise StudyError(f"{name} is not a usable YAML file: {error}.") from None
+        raise StudyError(f"{name} is not a usable YAML file: {shortened(error)}.") from None
     except RecursionError:
         raise StudyError(f"{name} is not a usable YAML file: it is nested too deeply.") from None
 
@@ -175,7 +229,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     hint = " Indent with spaces, not with tabs." if "\\t" in (error.problem or "") else ""
-    return f"{place}{error.problem or error.context}.{hint}"
+    return f"{place}{shortened(error.problem or error.context)}.{hint}"
 
 
 def _lines(node: yaml.Node, path: KeyPath, name: str, seen: set[int]) -> Iterator[tuple[KeyPath, str]]:
@@ -227,14 +281,14 @@ def _step(here: Any, part: str, reached: Sequence[str | int], override: str) -> 
         return part
     if not isinstance(here, list):
         raise StudyError(
-            f"The override {override!r} cannot be used: {at} is {_kind(here)}, so it has no {part!r} inside. "
+            f"The override {override} cannot be used: {at} is {_kind(here)}, so it has no {quoted(part)} inside. "
             f"Set {at} itself."
         )
-    if not part.isdecimal() or int(part) >= len(here):
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(here):
         allowed = f"0 to {len(here) - 1}" if here else "none, it is empty"
         raise StudyError(
-            f"The override {override!r} cannot be used: {at} is a list; "
-            f"its entries go by number ({allowed}), not {part!r}."
+            f"The override {override} cannot be used: {at} is a list; "
+            f"its entries go by number ({allowed}), not {quoted(part)}."
         )
     return int(part)
 
@@ -242,4 +296,4 @@ def _step(here: Any, part: str, reached: Sequence[str | int], override: str) -> 
 def _kind(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "a mapping"
-    return f"the single value {value!r}"
+    return f"the single value {shortened(repr(value))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 from manytune.config.methods import METHODS
-from manytune.config.problems import Problem, from_pydantic, message, show
+from manytune.config.problems import MOST_PROBLEMS, Problem, from_pydantic, message, show
 from manytune.config.source import KeyPath, Source, dump, read
 from manytune.config.sweeps import AnySweep
 from manytune.config.tasks import OwnTask, TaskEntry
@@ -52,6 +53,11 @@ __all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
 
 MEANS: set[str] = {"checkpoint_every", "max_pack"}
 """Training settings that say how results are reached: no result depends on them, so they may change on the way."""
+
+MOST_RUNS = 100_000
+"""Of one study: their plan alone takes a minute and 100 MB."""
+
+_MOST_CHARACTERS = 500_000  # a study directory keeps it with all defaults, which must be within what is read
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP = 0
@@ -213,7 +219,7 @@ class Study(Frozen):
         source = info.context if isinstance(info.context, Source) else Source("The study", data)
         try:
             study = handler(data)
-            found = list(_contradictions(study))
+            found = list(itertools.islice(_contradictions(study), MOST_PROBLEMS + 1))
         except ValidationError as error:
             found = from_pydantic(error, data, _unknown_key)
         if found:
@@ -224,15 +230,28 @@ class Study(Frozen):
 def _contradictions(study: Study) -> Iterator[Problem]:
     """What is wrong although every value is right by itself."""
     names = study.task_names
+    first = {name: index for index, name in reversed(list(enumerate(names)))}
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if first[name] != index:
             yield Problem(("tasks", index), f"there is a task {name!r} already; give this one another name.")
+    uncovered = False
     for index, sweep in enumerate(study.methods):
         for name in type(sweep).model_fields:
             axis = getattr(sweep, name)
-            if isinstance(axis, Mapping):
-                yield from _uncovered(axis, names, ("methods", index, name))
-    classified = [task for task in map(study.task, names) if task.kind == "classification"]
+            for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
+                uncovered = True
+                yield problem
+    runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
+    if runs > MOST_RUNS:
+        yield Problem(
+            (),
+            f"it comes to {show(runs)} runs, since lists multiply with each other, with tasks and with seeds; a "
+            f"study can have {MOST_RUNS:,}. Make several studies of it; one report can take them together.",
+        )
+    if len(json.dumps(study.model_dump(mode="json"))) > _MOST_CHARACTERS:
+        yield Problem((), f"with its defaults it takes more than {_MOST_CHARACTERS:,} characters. Make several of it.")
+    tasks = [entry.to_task() if isinstance(entry, OwnTask) else get_task(entry) for entry in study.tasks]
+    classified = [task for task in tasks if task.kind == "classification"]
     classes = {task.name: len(task.labels) for task in classified if task.labels}
     weights = study.training.class_weights
     if weights != "none" and not classified:
@@ -245,12 +264,13 @@ def _contradictions(study: Study) -> Iterator[Problem]:
 
 
 def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) -> Iterator[Problem]:
+    known = set(tasks)
     for name in by_task:
-        if name not in tasks:
+        if name not in known:
             yield Problem((*path, name), f"this is no task of the study. {choices(name, tasks)}")
     missing = [name for name in tasks if name not in by_task]
     if missing:
-        what = f"it chooses by task, but has nothing for {', '.join(missing)}. Every task needs a value."
+        what = f"it chooses by task, but has nothing for {', '.join(missing[:20])}. Every task needs a value."
         yield Problem(path, what)
 
 
@@ -263,8 +283,8 @@ def _unknown_key(place: KeyPath, key: str) -> str:
         return choices(key, own)
     del homes["own"]
     everywhere = {name for model in homes.values() for name in model.model_fields}
-    if key not in everywhere and not difflib.get_close_matches(key, own):
-        near = difflib.get_close_matches(key, sorted(everywhere), n=1, cutoff=0.8)
+    if key not in everywhere and not difflib.get_close_matches(key[:80], own):
+        near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
         return f"Did you mean {near[0]!r}? {_unknown_key(place, near[0])}" if near else choices(key, own)
     elsewhere = [home for home, model in homes.items() if home != here and key in model.model_fields]
     if not elsewhere:

@@ -6,6 +6,7 @@ Their classes are derived from the methods' own, so a hyper-parameter is declare
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -66,6 +67,10 @@ class Sweep(Frozen):
         names = [name for name in kind.model_fields if name != "method"]
         for values in itertools.product(*(self.values(name, task) for name in names)):
             yield kind(**dict(zip(names, values, strict=True)))
+
+    def count(self, task: str) -> int:
+        """The number of concrete methods for `task`."""
+        return math.prod(len(self.values(name, task)) for name in type(self).model_fields if name != "method")
 
     def values(self, name: str, task: str) -> tuple[Any, ...]:
         """The values of one hyper-parameter for `task`."""

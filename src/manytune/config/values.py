@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -92,9 +92,11 @@ class Frozen(BaseModel):
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = [value for index, value in enumerate(values) if value in values[:index]]
-    if repeated:
-        raise ValueError(f"it must not hold {show(repeated[0])} twice")
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"it must not hold {show(value)} twice")
+        seen.add(value)
     return values
 
 
@@ -173,7 +175,7 @@ def _class_weights(value: Any) -> Any:
     if isinstance(value, str) and value in ("none", "balanced"):
         return value
     if isinstance(value, (list, tuple)) and value:
-        weights = tuple(float(v) for v in value if type(v) in (int, float) and 0 < v < math.inf)
+        weights = tuple(float(v) for v in value if type(v) in (int, float) and 0 < v <= sys.float_info.max)
         if len(weights) == len(value):
             return weights
     raise ValueError("it must be none, balanced, or a list with a number above 0 for each class")

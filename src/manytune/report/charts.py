@@ -391,8 +391,8 @@ def _looks(analysis: Analysis) -> dict[str, Look]:
 
 
 def _plain(text: str) -> str:
-    """Text that plotly takes neither for its subset of HTML nor for a template."""
-    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;")):
+    """Text that plotly takes neither for its subset of HTML nor for a template or a formula."""
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;"), ("$", "&#36;")):
         text = text.replace(sign, entity)
     return text
 

@@ -11,6 +11,7 @@ from manytune.report.analysis import Analysis
 from manytune.report.answer import method_title, train_seconds
 from manytune.report.table import MethodRow
 from manytune.stats import summarize
+from manytune.text import printable
 
 __all__ = [
     "COSTS",
@@ -77,7 +78,7 @@ def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
         groups.setdefault(method, []).append(label)
     found = {
         label: Look(
-            _short(label, method, group),
+            printable(_short(label, method, group)).lstrip("_"),  # matplotlib's legends leave out what begins with _
             method if method in _METHODS else "other",
             place,
             _PALEST * place / max(len(group) - 1, 1),
@@ -86,7 +87,10 @@ def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
         for place, label in enumerate(group)
     }
     names = [look.name for look in found.values()]
-    return {label: look if names.count(look.name) == 1 else replace(look, name=label) for label, look in found.items()}
+    return {
+        label: look if names.count(look.name) == 1 else replace(look, name=printable(label))
+        for label, look in found.items()
+    }
 
 
 def _short(label: str, method: str, group: Sequence[str]) -> str:

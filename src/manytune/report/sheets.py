@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 from rich.filesize import decimal
 
+from manytune.text import markdown, printable
+
 __all__ = ["FORMATS", "Cell", "Column", "Sheet", "show", "signed", "tex", "to_csv", "to_markdown", "to_tex"]
 
 Cell = str | int | float | None
@@ -55,7 +57,7 @@ def show(cell: Cell, kind: str) -> str:
     """A value as text."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return UNKNOWN
-    return str(cell) if isinstance(cell, str) else FORMATS[kind](cell)
+    return printable(str(cell), keep="\n\t\u2028\u2029") if isinstance(cell, str) else FORMATS[kind](cell)
 
 
 def signed(value: float) -> str:
@@ -102,19 +104,23 @@ FORMATS: Mapping[str, Callable[[int | float], str]] = MappingProxyType(
 def to_csv(sheet: Sheet) -> str:
     """The values at full precision, one header line; unknown is an empty cell.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; a number never does. Controls and
+    what reorders a line are written as escapes.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.name for column in sheet.columns])
+    writer.writerow([_csv_cell(column.name) for column in sheet.columns])
     writer.writerows([[_csv_cell(cell) for cell in row] for row in sheet.rows])
     return file.getvalue()
 
 
+_FORMULA = frozenset("=+-@＝＋－＠")
+
+
 def _csv_cell(cell: Cell) -> Cell:
     if isinstance(cell, str):
-        text = cell.replace("\r", " ")  # a bare one ends the line for some readers
-        return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text[:1] == "\t" else text
+        text = printable(cell.replace("\r", " "), keep="\n\t")  # a bare \r ends the line for some readers
+        return f"'{text}" if text.lstrip()[:1] in _FORMULA or text[:1] == "\t" else text
     return "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else cell
 
 
@@ -140,6 +146,8 @@ def to_tex(sheet: Sheet) -> str:
         r"\end{tabular}" + ("}" if scaled else ""),
         r"\end{table}",
     ]
+    if any(ord(sign) > _LATIN and sign not in _MARKS for line in lines for sign in line):
+        lines[0] += ", and LuaLaTeX or XeLaTeX with a font for its letters: pdfLaTeX lacks some of them"
     return "\n".join(lines) + "\n"
 
 
@@ -149,6 +157,8 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 _TEX = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    # After \\ and \midrule, [ and * would be their arguments; ?` is one sign.
+    **{sign: f"{{{sign}}}" for sign in "[]*`"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -163,29 +173,22 @@ _TEX = {
     "α": r"$\alpha$",
     "→": r"$\rightarrow$",
     "×": r"$\times$",
+    "·": r"$\cdot$",
+    "⁄": "/",
     "…": r"\ldots{}",
-    "\u2028": " ",
-    "\u2029": " ",
-    "\n": " ",
-    "\r": " ",
-    "\t": " ",
 }
+_LATIN = 0x17F  # the last letter of Latin Extended-A: pdfLaTeX has letters up to there, typographic marks, and no more
+_MARKS = "–—‘’‚“”„†‡•…‰‹›€™"
 
 
 def tex(text: str) -> str:
     """Text with everything escaped that LaTeX would take for a command."""
-    escaped = "".join(_TEX.get(sign, sign) for sign in text)
-    return "".join(sign if sign.isprintable() else "?" for sign in escaped)
+    return "".join(_TEX.get(sign, sign if sign.isprintable() else "?") for sign in " ".join(text.split()))
 
 
 def to_markdown(sheet: Sheet) -> str:
     """A table of GitHub's Markdown."""
-    head = " | ".join(_markdown(column.title) for column in sheet.columns)
+    head = " | ".join(markdown(column.title) for column in sheet.columns)
     rule = " | ".join("---" if column.kind == "text" else "---:" for column in sheet.columns)
-    rows = [" | ".join(map(_markdown, row)) for row in sheet.shown()]
+    rows = [" | ".join(map(markdown, row)) for row in sheet.shown()]
     return "\n".join(f"| {line} |" for line in (head, rule, *rows)) + "\n"
-
-
-def _markdown(text: str) -> str:
-    """Text that neither Markdown nor HTML in it takes for more than text."""
-    return re.sub(r"([\\`*_{}\[\]<>|#&~!])", r"\\\1", " ".join(text.split()))

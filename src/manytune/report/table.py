@@ -6,7 +6,7 @@ never averaged in: they are counted beside the mean and named below the table.
 
 from __future__ import annotations
 
-import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,10 +23,12 @@ from manytune.metrics import METRICS, Metric
 from manytune.record import RunRecord, RunState
 from manytune.stats import Lead, Summary, leader, summarize
 from manytune.tasks import TASKS
+from manytune.text import printable
 
 __all__ = ["MethodRow", "MetricSummary", "TaskTable", "render", "tabulate"]
 
 _UNKNOWN = "–"
+_NAMED = 20  # runs of one kind
 _LAST_COLLAPSED = "predicted a constant at the last evaluation, left out of the last mean"
 _LEFT_OUT = "Means and standard deviations are over the runs that finished; the others are left out of them."
 
@@ -68,15 +70,12 @@ class MethodRow:
 
         Their training did not take off, though they predict no constant. Of fewer than 3 runs none is one.
         """
-        scores = {run.run_id: run.best_score for run in self.finished if run.best_score is not None}
-        found = []
-        for run in self.finished if len(scores) >= 3 and self.primary.metric.higher_is_better else ():
-            others = [score for run_id, score in scores.items() if run_id != run.run_id]
-            middle = statistics.median(others)
-            own = scores.get(run.run_id)
-            if own is not None and middle > 0 and own < middle / 2:
-                found.append((run, middle))
-        return tuple(found)
+        scored = [(run, run.best_score) for run in self.finished if run.best_score is not None]
+        if len(scored) < 3 or not self.primary.metric.higher_is_better:
+            return ()
+        ordered = sorted(score for _, score in scored)
+        medians = ((run, score, _median_without(ordered, bisect_left(ordered, score))) for run, score in scored)
+        return tuple((run, middle) for run, score, middle in medians if middle > 0 and score < middle / 2)
 
     @property
     def primary(self) -> MetricSummary:
@@ -113,7 +112,8 @@ class MethodRow:
         named = [(str(state), self.in_state(state)) for state in RunState if state is not RunState.FINISHED]
         named.append((_LAST_COLLAPSED, tuple(run for run in self.finished if run.last_collapsed)))
         return tuple(
-            f"{len(runs)} of {len(self.runs)} {what}: {', '.join(run.run_id for run in runs)}"
+            f"{len(runs)} of {len(self.runs)} {what}: {', '.join(run.run_id for run in runs[:_NAMED])}"
+            + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")
             for what, runs in named
             if runs
         )
@@ -205,6 +205,12 @@ def _last(run: RunRecord, metric: Metric) -> float | None:
     return run.last_score if metric.name == run.primary_metric else run.last_scores.get(metric.name)
 
 
+def _median_without(ordered: Sequence[float], place: int) -> float:
+    """The median of sorted values without the one at `place`."""
+    low, high = (at + (at >= place) for at in ((len(ordered) - 2) // 2, (len(ordered) - 1) // 2))
+    return (ordered[low] + ordered[high]) / 2
+
+
 def _metric(name: str, task: str) -> Metric:
     if name not in METRICS:
         raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
@@ -283,7 +289,7 @@ def _cells(row: MethodRow) -> list[tuple[str, ...]]:
     averaged, runs = len(row.finished), len(row.runs)
     share, speed, memory = row.trainable_share, row.samples_per_second, row.peak_memory_bytes
     return [
-        (row.label,),
+        (printable(row.label),),
         (str(runs) if averaged == runs else f"{averaged} of {runs}",),
         *(
             (_mean_cell(each.best, _without_best(row)), _mean_cell(each.last, _without_last(row)))

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import RunStatus, StudyStatus
+from manytune.text import printable, shortened
 
 __all__ = [
+    "MANY",
     "closing_lines",
     "counted",
     "duration",
@@ -31,17 +33,21 @@ __all__ = [
     "watched",
 ]
 
+MANY = 100
+"""Runs, or packs, that are listed one by one; more are put together."""
+
 _FAILED_SHOWN = 20
+_LONGEST_CELL = 4000  # characters
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
     """A table whose numbers stand to the right; a column is numeric if all its filled cells are."""
     cells = [["–" if cell is None else cell for cell in row] for row in rows]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=None if title is None else Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
         filled = [row[index] for row in cells if row[index] != "–"]
         numeric = bool(filled) and all(_is_numeric(cell) for cell in filled)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(_written(cell)) for cell in row))
     return table
@@ -158,7 +164,7 @@ def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | Non
     if failed:
         lines += [
             f"{counted(len(failed), 'run')} failed:",
-            *(f"  {run.run_id}: {run.failure}" for run in failed[:_FAILED_SHOWN]),
+            *(f"  {run.run_id}: {shortened(run.failure, 500)}" for run in failed[:_FAILED_SHOWN]),
         ]
         if len(failed) > _FAILED_SHOWN:
             lines.append(f"  and {len(failed) - _FAILED_SHOWN} more")
@@ -216,7 +222,8 @@ def _is_numeric(cell: Any) -> bool:
 
 def _written(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return str(cell)
+        text = printable(str(cell))  # a line feed or a tab too: a row stays a row
+        return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4f}" if cell == 0 or 1e-4 <= abs(cell) < 1e6 else f"{cell:.3e}"

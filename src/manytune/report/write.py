@@ -18,6 +18,7 @@ from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.source import read, without_examples
 from manytune.report.table import MethodRow
 from manytune.store import Store
+from manytune.text import markdown
 
 __all__ = ["files_of", "write_report"]
 
@@ -76,35 +77,29 @@ def files_of(content: Content) -> dict[str, str | bytes]:
 
 
 def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
-    lines = [f"# {content.title}", *content.state]
+    lines = [f"# {markdown(content.title)}", *map(markdown, content.state)]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
     for sheet in content.overall:
-        lines += [f"## {sheet.title}", _plain(sheet.caption), to_markdown(sheet).rstrip()]
+        lines += [f"## {markdown(sheet.title)}", markdown(sheet.caption), to_markdown(sheet).rstrip()]
     for task in content.tasks:
         analysis = task.analysis
-        lines.append(f"## {analysis.title} on {_plain(analysis.table.model)}")
-        lines.append(f"**{_plain(task.answer.headline)}**")
-        lines.append("\n".join(f"- {_plain(point.text)}" for point in task.answer.points))
+        lines.append(f"## {markdown(analysis.title)} on {markdown(analysis.table.model)}")
+        lines.append(f"**{markdown(task.answer.headline)}**")
+        lines.append("\n".join(f"- {markdown(point.text)}" for point in task.answer.points))
         for part in task.parts:
             lines.append(f"### {part.title}")
-            lines += [_plain(text) for text in part.text]
+            lines += [markdown(text) for text in part.text]
             for stem in part.figures:
                 name = f"figures/{analysis.key}-{stem}.png"
                 if name in files:
                     alt = next((chart.alt for chart in part.charts), part.title)
-                    lines.append(f"![{_plain(alt)}]({name})")
+                    lines.append(f"![{markdown(alt)}]({name})")
             for sheet in (*part.sheets, *part.folded):
-                lines += [f"**{_plain(sheet.title)}** {_plain(sheet.caption)}", to_markdown(sheet).rstrip()]
+                lines += [f"**{markdown(sheet.title)}** {markdown(sheet.caption)}", to_markdown(sheet).rstrip()]
     for sheet in content.provenance:
-        lines += [f"## {sheet.title}", to_markdown(sheet).rstrip()]
+        lines += [f"## {markdown(sheet.title)}", to_markdown(sheet).rstrip()]
     return "\n\n".join(line for line in lines if line) + "\n"
-
-
-def _plain(text: str) -> str:
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
 
 
 def _summary(content: Content) -> dict[str, Any]:

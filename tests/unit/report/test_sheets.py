@@ -27,6 +27,19 @@ def test_no_text_is_a_formula_in_a_spreadsheet(text: str) -> None:
     assert number == "-0.5"
 
 
+@pytest.mark.parametrize("text", ["＝1+1", "＠x", " =1", "\n=1"])
+def test_signs_that_only_some_spreadsheets_take_for_a_formula(text: str) -> None:
+    (_, (cell, _)) = csv.reader(io.StringIO(to_csv(make((text, 1)))))
+    assert cell == f"'{text}"
+
+
+def test_a_csv_header_is_no_formula_and_no_cell_commands_a_terminal() -> None:
+    sheet = Sheet("s", "t", "c", (Column("=1+1", "x"), Column("b", "y")), (("a\x1b[2J\u202e", "c\nd"),))
+    header, row = csv.reader(io.StringIO(to_csv(sheet)))
+    assert header == ["'=1+1", "b"]
+    assert row == [r"a\x1b[2J\u202e", "c\nd"]
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "shown"),
     [
@@ -69,6 +82,20 @@ def test_latex_takes_no_text_for_a_command() -> None:
     assert tex('−0.1 – "α ≥ 2"') == r"$-$0.1 -- ''$\alpha$ $\geq$ 2''"
 
 
+def test_a_latex_row_is_no_argument_of_the_line_above() -> None:
+    text = to_tex(make(("[1cm] ?`a`", 0.5), ("* b", 0.5)))
+    assert "{[}1cm{]} ?{`}a{`} & 0.500" in text
+    assert "\n{*} b & 0.500" in text
+
+
+def test_latex_says_where_letters_need_another_engine() -> None:
+    plain, other = to_tex(make(("é ł – “a” ⁄ ·", 0.5))), to_tex(make(("中文", 0.5)))
+    assert "XeLaTeX" not in plain
+    assert "⁄" not in plain
+    assert "XeLaTeX" in other.splitlines()[0]
+    assert "中文" in other
+
+
 def test_a_latex_table_has_its_rules_and_as_many_cells_as_columns() -> None:
     text = to_tex(make(("a & b", 0.5), ("c", None)))
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
@@ -86,6 +113,10 @@ def test_a_wide_latex_table_is_scaled_to_the_line() -> None:
     assert r"\usepackage{booktabs,graphicx}" in wide.splitlines()[0]
     many = Sheet("s", "t", "c", tuple(Column(f"c{at}", "c", "count") for at in range(9)), ())
     assert "resizebox" in to_tex(many)
+
+
+def test_a_markdown_cell_is_no_link_and_no_formula() -> None:
+    assert r"| https:/\/a.b \$x\$ \\x1b | 0.500 |" in to_markdown(make(("https://a.b $x$ \x1b", 0.5)))
 
 
 def test_markdown_takes_no_text_for_markup() -> None:
