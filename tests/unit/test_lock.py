@@ -306,11 +306,11 @@ def test_a_moment_in_which_it_cannot_be_read_ends_neither_heartbeat_nor_holder(
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
     read, failing, failed = module.read_bytes, threading.Event(), threading.Event()
 
-    def sometimes(path: Path) -> bytes | None:
+    def sometimes(path: Path, most: int) -> bytes | None:
         if failing.is_set():
             failed.set()
             raise StoreError("an unreadable moment")
-        return read(path)
+        return read(path, most)
 
     monkeypatch.setattr(module, "read_bytes", sometimes)
     file = tmp_path / "lock"
