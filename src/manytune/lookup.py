@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import Store
 
-__all__ = ["chosen_records", "one_run", "refuse_another_backbone"]
+__all__ = ["PREDICTIONS", "SNAPSHOT", "altered", "chosen_records", "digests", "one_run", "refuse_another_backbone"]
+
+PREDICTIONS = "predictions.npz"
+SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
+"""Files in a run's directory of which the record holds digests."""
 
 _FEW = 6
 """Runs that a message names."""
@@ -85,6 +91,48 @@ def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: s
             f"model: {run_id} was trained on {model} at {trained}, and what is there now is {now}. A snapshot holds "
             "what was trained alone: get back the weights it started from."
         )
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """Path in a run's directory → SHA-256, of its snapshot and predictions, as far as they are there.
+
+    Raises:
+        StoreError: One of them cannot be read.
+    """
+    return {name: _digest(run_dir / name) for name in (*SNAPSHOT, PREDICTIONS) if (run_dir / name).exists()}
+
+
+def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None:
+    """Say that a file is not the one that the run wrote: copied from another run, edited or damaged.
+
+    Args:
+        store: The study directory.
+        record: Of the run.
+        names: Paths in its directory; those that are not there are passed over.
+
+    Returns:
+        One sentence of what is wrong and how to mend it; None where all are as they were, and of a record of version
+        1, which has no digests.
+
+    Raises:
+        StoreError: A file cannot be read.
+    """
+    directory = store.run_dir(record.run_id)
+    for name in names if record.schema_version > 1 else ():
+        if (directory / name).exists() and _digest(directory / name) != record.files.get(name):
+            return (
+                f"{directory / name} is not the file that the run {record.run_id} wrote: its SHA-256 is not the one in "
+                f"the run's record. Put the run's own file back, or delete {directory} and run the study again."
+            )
+    return None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[str], store: Store) -> RunRecord:

@@ -44,7 +44,7 @@ __all__ = [
     "history_to_csv",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 COLLAPSE_ADVICE = (
     "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
@@ -202,6 +202,8 @@ class RunRecord(_Facts):
     """All metrics of the best snapshot."""
     last_scores: Scores = Field(default_factory=dict)
     """All metrics of the run's last tensors; empty where `last_score` is null."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path in the run's directory → SHA-256, of its snapshot and predictions; not known before version 2."""
     epochs_done: float | None = None
     """Passes over the training data."""
     steps: int | None = None

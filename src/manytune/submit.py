@@ -28,10 +28,12 @@ class Submission:
     Attributes:
         path: The zip.
         runs: Name of a file → the runs that predicted it; none where a placeholder stands.
+        notes: What could not be checked of the runs, a sentence each.
     """
 
     path: Path
     runs: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
 
 def submit(
@@ -54,8 +56,10 @@ def submit(
         raise StudyError(f"No run that has finished is of one of GLUE's tasks: {', '.join(GLUE)}.")
     predictions: dict[str, Sequence[float]] = {}
     runs: dict[str, tuple[str, ...]] = dict.fromkeys(FILES, ())
+    notes: list[str] = []
     for task, (store, records) in chosen.items():
         predictor = Predictor(store, records, device)
+        notes += predictor.notes
         for file in FILES.values():
             if file.task != task:
                 continue
@@ -64,7 +68,7 @@ def submit(
             predictions[file.name] = [value for part in parts for value in predictor.values(part)]
             runs[file.name] = tuple(record.run_id for record in records)
     write_zip(out, predictions)
-    return Submission(out, runs)
+    return Submission(out, runs, tuple(notes))
 
 
 def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, tuple[RunRecord, ...]]]:

@@ -41,7 +41,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run: its record and its history."""
-    from manytune.lookup import one_run
+    from manytune.lookup import PREDICTIONS, SNAPSHOT, altered, one_run
     from manytune.report.views import facts_table, history_table, record_facts
     from manytune.store import Store
 
@@ -50,6 +50,8 @@ def show(
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+    if said := altered(store, record, (*SNAPSHOT, PREDICTIONS)):
+        print(f"warning: {said}", file=sys.stderr)
     if as_json:
         print_json(record.model_dump(mode="json"))
         return

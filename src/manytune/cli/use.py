@@ -45,6 +45,8 @@ def predict(
     from manytune.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
+    for note in predictor.notes:
+        print(f"warning: {note}", file=sys.stderr)
     if as_text:
         (made,) = predictor.predict([tuple(inputs)])
         print(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
@@ -139,6 +141,8 @@ def submit(
     from manytune.submit import submit as write_submission  # torch, so late
 
     made = write_submission(stores, out, run=run, data_dir=data_dir, device=device)
+    for note in made.notes:
+        print(f"warning: {note}", file=sys.stderr)
     for name, runs in made.runs.items():
         print(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
     print(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")

@@ -19,6 +19,7 @@ from manytune.data import Encoded
 from manytune.evaluate import Evaluation, beats, evaluate
 from manytune.executors.base import Reports
 from manytune.interrupts import StopRequest
+from manytune.lookup import digests
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path
 from manytune.plan import Pack, Run, total_steps
@@ -254,6 +255,7 @@ class PackJob:
             last_collapsed=bool(last and last.collapsed),
             scores={**best.scores, **self._also_scored(run)} if best else {},
             last_scores=last.scores if last else {},
+            files=digests(self.store.run_dir(run.id)) if best else {},
             epochs_done=outcome.history[-1].epoch if outcome.history else None,
             steps=outcome.steps or None,
             parameters=Parameters(**asdict(self.work.parameters(run))),
