@@ -154,7 +154,7 @@ class _Check:
     """What the exported model must reproduce: the run's recorded logits on dev."""
 
     def __init__(self, store: Store, record: RunRecord, task: Task) -> None:
-        examples, kept = store.task_files(task.name).examples(), store.read_predictions(record.run_id)
+        examples, kept = store.task_files(task.name).examples(task), store.read_predictions(record.run_id)
         if examples is None or kept is None:
             raise StoreError(
                 f"{record.run_id} cannot be verified: {store.root} does not hold its dev rows and predictions. "

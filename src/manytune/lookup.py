@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -140,8 +141,24 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
         if len(tasks) > 1:
             raise StudyError(f"--task: this study has runs of {', '.join(tasks)}; say of which the best run is meant")
         task = tasks[0] if tasks else ""
-    finished = [r for r in records.values() if r.task == task and r.state is RunState.FINISHED]
-    if not finished:
-        raise StoreError(f"No run of {store.root} has finished, so there is none to choose.")
-    sign = 1 if METRICS[finished[0].primary_metric].higher_is_better else -1
-    return max(finished, key=lambda record: sign * (record.best_score or 0.0))
+    own = [record for record in records.values() if record.task == task]
+    scored = [(r.best_score, r) for r in own if r.state is RunState.FINISHED and r.best_score is not None]
+    if not scored:
+        raise StoreError(f"No run of {store.root} has finished{_instead(own)}, so there is none to choose.")
+    metric = scored[0][1].primary_metric
+    if metric not in METRICS:
+        raise StoreError(f"The record of {scored[0][1].run_id} has a metric that {choices(metric, METRICS)}")
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    return max(scored, key=lambda one: sign * one[0])[1]
+
+
+def _instead(records: Sequence[RunRecord]) -> str:
+    """What became of the runs of a task, of which none has finished with a score."""
+    states = Counter(str(record.state) for record in records)
+    if not states:
+        return ""
+    said = f" with a score: of {records[0].task}, {', '.join(f'{count} {state}' for state, count in states.items())}"
+    collapsed = next((record.run_id for record in records if record.state is RunState.COLLAPSED), None)
+    if collapsed is None:
+        return said
+    return f"{said} (predicting one constant for every text; --run {collapsed} uses one all the same)"

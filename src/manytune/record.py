@@ -31,7 +31,6 @@ from manytune.errors import StoreError
 from manytune.json_text import parse_json
 
 __all__ = [
-    "COLLAPSE_ADVICE",
     "SCHEMA_VERSION",
     "Cost",
     "HistoryRow",
@@ -40,34 +39,37 @@ __all__ = [
     "RunRecord",
     "RunState",
     "Scores",
+    "collapse_note",
     "history_from_csv",
     "history_to_csv",
+    "plain",
 ]
 
 SCHEMA_VERSION = 2
 
-COLLAPSE_ADVICE = (
-    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
-)
-"""The first note of a collapsed run."""
+_FEW_STEPS = 100
+"""Optimizer steps below which a run that collapsed is first of all a short one."""
+
+_ROSE = 1.5
+"""The last training loss over the lowest one, or over that of guessing: by less, it rises by chance."""
 
 _PLAIN = "plain"
 """Validation's context where all values are plain already: looking at each once is enough."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` with numpy's and torch's numbers as Python's, and whatever is not finite as None."""
     if isinstance(value, float):  # numpy's float64 is one too
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):  # most values: a study of thousands of runs reads fast
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     # By name, because importing either library would make every start slower.
     if type(value).__module__.partition(".")[0] in {"numpy", "torch"}:
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return value
 
 
@@ -79,7 +81,7 @@ class _Facts(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain_values(cls, values: Any, info: ValidationInfo) -> Any:
-        return values if info.context is _PLAIN else _plain(values)
+        return values if info.context is _PLAIN else plain(values)
 
 
 class RunState(StrEnum):
@@ -90,7 +92,7 @@ class RunState(StrEnum):
     FAILED = "failed"
     """It could not go on (its loss was no number, memory ran out, …); the record's `failure` says why."""
     COLLAPSED = "collapsed"
-    """Its best snapshot predicts one constant; the score is 0."""
+    """Its best snapshot predicts one constant: the same class, or the same number, for every dev row."""
     PRUNED = "pruned"
     """A search ended it early because others were better."""
 
@@ -244,12 +246,40 @@ class RunRecord(_Facts):
                     f"{where} has schema version {version}; this manytune reads versions up to "
                     f"{SCHEMA_VERSION}. Use the newer manytune that wrote it."
                 )
-            return cls.model_validate(_plain(values), context=_PLAIN)
+            return cls.model_validate(plain(values), context=_PLAIN)
         except (ValueError, KeyError) as error:  # JSON's and pydantic's errors are ValueErrors
             raise StoreError(
                 f"{where} is not a record of a run: {_first_problem(error)}. "
                 "Delete the run's directory to have the run trained again."
             ) from error
+
+
+def collapse_note(
+    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: int | None = None
+) -> str:
+    """What a reader should know of a run that collapsed: its first note.
+
+    Args:
+        title: Of the metric.
+        score: The best snapshot's.
+        steps: Optimizer steps that were taken.
+        history: The run's evaluations.
+        classes: How many there are; None for a regression.
+    """
+    scored = "" if score is None else f" ({title} {score:.3f})"
+    said = f"It predicts one constant for all dev rows{scored}, whatever their text."
+    losses = [row.train_loss for row in history if row.train_loss is not None]
+    guessing = [] if classes is None else [math.log(classes)]  # cross-entropy where all classes are as likely
+    if losses and losses[-1] > _ROSE * min(*losses, *guessing, losses[-1]):
+        return (
+            f"{said} Its training loss rose to {losses[-1]:.3g}, from {min(losses + guessing):.3g}. "
+            "Use a lower learning rate or a longer warm-up."
+        )
+    if steps < _FEW_STEPS:
+        return f"{said} It took only {steps} steps: train longer."
+    return (
+        f"{said} Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
+    )
 
 
 class HistoryRow(_Facts):

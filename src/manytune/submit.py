@@ -11,7 +11,7 @@ from manytune.errors import StudyError
 from manytune.glue_zip import FILES, write_zip
 from manytune.lookup import chosen_records
 from manytune.predictor import Predictor
-from manytune.record import RunRecord
+from manytune.record import RunRecord, RunState
 from manytune.store import Store
 from manytune.tasks import GLUE
 
@@ -84,7 +84,11 @@ def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, 
             chosen[record.task] = (store, (*before, record))
         return {task: found for task, found in chosen.items() if task in GLUE}
     for store in stores:
-        for task in dict.fromkeys(record.task for record in store.finished_runs().values() if record.task in GLUE):
+        ended = store.finished_runs().values()
+        finished = [
+            record.task for record in ended if record.state is RunState.FINISHED and record.best_score is not None
+        ]
+        for task in dict.fromkeys(name for name in finished if name in GLUE):
             (record,) = chosen_records(store, "best", task)
             there = chosen.get(task)
             if there is None or (record.best_score or 0.0) > (there[1][0].best_score or 0.0):

@@ -57,10 +57,18 @@ class TaskFiles:
             raise StoreError(f"{self._path('learned')} is missing: without it, the outputs have no names.")
         return learned.complete(task)
 
-    def examples(self) -> Examples | None:
-        """The dev rows; None if they were not kept."""
-        text = read_text(self._path("examples"))
-        return None if text is None else Examples.from_json(text, where=str(self._path("examples")))
+    def examples(self, task: Task | None = None) -> Examples | None:
+        """The dev rows; None if they were not kept.
+
+        Raises:
+            StoreError: They are damaged, or rows of another task than `task`.
+        """
+        path = self._path("examples")
+        text = read_text(path)
+        found = None if text is None else Examples.from_json(text, where=str(path))
+        if found is not None and task is not None and not found.fit(task):
+            raise StoreError(f"{path} does not hold rows of {task.name}: their texts or labels are of another task.")
+        return found
 
     def structure(self) -> Structure | None:
         """The module tree; None if it was not kept."""

@@ -60,7 +60,7 @@ def test_the_best_run_predicts_and_the_rest_is_named(trained: Path, command: Com
     done = command("submit", "out", "--out", "glue.zip", cwd=trained)
     assert done.code == 0, done.err
     assert "WNLI.tsv: wnli-full-lr1e-2-s" in done.out
-    assert done.out.count("a placeholder; no run is of this task") == 10
+    assert done.out.count("a placeholder; no run of this task has finished") == 10
     assert check_zip(trained / "glue.zip") == []
     rows = [line.split("\t") for line in (trained / "glue/WNLI/test.tsv").read_text().splitlines()[1:]]
     made = manytune.load(trained / "out").predict([(row[1], row[2]) for row in rows])

@@ -77,10 +77,15 @@ def report(
 
     It reads what is on disk alone, also of a study that is still going on.
     """
+    from manytune.report.guard import warnings_as_lines
     from manytune.report.views import watched
     from manytune.report.write import write_report
 
-    for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
+    def write() -> tuple[Path, bool]:
+        with warnings_as_lines():
+            return write_report(directories, out, examples=examples)
+
+    for page, first in watched(write, every if watch else None):
         if first:
             print(f"Report: {page}")
             if open_page:

@@ -144,5 +144,5 @@ def submit(
     for note in made.notes:
         print(f"warning: {note}", file=sys.stderr)
     for name, runs in made.runs.items():
-        print(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
+        print(f"{name}: {', '.join(runs) or 'a placeholder; no run of this task has finished'}")
     print(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manytune.errors import StoreError
 from manytune.files import write_file
+from manytune.record import plain
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
+from manytune.report.guard import attempt
 from manytune.report.page import render_page
 from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.source import read, without_examples
@@ -63,16 +66,22 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     for sheet in content.sheets:
         files[f"tables/{sheet.name}.csv"] = to_csv(sheet)
         files[f"tables/{sheet.name}.tex"] = to_tex(sheet)
+    problems = list(content.problems)
     for task in content.tasks:
-        files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis).items()}
+        files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis, problems).items()}
+    tasks = [
+        attempt(f"{task.analysis.title}: no summary", partial(_plain_summary, task), None, problems)
+        for task in content.tasks
+    ]
+    content = replace(content, problems=tuple(problems))
     files["report.md"] = _markdown(content, files)
-    files["summary.json"] = json.dumps(_summary(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files["summary.json"] = json.dumps(_summary(content, tasks), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files["index.html"] = render_page(content)
     return files
 
 
 def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
-    lines = [f"# {content.title}", *content.state]
+    lines = [f"# {content.title}", *content.state, *(_plain(text) for text in content.problems)]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
     for sheet in content.overall:
@@ -103,15 +112,21 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _summary(content: Content) -> dict[str, Any]:
+def _summary(content: Content, tasks: Sequence[Any]) -> dict[str, Any]:
     """The report for programs."""
     return {
         "schema_version": SUMMARY_VERSION,
         "studies": [name for name, _ in content.studies],
         "complete": content.complete,
-        "tasks": [_task_summary(task) for task in content.tasks],
+        "tasks": [task for task in tasks if task is not None],
         "waiting": list(content.waiting),
+        "problems": list(content.problems),
     }
+
+
+def _plain_summary(task: TaskContent) -> Any:
+    """A task's summary, without what JSON has no word for."""
+    return plain(_task_summary(task))
 
 
 def _task_summary(task: TaskContent) -> dict[str, Any]:
