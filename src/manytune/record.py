@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AwareDatetime,
@@ -73,10 +73,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+Whole = Annotated[int, Field(gt=-(10**100), lt=10**100)]
+"""A whole number that a float can hold, so that it can be shown and drawn."""
+
+
 class _Facts(BaseModel):
     """Frozen facts; a key that the schema does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -107,17 +111,17 @@ class Parameters(_Facts):
     `trainable` = `backbone` + `bias` + `adapter` + `head`.
     """
 
-    total: int | None = None
+    total: Whole | None = None
     """All parameters of the model, adapters included."""
-    trainable: int | None = None
+    trainable: Whole | None = None
     """Parameters that trained."""
-    backbone: int | None = None
+    backbone: Whole | None = None
     """Trained parameters of the backbone other than biases that trained by themselves (BitFit)."""
-    bias: int | None = None
+    bias: Whole | None = None
     """Trained biases of the backbone, where only its biases train."""
-    adapter: int | None = None
+    adapter: Whole | None = None
     """Trained parameters that were added to the backbone, such as LoRA's A and B."""
-    head: int | None = None
+    head: Whole | None = None
     """Trained parameters of the head."""
 
 
@@ -128,13 +132,13 @@ class Cost(_Facts):
     """Seconds of training: the pack's, divided by the runs that were in it."""
     eval_seconds: float | None = None
     """Seconds of evaluation, shared in the same way."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Whole | None = None
     """Most memory held at once while the whole pack trained: of the process (CPU) or on the GPU."""
     samples_per_second: float | None = None
     """Training samples of this run a second of `train_seconds`."""
-    snapshot_bytes: int | None = None
+    snapshot_bytes: Whole | None = None
     """Size of the best snapshot on disk."""
-    pack_size: int | None = None
+    pack_size: Whole | None = None
     """Runs that started in the pack."""
 
 
@@ -182,7 +186,7 @@ class RunRecord(_Facts):
     """How texts were laid out for the tokenizer: native or spaced."""
     selection: str | None = None
     """What selected the best snapshot: dev or train-split."""
-    seed: int
+    seed: Whole
     """The run's seed."""
     state: RunState
     """How the run ended."""
@@ -194,7 +198,7 @@ class RunRecord(_Facts):
     """Name of the metric that selects."""
     best_score: float | None = None
     """The primary metric of the best snapshot, scored once more at the end, alone and in fp32."""
-    best_step: int | None = None
+    best_step: Whole | None = None
     """Optimizer step of the best snapshot."""
     last_score: float | None = None
     """The primary metric of the run's last tensors, scored like `best_score`; null where a share of train selects."""
@@ -208,7 +212,7 @@ class RunRecord(_Facts):
     """Path in the run's directory → SHA-256, of its snapshot and predictions; not known before version 2."""
     epochs_done: float | None = None
     """Passes over the training data."""
-    steps: int | None = None
+    steps: Whole | None = None
     """Optimizer steps taken."""
     parameters: Parameters = Parameters()
     """Parameter counts."""
@@ -255,7 +259,7 @@ class RunRecord(_Facts):
 
 
 def collapse_note(
-    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: int | None = None
+    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: Whole | None = None
 ) -> str:
     """What a reader should know of a run that collapsed: its first note.
 
@@ -285,11 +289,11 @@ def collapse_note(
 class HistoryRow(_Facts):
     """What one evaluation saw."""
 
-    step: int
+    step: Whole
     """Optimizer steps taken."""
     epoch: float | None = None
     """Passes over the training data, with its fraction."""
-    samples_seen: int | None = None
+    samples_seen: Whole | None = None
     """Training samples taken, repeats counted."""
     train_loss: float | None = None
     """Mean training loss since the evaluation before."""
