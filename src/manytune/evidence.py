@@ -107,7 +107,15 @@ class Learned(_Kept):
         return cls(labels=task.labels, target_range=task.target_range, center=known[0], spread=known[1])
 
     def complete(self, task: Task) -> Task:
-        """`task` with what was learned of it."""
+        """`task` with what was learned of it.
+
+        Raises:
+            ValueError: It cannot have been learned of such a task.
+        """
+        if task.kind == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"{len(set(self.labels))} different classes of {len(self.labels)}")
+        if self.spread is not None and self.spread <= 0:
+            raise ValueError(f"a spread of {self.spread}")
         scale = None if self.center is None or self.spread is None else Scale(self.center, self.spread)
         return replace(task, labels=self.labels, target_range=self.target_range, scale=scale)
 

@@ -68,7 +68,8 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"{_FACTS} holds no mapping")
         if facts.get("format") != _FORMAT:
             raise StoreError(
-                f"The snapshot {directory} has format {facts.get('format')!r}; this manytune reads {_FORMAT}."
+                f"The snapshot {directory} has format {shortened(repr(facts.get('format')))}; this manytune reads "
+                f"{_FORMAT}."
             )
         return load_file(directory / _TENSORS), facts
     except (OSError, ValueError, SafetensorError) as error:

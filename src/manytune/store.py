@@ -250,7 +250,7 @@ class Store:
             version = plan["schema_version"]
             if version != _PLAN_VERSION:
                 raise StoreError(
-                    f"{self._plan_file} has schema version {version!r}; this manytune reads version "
+                    f"{self._plan_file} has schema version {shortened(version)}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
             return read(plan)

@@ -55,7 +55,12 @@ class TaskFiles:
         learned = self._learned()
         if learned is None:
             raise StoreError(f"{self._path('learned')} is missing: without it, the outputs have no names.")
-        return learned.complete(task)
+        try:
+            return learned.complete(task)
+        except ValueError as error:
+            raise StoreError(
+                f"{self._path('learned')} is damaged: {error}. Put back what `manytune run` wrote."
+            ) from error
 
     def examples(self, task: Task | None = None) -> Examples | None:
         """The dev rows; None if they were not kept.
