@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from manytune.config import digest
 from manytune.errors import StoreError
 from manytune.tasks import Scale, Task
 
@@ -105,6 +106,11 @@ class Learned(_Kept):
         scale = task.scale
         known = (None, None) if scale is None else (scale.center, scale.spread)
         return cls(labels=task.labels, target_range=task.target_range, center=known[0], spread=known[1])
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of it, without what is not known, so that what later versions add changes none."""
+        return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
 
     def complete(self, task: Task) -> Task:
         """`task` with what was learned of it.

@@ -210,6 +210,8 @@ class RunRecord(_Facts):
     """All metrics of the run's last tensors; empty where `last_score` is null."""
     files: dict[str, str] = Field(default_factory=dict)
     """Path in the run's directory → SHA-256, of its snapshot and predictions; not known before version 2."""
+    learned: str | None = None
+    """SHA-256 of a user's own task's classes, or of its targets' scale; None for other tasks, and before version 2."""
     epochs_done: float | None = None
     """Passes over the training data."""
     steps: Whole | None = None

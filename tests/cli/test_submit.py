@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from manytune.config import Study
 from manytune.executors import run_study
 from manytune.glue_zip import check_zip
 from manytune.progress import make_progress
+from manytune.submit import _chosen
 from manytune.tasks import GLUE
+from study_factory import GLUE_LIKE, make_study_directory
 
 HEADER = "index\tsentence1\tsentence2"
 
@@ -92,3 +95,23 @@ def test_test_rows_that_are_not_there(trained: Path, command: Command, tmp_path:
     assert done.code == 2
     assert "no test.tsv for the test split of task wnli" in done.err
     assert not (tmp_path / "glue.zip").exists()
+
+
+def test_the_snapshot_of_another_run_is_refused(trained: Path, command: Command, tmp_path: Path) -> None:
+    shutil.copytree(trained / "out", tmp_path / "out")
+    one, other = (path / "best" for path in sorted((tmp_path / "out" / "runs").iterdir()))
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    done = command("submit", "out", "--out", "glue.zip", cwd=tmp_path)
+    assert done.code == 2
+    assert "is not the file that the run wnli-full-lr1e-2-s" in done.err
+    assert not (tmp_path / "glue.zip").exists()
+
+
+def test_a_task_of_which_every_run_collapsed_is_a_placeholder(tmp_path: Path) -> None:
+    methods = [{"method": "full", "learning_rate": 5e-5}]
+    store = make_study_directory(
+        tmp_path / "s", {**GLUE_LIKE, "seeds": [0], "methods": methods}, states={"cola": "collapsed"}, evidence=False
+    )
+    assert list(_chosen([store], None)) == ["stsb"]

@@ -234,7 +234,7 @@ def test_names_of_any_length_make_files(tmp_path: Path) -> None:
     roots = []
     for place, letter in enumerate("ab"):
         study = {**STUDY, "name": letter * 100, "model": f"{letter * 250}/{letter * 250}"}
-        roots.append(make_study_directory(tmp_path / str(place), study, evidence=False, evaluations=1).root)
+        roots.append(make_study_directory(tmp_path / str(place), study, evidence=False, evaluations=2).root)
     keys = [analysis.key for analysis in analyse(read(roots))]
     assert len(set(keys)) == 2
     assert max(map(len, keys)) <= 100

@@ -17,6 +17,7 @@ from manytune.checkpoints import Checkpoints
 from manytune.config import Training
 from manytune.data import Encoded
 from manytune.evaluate import Evaluation, beats, evaluate
+from manytune.evidence import Learned
 from manytune.executors.base import Reports
 from manytune.interrupts import StopRequest
 from manytune.lookup import digests
@@ -257,6 +258,7 @@ class PackJob:
             last_collapsed=bool(last and last.collapsed),
             scores={**best.scores, **self._also_scored(run)} if best else {},
             last_scores=last.scores if last else {},
+            learned=Learned.of(task).digest if task.own is not None else None,
             files=digests(self.store.run_dir(run.id)) if best else {},
             epochs_done=outcome.history[-1].epoch if outcome.history else None,
             steps=outcome.steps or None,
