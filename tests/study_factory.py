@@ -18,6 +18,7 @@ from manytune import metrics
 from manytune.config import Study
 from manytune.data import load_split
 from manytune.evidence import Examples, Structure, Trained
+from manytune.lookup import digests
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import HistoryRow, RunRecord
 from manytune.store import Store
@@ -260,6 +261,7 @@ def _write_run(
             "started": started,
             "finished": started + timedelta(seconds=seconds),
         },
+        "files": digests(store.run_dir(run.id)),
     }
     store.write_record(RunRecord.model_validate(record | changes))
 

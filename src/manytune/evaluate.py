@@ -80,7 +80,7 @@ def beats(metric: str, new: Evaluation, old: Evaluation | None) -> bool:
     """Whether one evaluation is better than another, by a metric; of two equals neither is.
 
     A score that is no number beats nothing. Whatever it scores, a prediction that is one constant is worse than
-    one that is not: its 0 says nothing, while a correlation below 0 is one.
+    one that is not: its score says nothing of the texts, while a correlation below 0 is one.
     """
     if not math.isfinite(new.scores[metric]):
         return False

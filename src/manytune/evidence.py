@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from dataclasses import replace
 from typing import Any, Self
@@ -21,20 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from manytune.config import digest
 from manytune.errors import StoreError
 from manytune.tasks import Scale, Task
 
 __all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
 
 _LOGITS = "logits.npy"
-_MOST_BYTES = 2**32
+_MOST_BYTES = 1 << 31  # of logits: a small file can be packed so that it fills any memory
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same logits give the same bytes
 
 
 class _Kept(BaseModel):
     """Frozen facts in a JSON file of their own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -74,7 +76,16 @@ class Examples(_Kept):
     def _rows_match(self) -> Self:
         if len(self.texts) != len(self.labels):
             raise ValueError(f"{len(self.texts)} texts and {len(self.labels)} labels")
+        if not all(0 <= first <= last <= len(self.labels) for first, last in self.parts.values()):
+            raise ValueError(f"a part that is not among the {len(self.labels)} rows")
         return self
+
+    def fit(self, task: Task) -> bool:
+        """Whether these can be rows of `task`: as many texts each, and labels of its classes."""
+        classes = None if task.kind == "regression" else range(len(task.labels))
+        return all(len(row) == len(task.text_columns) for row in self.texts) and (
+            classes is None or all(label in classes for label in self.labels)
+        )
 
 
 class Learned(_Kept):
@@ -96,8 +107,21 @@ class Learned(_Kept):
         known = (None, None) if scale is None else (scale.center, scale.spread)
         return cls(labels=task.labels, target_range=task.target_range, center=known[0], spread=known[1])
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of it, without what is not known, so that what later versions add changes none."""
+        return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
+
     def complete(self, task: Task) -> Task:
-        """`task` with what was learned of it."""
+        """`task` with what was learned of it.
+
+        Raises:
+            ValueError: It cannot have been learned of such a task.
+        """
+        if task.kind == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"{len(set(self.labels))} different classes of {len(self.labels)}")
+        if self.spread is not None and self.spread <= 0:
+            raise ValueError(f"a spread of {self.spread}")
         scale = None if self.center is None or self.spread is None else Scale(self.center, self.spread)
         return replace(task, labels=self.labels, target_range=self.target_range, scale=scale)
 
@@ -140,6 +164,17 @@ def predictions_to_bytes(logits: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
+def _refuse_other_size(archive: zipfile.ZipFile) -> None:
+    """Refuse an array that is not as large as its header says, before the memory for it is taken."""
+    with archive.open(_LOGITS) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        held = archive.getinfo(_LOGITS).file_size - file.tell()
+    if math.prod(shape) * dtype.itemsize != held or held > _MOST_BYTES:
+        raise ValueError(f"its header says {shape} of {dtype}, and it holds {held:,} bytes")
+
+
 def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
     """The logits `[N, outputs]` that `predictions_to_bytes` wrote; nothing is unpickled.
 
@@ -152,11 +187,11 @@ def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
     """
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            if (size := archive.zip.getinfo(_LOGITS).file_size) > _MOST_BYTES:
-                raise ValueError(f"{size:,} bytes of logits, more than {_MOST_BYTES:,}")
+            _refuse_other_size(archive.zip)
             logits: NDArray[Any] = archive[_LOGITS.removesuffix(".npy")]
         if logits.ndim != 2 or logits.dtype != np.float32:
             raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32")
-    except (ValueError, KeyError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{where} is damaged: {error}. Delete it; the report goes without it.") from error
+    except Exception as error:  # of numpy, zipfile and zlib, whose list no documentation gives
+        reason = " ".join(str(error).split())[:120]
+        raise StoreError(f"{where} is damaged: {reason}. Delete it; the report goes without it.") from error
     return logits

@@ -24,7 +24,7 @@ from manytune.evaluate import predictions_of
 from manytune.export_card import model_card
 from manytune.export_onnx import OnnxModel, onnx_call, write_onnx
 from manytune.files import replacing_directory, writing
-from manytune.lookup import refuse_another_backbone, refuse_own_folders
+from manytune.lookup import PREDICTIONS, altered, refuse_another_backbone, refuse_own_folders
 from manytune.methods import adapt
 from manytune.packing import LoraAdapter
 from manytune.record import RunRecord
@@ -39,6 +39,9 @@ FORMS = ("peft", "transformers", "onnx")
 
 _TOLERANCE = 1e-4
 """How far logits of the exported model may be from the recorded ones, in fp32."""
+
+_SAME_SCORE = 1e-3
+"""How far a score that is computed from recorded logits may be from the recorded score."""
 
 _ROWS = 32
 _UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
@@ -107,7 +110,7 @@ def export(
     refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, revision)
     tokenizer = load_tokenizer(study.model)
     adaptation = adapt(run.method, parts)
-    state = _in_own_unit(snapshot.load(store.snapshot_dir(run.id))[0], parts, task)
+    state = _in_own_unit(snapshot.load_own(store, record, run), parts, task)
     form = _form(form, run.label, adaptation.lora, merge=merge, base=base)
     _name_labels(model.config, task)
     name = known_as or str(to)
@@ -162,15 +165,26 @@ class _Check:
     """What the exported model must reproduce: the run's recorded logits on dev."""
 
     def __init__(self, store: Store, record: RunRecord, task: Task) -> None:
-        examples, kept = store.task_files(task.name).examples(), store.read_predictions(record.run_id)
+        examples, kept = store.task_files(task.name).examples(task), store.read_predictions(record.run_id)
         if examples is None or kept is None:
             raise StoreError(
                 f"{record.run_id} cannot be verified: {store.root} does not hold its dev rows and predictions. "
                 "They are written by `manytune run`; copy the whole directory."
             )
+        if said := altered(store, record, (PREDICTIONS,)):
+            raise StoreError(said)
+        labels = np.asarray(examples.labels)
+        score = None
+        if kept.shape == (len(labels), task.num_outputs):
+            score = metrics.evaluate(task, predictions_of(task, kept), labels)[task.primary_metric]
+        if score is None or record.best_score is None or not abs(score - record.best_score) < _SAME_SCORE:
+            raise StoreError(
+                f"{store.run_dir(record.run_id) / PREDICTIONS} and {store.root}'s dev rows do not give the score of "
+                f"the run's record, {record.best_score}, but {score}. Put back the files that `manytune run` wrote."
+            )
         self.record, self.task, self.kept = record, task, kept
         self.texts: tuple[tuple[str, ...], ...] = tuple(tuple(row) for row in examples.texts)
-        self.labels = np.asarray(examples.labels)
+        self.labels = labels
 
     def passes(self, logits: NDArray[Any]) -> tuple[float, float]:
         """The largest difference from the recorded logits, and the score."""

@@ -9,21 +9,24 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from manytune.errors import StoreError
 from manytune.files import read_text, write_file
 from manytune.json_text import parse_json
-from manytune.record import HistoryRow
+from manytune.record import HistoryRow, Whole
 
 __all__ = ["LivePack", "LivePacks", "mean_loss", "read_live"]
 
 _SECONDS_BETWEEN = 1.0
 
 
-@dataclass
+@dataclass(config=ConfigDict(allow_inf_nan=False, extra="forbid"))
 class LivePack:
     """A pack that trains, or was training when its process ended.
 
@@ -44,10 +47,10 @@ class LivePack:
     pack_id: str
     task: str
     runs: list[str]
-    total_steps: int
+    total_steps: Whole
     started: float
-    first_step: int | None = None
-    step: int = 0
+    first_step: Whole | None = None
+    step: Whole = 0
     loss: float | None = None
     best: tuple[str, float] | None = None
     updated: float = 0.0
@@ -140,8 +143,6 @@ def _read(path: Path) -> LivePack | None:
         if text is None:
             return None
         facts = parse_json(text)
-        rows = {run_id: [HistoryRow(**row) for row in own] for run_id, own in facts.pop("rows").items()}
-        best = tuple(facts.pop("best") or ()) or None
-        return LivePack(**facts, best=best, rows=rows)
+        return LivePack(**facts)
     except (ValueError, KeyError, TypeError, AttributeError, StoreError):
         return None

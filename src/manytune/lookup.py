@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +14,20 @@ from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
 
-__all__ = ["chosen_records", "one_run", "refuse_another_backbone", "refuse_own_folders"]
+__all__ = [
+    "PREDICTIONS",
+    "SNAPSHOT",
+    "altered",
+    "chosen_records",
+    "digests",
+    "one_run",
+    "refuse_another_backbone",
+    "refuse_own_folders",
+]
+
+PREDICTIONS = "predictions.npz"
+SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
+"""Files in a run's directory of which the record holds digests."""
 
 _FEW = 6
 """Runs that a message names."""
@@ -89,16 +104,74 @@ def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: s
         )
 
 
+def digests(run_dir: Path) -> dict[str, str]:
+    """Path in a run's directory → SHA-256, of its snapshot and predictions, as far as they are there.
+
+    Raises:
+        StoreError: One of them cannot be read.
+    """
+    return {name: _digest(run_dir / name) for name in (*SNAPSHOT, PREDICTIONS) if (run_dir / name).exists()}
+
+
+def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None:
+    """Say that a file is not the one that the run wrote: copied from another run, edited or damaged.
+
+    Args:
+        store: The study directory.
+        record: Of the run.
+        names: Paths in its directory; those that are not there are passed over.
+
+    Returns:
+        One sentence of what is wrong and how to mend it; None where all are as they were, and of a record of version
+        1, which has no digests.
+
+    Raises:
+        StoreError: A file cannot be read.
+    """
+    directory = store.run_dir(record.run_id)
+    for name in names if record.schema_version > 1 else ():
+        if (directory / name).exists() and _digest(directory / name) != record.files.get(name):
+            return (
+                f"{directory / name} is not the file that the run {record.run_id} wrote: its SHA-256 is not the one in "
+                f"the run's record. Put the run's own file back, or delete {directory} and run the study again."
+            )
+    return None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[str], store: Store) -> RunRecord:
     if task is None:
         if len(tasks) > 1:
             raise StudyError(f"--task: this study has runs of {', '.join(tasks)}; say of which the best run is meant")
         task = tasks[0] if tasks else ""
-    finished = [r for r in records.values() if r.task == task and r.state is RunState.FINISHED]
-    if not finished:
-        raise StoreError(f"No run of {store.root} has finished, so there is none to choose.")
-    sign = 1 if METRICS[finished[0].primary_metric].higher_is_better else -1
-    return max(finished, key=lambda record: sign * (record.best_score or 0.0))
+    own = [record for record in records.values() if record.task == task]
+    scored = [(r.best_score, r) for r in own if r.state is RunState.FINISHED and r.best_score is not None]
+    if not scored:
+        raise StoreError(f"No run of {store.root} has finished{_instead(own)}, so there is none to choose.")
+    metric = scored[0][1].primary_metric
+    if metric not in METRICS:
+        raise StoreError(f"The record of {scored[0][1].run_id} has a metric that {choices(metric, METRICS)}")
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    return max(scored, key=lambda one: sign * one[0])[1]
+
+
+def _instead(records: Sequence[RunRecord]) -> str:
+    """What became of the runs of a task, of which none has finished with a score."""
+    states = Counter(str(record.state) for record in records)
+    if not states:
+        return ""
+    said = f" with a score: of {records[0].task}, {', '.join(f'{count} {state}' for state, count in states.items())}"
+    collapsed = next((record.run_id for record in records if record.state is RunState.COLLAPSED), None)
+    if collapsed is None:
+        return said
+    return f"{said} (predicting one constant for every text; --run {collapsed} uses one all the same)"
 
 
 def refuse_own_folders(stores: Iterable[Store], target: Path) -> None:

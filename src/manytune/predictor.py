@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Predictor:
     Attributes:
         task: What is predicted.
         records: Of the runs.
+        notes: What could not be checked of them, a sentence each.
     """
 
     def __init__(self, store: Store, records: Sequence[RunRecord], device: str = "auto") -> None:
@@ -79,6 +81,15 @@ class Predictor:
         self._anatomy = backbone.anatomy
         packs = plan_packs(runs, _MOST_TOGETHER)
         self._models = [(pack, self._model(store, backbone, pack.runs)) for pack in packs]
+        unknown = [record.run_id for record in records if record.schema_version == 1]
+        self.notes = (
+            (
+                f"{', '.join(unknown)}: trained by an earlier version, which kept no digest of snapshots, so whether "
+                "the tensors are the run's own cannot be checked.",
+            )
+            if unknown
+            else ()
+        )
 
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
@@ -161,7 +172,8 @@ class Predictor:
 
     def _model(self, store: Store, backbone: Backbone, runs: Sequence[Run]) -> PackedModel:
         members = [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in runs]
-        states = [snapshot.load(store.snapshot_dir(run.id))[0] for run in runs]
+        records = {record.run_id: record for record in self.records}
+        states = [snapshot.load_own(store, records[run.id], run) for run in runs]
         return snapshot.restore_pack(backbone, members, states, device=self._device)
 
     def _row(self, index: int, text: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -190,4 +202,7 @@ def load(directory: Path | str, run: str = "best", *, task: str | None = None, d
         ManytuneError: There is no such study or run, or it cannot be loaded.
     """
     store = Store.open(directory)
-    return Predictor(store, chosen_records(store, run, task), device)
+    predictor = Predictor(store, chosen_records(store, run, task), device)
+    for note in predictor.notes:
+        warnings.warn(note, stacklevel=2)
+    return predictor

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AwareDatetime,
@@ -31,7 +31,6 @@ from manytune.errors import StoreError
 from manytune.json_text import parse_json
 
 __all__ = [
-    "COLLAPSE_ADVICE",
     "SCHEMA_VERSION",
     "Cost",
     "HistoryRow",
@@ -40,46 +39,53 @@ __all__ = [
     "RunRecord",
     "RunState",
     "Scores",
+    "collapse_note",
     "history_from_csv",
     "history_to_csv",
+    "plain",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-COLLAPSE_ADVICE = (
-    "It predicts one constant, so it learned nothing and scores 0. Use a lower learning rate or a longer warm-up."
-)
-"""The first note of a collapsed run."""
+_FEW_STEPS = 100
+"""Optimizer steps below which a run that collapsed is first of all a short one."""
+
+_ROSE = 1.5
+"""The last training loss over the lowest one, or over that of guessing: by less, it rises by chance."""
 
 _PLAIN = "plain"
 """Validation's context where all values are plain already: looking at each once is enough."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` with numpy's and torch's numbers as Python's, and whatever is not finite as None."""
     if isinstance(value, float):  # numpy's float64 is one too
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):  # most values: a study of thousands of runs reads fast
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     # By name, because importing either library would make every start slower.
     if type(value).__module__.partition(".")[0] in {"numpy", "torch"}:
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return value
+
+
+Whole = Annotated[int, Field(gt=-(10**100), lt=10**100)]
+"""A whole number that a float can hold, so that it can be shown and drawn."""
 
 
 class _Facts(BaseModel):
     """Frozen facts; a key that the schema does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _plain_values(cls, values: Any, info: ValidationInfo) -> Any:
-        return values if info.context is _PLAIN else _plain(values)
+        return values if info.context is _PLAIN else plain(values)
 
 
 class RunState(StrEnum):
@@ -90,7 +96,7 @@ class RunState(StrEnum):
     FAILED = "failed"
     """It could not go on (its loss was no number, memory ran out, …); the record's `failure` says why."""
     COLLAPSED = "collapsed"
-    """Its best snapshot predicts one constant; the score is 0."""
+    """Its best snapshot predicts one constant: the same class, or the same number, for every dev row."""
     PRUNED = "pruned"
     """A search ended it early because others were better."""
 
@@ -105,17 +111,17 @@ class Parameters(_Facts):
     `trainable` = `backbone` + `bias` + `adapter` + `head`.
     """
 
-    total: int | None = None
+    total: Whole | None = None
     """All parameters of the model, adapters included."""
-    trainable: int | None = None
+    trainable: Whole | None = None
     """Parameters that trained."""
-    backbone: int | None = None
+    backbone: Whole | None = None
     """Trained parameters of the backbone other than biases that trained by themselves (BitFit)."""
-    bias: int | None = None
+    bias: Whole | None = None
     """Trained biases of the backbone, where only its biases train."""
-    adapter: int | None = None
+    adapter: Whole | None = None
     """Trained parameters that were added to the backbone, such as LoRA's A and B."""
-    head: int | None = None
+    head: Whole | None = None
     """Trained parameters of the head."""
 
 
@@ -126,13 +132,13 @@ class Cost(_Facts):
     """Seconds of training: the pack's, divided by the runs that were in it."""
     eval_seconds: float | None = None
     """Seconds of evaluation, shared in the same way."""
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Whole | None = None
     """Most memory held at once while the whole pack trained: of the process (CPU) or on the GPU."""
     samples_per_second: float | None = None
     """Training samples of this run a second of `train_seconds`."""
-    snapshot_bytes: int | None = None
+    snapshot_bytes: Whole | None = None
     """Size of the best snapshot on disk."""
-    pack_size: int | None = None
+    pack_size: Whole | None = None
     """Runs that started in the pack."""
 
 
@@ -180,7 +186,7 @@ class RunRecord(_Facts):
     """How texts were laid out for the tokenizer: native or spaced."""
     selection: str | None = None
     """What selected the best snapshot: dev or train-split."""
-    seed: int
+    seed: Whole
     """The run's seed."""
     state: RunState
     """How the run ended."""
@@ -192,7 +198,7 @@ class RunRecord(_Facts):
     """Name of the metric that selects."""
     best_score: float | None = None
     """The primary metric of the best snapshot, scored once more at the end, alone and in fp32."""
-    best_step: int | None = None
+    best_step: Whole | None = None
     """Optimizer step of the best snapshot."""
     last_score: float | None = None
     """The primary metric of the run's last tensors, scored like `best_score`; null where a share of train selects."""
@@ -202,9 +208,13 @@ class RunRecord(_Facts):
     """All metrics of the best snapshot."""
     last_scores: Scores = Field(default_factory=dict)
     """All metrics of the run's last tensors; empty where `last_score` is null."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path in the run's directory → SHA-256, of its snapshot and predictions; not known before version 2."""
+    learned: str | None = None
+    """SHA-256 of a user's own task's classes, or of its targets' scale; None for other tasks, and before version 2."""
     epochs_done: float | None = None
     """Passes over the training data."""
-    steps: int | None = None
+    steps: Whole | None = None
     """Optimizer steps taken."""
     parameters: Parameters = Parameters()
     """Parameter counts."""
@@ -242,7 +252,7 @@ class RunRecord(_Facts):
                     f"{where} has schema version {version}; this manytune reads versions up to "
                     f"{SCHEMA_VERSION}. Use the newer manytune that wrote it."
                 )
-            return cls.model_validate(_plain(values), context=_PLAIN)
+            return cls.model_validate(plain(values), context=_PLAIN)
         except (ValueError, KeyError) as error:  # JSON's and pydantic's errors are ValueErrors
             raise StoreError(
                 f"{where} is not a record of a run: {_first_problem(error)}. "
@@ -250,14 +260,42 @@ class RunRecord(_Facts):
             ) from error
 
 
+def collapse_note(
+    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: Whole | None = None
+) -> str:
+    """What a reader should know of a run that collapsed: its first note.
+
+    Args:
+        title: Of the metric.
+        score: The best snapshot's.
+        steps: Optimizer steps that were taken.
+        history: The run's evaluations.
+        classes: How many there are; None for a regression.
+    """
+    scored = "" if score is None else f" ({title} {score:.3f})"
+    said = f"It predicts one constant for all dev rows{scored}, whatever their text."
+    losses = [row.train_loss for row in history if row.train_loss is not None]
+    guessing = [] if classes is None else [math.log(classes)]  # cross-entropy where all classes are as likely
+    if losses and losses[-1] > _ROSE * min(*losses, *guessing, losses[-1]):
+        return (
+            f"{said} Its training loss rose to {losses[-1]:.3g}, from {min(losses + guessing):.3g}. "
+            "Use a lower learning rate or a longer warm-up."
+        )
+    if steps < _FEW_STEPS:
+        return f"{said} It took only {steps} steps: train longer."
+    return (
+        f"{said} Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
+    )
+
+
 class HistoryRow(_Facts):
     """What one evaluation saw."""
 
-    step: int
+    step: Whole
     """Optimizer steps taken."""
     epoch: float | None = None
     """Passes over the training data, with its fraction."""
-    samples_seen: int | None = None
+    samples_seen: Whole | None = None
     """Training samples taken, repeats counted."""
     train_loss: float | None = None
     """Mean training loss since the evaluation before."""

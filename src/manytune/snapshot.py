@@ -18,11 +18,17 @@ from torch import Tensor
 
 from manytune.backbones import Backbone
 from manytune.errors import StoreError
+from manytune.evidence import Learned
 from manytune.files import MOST_BYTES, open_regular, replacing_directory
 from manytune.json_text import parse_json
+from manytune.lookup import SNAPSHOT, altered
 from manytune.packing import Adaptation, Member, PackedModel
+from manytune.plan import Run
+from manytune.record import RunRecord
+from manytune.store import Store
+from manytune.text import shortened
 
-__all__ = ["load", "restore", "restore_pack", "save"]
+__all__ = ["load", "load_own", "restore", "restore_pack", "save"]
 
 _FORMAT = 1
 _TENSORS = "snapshot.safetensors"
@@ -65,12 +71,53 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"{_FACTS} holds no mapping")
         if facts.get("format") != _FORMAT:
             raise StoreError(
-                f"The snapshot {directory} has format {facts.get('format')!r}; this manytune reads {_FORMAT}."
+                f"The snapshot {directory} has format {shortened(repr(facts.get('format')))}; this manytune reads "
+                f"{_FORMAT}."
             )
         with open_regular(directory / _TENSORS):  # safetensors would wait for a pipe
             return load_file(directory / _TENSORS), facts
     except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"The snapshot {directory} cannot be read: {error}.") from error
+
+
+def load_own(store: Store, record: RunRecord, run: Run) -> dict[str, Tensor]:
+    """The tensors of a run's best snapshot, once they are known to be the run's own.
+
+    The files must have the digests of the record; one of version 1 has none, so there the snapshot's facts alone can
+    tell.
+
+    Args:
+        store: The study directory.
+        record: Of the run.
+        run: The same run, as it is planned.
+
+    Raises:
+        StoreError: The snapshot is missing, damaged, or another one than the run wrote.
+    """
+    directory = store.snapshot_dir(run.id)
+    state, facts = load(directory)
+    if said := altered(store, record, SNAPSHOT):
+        raise StoreError(said)
+    if record.learned not in (None, Learned.of(store.task(record.task)).digest):
+        raise StoreError(
+            f"{store.task_files(record.task).directory / 'learned.json'} is not what the run {run.id} was trained "
+            "with: it has other classes, or another scale of targets. Put back the file that `manytune run` wrote."
+        )
+    own = {"run_id": run.id, "model": record.model, "task": record.task, "seed": record.seed}
+    if record.provenance.model_revision is not None:
+        own["model_revision"] = record.provenance.model_revision
+    own |= run.method.model_dump(mode="json")
+    method = facts.get("method")
+    found = {**facts, **(method if isinstance(method, dict) else {})}
+    # A fact that an earlier version did not write cannot differ.
+    for name in own.keys() & found.keys():
+        if found[name] != own[name]:
+            raise StoreError(
+                f"The snapshot {directory} is not of the run {run.id}: its {name} is {shortened(found[name])}, the "
+                f"run's {shortened(own[name])}. Put back the snapshot and the plan.json that belong to it, or delete "
+                f"{directory.parent} and run the study again."
+            )
+    return state
 
 
 def restore(

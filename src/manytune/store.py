@@ -270,11 +270,11 @@ class Store:
             version = plan["schema_version"]
             if version != _PLAN_VERSION:
                 raise StoreError(
-                    f"{self._plan_file} has schema version {version!r}; this manytune reads version "
+                    f"{self._plan_file} has schema version {shortened(version)}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
             return read(plan)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise StoreError(
                 f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "
                 "Delete it to have the packs planned anew; runs that ended are kept."
@@ -454,7 +454,7 @@ def _checked_id(name: str, what: str) -> str:
     """`name`, if it can be a directory's name and nothing more: no path, no hidden file."""
     if not _ID.fullmatch(name):
         raise StoreError(
-            f"{name!r} is no {what} id. An id has letters, digits and . _ + = -, starts with a letter or a "
+            f"{shortened(name)!r} is no {what} id. An id has letters, digits and . _ + = -, starts with a letter or a "
             "digit, and is at most 200 characters long."
         )
     return name

@@ -11,7 +11,7 @@ from manytune.errors import StudyError
 from manytune.glue_zip import FILES, refuse_to_replace, write_zip
 from manytune.lookup import chosen_records, refuse_own_folders
 from manytune.predictor import Predictor
-from manytune.record import RunRecord
+from manytune.record import RunRecord, RunState
 from manytune.store import Store
 from manytune.tasks import GLUE
 
@@ -28,10 +28,12 @@ class Submission:
     Attributes:
         path: The zip.
         runs: Name of a file → the runs that predicted it; none where a placeholder stands.
+        notes: What could not be checked of the runs, a sentence each.
     """
 
     path: Path
     runs: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
 
 def submit(
@@ -56,8 +58,10 @@ def submit(
         raise StudyError(f"No run that has finished is of one of GLUE's tasks: {', '.join(GLUE)}.")
     predictions: dict[str, Sequence[float]] = {}
     runs: dict[str, tuple[str, ...]] = dict.fromkeys(FILES, ())
+    notes: list[str] = []
     for task, (store, records) in chosen.items():
         predictor = Predictor(store, records, device)
+        notes += predictor.notes
         for file in FILES.values():
             if file.task != task:
                 continue
@@ -66,7 +70,7 @@ def submit(
             predictions[file.name] = [value for part in parts for value in predictor.values(part)]
             runs[file.name] = tuple(record.run_id for record in records)
     write_zip(out, predictions)
-    return Submission(out, runs)
+    return Submission(out, runs, tuple(notes))
 
 
 def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, tuple[RunRecord, ...]]]:
@@ -82,7 +86,11 @@ def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, 
             chosen[record.task] = (store, (*before, record))
         return {task: found for task, found in chosen.items() if task in GLUE}
     for store in stores:
-        for task in dict.fromkeys(record.task for record in store.finished_runs().values() if record.task in GLUE):
+        ended = store.finished_runs().values()
+        finished = [
+            record.task for record in ended if record.state is RunState.FINISHED and record.best_score is not None
+        ]
+        for task in dict.fromkeys(name for name in finished if name in GLUE):
             (record,) = chosen_records(store, "best", task)
             there = chosen.get(task)
             if there is None or (record.best_score or 0.0) > (there[1][0].best_score or 0.0):

@@ -64,12 +64,25 @@ class TaskFiles:
         learned = self._learned()
         if learned is None:
             raise StoreError(f"{self._path('learned')} is missing: without it, the outputs have no names.")
-        return learned.complete(task)
+        try:
+            return learned.complete(task)
+        except ValueError as error:
+            raise StoreError(
+                f"{self._path('learned')} is damaged: {error}. Put back what `manytune run` wrote."
+            ) from error
 
-    def examples(self) -> Examples | None:
-        """The dev rows; None if they were not kept."""
-        text = read_text(self._path("examples"), _MOST_EXAMPLES_BYTES)
-        return None if text is None else Examples.from_json(text, where=str(self._path("examples")))
+    def examples(self, task: Task | None = None) -> Examples | None:
+        """The dev rows; None if they were not kept.
+
+        Raises:
+            StoreError: They are damaged, or rows of another task than `task`.
+        """
+        path = self._path("examples")
+        text = read_text(path, _MOST_EXAMPLES_BYTES)
+        found = None if text is None else Examples.from_json(text, where=str(path))
+        if found is not None and task is not None and not found.fit(task):
+            raise StoreError(f"{path} does not hold rows of {task.name}: their texts or labels are of another task.")
+        return found
 
     def structure(self) -> Structure | None:
         """The module tree; None if it was not kept."""

@@ -192,8 +192,33 @@ def test_a_snapshot_that_was_changed_is_noticed_and_nothing_is_written(trained: 
     before = path.read_bytes()
     try:
         save_file({name: tensor + 0.01 for name, tensor in load_file(path).items()}, path)
-        with pytest.raises(StoreError, match=r"is not what was trained: its logits are off by up to .* Nothing was"):
+        with pytest.raises(StoreError, match=r"snapshot\.safetensors is not the file that the run .* wrote"):
             export(trained.store, record, tmp_path / "made")
+        without_digests = record.model_copy(update={"schema_version": 1})  # the logits tell all the same
+        with pytest.raises(StoreError, match=r"is not what was trained: its logits are off by up to .* Nothing was"):
+            export(trained.store, without_digests, tmp_path / "made")
+    finally:
+        path.write_bytes(before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_that_were_changed_are_noticed(trained: Trained, tmp_path: Path) -> None:
+    record = trained.of(TASKS[0], "full")
+    path = trained.store.run_dir(record.run_id) / "predictions.npz"
+    before, kept = path.read_bytes(), trained.store.read_predictions(record.run_id)
+    assert kept is not None
+    without_digests = record.model_copy(update={"schema_version": 1})
+    try:
+        trained.store.write_predictions(record.run_id, kept + np.float32(1e-5))
+        with pytest.raises(StoreError, match=r"predictions\.npz is not the file that the run .* wrote"):
+            export(trained.store, record, tmp_path / "made")
+        for other in (kept[:-1], kept[:, :1]):
+            trained.store.write_predictions(record.run_id, other)
+            with pytest.raises(StoreError, match="do not give the score of the run's record"):
+                export(trained.store, without_digests, tmp_path / "made")
+        path.write_bytes(before)
+        with pytest.raises(StoreError, match="do not give the score of the run's record, 2"):
+            export(trained.store, record.model_copy(update={"best_score": 2.0}), tmp_path / "made")
     finally:
         path.write_bytes(before)
     assert list(tmp_path.iterdir()) == []

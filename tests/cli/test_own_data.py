@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,17 @@ def test_predictions_bear_the_classes_names(folder: Path, command: Command) -> N
     assert set(rows[0]) == {"subject", "body", "team", "price", "prediction", "p_billing", "p_sales", "p_support"}
     right = np.mean([row["prediction"] == row["team"] for row in rows if row["team"]])
     assert right > 0.6
+
+
+def test_classes_in_another_order_than_the_run_learned_them_are_refused(
+    folder: Path, command: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "out", tmp_path / "out")
+    path = tmp_path / "out" / "tasks" / "tickets" / "learned.json"
+    path.write_text(path.read_text().replace("billing", "?").replace("sales", "billing").replace("?", "sales"))
+    done = command("predict", "out", "--task", "tickets", "--text", "The invoice", "Item 1.", cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert f"{path.relative_to(tmp_path)} is not what the run tickets-" in done.err
 
 
 def test_a_score_is_predicted_in_its_own_unit(folder: Path) -> None:

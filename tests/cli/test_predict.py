@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -525,3 +526,70 @@ def test_no_rows_are_a_file_of_its_format(trained: Trained, command: Command, gi
     given.write_text("sentence\n")
     assert predicted(trained, command, given, "made.parquet").code == 0
     assert read(given.with_name("made.parquet")) == []
+
+
+# Whether a snapshot is the run's own
+
+
+@pytest.fixture
+def swapped(trained: Trained, tmp_path: Path) -> tuple[Path, str, str]:
+    """A copy of the study to spoil, and two runs that differ by their seed alone."""
+    shutil.copytree(trained.out, tmp_path / "copy")
+    one, other = (record.run_id for record in trained.of(ACCEPTABILITY, "lora")[:2])
+    return tmp_path / "copy", one, other
+
+
+def as_an_earlier_version_wrote_it(out: Path) -> None:
+    """Records of version 1, which hold no digests."""
+    for path in out.glob("runs/*/record.json"):
+        facts = json.loads(path.read_text())
+        del facts["files"]
+        path.write_text(json.dumps({**facts, "schema_version": 1}))
+
+
+@pytest.mark.parametrize("name", ["best/snapshot.json", "best/snapshot.safetensors", "best"])
+def test_the_snapshot_of_another_run_is_refused(
+    swapped: tuple[Path, str, str], command: Command, tmp_path: Path, name: str
+) -> None:
+    out, one, other = swapped
+    copy = shutil.copytree if name == "best" else shutil.copy
+    if name == "best":
+        shutil.rmtree(out / "runs" / one / name)
+    copy(out / "runs" / other / name, out / "runs" / one / name)
+    done = command("predict", out, "--run", one, "--text", "The cat sat.", cwd=tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert f"is not the file that the run {one} wrote" in done.err
+    assert f"delete {out / 'runs' / one} and run the study again" in done.err
+    with pytest.raises(StoreError, match=f"is not the file that the run {one} wrote"):
+        manytune.load(out, f"{other},{one}")
+    shown = command("show", out, one, cwd=tmp_path)
+    assert shown.code == 0
+    assert shown.err.startswith("warning: ")
+    assert f"is not the file that the run {one} wrote" in shown.err
+    assert manytune.load(out, other).notes == ()
+
+
+def test_without_digests_the_facts_tell_what_they_can(
+    swapped: tuple[Path, str, str], command: Command, tmp_path: Path
+) -> None:
+    out, one, other = swapped
+    as_an_earlier_version_wrote_it(out)
+    done = command("predict", out, "--run", one, "--text", "The cat sat.", cwd=tmp_path)
+    assert done.code == 0
+    assert done.err.startswith(f"warning: {one}: trained by an earlier version, which kept no digest")
+    with pytest.warns(UserWarning, match="cannot be checked"):
+        manytune.load(out, one)
+    shutil.copy(out / "runs" / other / "best" / "snapshot.json", out / "runs" / one / "best")
+    done = command("predict", out, "--run", one, "--text", "The cat sat.", cwd=tmp_path)
+    assert done.code == 2
+    assert f"is not of the run {one}: its " in done.err
+
+
+def test_settings_that_a_run_was_not_trained_with_are_refused(swapped: tuple[Path, str, str]) -> None:
+    out, one, _ = swapped
+    plan = json.loads((out / "plan.json").read_text())
+    (run,) = [run for pack in plan["packs"] for run in pack["runs"] if run["id"] == one]
+    run["method"]["alpha"] = 77
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(StoreError, match=f"is not of the run {one}: its alpha is 8.0, the run's 77.0"):
+        manytune.load(out, one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import Command
+from command_line import Command, manytune
 
 from manytune.report import views
 from study_factory import GLUE_LIKE, make_study_directory
@@ -117,6 +118,35 @@ def test_run_writes_the_report_of_what_it_trained(tiny: Path, command: Command, 
     summary = json.loads((page.parent / "summary.json").read_text())
     assert [task["task"] for task in summary["tasks"]] == study["tasks"]
     assert all(c["examples_interval"] for task in summary["tasks"] for c in task["configurations"])
+
+
+def test_where_every_run_collapsed_there_is_a_report_and_predict_says_it(
+    tiny: Path, command: Command, tmp_path: Path
+) -> None:
+    study = {"name": "s", "model": str(tiny), "tasks": ["builtin-acceptability"], "seeds": [0]}
+    study |= {"training": {"max_steps": 2}, "methods": [{"method": "head", "head": "bias", "learning_rate": 1e2}]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    done = command("run", "study.yaml", "--out", "results", cwd=tmp_path)
+    assert done.code == 0
+    assert "collapsed: It predicts one constant for all dev rows (MCC 0.000)" in done.err
+    assert "1 collapsed (predicting one constant)." in (tmp_path / "results" / "report" / "report.md").read_text()
+    words = ("predict", "results", "--text", "The cat sat.")
+    refused = command(*words, cwd=tmp_path)
+    assert refused.code == 2
+    assert "1 collapsed (predicting one constant for every text; --run builtin-acceptability-head" in refused.err
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    assert command(*words, "--run", run.name, cwd=tmp_path).code == 0
+
+
+def test_what_a_report_goes_without_is_a_warning(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "results")
+    damaged = sorted((tmp_path / "results").glob("runs/*/history.csv"))[0]
+    damaged.write_text("step\n1\n")
+    done = manytune("report", "results", cwd=tmp_path)
+    assert done.code == 0
+    assert done.out.startswith("Report: ")
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"warning: No curve of {damaged.parent.name}: ")
 
 
 def test_run_goes_without_a_report_if_asked(tiny: Path, command: Command, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from manytune.config import Study
 from manytune.executors import run_study
 from manytune.glue_zip import check_zip
 from manytune.progress import make_progress
+from manytune.submit import _chosen
 from manytune.tasks import GLUE
+from study_factory import GLUE_LIKE, make_study_directory
 
 HEADER = "index\tsentence1\tsentence2"
 
@@ -61,7 +64,7 @@ def test_the_best_run_predicts_and_the_rest_is_named(trained: Path, command: Com
     done = command("submit", "out", "--out", "glue.zip", cwd=trained)
     assert done.code == 0, done.err
     assert "WNLI.tsv: wnli-full-lr1e-2-s" in done.out
-    assert done.out.count("a placeholder; no run is of this task") == 10
+    assert done.out.count("a placeholder; no run of this task has finished") == 10
     assert check_zip(trained / "glue.zip") == []
     rows = [line.split("\t") for line in (trained / "glue/WNLI/test.tsv").read_text().splitlines()[1:]]
     made = manytune.load(trained / "out").predict([(row[1], row[2]) for row in rows])
@@ -116,3 +119,23 @@ def test_what_no_submission_is_stays(
     assert said in done.err
     assert (trained / "photo.zip").read_text() == "mine"
     assert (trained / "pipe").is_fifo()
+
+
+def test_the_snapshot_of_another_run_is_refused(trained: Path, command: Command, tmp_path: Path) -> None:
+    shutil.copytree(trained / "out", tmp_path / "out")
+    one, other = (path / "best" for path in sorted((tmp_path / "out" / "runs").iterdir()))
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    done = command("submit", "out", "--out", "glue.zip", cwd=tmp_path)
+    assert done.code == 2
+    assert "is not the file that the run wnli-full-lr1e-2-s" in done.err
+    assert not (tmp_path / "glue.zip").exists()
+
+
+def test_a_task_of_which_every_run_collapsed_is_a_placeholder(tmp_path: Path) -> None:
+    methods = [{"method": "full", "learning_rate": 5e-5}]
+    store = make_study_directory(
+        tmp_path / "s", {**GLUE_LIKE, "seeds": [0], "methods": methods}, states={"cola": "collapsed"}, evidence=False
+    )
+    assert list(_chosen([store], None)) == ["stsb"]

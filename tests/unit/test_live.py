@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import math
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +27,7 @@ from manytune.plan import plan_packs
 from manytune.record import HistoryRow
 from manytune.store import Store
 from manytune.watch import serve
+from manytune.watch import server as watch_server
 from manytune.watch.state import Watched
 from study_factory import GLUE_LIKE, make_study_directory
 
@@ -148,14 +155,22 @@ class TestState:
         assert f"seed {training.seed}" in own["name"]
 
 
-@pytest.fixture
-def server(store: Store) -> Iterator[ThreadingHTTPServer]:
-    with serve(store) as server:
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[ThreadingHTTPServer]:
+    with running(serve(store)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class TestServer:
@@ -198,6 +213,70 @@ class TestServer:
         finally:
             record.write_text(text)
         assert "error" not in json.loads(self.ask(server, "/state")[1])
+
+    def test_a_head_has_no_body(self, server: ThreadingHTTPServer) -> None:
+        answer, body = self.ask(server, "/state", method="HEAD")
+        assert (answer.status, body) == (200, b"")
+        assert int(answer.getheader("Content-Length")) > 100
+
+    @pytest.mark.parametrize(
+        ("sent", "status"),
+        [
+            (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"414"),
+            (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b"431"),
+            (b"GET / HTTP/1.1\r\na: " + b"x" * 70_000 + b"\r\n\r\n", b"431"),
+            (b"nonsense\r\n\r\n", b"400"),
+        ],
+    )
+    def test_what_is_no_request_is_answered(self, server: ThreadingHTTPServer, sent: bytes, status: bytes) -> None:
+        with socket.create_connection(server.server_address[:2]) as connection:  # type: ignore[arg-type]
+            connection.sendall(sent)
+            assert status in connection.recv(300)
+
+    def test_many_connections_that_say_nothing_keep_nobody_out(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(watch_server, "_SECONDS", 0.3)
+        threads = threading.active_count()
+        with running(serve(store)) as server, ExitStack() as stack:
+            silent = [
+                stack.enter_context(socket.create_connection(server.server_address[:2]))  # type: ignore[arg-type]
+                for _ in range(3 * watch_server._MOST_CONNECTIONS)
+            ]
+            silent[0].sendall(b"GET /state HT")  # and one stops in the middle
+            assert self.ask(server, "/state")[0].status == 200
+            assert threading.active_count() <= threads + watch_server._MOST_CONNECTIONS + 1
+            assert silent[0].recv(1) == b""  # it was given up
+        assert capfd.readouterr().err == ""
+
+    def test_a_connection_that_says_a_byte_now_and_then_is_given_up(self, store: Store) -> None:
+        with serve(store) as server:
+            ours, theirs = socket.socketpair()
+            server._since[theirs] = -1000.0  # type: ignore[attr-defined]
+            server._give_up_the_slow()  # type: ignore[attr-defined]
+            assert ours.recv(1) == b""
+            server._since.clear()  # type: ignore[attr-defined]
+            for each in (ours, theirs):
+                each.close()
+
+    def test_where_no_file_can_be_opened_it_waits_and_goes_on(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tries: list[float] = []
+        waits: list[float] = []
+        accept = TCPServer.get_request
+
+        def no_more_files(server: TCPServer) -> Any:
+            tries.append(0)
+            if len(tries) < 4:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return accept(server)
+
+        monkeypatch.setattr(TCPServer, "get_request", no_more_files)
+        monkeypatch.setattr(watch_server, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
+        with running(serve(store)) as server:
+            assert self.ask(server, "/state")[0].status == 200
+        assert waits == [watch_server._PAUSE_SECONDS] * 3  # not as often as the processor can
 
     def test_a_port_that_is_taken_is_refused(self, server: ThreadingHTTPServer, store: Store) -> None:
         port = server.server_address[1]

@@ -39,7 +39,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run: its record and its history."""
-    from manytune.lookup import one_run
+    from manytune.lookup import PREDICTIONS, SNAPSHOT, altered, one_run
     from manytune.report.views import facts_table, history_table, record_facts
     from manytune.store import Store
 
@@ -48,6 +48,8 @@ def show(
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+    if said := altered(store, record, (*SNAPSHOT, PREDICTIONS)):
+        say(f"warning: {said}", error=True)
     if as_json:
         print_json(record.model_dump(mode="json"))
         return
@@ -76,10 +78,15 @@ def report(
 
     It reads what is on disk alone, also of a study that is still going on.
     """
+    from manytune.report.guard import warnings_as_lines
     from manytune.report.views import watched
     from manytune.report.write import write_report
 
-    for page, first in watched(lambda: write_report(directories, out, examples=examples), every if watch else None):
+    def write() -> tuple[Path, bool]:
+        with warnings_as_lines():
+            return write_report(directories, out, examples=examples)
+
+    for page, first in watched(write, every if watch else None):
         if first:
             say(f"Report: {page}")
             if open_page:

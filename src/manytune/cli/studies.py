@@ -168,6 +168,7 @@ def run(
     from manytune.interrupts import Interrupted
     from manytune.progress import make_progress
     from manytune.report import render
+    from manytune.report.guard import warnings_as_lines
     from manytune.report.views import closing_lines
     from manytune.report.write import write_report
 
@@ -190,7 +191,8 @@ def run(
     page = None
     if report and result.records:
         try:
-            page, _ = write_report([result.directory])
+            with warnings_as_lines():
+                page, _ = write_report([result.directory])
         except ManytuneError as error:  # the results are whole all the same
             say(f"warning: no report: {error}", error=True)
     say(*closing_lines(result.directory, result.failed, page))

@@ -52,6 +52,8 @@ def predict(
     from manytune.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
+    for note in predictor.notes:
+        say(f"warning: {note}", error=True)
     if as_text:
         (made,) = predictor.predict([tuple(inputs)])
         say(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
@@ -158,6 +160,8 @@ def submit(
     from manytune.submit import submit as write_submission  # torch, so late
 
     made = write_submission(stores, out, run=run, data_dir=data_dir, device=device)
+    for note in made.notes:
+        say(f"warning: {note}", error=True)
     for name, runs in made.runs.items():
-        say(f"{name}: {', '.join(runs) or 'a placeholder; no run is of this task'}")
+        say(f"{name}: {', '.join(runs) or 'a placeholder; no run of this task has finished'}")
     say(f"Wrote {out}; upload it at https://gluebenchmark.com/submit")

@@ -17,12 +17,15 @@ from manytune.checkpoints import Checkpoints
 from manytune.config import Training
 from manytune.data import Encoded
 from manytune.evaluate import Evaluation, beats, evaluate
+from manytune.evidence import Learned
 from manytune.executors.base import Reports
 from manytune.interrupts import StopRequest
+from manytune.lookup import digests
+from manytune.metrics import METRICS
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path
 from manytune.plan import Pack, Run, total_steps
-from manytune.record import COLLAPSE_ADVICE, Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState
+from manytune.record import Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState, collapse_note
 from manytune.store import Store
 from manytune.train import Checkpoint, Outcome, train_pack
 from manytune.workload import TaskWork
@@ -225,10 +228,11 @@ class PackJob:
         notes = [*self.work.notes, *self._memory_notes()]
         if state is RunState.FINISHED and best is not None and best.collapsed:
             state = RunState.COLLAPSED
-        if state is RunState.COLLAPSED:
-            notes.insert(0, COLLAPSE_ADVICE)
-        samples = outcome.history[-1].samples_seen if outcome.history else None
         metric = task.primary_metric
+        if state is RunState.COLLAPSED and best is not None:
+            title, classes = METRICS[metric].title, len(task.labels) or None
+            notes.insert(0, collapse_note(title, best.scores[metric], outcome.steps, outcome.history, classes))
+        samples = outcome.history[-1].samples_seen if outcome.history else None
         return RunRecord(
             run_id=run.id,
             study=self.work.study.name,
@@ -254,6 +258,8 @@ class PackJob:
             last_collapsed=bool(last and last.collapsed),
             scores={**best.scores, **self._also_scored(run)} if best else {},
             last_scores=last.scores if last else {},
+            learned=Learned.of(task).digest if task.own is not None else None,
+            files=digests(self.store.run_dir(run.id)) if best else {},
             epochs_done=outcome.history[-1].epoch if outcome.history else None,
             steps=outcome.steps or None,
             parameters=Parameters(**asdict(self.work.parameters(run))),

@@ -25,7 +25,7 @@ from manytune.live import LivePacks
 from manytune.lock import Held, Lock
 from manytune.plan import Pack, Run, plan_runs, replan, smaller_packs
 from manytune.progress import Level, Progress, make_progress
-from manytune.record import COLLAPSE_ADVICE, HistoryRow, RunRecord, RunState
+from manytune.record import HistoryRow, RunRecord, RunState
 from manytune.report import TaskTable, tabulate
 from manytune.report.views import counted, duration
 from manytune.store import Store
@@ -375,7 +375,7 @@ class _Packs:
         self.store.write_record(record)
         self.ended.add(record.run_id)
         self.trackers.ended(record)
-        advice = COLLAPSE_ADVICE if record.state is RunState.COLLAPSED else None
+        advice = next(iter(record.notes), None) if record.state is RunState.COLLAPSED else None
         self.told.run_ended(pack_id, record.run_id, record.state, record.failure or advice)
 
     def message(self, text: str, level: Level = "info") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from manytune.evidence import Examples, Structure
 from manytune.metrics import Metric, is_constant
 from manytune.record import HistoryRow, RunRecord
+from manytune.report.guard import attempt
 from manytune.report.source import Material
 from manytune.report.table import MethodRow, TaskTable, tabulate
 from manytune.stats import (
@@ -32,6 +34,7 @@ __all__ = ["Analysis", "analyse", "score_of"]
 
 Array = NDArray[Any]
 
+_LONGEST_KEY = 80  # a file's name may have 255 bytes, and some have the key and more
 _CLOSE = 1e-3  # a kept score and one computed from kept logits differ by rounding alone
 
 
@@ -63,6 +66,8 @@ class Analysis:
     """Label → whether the configuration may be the best."""
     intervals: Mapping[str, tuple[float, float]]
     """Label → 95 % bootstrap interval of its mean score over dev examples."""
+    problems: tuple[str, ...] = ()
+    """What could not be computed, and why."""
 
     @property
     def title(self) -> str:
@@ -123,18 +128,35 @@ def score_of(run: RunRecord, metric: str) -> float | None:
     return run.best_score if metric == run.primary_metric else run.scores.get(metric)
 
 
-def analyse(material: Material) -> tuple[Analysis, ...]:
-    """One analysis for each task and backbone, in the records' order."""
-    tables = tabulate(material.records)
-    alone = {task for task in (t.task for t in tables) if sum(t.task == task for t in tables) == 1}
-    keys: list[str] = []
-    for table in tables:
-        keys.append(_key(table.task if table.task in alone else f"{table.task}-{table.model}", keys))
-    return tuple(_analyse(key, table, material) for key, table in zip(keys, tables, strict=True))
+def analyse(material: Material, problems: list[str] | None = None) -> tuple[Analysis, ...]:
+    """One analysis for each task and backbone, in the records' order.
+
+    Args:
+        material: What study directories hold.
+        problems: Gets a sentence for each task that cannot be analysed, and is left out.
+
+    Warns:
+        ReportWarning: A task, or a part of its analysis, is left out.
+    """
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in material.records:
+        groups.setdefault((record.task, record.model), []).append(record)
+    problems = [] if problems is None else problems
+    found: list[Analysis] = []
+    for (task, model), own in groups.items():
+        alone = sum(name == task for name, _ in groups) == 1
+        key = _key(task if alone else f"{task}-{model}", [each.key for each in found])
+        said = f"Without {task} on {model}"
+        found += attempt(said, partial(_analyse_records, key, own, material), (), problems)
+    return tuple(found)
+
+
+def _analyse_records(key: str, records: Sequence[RunRecord], material: Material) -> tuple[Analysis, ...]:
+    return tuple(_analyse(key, table, material) for table in tabulate(records))
 
 
 def _key(name: str, taken: Iterable[str]) -> str:
-    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "task"
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_KEY] or "task"
     used = set(taken)
     return next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
 
@@ -144,8 +166,14 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
     examples = material.examples.get(table.task)
     kept = {run.run_id: material.logits[run.run_id] for run in runs if run.run_id in material.logits}
     task = material.tasks.get(table.task)
-    predictions, misfits = _predictions(task, runs, kept, examples)
-    draws = _draws(table, predictions, examples)
+    problems: list[str] = []
+    nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
+    predictions, misfits = attempt(
+        "Dev predictions could not be used", lambda: _predictions(task, runs, kept, examples), nothing, problems
+    )
+    draws: dict[str, Array] = attempt(
+        "Uncertainty over dev examples is unknown", lambda: _draws(table, predictions, examples), {}, problems
+    )
     metric = table.rows[0].primary.metric
     sign = 1 if metric.higher_is_better else -1
     configurations = [
@@ -175,9 +203,17 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
         misfits=misfits,
         examples=examples,
         structure=material.structures.get((table.task, table.model)),
-        comparisons=compare_all(configurations),
-        standings={each.label: each for each in standings(configurations)},
+        comparisons=attempt(
+            "Methods could not be compared over seeds", lambda: compare_all(configurations), (), problems
+        ),
+        standings={
+            each.label: each
+            for each in attempt(
+                "What may be the best is unknown", lambda: tuple(standings(configurations)), (), problems
+            )
+        },
         intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
+        problems=tuple(problems),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,16 @@ from manytune.stats import MINIMUM_SEEDS, Comparison, Verdict
 __all__ = ["Answer", "Point", "answer", "cheapest", "configuration_title", "method_title", "train_seconds"]
 
 _TITLES = {"full": "full fine-tuning", "bitfit": "BitFit", "lora": "LoRA", "head": "head-only training"}
+
+_MISFITS_NAMED = 5
+
+_BECAME = {
+    "finished": "finished without a score",
+    "collapsed": "collapsed (predicting one constant)",
+    "failed": "failed",
+    "pruned": "were pruned",
+}
+"""State of a run → what sentences say of it."""
 
 Kind = Literal["better", "noise", "few", "cheap", "warning"]
 
@@ -55,7 +66,7 @@ def answer(analysis: Analysis) -> Answer:
     warnings = tuple(Point("warning", text) for text in _warnings(analysis))
     what = f"{analysis.title}, {analysis.metric.title}"
     if not ranked:
-        return Answer(f"{what}: no run has finished with a score yet, so nothing can be said.", warnings, False)
+        return Answer(f"{what}: {_why_none(analysis)}", warnings, False)
     leader = ranked[0]
     name, mean, seeds = configuration_title(leader), leader.primary.best.mean, len(leader.finished)
     level = f"{what}: {name} has the highest mean, {show(mean, 'score')} over {counted(seeds, 'seed')}"
@@ -82,6 +93,15 @@ def answer(analysis: Analysis) -> Answer:
     return Answer(headline, (*points, *_cheap(analysis), *warnings), decided)
 
 
+def _why_none(analysis: Analysis) -> str:
+    """Why no configuration has a mean."""
+    if analysis.pending:
+        return "no run has finished with a score yet, so nothing can be said."
+    states = Counter(str(run.state) for run in analysis.records)
+    became = _listed(f"{count} {_BECAME[state]}" for state, count in states.items())
+    return f"all runs have ended and none has a score to compare: {became}."
+
+
 def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
     """Configurations that no verdict excludes from being as good as the best: what may be chosen by its cost.
 
@@ -98,7 +118,8 @@ def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
     level = {leader.label, *(each.second_label for each in against if each.verdict is Verdict.WITHIN_NOISE)}
     worse = {each.second for each in against if each.verdict is Verdict.BETTER}
     for row in analysis.ranked:
-        if analysis.standings[row.label].in_reach and row.runs[0].method not in worse:
+        standing = analysis.standings.get(row.label)
+        if standing is not None and standing.in_reach and row.runs[0].method not in worse:
             level.add(row.label)
     return tuple(
         row for row in analysis.rows if row.label in level and (row.label == leader.label or not row.stragglers)
@@ -223,8 +244,12 @@ def _warnings(analysis: Analysis) -> list[str]:
             "The last ones are not; with selection: train-split the best ones are not either."
         )
     if analysis.misfits:
-        misfits = counted(len(analysis.misfits), "run")
-        said.append(f"{misfits} kept predictions that do not give the recorded score; they are not used.")
+        some = ", ".join(analysis.misfits[:_MISFITS_NAMED]) + ("" if len(analysis.misfits) <= _MISFITS_NAMED else ", …")
+        said.append(
+            f"{counted(len(analysis.misfits), 'run')} kept a predictions.npz that does not give the recorded score and "
+            f"is not used: {some}. Put back what `manytune run` wrote."
+        )
+    said += analysis.problems
     return said
 
 

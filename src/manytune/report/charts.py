@@ -6,6 +6,7 @@ right in the light and in the dark.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -401,6 +402,6 @@ def _mean(row: MethodRow) -> str:
     return show(row.primary.best.mean, "score")
 
 
-def _short(values: Sequence[float]) -> list[float]:
-    """Five digits: more cannot be seen, and the page would be twice as large."""
-    return [float(f"{value:.5g}") for value in values]
+def _short(values: Sequence[float]) -> list[float | None]:
+    """Five digits: more cannot be seen, and the page would be twice as large; what is not finite is a gap."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from manytune.record import RunRecord
@@ -13,10 +14,11 @@ from manytune.report.answer import Answer, answer
 from manytune.report.average import glue_sheet
 from manytune.report.charts import Chart, cost_chart, curve_chart, rank_chart, rate_chart, score_chart
 from manytune.report.drawing import Drawing, draw
+from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import published_sheet
 from manytune.report.series import looks, loss_rises
-from manytune.report.sheets import Column, Sheet
+from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
 from manytune.report.source import Material
 from manytune.report.tables import (
     comparison_sheet,
@@ -84,6 +86,8 @@ class Content:
     waiting: tuple[str, ...]
     """Tasks of which no run has ended."""
     provenance: tuple[Sheet, ...]
+    problems: tuple[str, ...] = ()
+    """What is missing in the whole report, and why; what is missing in a part stands there."""
     overall: tuple[Sheet, ...] = ()
     """Tables over all tasks."""
     studies: tuple[tuple[str, str], ...] = field(default=())
@@ -96,108 +100,144 @@ class Content:
 
 
 def compose(material: Material) -> Content:
-    """Put a report together; a pure function of the material."""
-    analyses = analyse(material)
-    known = {(each.table.task, each.table.model) for each in analyses}
+    """Put a report together; a pure function of the material.
+
+    Warns:
+        ReportWarning: A part could not be made; it says so where it would stand.
+    """
+    problems = list(material.problems)
+    analyses = analyse(material, problems)
     planned = {(run.task, run.model): None for study in material.studies for run in study.status.runs}
+    ended = {(run.task, run.model) for run in material.records}
     states = []
     for study in material.studies:
         counts = ", ".join(f"{count} {state}" for state, count in study.status.counts.items() if count)
         states.append(f"{study.study.name}: {counted(study.status.planned, 'run')}: {counts}")
+    overall = attempt("GLUE's average could not be made", lambda: _writable(glue_sheet(analyses)), (), problems)
+    provenance = attempt(
+        "Provenance could not be listed", lambda: _writable(_provenance(material.records)), (), problems
+    )
     return Content(
         title=", ".join(dict.fromkeys(study.study.name for study in material.studies)),
         state=tuple(states),
         complete=not any(study.status.counts["pending"] for study in material.studies),
-        tasks=tuple(TaskContent(each, answer(each), tuple(_parts(each))) for each in analyses),
-        waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in known),
-        provenance=_provenance(material.records),
-        overall=_there(glue_sheet(analyses)),
+        tasks=tuple(TaskContent(each, _answer(each), tuple(_parts(each))) for each in analyses),
+        waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in ended),
+        provenance=provenance,
+        problems=tuple(problems),
+        overall=overall,
         studies=tuple((study.study.name, study.study.to_yaml()) for study in material.studies),
     )
 
 
+def _answer(analysis: Analysis) -> Answer:
+    problems: list[str] = []
+    said = attempt(f"{analysis.title}: the answer could not be made", lambda: answer(analysis), None, problems)
+    return said or Answer(problems[0], (), False)
+
+
 def _parts(analysis: Analysis) -> Iterable[Part]:
-    yield Part(
+    yield _part(
+        analysis,
         "scores",
         "Scores",
-        (),
-        (score_chart(analysis),),
-        _there(*score_sheets(analysis), parts_sheet(analysis), left_out_sheet(analysis)),
-        (run_sheet(analysis),),
-        figures=("scores",),
+        charts=(score_chart,),
+        sheets=(score_sheets, parts_sheet, left_out_sheet),
+        folded=(run_sheet,),
     )
-    yield _statistics(analysis)
-    yield _curves(analysis)
-    yield from _sweeps(analysis)
-    yield Part("cost", "Cost", (), _there(cost_chart(analysis)), (cost_sheet(analysis),), figures=("cost",))
-    published = published_sheet(analysis)
+    yield _part(analysis, "statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
+    yield _part(analysis, "curves", "Curves", _about_curves, charts=(curve_chart,))
+    rank = _part(analysis, "rank", "LoRA rank", charts=(rank_chart,), sheets=(rank_sheet,))
+    rates = _part(analysis, "rates", "Learning rate", charts=(rate_chart,), sheets=(rate_sheet,))
+    yield from (part for part in (rank, rates) if part.sheets or part.text)
+    yield _part(analysis, "cost", "Cost", charts=(cost_chart,), sheets=(cost_sheet,))
+    published = _part(analysis, "published", "Against published figures", sheets=(published_sheet,))
     text = f"No published figure of {analysis.title} with {analysis.table.model} is known to this version of manytune."
-    yield Part("published", "Against published figures", () if published else (text,), sheets=_there(published))
-    drawing = draw(analysis)
-    missing = "The module tree was not kept with this study, so the model cannot be drawn."
-    said = "From the tokens above to the prediction below. A layer's parts are drawn once where layers are alike."
-    yield Part("model", "The model: what trains where", (said if drawing else missing,), drawing=drawing)
-    yield _mistakes(analysis)
+    yield published if published.sheets or published.text else replace(published, text=(text,))
+    yield _model(analysis)
+    mistakes = _part(analysis, "mistakes", "Worst mistakes", sheets=(mistake_sheet, disagreement_sheet))
+    text = "Mistakes cannot be shown: the dev sentences, or predictions of a run that finished, are not here."
+    yield mistakes if mistakes.sheets or mistakes.text else replace(mistakes, text=(text,))
 
 
-def _statistics(analysis: Analysis) -> Part:
-    text = []
+def _part(
+    analysis: Analysis,
+    key: str,
+    title: str,
+    text: Callable[[Analysis], Iterable[str]] = lambda analysis: (),
+    *,
+    charts: Sequence[Callable[[Analysis], Any]] = (),
+    sheets: Sequence[Callable[[Analysis], Any]] = (),
+    folded: Sequence[Callable[[Analysis], Any]] = (),
+) -> Part:
+    """A part, with a sentence in place of each chart and table that could not be made."""
+    problems: list[str] = []
+    said = _made(analysis, f"{title}: the text", text, problems)
+    drawn = [chart for make in charts for chart in _made(analysis, f"{title}: a chart", make, problems)]
+    tables = [sheet for make in sheets for sheet in _made(analysis, f"{title}: a table", make, problems)]
+    closed = [sheet for make in folded for sheet in _made(analysis, f"{title}: a table", make, problems)]
+    return Part(key, title, (*said, *problems), tuple(drawn), tuple(tables), tuple(closed), figures=(key,))
+
+
+def _made(analysis: Analysis, what: str, make: Callable[[Analysis], Any], problems: list[str]) -> tuple[Any, ...]:
+    """What `make` makes, one thing or several, if there are some and they can be written."""
+    said = f"{analysis.title}, {what} could not be made"
+    return attempt(said, lambda: _writable(make(analysis)), (), problems)
+
+
+def _writable(made: Any) -> tuple[Any, ...]:
+    """Things that can be written in every form: what cannot fails here, where its part alone is lost."""
+    things = () if made is None else (made,) if isinstance(made, Sheet | Chart) else tuple(made)
+    for thing in things:
+        if isinstance(thing, Sheet):
+            for form in (to_csv, to_tex, to_markdown):
+                form(thing).encode()
+        elif isinstance(thing, Chart):
+            json.dumps(asdict(thing), ensure_ascii=False, allow_nan=False).encode()
+    return things
+
+
+def _about_statistics(analysis: Analysis) -> Iterable[str]:
     few = sorted({each.seeds for each in analysis.comparisons if each.seeds < MINIMUM_SEEDS})
     if few:
-        text.append(
+        yield (
             f"Some pairs share fewer than {MINIMUM_SEEDS} seeds: too few seeds for a verdict, and no test is shown for "
             "them, because a spread seen in so few says little of the next one."
         )
-    text.append(
+    yield (
         "A method is judged by its best configuration, and pays for the choice: it must beat every configuration of "
         "the other method, and its p is multiplied by how many configurations it had to choose from. All pairs of "
         "methods of the task are then corrected together (Holm). A difference must hold over seeds and over dev "
         "examples."
     )
     if not analysis.predictions:
-        text.append(
-            "Dev predictions were not kept with this study, so nothing is said of uncertainty over dev examples."
-        )
-    return Part(
-        "statistics", "Statistics", tuple(text), sheets=_there(comparison_sheet(analysis), standing_sheet(analysis))
-    )
+        yield "Dev predictions were not kept with this study, so nothing is said of uncertainty over dev examples."
 
 
-def _curves(analysis: Analysis) -> Part:
-    chart = curve_chart(analysis)
-    if chart is None:
-        return Part("curves", "Curves", ("No histories were kept with this study.",))
-    text = []
+def _about_curves(analysis: Analysis) -> Iterable[str]:
+    if not analysis.histories:
+        yield "No histories were kept with this study."
+        return
     rising = loss_rises(analysis)
     if rising:
         look = looks(analysis)
         names = ", ".join(look[label].name for label in rising)
-        text.append(
+        yield (
             f"Evaluation loss rises while {analysis.metric.title} rises too: {names}. A model can grow surer of what "
             "it gets wrong, and the loss counts that, while the score may not."
         )
     lacking = len(analysis.records) - len(analysis.histories)
     if lacking:
-        text.append(f"{counted(lacking, 'run')} without a history are not drawn.")
-    return Part("curves", "Curves", tuple(text), (chart,), figures=("curves",))
+        yield f"{counted(lacking, 'run')} without a history are not drawn."
 
 
-def _sweeps(analysis: Analysis) -> Iterable[Part]:
-    ranks, rates = rank_sheet(analysis), rate_sheet(analysis)
-    if ranks:
-        yield Part("rank", "LoRA rank", (), _there(rank_chart(analysis)), (ranks,), figures=("rank",))
-    if rates:
-        yield Part("rates", "Learning rate", (), _there(rate_chart(analysis)), (rates,), figures=("rates",))
-
-
-def _mistakes(analysis: Analysis) -> Part:
-    sheets = _there(mistake_sheet(analysis), disagreement_sheet(analysis))
-    text = "The dev sentences or the predictions are not here, so mistakes cannot be shown."
-    return Part("mistakes", "Worst mistakes", () if sheets else (text,), sheets=sheets)
-
-
-def _there(*things: Any) -> tuple[Any, ...]:
-    return tuple(thing for thing in things if thing is not None)
+def _model(analysis: Analysis) -> Part:
+    problems: list[str] = []
+    drawing = attempt(f"{analysis.title}: the model could not be drawn", lambda: draw(analysis), None, problems)
+    text = "The module tree was not kept with this study, so the model cannot be drawn."
+    if drawing:
+        text = "From the tokens above to the prediction below. A layer's parts are drawn once where layers are alike."
+    return Part("model", "The model: what trains where", tuple(problems) or (text,), drawing=drawing)
 
 
 def _provenance(records: Iterable[RunRecord]) -> tuple[Sheet, ...]:

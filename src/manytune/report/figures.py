@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from manytune.report.analysis import Analysis
+from manytune.report.guard import attempt
 from manytune.report.series import COSTS, Look, curves, front, looks, quantities
 from manytune.report.table import MethodRow
 from manytune.report.tables import swept
@@ -55,8 +57,16 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_figures(analysis: Analysis) -> dict[str, bytes]:
-    """File name → content, of every figure that the analysis has something for."""
+def draw_figures(analysis: Analysis, problems: list[str] | None = None) -> dict[str, bytes]:
+    """File name → content, of every figure that the analysis has something for.
+
+    Args:
+        analysis: What is drawn.
+        problems: Gets a sentence for each figure that could not be drawn.
+
+    Warns:
+        ReportWarning: A figure could not be drawn.
+    """
     from matplotlib import rc_context, rcdefaults, rcParams
 
     found: dict[str, bytes] = {}
@@ -64,12 +74,19 @@ def draw_figures(analysis: Analysis) -> dict[str, bytes]:
         rcdefaults()  # not the user's own settings: the same records give the same figures everywhere
         rcParams.update(_STYLE)
         for stem, make in _FIGURES.items():
-            figure = make(analysis)
-            if figure is not None:
-                for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "manytune"})):
-                    file = io.BytesIO()
-                    figure.savefig(file, format=kind, dpi=200, metadata=facts)
-                    found[f"{analysis.key}-{stem}.{kind}"] = file.getvalue()
+            name = f"{analysis.key}-{stem}"
+            said = f"The figure {name} could not be drawn"
+            found |= attempt(said, partial(_files, name, make, analysis), {}, [] if problems is None else problems)
+    return found
+
+
+def _files(name: str, make: Callable[[Analysis], Figure | None], analysis: Analysis) -> dict[str, bytes]:
+    figure, found = make(analysis), {}
+    if figure is not None:
+        for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "manytune"})):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, dpi=200, metadata=facts)
+            found[f"{name}.{kind}"] = file.getvalue()
     return found
 
 

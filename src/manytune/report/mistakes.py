@@ -19,7 +19,7 @@ _SHOWN = 15
 
 
 def mistake_sheet(analysis: Analysis) -> Sheet | None:
-    """The examples that most runs get wrong; None where predictions or sentences were not kept."""
+    """The examples that most runs get wrong; None without sentences, or predictions of a run that finished."""
     if not _can_be_shown(analysis):
         return None
     assert analysis.examples is not None
@@ -71,7 +71,8 @@ def disagreement_sheet(analysis: Analysis) -> Sheet | None:
 
 def _can_be_shown(analysis: Analysis) -> bool:
     texts = analysis.examples.texts if analysis.examples else ()
-    return bool(analysis.predictions) and bool(texts) and bool(texts[0])
+    finished = any(run.run_id in analysis.predictions for row in analysis.rows for run in row.finished)
+    return finished and bool(texts) and bool(texts[0])
 
 
 def _errors(analysis: Analysis) -> dict[str, Array]:

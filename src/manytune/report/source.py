@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from manytune.config import Study
 from manytune.errors import StoreError
 from manytune.evidence import Examples, Structure
+from manytune.lookup import PREDICTIONS, altered
 from manytune.record import HistoryRow, RunRecord
+from manytune.report.guard import attempt
 from manytune.store import Store, StudyStatus
 from manytune.tasks import Task
 
@@ -47,6 +50,8 @@ class Material:
     """Task → its dev rows; a task whose rows were not kept is not there."""
     structures: Mapping[tuple[str, str], Structure]
     """(task, model) → its module tree, likewise."""
+    problems: tuple[str, ...] = ()
+    """Files that the report goes without, although they are there, and why."""
 
 
 def read(directories: Sequence[Path | str]) -> Material:
@@ -56,7 +61,11 @@ def read(directories: Sequence[Path | str]) -> Material:
     name: they are never averaged.
 
     Raises:
-        StoreError: A directory holds no study, something in it is damaged, or two directories hold the same run.
+        StoreError: A directory holds no study, its study, plan or a record is damaged, or two directories hold the same
+            run.
+
+    Warns:
+        ReportWarning: The report goes without another file that is damaged or not the run's own.
     """
     stores = [Store.open(directory) for directory in directories]
     per_study = [store.finished_runs() for store in stores]
@@ -79,26 +88,39 @@ def read(directories: Sequence[Path | str]) -> Material:
         StudyFacts(study, store.status(), suffix)
         for study, store, suffix in zip(studies, stores, suffixes, strict=True)
     ]
-    histories = {i: rows for s, own in zip(stores, per_study, strict=True) for i in own if (rows := s.read_history(i))}
-    logits = {
-        run_id: kept
-        for store, own in zip(stores, per_study, strict=True)
-        for run_id in own
-        if (kept := store.read_predictions(run_id)) is not None
-    }
+    problems: list[str] = []
+    histories: dict[str, tuple[HistoryRow, ...]] = {}
+    logits: dict[str, NDArray[Any]] = {}
+    for store, own in zip(stores, per_study, strict=True):
+        for run_id, record in own.items():
+            if rows := attempt(f"No curve of {run_id}", partial(store.read_history, run_id), (), problems):
+                histories[run_id] = rows
+            kept = attempt(f"Without the predictions of {run_id}", partial(_own_logits, store, record), None, problems)
+            if kept is not None:
+                logits[run_id] = kept
     tasks: dict[str, Task] = {}
     examples: dict[str, Examples] = {}
     structures: dict[tuple[str, str], Structure] = {}
     for store, study in zip(stores, studies, strict=True):
-        for task in study.task_names:
-            files = store.task_files(task)
-            tasks.setdefault(task, files.complete(study.task(task)))
-            if (dev := files.examples()) is not None:
-                examples.setdefault(task, dev)
-            if (tree := files.structure()) is not None:
-                there = structures.get((task, study.model), tree)
-                structures[task, study.model] = tree.model_copy(update={"trained": there.trained | tree.trained})
-    return Material(tuple(facts), tuple(records), histories, logits, tasks, examples, structures)
+        for name in study.task_names:
+            files = store.task_files(name)
+            task = attempt(f"Without the classes of {name}", partial(files.complete, study.task(name)), None, problems)
+            if task is not None:
+                tasks.setdefault(name, task)
+            dev = attempt(f"Without the dev rows of {name}", partial(files.examples, task), None, problems)
+            if dev is not None:
+                examples.setdefault(name, dev)
+            tree = attempt(f"Without the module tree of {name}", files.structure, None, problems)
+            if tree is not None:
+                there = structures.get((name, study.model), tree)
+                structures[name, study.model] = tree.model_copy(update={"trained": there.trained | tree.trained})
+    return Material(tuple(facts), tuple(records), histories, logits, tasks, examples, structures, tuple(problems))
+
+
+def _own_logits(store: Store, record: RunRecord) -> NDArray[Any] | None:
+    if said := altered(store, record, (PREDICTIONS,)):
+        raise StoreError(said)
+    return store.read_predictions(record.run_id)
 
 
 def without_examples(material: Material) -> Material:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manytune.errors import StoreError
 from manytune.lookup import refuse_own_folders
+from manytune.record import plain
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
 from manytune.report.folder import MANIFEST, manifest_of, write_folder
+from manytune.report.guard import attempt
 from manytune.report.page import render_page
 from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.source import read, without_examples
@@ -67,17 +70,23 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     for sheet in content.sheets:
         files[f"tables/{sheet.name}.csv"] = to_csv(sheet)
         files[f"tables/{sheet.name}.tex"] = to_tex(sheet)
+    problems = list(content.problems)
     for task in content.tasks:
-        files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis).items()}
+        files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis, problems).items()}
+    tasks = [
+        attempt(f"{task.analysis.title}: no summary", partial(_plain_summary, task), None, problems)
+        for task in content.tasks
+    ]
+    content = replace(content, problems=tuple(problems))
     files["report.md"] = _markdown(content, files)
-    files["summary.json"] = json.dumps(_summary(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files["summary.json"] = json.dumps(_summary(content, tasks), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files["index.html"] = render_page(content)
     files[MANIFEST] = manifest_of(files)
     return files
 
 
 def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
-    lines = [f"# {markdown(content.title)}", *map(markdown, content.state)]
+    lines = [f"# {markdown(content.title)}", *map(markdown, content.state), *map(markdown, content.problems)]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
     for sheet in content.overall:
@@ -102,15 +111,21 @@ def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _summary(content: Content) -> dict[str, Any]:
+def _summary(content: Content, tasks: Sequence[Any]) -> dict[str, Any]:
     """The report for programs."""
     return {
         "schema_version": SUMMARY_VERSION,
         "studies": [name for name, _ in content.studies],
         "complete": content.complete,
-        "tasks": [_task_summary(task) for task in content.tasks],
+        "tasks": [task for task in tasks if task is not None],
         "waiting": list(content.waiting),
+        "problems": list(content.problems),
     }
+
+
+def _plain_summary(task: TaskContent) -> Any:
+    """A task's summary, without what JSON has no word for."""
+    return plain(_task_summary(task))
 
 
 def _task_summary(task: TaskContent) -> dict[str, Any]:

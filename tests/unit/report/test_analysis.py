@@ -50,7 +50,7 @@ def test_the_interval_over_dev_examples_is_around_the_mean(cola: Analysis, stsb:
 
 
 def test_kept_predictions_are_checked_against_their_record(tmp_path: Path) -> None:
-    store = make_study_directory(tmp_path / "s", SMALL)
+    store = make_study_directory(tmp_path / "s", SMALL, changes={"schema_version": 1})
     (run, *_) = store.finished_runs()
     store.write_predictions(run, np.zeros((1043, 2), dtype=np.float32) + np.array([0, 1], dtype=np.float32))
     (analysis,) = analyse(read([store.root]))
@@ -61,7 +61,7 @@ def test_kept_predictions_are_checked_against_their_record(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("shape", [(1042, 2), (1043, 3)])
 def test_predictions_of_other_rows_are_not_used(tmp_path: Path, shape: tuple[int, int]) -> None:
-    store = make_study_directory(tmp_path / "s", SMALL)
+    store = make_study_directory(tmp_path / "s", SMALL, changes={"schema_version": 1})
     run = next(iter(store.finished_runs()))
     store.write_predictions(run, np.random.default_rng(0).normal(size=shape).astype(np.float32))
     (analysis,) = analyse(read([store.root]))

@@ -84,7 +84,7 @@ def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
 
 def test_no_score_at_all_is_said(tmp_path: Path) -> None:
     _, found = say(tmp_path, states={"cola": "failed"})
-    assert found.headline == "CoLA, MCC: no run has finished with a score yet, so nothing can be said."
+    assert found.headline == "CoLA, MCC: all runs have ended and none has a score to compare: 10 failed."
     assert found.points[0].text.startswith("10 runs failed (full lr 5e-5 and lora r=8, lr 4e-4)")
 
 

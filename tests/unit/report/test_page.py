@@ -242,7 +242,7 @@ def test_what_is_missing_is_said(old: Path) -> None:
         "No histories were kept with this study.",
         "The module tree was not kept with this study",
         "Dev predictions were not kept with this study",
-        "The dev sentences or the predictions are not here",
+        "the dev sentences, or predictions of a run that finished, are not here",
         "No published figure of CoLA with minilm",
         "too few seeds for a verdict",
     ):
