@@ -11,16 +11,17 @@ import numpy as np
 from rich.console import RenderableType
 
 from manytune.backbones import anatomy, load_config, load_tokenizer
+from manytune.cells import same_to_the_eye, shortened
 from manytune.config import Study
-from manytune.data import Encoded, Split, leaked, load_task, uneven_classes
+from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
 from manytune.report.views import counted, percent, plain_table
 from manytune.tasks import SPLITS, Task
-from manytune.workload import encode_split
+from manytune.workload import blank_rows, encode_split, load_splits
 
 __all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
 
 _SHOWN = 5  # examples of a finding
-_LONG = 60  # characters of a text that is shown
+_NOTHING = frozenset({"null", "none", "nan", "na", "n/a", "<na>", "nil", "-", "?"})  # as tools write empty cells
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,12 @@ def check_study(study: Study) -> StudyCheck:
     parts = anatomy(study.model, 1)
     tasks = []
     for name in study.task_names:
-        task, splits = load_task(study.task(name), study.data_dir)
+        task, splits = load_splits(study, name)
         encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
         whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
-        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(task, splits, facts))))
+        blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
+        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(task, splits, facts, blank))))
     return StudyCheck(
         model=study.model,
         family=load_config(study.model, 1, shipped=True).model_type,
@@ -146,8 +148,7 @@ def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFa
     at = {"median": 50, "p95": 95, "longest": 100}
     classes, targets = {}, {}
     if task.kind == "classification":
-        counts = np.bincount(rows.labels, minlength=len(task.labels)).tolist()
-        classes = dict(zip(task.labels, counts, strict=True))
+        classes = class_counts(task, rows)
     else:
         wide = rows.labels.astype(np.float64)
         found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
@@ -181,13 +182,18 @@ def _labels_table(task: TaskCheck) -> RenderableType:
     )
 
 
-def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+def _findings(
+    task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts], blank: Mapping[str, Sequence[int]]
+) -> Iterator[Finding]:
     for name, rows in splits.items():
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
         if facts[name].truncated:
             cut = facts[name]
             yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at training.max_length.")
+        if blank[name]:
+            some = tuple(f"{rows.place(at)}: {_shown(rows.texts[at])!a}" for at in blank[name][:_SHOWN])
+            yield Finding(f"{counted(len(blank[name]), f'{name} row')} of which the tokenizer makes no token:", some)
         yield from _repeated(task, name, rows)
     train = splits["train"]
     for name, rows in splits.items():
@@ -195,6 +201,7 @@ def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, Split
             some = tuple(_shown(rows.texts[index]) for index in shared[:_SHOWN])
             what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
             yield Finding(what + f"so scores on {name} are too high:", some)
+    yield from _odd_names(task)
     yield from _uneven(task, train, facts)
 
 
@@ -215,6 +222,21 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
         yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
 
 
+def _odd_names(task: Task) -> Iterator[Finding]:
+    """Classes of a user's own task that may be meant as one, or as none."""
+    if task.own is None:
+        return
+    nothing = [name for name in task.labels if name.casefold() in _NOTHING]
+    if nothing:
+        yield Finding(f"A class like any other is called {', '.join(nothing)}; where it means none, empty those cells.")
+    alike = defaultdict(list)
+    for name in task.labels:
+        alike[same_to_the_eye(name)].append(name)
+    groups = tuple(", ".join(names) for names in alike.values() if len(names) > 1)
+    if groups:
+        yield Finding("Classes whose names differ in capitals or spelling alone, and may be meant as one:", groups)
+
+
 def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name in SPLITS:
         lacking = [label for label, count in facts[name].classes.items() if count == 0]
@@ -230,9 +252,12 @@ def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterat
 
 
 def _named(task: Task, labels: Sequence[float]) -> str:
-    names = [task.labels[int(label)] if task.kind == "classification" else f"{label:g}" for label in labels]
+    names = [
+        task.labels[int(label)] if task.kind == "classification" else f"{label:.10g}" if task.own else f"{label:g}"
+        for label in labels
+    ]
     return ", ".join(names if len(names) <= _SHOWN else [*names[:_SHOWN], "…"])
 
 
 def _shown(texts: tuple[str, ...]) -> str:
-    return " | ".join(text if len(text) <= _LONG else f"{text[: _LONG - 1]}…" for text in texts)
+    return " | ".join(shortened(text) for text in texts)

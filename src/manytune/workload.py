@@ -15,7 +15,8 @@ from manytune.backbones import anatomy, load_tokenizer
 from manytune.config import Study
 from manytune.data import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
-from manytune.errors import ModelError, StudyError
+from manytune.errors import DataError, ModelError
+from manytune.learnable import refuse_unlearnable
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
@@ -23,7 +24,7 @@ from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import SPLITS, Task
 from manytune.train import PackData
 
-__all__ = ["TaskWork", "encode_split", "encode_texts", "prepare"]
+__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "prepare"]
 
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
@@ -150,14 +151,24 @@ class TaskWork:
         return train_split(self.train.size, seed, labels=self.train.labels)
 
 
+def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
+    """A task of a study and its splits by name, of which runs can learn and by which they can be scored.
+
+    Raises:
+        ManytuneError: The data cannot be had, or does not fit the study.
+    """
+    task, splits = load_task(study.task(name), study.data_dir)
+    refuse_unlearnable(study, task, splits)
+    return task, splits
+
+
 def prepare(study: Study, name: str) -> TaskWork:
     """Load, check and encode a task's rows, and look at its backbone without loading weights.
 
     Raises:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
-    task, splits = load_task(study.task(name), study.data_dir)
-    _refuse_weights(study, task)
+    task, splits = load_splits(study, name)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
@@ -172,17 +183,8 @@ def prepare(study: Study, name: str) -> TaskWork:
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
         {split: rows for split, rows in encoded.items() if split not in SPLITS},
-        tuple(_data_notes(task, splits)),
+        (*_data_notes(task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
     )
-
-
-def _refuse_weights(study: Study, task: Task) -> None:
-    weights = study.training.class_weights
-    if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
-        raise StudyError(
-            f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
-            f"{', '.join(task.labels)}. Give one number a class."
-        )
 
 
 def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
@@ -208,6 +210,23 @@ def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
         )
 
 
+def _blank_notes(
+    task: Task, tokenizer: Any, splits: Mapping[str, Split], encoded: Mapping[str, Encoded]
+) -> Iterator[str]:
+    for name, rows in splits.items():
+        blank = blank_rows(tokenizer, rows, encoded[name])
+        if blank:
+            where = rows.place(blank[0])
+            yield f"{task.name}: {len(blank)} {name} rows have no token of their own, the first is {where}."
+
+
+def blank_rows(tokenizer: Any, rows: Split, encoded: Encoded) -> list[int]:
+    """The rows of which the tokenizer leaves special tokens alone: a model cannot tell them apart."""
+    special = tokenizer.num_special_tokens_to_add(pair=len(rows.texts[0]) == 2)
+    found: list[int] = np.flatnonzero(encoded.lengths <= special).tolist()
+    return found
+
+
 def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:
     """Encode rows without labels as the study encodes those of a task."""
     labels = np.zeros(len(texts), dtype=np.int64 if task.kind == "classification" else np.float32)
@@ -218,11 +237,15 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     """Encode rows as the study does, cut at its longest length, or with `whole` as long as they are.
 
     Raises:
-        ManytuneError: The tokenizer does not belong to the backbone, or no row could be cut so.
+        ManytuneError: The tokenizer does not belong to the backbone, makes no token of a row, or could cut none so.
     """
     limit = _NEVER if whole else _longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
-    return _fitted(study.model, encoder(rows, tokenizer, template=study.template, max_length=limit), parts)
+    encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
+    for index in np.flatnonzero(encoded.lengths == 0)[:1]:
+        text = ascii(" | ".join(rows.texts[index]))
+        raise DataError(f"{rows.place(int(index))}: the tokenizer makes no token of {text}; leave such rows out")
+    return _fitted(study.model, encoded, parts)
 
 
 def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
