@@ -110,8 +110,12 @@ def target_of(cell: object) -> float:
             return float(cell)
         except OverflowError:
             return math.inf
+    if isinstance(cell, (bool, np.bool_)):
+        raise ValueError(f"{cell} is not a number; write 1 and 0, or take type: classification")
+    if not isinstance(cell, (str, bytes)):
+        raise ValueError(f"{reprlib.repr(cell)} ({type(cell).__name__}) is not a number")
     text = text_of(cell)
-    if _NUMBER.fullmatch(text) and not isinstance(cell, (bool, np.bool_)):
+    if _NUMBER.fullmatch(text):
         return float(text)
     raise ValueError(f"{reprlib.repr(cell)} is not a number; {_spelled(text)}")
 
@@ -126,11 +130,11 @@ def classes_of(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
     numbers = all(_NUMBER.fullmatch(name) and math.isfinite(float(name)) for name in counts)
     alone = [name for name, count in counts.items() if count == 1]
     if len(counts) > 2 and 2 * len(alone) > counts.total():
-        cure = "to predict numbers, give the task type: regression. " if numbers else ""
+        cure = "; to predict numbers, give the task type: regression" if numbers else ""
         who = "every row has" if len(alone) == counts.total() else f"{len(alone)} of {counts.total()} rows have"
         raise ValueError(
             f"{who} another {task.label_column} than all others, such as "
-            f"{', '.join(map(shortened, alone[:3]))}; {cure}If it is the column of the class, give the task labels: "
+            f"{', '.join(map(shortened, alone[:3]))}{cure}. If it is the column of the class, give the task labels: "
             "with all classes"
         )
     return tuple(sorted(counts, key=(lambda name: (float(name), name)) if numbers else None))

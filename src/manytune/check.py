@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
+from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_config, load_tokenizer
 from manytune.cells import same_to_the_eye, shortened
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
 from manytune.report.views import counted, percent, plain_table
 from manytune.tasks import SPLITS, Task
-from manytune.workload import blank_rows, encode_split, load_splits
+from manytune.workload import blank_rows, encode_split, load_splits, longest
 
 __all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
 
@@ -133,7 +134,7 @@ def check_study(study: Study) -> StudyCheck:
         whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
         blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
-        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(task, splits, facts, blank))))
+        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(study, parts, task, splits, facts, blank))))
     return StudyCheck(
         model=study.model,
         family=load_config(study.model, 1, shipped=True).model_type,
@@ -167,7 +168,8 @@ def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFa
 def _labels_table(task: TaskCheck) -> RenderableType:
     if task.kind == "regression":
         columns = ("targets", *next(iter(task.splits.values())).targets)
-        return plain_table(columns, [(name, *facts.targets.values()) for name, facts in task.splits.items()])
+        rows = [(name, *map(_target, facts.targets.values())) for name, facts in task.splits.items()]
+        return plain_table(columns, rows)
     columns = ("class", *(part for name in task.splits for part in (name, "of all")))
     names = next(iter(task.splits.values())).classes
     return plain_table(
@@ -182,15 +184,26 @@ def _labels_table(task: TaskCheck) -> RenderableType:
     )
 
 
+def _target(value: float) -> object:
+    """Large ones with all their digits: those of a date differ in the last alone."""
+    return f"{value:.12g}" if 1e4 <= abs(value) < 1e12 else value
+
+
 def _findings(
-    task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts], blank: Mapping[str, Sequence[int]]
+    study: Study,
+    parts: Anatomy,
+    task: Task,
+    splits: Mapping[str, Split],
+    facts: Mapping[str, SplitFacts],
+    blank: Mapping[str, Sequence[int]],
 ) -> Iterator[Finding]:
+    most, whose = longest(study, parts)
     for name, rows in splits.items():
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
         if facts[name].truncated:
             cut = facts[name]
-            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at training.max_length.")
+            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at {most} tokens, {whose}.")
         if blank[name]:
             some = tuple(f"{rows.place(at)}: {_shown(rows.texts[at])!a}" for at in blank[name][:_SHOWN])
             yield Finding(f"{counted(len(blank[name]), f'{name} row')} of which the tokenizer makes no token:", some)
@@ -202,7 +215,7 @@ def _findings(
             what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
             yield Finding(what + f"so scores on {name} are too high:", some)
     yield from _odd_names(task)
-    yield from _uneven(task, train, facts)
+    yield from _uneven(study, task, train, facts)
 
 
 def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
@@ -237,7 +250,7 @@ def _odd_names(task: Task) -> Iterator[Finding]:
         yield Finding("Classes whose names differ in capitals or spelling alone, and may be meant as one:", groups)
 
 
-def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name in SPLITS:
         lacking = [label for label, count in facts[name].classes.items() if count == 0]
         if lacking:
@@ -245,10 +258,12 @@ def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterat
     uneven = uneven_classes(task, train)
     if uneven is not None:
         (few, least), (many, most) = uneven
-        yield Finding(
-            f"The classes are uneven: {least} training rows of {few}, {most} of {many}. "
-            "training.class_weights: balanced weighs them alike, and macro_f1 scores them alike."
-        )
+        cures = [
+            *(["training.class_weights: balanced weighs"] if study.training.class_weights == "none" else []),
+            *(["metric: macro_f1 scores"] if task.own is not None and "macro_f1" not in task.metrics else []),
+        ]
+        what = f"The classes are uneven: {least} training rows of {few}, {most} of {many}."
+        yield Finding(" ".join([what, *(f"{cure} them alike." for cure in cures)]))
 
 
 def _named(task: Task, labels: Sequence[float]) -> str:

@@ -34,41 +34,39 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
     train, dev = splits["train"], splits["dev"]
     if task.own is not None and task.kind == "regression":
         _refuse_beyond_fp32(task, splits)
-    cure = "give dev other rows"
+    cure = "give dev more rows, that differ"
     if task.own is not None and isinstance(task.own.dev, float):
-        cure = f"dev: {task.own.dev:g} sets too few rows aside; give a larger share, or a file of rows"
-    everything = np.arange(len(train))
-    _refuse_alike(task, train, everything, "training rows", "there is nothing to tell apart; give more rows")
+        cure = f"give dev a larger share than {task.own.dev:g}, or a file of rows"
+    _refuse_alike(task, train, np.arange(len(train)), "training rows", "so there is nothing to tell apart")
     _refuse_unscorable(task, dev, np.arange(len(dev)), "dev rows", cure)
     if study.selection == "train-split":
+        cure = "use selection: dev"
         for seed in study.seeds:
             kept, aside = train_split(len(train), seed, labels=train.labels)
-            which = f"that selection: train-split {{}} with seed {seed}"
-            _refuse_alike(task, train, kept, f"rows {which.format('leaves')}", "use selection: dev")
-            _refuse_unscorable(task, train, aside, f"rows {which.format('sets aside')}", "use selection: dev")
+            rows = f"rows that selection: train-split {{}} with seed {seed}"
+            _refuse_alike(task, train, kept, rows.format("leaves"), f"so there is nothing to tell apart; {cure}")
+            _refuse_unscorable(task, train, aside, rows.format("sets aside"), cure)
 
 
-def _refuse_alike(task: Task, split: Split, rows: Array, which: str, cure: str) -> None:
+def _refuse_alike(task: Task, split: Split, rows: Array, which: str, then: str) -> None:
     alike = all_alike(task, split.labels[rows])
-    texts = {split.texts[row] for row in rows[:2]}
-    if alike is None and len(texts) == 1 and len({split.texts[row] for row in rows}) == 1:
-        alike = f"text is {shortened(' | '.join(texts.pop()))!r}"
+    first = split.texts[rows[0]]
+    if alike is None and all(split.texts[row] == first for row in rows):
+        alike = f"text is {shortened(' | '.join(first))!r}"
     if alike is not None:
-        raise DataError(f"task {task.name}: in all {len(rows)} {which} the {alike}; {cure}. They are of {split.source}")
+        raise DataError(f"task {task.name}, {split.source}: in all {len(rows)} {which} the {alike}, {then}")
 
 
 def _refuse_unscorable(task: Task, split: Split, rows: Array, which: str, cure: str) -> None:
-    """A constant prediction is taken for a collapse, so rows must be there of which one is no good prediction."""
+    """A constant prediction is taken for a collapse, so it must not be the right one."""
     if len(rows) == 1:
-        raise DataError(
-            f"task {task.name}: of {which} there is 1, and no score tells runs apart by one row; {cure}. "
-            f"It is of {split.source}"
-        )
+        one = f"of {which} there is one alone, and no score by it tells runs apart"
+        raise DataError(f"task {task.name}, {split.source}: {one}; {cure}")
     correlations = [name for name in task.metrics if name in ("pearson", "spearman")]
-    if task.kind == "regression" and not correlations:
-        return
-    why = f"{correlations[0]} is undefined" if correlations else "a constant prediction would be perfect"
-    _refuse_alike(task, split, rows, which, f"{why}; {cure}" + (", or take metric: rmse" if correlations else ""))
+    if task.kind == "classification":
+        _refuse_alike(task, split, rows, which, f"so a constant prediction would be perfect; {cure}")
+    elif correlations:
+        _refuse_alike(task, split, rows, which, f"so {correlations[0]} is undefined; {cure}, or take metric: rmse")
 
 
 def _refuse_beyond_fp32(task: Task, splits: Mapping[str, Split]) -> None:
@@ -85,6 +83,13 @@ def _refuse_beyond_fp32(task: Task, splits: Mapping[str, Split]) -> None:
                 far = f"{split.place(int(index))}: {task.label_column} {split.labels[index]:g} is too far from"
                 cure = "the training targets" if scale is not None else "0 for scale: false; leave that out"
                 raise DataError(f"{far} {cure}. Losses are in fp32, which cannot hold its square")
-        lost = np.abs(targets.astype(np.float32) - targets).max() > _LOST * targets.std()
+        inside = task.learned(targets)
+        lost = np.abs(inside - task.inside(targets)).max() > _LOST * np.std(task.inside(targets))
     if scale is None and (lost or targets.std() < _SMALLEST):
         raise DataError(f"{whole} differ too little for fp32, in which a model computes; leave out scale: false")
+    if 2 * len(np.unique(inside)) < len(np.unique(targets)):
+        farthest = int(np.abs(inside).argmax())
+        raise DataError(
+            f"{splits['train'].place(farthest)}: {task.label_column} {targets[farthest]:g} is so far from the "
+            "others that fp32, in which a model computes, takes most of these for the same; leave the row out"
+        )

@@ -23,7 +23,8 @@ def read_own(task: Task, where: str) -> RawRows:
     assert own is not None
     if own.hub is not None:
         name, _, revision = own.hub.partition("@")
-        cure = "\nCheck hub and config of the task, and that its train and dev are names of splits there."
+        splits = "train and dev are names of splits" if isinstance(own.dev, str) else "train is the name of a split"
+        cure = f"\nCheck hub and config of the task, and that its {splits} there."
         columns, label = task.text_columns, task.label_column
         return read_hub(task.name, name, own.config, where, columns, label, revision=revision or None, cure=cure)
     texts, labels, places = [], [], []

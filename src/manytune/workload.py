@@ -13,7 +13,7 @@ import numpy as np
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_tokenizer
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
+from manytune.data import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
 from manytune.errors import DataError, ModelError
 from manytune.learnable import refuse_unlearnable
@@ -24,7 +24,7 @@ from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import SPLITS, Task
 from manytune.train import PackData
 
-__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "prepare"]
+__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "longest", "prepare"]
 
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
@@ -61,10 +61,10 @@ class TaskWork:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
-        longest, whose = _longest(self.study, self.anatomy)
+        most, whose = longest(self.study, self.anatomy)
         parts = (("train", self.train), ("dev", self.dev))
         return [*self.data_notes] + [
-            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {longest} tokens, {whose}."
+            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {most} tokens, {whose}."
             for name, data in parts
             if data.truncated
         ]
@@ -122,9 +122,10 @@ class TaskWork:
         warmup = warmup_steps(self.study.training, total)
         if warmup < total:
             return []
+        key = "warmup_steps" if self.study.training.warmup_ratio is None else "warmup_ratio"
         return [
             f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
-            "Lower training.warmup_steps, or train longer."
+            f"Lower training.{key}, or train longer."
         ]
 
     def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
@@ -183,11 +184,11 @@ def prepare(study: Study, name: str) -> TaskWork:
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
         {split: rows for split, rows in encoded.items() if split not in SPLITS},
-        (*_data_notes(task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
+        (*_data_notes(study, task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
     )
 
 
-def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
+def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
     """Rows left out, and of a user's own data, what a result would be blamed for later."""
     for name, rows in splits.items():
         if rows.left_out:
@@ -201,12 +202,15 @@ def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
             f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
             "on dev are too high. `manytune check` lists them."
         )
+    lacking = [] if task.kind == "regression" else class_counts(task, splits["train"]).items()
+    if never := [name for name, count in lacking if count == 0]:
+        yield f"{task.name}: no training row is of {', '.join(never)}, so no run learns to tell it."
     uneven = uneven_classes(task, splits["train"])
     if uneven is not None:
         (few, least), (many, most) = uneven
         yield (
-            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many}); see "
-            "training.class_weights: balanced."
+            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many})"
+            + ("; see training.class_weights: balanced." if study.training.class_weights == "none" else ".")
         )
 
 
@@ -239,7 +243,7 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     Raises:
         ManytuneError: The tokenizer does not belong to the backbone, makes no token of a row, or could cut none so.
     """
-    limit = _NEVER if whole else _longest(study, parts)[0]
+    limit = _NEVER if whole else longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
     encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
     for index in np.flatnonzero(encoded.lengths == 0)[:1]:
@@ -248,7 +252,7 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     return _fitted(study.model, encoded, parts)
 
 
-def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
+def longest(study: Study, parts: Anatomy) -> tuple[int, str]:
     """The most tokens that a row may have, and what says so."""
     asked, positions = study.training.max_length, parts.max_length
     if positions < asked:

@@ -155,3 +155,5 @@ def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
     (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 20}))
     assert "20 of 20 steps" in said
     assert _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 19})) == []
+    (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 4, "warmup_ratio": 0.99}))
+    assert "Lower training.warmup_ratio, or" in said
