@@ -21,7 +21,17 @@ import numpy as np
 from manytune.errors import choices
 from manytune.tasks import Task
 
-__all__ = ["classes_of", "is_empty", "label_of", "label_parser", "same_to_the_eye", "shortened", "target_of", "text_of"]
+__all__ = [
+    "classes_of",
+    "is_empty",
+    "label_of",
+    "label_parser",
+    "listed",
+    "same_to_the_eye",
+    "shortened",
+    "target_of",
+    "text_of",
+]
 
 # Characters without width or shape. Joiners between two characters that are not ASCII have a meaning: in Persian and
 # Hindi words, and in emoji of several parts.
@@ -195,6 +205,11 @@ def _target(task: Task, cell: object) -> float:
 def shortened(text: str) -> str:
     """A text as a message shows it."""
     return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a message shows them, of many the first."""
+    return ", ".join([*map(shortened, names[:_SHOWN]), *(["…"] if len(names) > _SHOWN else [])])
 
 
 def _spelled(text: str) -> str:

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_config, load_tokenizer
-from manytune.cells import same_to_the_eye, shortened
+from manytune.cells import listed, same_to_the_eye, shortened
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
 from manytune.report.views import counted, percent, plain_table
@@ -241,7 +241,7 @@ def _odd_names(task: Task) -> Iterator[Finding]:
         return
     nothing = [name for name in task.labels if name.casefold() in _NOTHING]
     if nothing:
-        yield Finding(f"A class like any other is called {', '.join(nothing)}; where it means none, empty those cells.")
+        yield Finding(f"A class like any other is called {listed(nothing)}; where it means none, empty those cells.")
     alike = defaultdict(list)
     for name in task.labels:
         alike[same_to_the_eye(name)].append(name)
@@ -254,7 +254,7 @@ def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFac
     for name in SPLITS:
         lacking = [label for label, count in facts[name].classes.items() if count == 0]
         if lacking:
-            yield Finding(f"No {name} row is of {', '.join(lacking)}.")
+            yield Finding(f"No {name} row is of {listed(lacking)}.")
     uneven = uneven_classes(task, train)
     if uneven is not None:
         (few, least), (many, most) = uneven

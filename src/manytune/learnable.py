@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from manytune.cells import shortened
+from manytune.cells import listed, shortened
 from manytune.config import Study
 from manytune.data import Array, Split, all_alike, train_split
 from manytune.errors import DataError, StudyError
@@ -29,7 +29,7 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
     if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
         raise StudyError(
             f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
-            f"{', '.join(task.labels)}. Give one number a class."
+            f"{listed(task.labels)}. Give one number a class."
         )
     train, dev = splits["train"], splits["dev"]
     if task.own is not None and task.kind == "regression":

@@ -12,6 +12,7 @@ import numpy as np
 
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_tokenizer
+from manytune.cells import listed
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
@@ -204,7 +205,7 @@ def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterat
         )
     lacking = [] if task.kind == "regression" else class_counts(task, splits["train"]).items()
     if never := [name for name, count in lacking if count == 0]:
-        yield f"{task.name}: no training row is of {', '.join(never)}, so no run learns to tell it."
+        yield f"{task.name}: no training row is of {listed(never)}, so no run learns to tell it."
     uneven = uneven_classes(task, splits["train"])
     if uneven is not None:
         (few, least), (many, most) = uneven

@@ -241,7 +241,7 @@ def test_check_dry_run_and_run_refuse_the_same(
     assert "training.class_weights: 3 numbers, but own has 2 classes" in done.err
 
 
-def test_targets_of_ten_digits_are_learned_and_predicted(tiny: Path, tmp_path: Path) -> None:
+def test_targets_of_ten_digits_are_learned_and_predicted(tiny: Path, command: Command, tmp_path: Path) -> None:
     first = 1_700_000_000
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "y"), *((f"Item {n}.", first + n) for n in range(40))])
@@ -262,3 +262,6 @@ def test_targets_of_ten_digits_are_learned_and_predicted(tiny: Path, tmp_path: P
     assert record.best_score == pytest.approx(np.sqrt(np.mean((logits[:, 0] - examples.labels) ** 2)), rel=1e-6)
     made = manytune.load(tmp_path / "out").predict([f"Item {n}." for n in range(40)])
     np.testing.assert_allclose([each.value for each in made], logits[:, 0], rtol=0, atol=1e-2)
+    done = command("export", "out", "--to", "model", cwd=tmp_path)
+    assert done.code == 2
+    assert "an export computes in fp32, which cannot hold targets around 1.7e+09" in done.err

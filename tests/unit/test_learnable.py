@@ -131,3 +131,8 @@ def test_rows_know_their_place_after_some_were_left_out_and_set_aside(tmp_path: 
     for split in splits.values():
         for index, (text,) in enumerate(split.texts):
             assert split.place(index) == f"{tmp_path / 'train.csv'}, line {int(text.split()[1]) + 3}"
+
+
+def test_a_thousand_classes_are_not_all_named(tmp_path: Path) -> None:
+    rows: Rows = [(f"row {n}", f"class {n % 1000}") for n in range(2000)]
+    assert len(refusal(tmp_path, rows, rows, {"class_weights": [1, 2]})) < 500
