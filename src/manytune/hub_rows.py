@@ -61,12 +61,12 @@ def read_hub(
 
 
 def _named(table: Any, column: str) -> list[object]:
-    """A column's cells; classes by their names, where the dataset has names for them, and None where it has -1."""
+    """A column's cells; classes by their names, where the dataset has names for them."""
     names = getattr(table.features[column], "names", None)
     values = list(table[column])
     if names is None:
         return values
-    known = {-1: None, **dict(enumerate(names))}
+    known = dict(enumerate(names))
     return [known.get(value, value) for value in values]
 
 

@@ -26,7 +26,10 @@ def read_own(task: Task, where: str) -> RawRows:
         splits = "train and dev are names of splits" if isinstance(own.dev, str) else "train is the name of a split"
         cure = f"\nCheck hub and config of the task, and that its {splits} there."
         columns, label = task.text_columns, task.label_column
-        return read_hub(task.name, name, own.config, where, columns, label, revision=revision or None, cure=cure)
+        raw = read_hub(task.name, name, own.config, where, columns, label, revision=revision or None, cure=cure)
+        if any(isinstance(label, str) for label in raw.labels):  # among names, -1 marks a row without a label
+            return raw._replace(labels=[None if label == -1 else label for label in raw.labels])
+        return raw
     texts, labels, places = [], [], []
     for place, row in read_placed(where, (*task.text_columns, task.label_column)):
         texts.append(tuple(row[column] for column in task.text_columns))
