@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
+from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_config, load_tokenizer
+from manytune.cells import listed, same_to_the_eye, shortened
 from manytune.config import Study
-from manytune.data import Encoded, Split, leaked, load_task, uneven_classes
+from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
 from manytune.report.views import counted, percent, plain_table
 from manytune.tasks import SPLITS, Task
-from manytune.workload import encode_split
+from manytune.workload import blank_rows, encode_split, load_splits, longest
 
 __all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
 
 _SHOWN = 5  # examples of a finding
-_LONG = 60  # characters of a text that is shown
+_NOTHING = frozenset({"null", "none", "nan", "na", "n/a", "<na>", "nil", "-", "?"})  # as tools write empty cells
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,12 @@ def check_study(study: Study) -> StudyCheck:
     parts = anatomy(study.model, 1)
     tasks = []
     for name in study.task_names:
-        task, splits = load_task(study.task(name), study.data_dir)
+        task, splits = load_splits(study, name)
         encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
         whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
-        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(task, splits, facts))))
+        blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
+        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(study, parts, task, splits, facts, blank))))
     return StudyCheck(
         model=study.model,
         family=load_config(study.model, 1, shipped=True).model_type,
@@ -146,8 +149,7 @@ def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFa
     at = {"median": 50, "p95": 95, "longest": 100}
     classes, targets = {}, {}
     if task.kind == "classification":
-        counts = np.bincount(rows.labels, minlength=len(task.labels)).tolist()
-        classes = dict(zip(task.labels, counts, strict=True))
+        classes = class_counts(task, rows)
     else:
         wide = rows.labels.astype(np.float64)
         found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
@@ -166,7 +168,8 @@ def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFa
 def _labels_table(task: TaskCheck) -> RenderableType:
     if task.kind == "regression":
         columns = ("targets", *next(iter(task.splits.values())).targets)
-        return plain_table(columns, [(name, *facts.targets.values()) for name, facts in task.splits.items()])
+        rows = [(name, *map(_target, facts.targets.values())) for name, facts in task.splits.items()]
+        return plain_table(columns, rows)
     columns = ("class", *(part for name in task.splits for part in (name, "of all")))
     names = next(iter(task.splits.values())).classes
     return plain_table(
@@ -181,13 +184,29 @@ def _labels_table(task: TaskCheck) -> RenderableType:
     )
 
 
-def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+def _target(value: float) -> object:
+    """Large ones with all their digits: those of a date differ in the last alone."""
+    return f"{value:.12g}" if 1e4 <= abs(value) < 1e12 else value
+
+
+def _findings(
+    study: Study,
+    parts: Anatomy,
+    task: Task,
+    splits: Mapping[str, Split],
+    facts: Mapping[str, SplitFacts],
+    blank: Mapping[str, Sequence[int]],
+) -> Iterator[Finding]:
+    most, whose = longest(study, parts)
     for name, rows in splits.items():
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
         if facts[name].truncated:
             cut = facts[name]
-            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at training.max_length.")
+            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at {most} tokens, {whose}.")
+        if blank[name]:
+            some = tuple(f"{rows.place(at)}: {_shown(rows.texts[at])!a}" for at in blank[name][:_SHOWN])
+            yield Finding(f"{counted(len(blank[name]), f'{name} row')} of which the tokenizer makes no token:", some)
         yield from _repeated(task, name, rows)
     train = splits["train"]
     for name, rows in splits.items():
@@ -195,7 +214,8 @@ def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, Split
             some = tuple(_shown(rows.texts[index]) for index in shared[:_SHOWN])
             what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
             yield Finding(what + f"so scores on {name} are too high:", some)
-    yield from _uneven(task, train, facts)
+    yield from _odd_names(task)
+    yield from _uneven(study, task, train, facts)
 
 
 def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
@@ -215,24 +235,44 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
         yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
 
 
-def _uneven(task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+def _odd_names(task: Task) -> Iterator[Finding]:
+    """Classes of a user's own task that may be meant as one, or as none."""
+    if task.own is None:
+        return
+    nothing = [name for name in task.labels if name.casefold() in _NOTHING]
+    if nothing:
+        yield Finding(f"A class like any other is called {listed(nothing)}; where it means none, empty those cells.")
+    alike = defaultdict(list)
+    for name in task.labels:
+        alike[same_to_the_eye(name)].append(name)
+    groups = tuple(", ".join(names) for names in alike.values() if len(names) > 1)
+    if groups:
+        yield Finding("Classes whose names differ in capitals or spelling alone, and may be meant as one:", groups)
+
+
+def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name in SPLITS:
         lacking = [label for label, count in facts[name].classes.items() if count == 0]
         if lacking:
-            yield Finding(f"No {name} row is of {', '.join(lacking)}.")
+            yield Finding(f"No {name} row is of {listed(lacking)}.")
     uneven = uneven_classes(task, train)
     if uneven is not None:
         (few, least), (many, most) = uneven
-        yield Finding(
-            f"The classes are uneven: {least} training rows of {few}, {most} of {many}. "
-            "training.class_weights: balanced weighs them alike, and macro_f1 scores them alike."
-        )
+        cures = [
+            *(["training.class_weights: balanced weighs"] if study.training.class_weights == "none" else []),
+            *(["metric: macro_f1 scores"] if task.own is not None and "macro_f1" not in task.metrics else []),
+        ]
+        what = f"The classes are uneven: {least} training rows of {few}, {most} of {many}."
+        yield Finding(" ".join([what, *(f"{cure} them alike." for cure in cures)]))
 
 
 def _named(task: Task, labels: Sequence[float]) -> str:
-    names = [task.labels[int(label)] if task.kind == "classification" else f"{label:g}" for label in labels]
+    names = [
+        task.labels[int(label)] if task.kind == "classification" else f"{label:.10g}" if task.own else f"{label:g}"
+        for label in labels
+    ]
     return ", ".join(names if len(names) <= _SHOWN else [*names[:_SHOWN], "…"])
 
 
 def _shown(texts: tuple[str, ...]) -> str:
-    return " | ".join(text if len(text) <= _LONG else f"{text[: _LONG - 1]}…" for text in texts)
+    return " | ".join(shortened(text) for text in texts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from manytune.cells import classes_of, is_empty, label_of, label_parser, text_of
 from manytune.errors import DataError, ModelError, StudyError, choices
 from manytune.rows import RawRows
 from manytune.sources import read_rows
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Encoded",
     "Split",
+    "all_alike",
+    "class_counts",
     "encode",
     "epoch_order",
     "leaked",
@@ -40,7 +42,6 @@ __all__ = [
 Array = NDArray[Any]
 
 _CUT_AT_ONCE = 256  # rows
-_SHOWN = 20  # classes that a message names
 _UNEVEN = 10  # as many rows of one class as of another
 
 
@@ -51,13 +52,15 @@ class Split:
     texts: tuple[tuple[str, ...], ...]
     """N rows of one or two sentences, stripped, none of them empty."""
     labels: Array
-    """`[N]`: int64 class indices, or float32 targets."""
+    """`[N]`: int64 class indices, or targets: float64, of GLUE's and the built-in tasks float32."""
     fingerprint: str
     """SHA-256 (hex) over texts and labels: the same rows have the same one wherever they came from."""
     source: str
     """Where the rows came from: a path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
     left_out: tuple[str, ...] = ()
     """Which rows of the source are not among these, and why."""
+    place: Callable[[int], str] = lambda index: f"row {index + 1}"
+    """Row index to the words that let a user find the row in the source."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -101,20 +104,24 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
     """
     if task.own is None:
         return task, {split: load_split(task, split, data_dir) for split in (*SPLITS, *task.also_scored)}
-    raw = read_rows(task, "train")
+    raw = _read(task, "train")
     if task.kind == "classification":
-        task = replace(task, labels=task.labels or _classes(task, raw))
-        if "f1" in task.metrics and len(task.labels) != 2:
-            raise DataError(
-                f"task {task.name}: the metric f1 is of two classes, but there are {len(task.labels)}; take macro_f1"
-            )
+        try:
+            task = replace(task, labels=task.labels or classes_of(task, raw.labels))
+        except ValueError as error:
+            raise DataError(f"{raw.source}: {error}") from None
     train = _checked(task, "train", raw)
+    if "f1" in task.metrics and len(task.labels) != 2:
+        raise DataError(
+            f"task {task.name}: the metric f1 is of two classes, but there are {len(task.labels)}; take macro_f1"
+        )
     if task.kind == "regression":
         task = _learned(task, train.labels)
     assert task.own is not None
     if isinstance(task.own.dev, str):
-        return task, {"train": train, "dev": _checked(task, "dev", read_rows(task, "dev"))}
-    kept, aside = train_split(len(train), 0, task.own.dev, train.labels)
+        return task, {"train": train, "dev": _checked(task, "dev", _read(task, "dev"))}
+    what, cure = f"task {task.name}: dev: {task.own.dev:g}", "give more rows, or a file of rows as dev"
+    kept, aside = train_split(len(train), 0, task.own.dev, train.labels, what=what, cure=cure)
     return task, {"train": _part(train, kept, train.left_out), "dev": _part(train, aside, ())}
 
 
@@ -136,7 +143,7 @@ def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
     known = (*SPLITS, *(name for name in task.hub_splits if name not in SPLITS))
     if split not in known:
         raise DataError(f"split of task {task.name}: {choices(split, known)}")
-    return _checked(task, split, read_rows(task, split, data_dir))
+    return _checked(task, split, _read(task, split, data_dir))
 
 
 def leaked(train: Split, dev: Split) -> list[int]:
@@ -146,46 +153,88 @@ def leaked(train: Split, dev: Split) -> list[int]:
 
 
 def uneven_classes(task: Task, train: Split) -> tuple[tuple[str, int], tuple[str, int]] | None:
-    """The rarest class and the commonest, each with its rows, where the one has a tenth of the other's or less."""
+    """The rarest class that has rows and the commonest, where the one has a tenth of the other's rows or less."""
     if task.kind == "regression":
         return None
-    counts = np.bincount(train.labels, minlength=len(task.labels))
-    few, many = ((task.labels[int(at)], int(counts[at])) for at in (counts.argmin(), counts.argmax()))
-    return (few, many) if many[1] >= _UNEVEN * max(few[1], 1) else None
+    counts = sorted(class_counts(task, train).items(), key=lambda item: item[1])
+    few, many = next(item for item in counts if item[1] > 0), counts[-1]
+    return (few, many) if many[1] >= _UNEVEN * few[1] else None
+
+
+def class_counts(task: Task, split: Split) -> dict[str, int]:
+    """Class → rows of it, in the classes' order."""
+    return dict(zip(task.labels, np.bincount(split.labels, minlength=len(task.labels)).tolist(), strict=True))
+
+
+def _read(task: Task, split: str, data_dir: str | None = None) -> RawRows:
+    """The rows of a split with their texts as text and, of a user's own task, its classes' names likewise."""
+    raw = read_rows(task, split, data_dir)
+
+    def understood(understand: Callable[[object], str], cell: object, column: str, index: int) -> str:
+        try:
+            return understand(cell)
+        except ValueError as error:
+            raise DataError(f"{raw.place(index)}: {column} {error}") from None
+
+    texts = [
+        tuple(understood(text_of, cell, column, index) for column, cell in zip(task.text_columns, row, strict=True))
+        for index, row in enumerate(raw.texts)
+    ]
+    labels = raw.labels
+    if task.own is not None and task.kind == "classification":
+        labels = [understood(label_of, label, task.label_column, index) for index, label in enumerate(labels)]
+    return raw._replace(texts=texts, labels=labels)
 
 
 def _checked(task: Task, split: str, raw: RawRows) -> Split:
-    texts = [tuple(text.strip() for text in row) for row in raw.texts]
-    for index, row in enumerate(texts):
-        for column, text in zip(task.text_columns, row, strict=True):
-            if "\0" in text:
-                raise DataError(f"{raw.place(index)}: {column} holds a NUL character; is the file text at all?")
-    kept, left_out = _whole_rows(task, split, raw, texts)
+    kept, left_out = _whole_rows(task, split, raw)
     if not kept:
-        reason = f": all {len(texts)} were left out, the first because of {left_out[0]}" if left_out else ""
+        reason = f": all {len(raw.texts)} were left out, the first because of {left_out[0]}" if left_out else ""
         raise DataError(f"{raw.source}: no rows, so there is nothing to learn from or to score{reason}")
-    if split in UNLABELLED:
-        values: list[float] = [0] * len(kept)
-    else:
-        parse = _class_parser(task) if task.kind == "classification" else _parse_target
-        values = [parse(task, raw.labels[index], raw.place, index) for index in kept]
-    labels = np.array(values, dtype=np.int64 if task.kind == "classification" else np.float32)
+    values = [0.0] * len(kept) if split in UNLABELLED else _label_values(task, raw, kept)
+    # GLUE's and the built-in targets have few digits, and results of them are kept to the bit.
+    target = np.float32 if task.own is None else np.float64
+    labels = np.array(values, dtype=np.int64 if task.kind == "classification" else target)
     _check_size(task, split, len(kept), raw.source)
-    if split == "train" and (labels == labels[0]).all():
-        what = f"label is {values[0]}" if task.kind == "classification" else f"target is {values[0]:g}"
-        raise DataError(f"{raw.source}: in all {len(kept)} rows the {what}; there is nothing to tell apart")
-    rows = tuple(texts[index] for index in kept)
-    return Split(rows, labels, _fingerprint(rows, labels), raw.source, (*raw.left_out, *left_out))
+    if split == "train" and (alike := all_alike(task, labels)):
+        raise DataError(f"{raw.source}: in all {len(kept)} rows the {alike}; there is nothing to tell apart")
+    rows = tuple(raw.texts[index] for index in kept)
+    return Split(
+        rows,
+        labels,
+        _fingerprint(rows, labels),
+        raw.source,
+        (*raw.left_out, *left_out),
+        lambda index: raw.place(kept[index]),
+    )
 
 
-def _whole_rows(
-    task: Task, split: str, raw: RawRows, texts: Sequence[tuple[str, ...]]
-) -> tuple[Sequence[int], tuple[str, ...]]:
+def _label_values(task: Task, raw: RawRows, kept: Sequence[int]) -> list[float]:
+    parse, values = label_parser(task), []
+    for index in kept:
+        try:
+            values.append(parse(raw.labels[index]))
+        except ValueError as error:
+            raise DataError(f"{raw.place(index)}: {error}") from None
+    return values
+
+
+def all_alike(task: Task, labels: Array) -> str | None:
+    """What all labels are, such as "label is 'billing'" or "target is 3"; None if they are not the same."""
+    if (labels != labels[0]).any():
+        return None
+    if task.kind == "regression":
+        return f"target is {labels[0]:.10g}"
+    name = task.labels[int(labels[0])]
+    return f"label is {name!r}" if task.own is not None else f"label is {labels[0]} ({name})"
+
+
+def _whole_rows(task: Task, split: str, raw: RawRows) -> tuple[Sequence[int], tuple[str, ...]]:
     """The rows that have texts and a label, and why the others are left out; of GLUE's, none may lack a text."""
     kept, left_out = [], []
-    for index, row in enumerate(texts):
+    for index, row in enumerate(raw.texts):
         if task.is_whole(row) or split in UNLABELLED:
-            if task.own is not None and raw.labels[index] == "":
+            if task.own is not None and is_empty(raw.labels[index]):
                 left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
             else:
                 kept.append(index)
@@ -201,74 +250,20 @@ def _empty(columns: Sequence[str]) -> str:
     return f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} empty"
 
 
-def _classes(task: Task, raw: RawRows) -> tuple[str, ...]:
-    """The classes that the labels name: numbers in their order, else by the alphabet."""
-    counts = Counter(str(label) for label in raw.labels if label != "")
-    if len(counts) > 2 and len(counts) == counts.total():
-        raise DataError(
-            f"{raw.source}: every row has another {task.label_column}, such as {', '.join([*counts][:3])}; "
-            "for numbers to be predicted, give the task type: regression"
-        )
-    try:
-        return tuple(sorted(counts, key=lambda name: (float(name), name)))
-    except ValueError:
-        return tuple(sorted(counts))
-
-
 def _learned(task: Task, targets: Array) -> Task:
     """The task with the range of its training targets, and their scale if it is scaled."""
     scale = None
     if task.own is not None and task.own.scaled:
-        wide = targets.astype(np.float64)
-        scale = Scale(float(wide.mean()), float(wide.std()))
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of that is refused with the other targets
+            scale = Scale(float(targets.mean()), float(targets.std()))
     return replace(task, target_range=(float(targets.min()), float(targets.max())), scale=scale)
 
 
 def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
     texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
-    return Split(texts, labels, _fingerprint(texts, labels), whole.source, left_out)
-
-
-def _class_parser(task: Task) -> Callable[[Task, object, Callable[[int], str], int], int]:
-    by_name = {name: value for value, name in enumerate(task.labels)}
-    # GLUE's files have numbers or names; a user's own labels are names, of which one may look like a number.
-    known = by_name if task.own is not None else {**{str(value): value for value in by_name.values()}, **by_name}
-
-    def parse(task: Task, label: object, place: Callable[[int], str], index: int) -> int:
-        value = known.get(str(label))
-        if value is not None:
-            return value
-        if task.own is not None:
-            raise DataError(
-                f"{place(index)}: {task.label_column} {choices(str(label), task.labels[:_SHOWN])} These are the "
-                f"{len(task.labels)} classes of the training rows; where it is another one, give labels: all of them."
-            )
-        if str(label) == "-1":
-            raise DataError(_unlabelled(place(index)))
-        meanings = ", ".join(f"{value} ({name})" for value, name in enumerate(task.labels))
-        raise DataError(f"{place(index)}: label {label!r} is not one of: {meanings}")
-
-    return parse
-
-
-def _parse_target(task: Task, label: object, place: Callable[[int], str], index: int) -> float:
-    try:
-        value = float(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise DataError(f"{place(index)}: {task.label_column} {label!r} is not a number") from None
-    low, high = task.target_range or (-math.inf, math.inf)
-    if math.isfinite(value) and (task.own is not None or low <= value <= high):
-        return value
-    if value == -1.0 and task.own is None:
-        raise DataError(_unlabelled(place(index)))
-    wanted = "a finite number" if task.own is not None else f"between {low:g} and {high:g}"
-    raise DataError(f"{place(index)}: {task.label_column} {label!r} is not {wanted}")
-
-
-def _unlabelled(place: str) -> str:
-    return (
-        f"{place}: label -1 marks a row without a label, as GLUE's test splits have; "
-        "only labelled rows can be trained on or scored"
+    place = whole.place
+    return Split(
+        texts, labels, _fingerprint(texts, labels), whole.source, left_out, lambda index: place(int(rows[index]))
     )
 
 
@@ -285,6 +280,11 @@ def _check_size(task: Task, split: str, rows: int, source: str) -> None:
 
 
 def _fingerprint(texts: Iterable[tuple[str, ...]], labels: Array) -> str:
+    if labels.dtype == np.float64:
+        # In fp32, as earlier versions had targets, unless it takes some for the same.
+        with np.errstate(over="ignore"):
+            narrow = labels.astype(np.float32)
+        labels = narrow if len(np.unique(narrow)) == len(np.unique(labels)) else labels
     digest = hashlib.sha256()
     for row in texts:
         for text in row:
@@ -428,7 +428,15 @@ _EPOCH_STREAM = 1
 _SELECTION_STREAM = 2
 
 
-def train_split(n: int, seed: int, share: float = 0.1, labels: Array | None = None) -> tuple[Array, Array]:
+def train_split(
+    n: int,
+    seed: int,
+    share: float = 0.1,
+    labels: Array | None = None,
+    *,
+    what: str = "selection: train-split",
+    cure: str = "use selection: dev",
+) -> tuple[Array, Array]:
     """Set a seeded share of the training rows aside, to select snapshots on.
 
     Arguments:
@@ -437,6 +445,8 @@ def train_split(n: int, seed: int, share: float = 0.1, labels: Array | None = No
         share: the part to set aside, above 0 and below 1.
         labels: `[n]`; classes (integers) are each split in the same share, at least one row of every
             class that has two on either side. Numbers are not looked at.
+        what: the setting that asks for it, for a message.
+        cure: what to do where it cannot be done, likewise.
 
     Returns:
         The rows to train on and the rows to select on: int64, ascending, disjoint, all of `n` together.
@@ -452,10 +462,8 @@ def train_split(n: int, seed: int, share: float = 0.1, labels: Array | None = No
     parts = [order[groups[order] == group] for group in np.unique(groups)]
     selecting = np.sort(np.concatenate([order[:0], *(rows[: _quota(len(rows), share)] for rows in parts)]))
     if selecting.size == 0:
-        raise DataError(
-            f"selection: train-split sets rows of each class aside, but no class has two rows "
-            f"among the {n} training rows; use selection: dev"
-        )
+        no_two = "there is one training row alone" if n == 1 else f"no class has two rows among the {n} training rows"
+        raise DataError(f"{what} sets training rows of each class aside, but {no_two}; {cure}")
     return np.setdiff1d(np.arange(n), selecting, assume_unique=True), selecting
 
 

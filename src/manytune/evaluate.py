@@ -34,7 +34,7 @@ class Evaluation:
         loss: Mean loss, without class weights; of scaled targets, on their scale.
         collapsed: The predictions are one constant.
         predictions: [N] class indices or numbers, in the rows' order.
-        logits: [N, outputs] fp32, in the rows' order and, of a regression, in the targets' own unit; None where they
+        logits: [N, outputs] fp32, in the rows' order; of scaled targets fp64, in the targets' own unit; None where they
             were not kept.
     """
 
@@ -113,9 +113,10 @@ def example_losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation:
-    targets = task.inside(labels).astype(labels.dtype)
-    losses = example_losses(task.kind, torch.from_numpy(logits)[None], torch.from_numpy(targets)[None])
-    logits = task.outside(logits).astype(logits.dtype)
+    targets = torch.from_numpy(task.learned(labels))
+    losses = example_losses(task.kind, torch.from_numpy(logits)[None], targets[None])
+    if task.scale is not None:  # fp32 could not hold large targets with a small spread
+        logits = task.outside(logits.astype(np.float64))
     predictions = predictions_of(task, logits)
     # The largest of logits that are NaN is the first one: a failure would pass for a collapse.
     finite = bool(np.isfinite(logits).all())
@@ -123,7 +124,7 @@ def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation
     return Evaluation(
         scores=metrics.evaluate(task, predictions, labels) if finite else unknown,
         loss=float(losses.mean()),
-        collapsed=finite and metrics.is_constant(predictions),
+        collapsed=finite and metrics.is_constant(predictions, task.scale),
         predictions=predictions,
         logits=logits,
     )

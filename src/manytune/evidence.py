@@ -112,6 +112,14 @@ class Learned(_Kept):
         """The SHA-256 of it, without what is not known, so that what later versions add changes none."""
         return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
 
+    def agrees(self, other: Learned) -> bool:
+        """Whether outputs mean the same by both; earlier versions learned of targets in fp32, so nearly is enough."""
+        numbers = (self.target_range, self.center, self.spread), (other.target_range, other.center, other.spread)
+        mine, theirs = (np.array([*(span or ()), center, spread], dtype=float) for span, center, spread in numbers)
+        near = {"rtol": 1e-6, "atol": 0.0} if self.spread is None else {"rtol": 0.0, "atol": 1e-4 * self.spread}
+        alike = mine.shape == theirs.shape and np.allclose(mine, theirs, equal_nan=True, **near)
+        return self.labels == other.labels and alike
+
     def complete(self, task: Task) -> Task:
         """`task` with what was learned of it.
 
@@ -155,9 +163,9 @@ class Structure(_Kept):
 
 
 def predictions_to_bytes(logits: NDArray[Any]) -> bytes:
-    """A compressed NPZ of logits `[N, outputs]` in fp32; the same logits give the same bytes."""
+    """A compressed NPZ of logits `[N, outputs]` in fp32 or fp64; the same logits give the same bytes."""
     array, file = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array(array, np.ascontiguousarray(logits, dtype=np.float32), allow_pickle=False)
+    np.lib.format.write_array(array, np.ascontiguousarray(logits), allow_pickle=False)
     with zipfile.ZipFile(file, "w") as archive:
         entry = zipfile.ZipInfo(_LOGITS, date_time=_NO_DATE)
         archive.writestr(entry, array.getvalue(), compress_type=zipfile.ZIP_DEFLATED, compresslevel=9)
@@ -189,8 +197,8 @@ def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             _refuse_other_size(archive.zip)
             logits: NDArray[Any] = archive[_LOGITS.removesuffix(".npy")]
-        if logits.ndim != 2 or logits.dtype != np.float32:
-            raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32")
+        if logits.ndim != 2 or logits.dtype not in (np.float32, np.float64):
+            raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32 or float64")
     except Exception as error:  # of numpy, zipfile and zlib, whose list no documentation gives
         reason = " ".join(str(error).split())[:120]
         raise StoreError(f"{where} is damaged: {reason}. Delete it; the report goes without it.") from error

@@ -193,6 +193,12 @@ class _Check:
         score = float(scores[self.task.primary_metric])
         allowed = _TOLERANCE * (1.0 if self.task.scale is None else self.task.scale.spread)
         if not off <= allowed:
+            if self.task.scale is not None and np.spacing(np.float32(self.task.scale.center)) > allowed:
+                raise StudyError(
+                    f"{self.task.name}: an export computes in fp32, which cannot hold targets around "
+                    f"{self.task.scale.center:g} that differ by about {self.task.scale.spread:g}. Train on targets "
+                    "counted from a nearer zero to export, or predict with manytune."
+                )
             raise StoreError(
                 f"The export of {self.record.run_id} was loaded again and is not what was trained: its logits are off "
                 f"by up to {off:.2g} (allowed are {allowed:g}), and it scores {score:.4f} where the record says "

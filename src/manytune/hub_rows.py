@@ -32,7 +32,7 @@ def read_hub(
         name: The dataset's.
         configuration: Its configuration; None for the only one.
         split: The hub's name of the split.
-        texts: The columns of the sentences; a null counts as an empty text.
+        texts: The columns of the sentences.
         label: The column of the label; None where there is none to read.
         revision: Branch, tag or commit; None for the newest.
         cure: What to do where the hub does not answer, for the message.
@@ -51,22 +51,23 @@ def read_hub(
     for column in (*texts, *([label] if label else [])):
         if column not in table.column_names:
             raise DataError(f"{where}: {no_column(column, table.column_names)}")
-    columns = [["" if text is None else str(text) for text in table[column]] for column in texts]
+    columns = [_named(table, column) for column in texts]
     return RawRows(
         texts=list(zip(*columns, strict=True)),
-        labels=_labels(table, label) if label else [None] * len(columns[0]),
+        labels=_named(table, label) if label else [None] * len(columns[0]),
         source=f"hub:{name}@{commit}" if commit else f"hub:{name}",
         place=lambda index: f"{where}, row {index + 1}",
     )
 
 
-def _labels(table: Any, column: str) -> list[object]:
-    """Labels by their names, where the dataset has names for them."""
+def _named(table: Any, column: str) -> list[object]:
+    """A column's cells; classes by their names, where the dataset has names for them."""
     names = getattr(table.features[column], "names", None)
     values = list(table[column])
     if names is None:
         return values
-    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+    known = dict(enumerate(names))
+    return [known.get(value, value) for value in values]
 
 
 def _load_table(name: str, configuration: str | None, split: str, revision: str | None) -> tuple[Any, str | None]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from manytune.errors import choices
 
 if TYPE_CHECKING:
-    from manytune.tasks import Task
+    from manytune.tasks import Scale, Task
 
 __all__ = ["METRICS", "Metric", "evaluate", "is_constant"]
 
@@ -26,6 +26,8 @@ Array = NDArray[Any]
 # Equal inputs leave an fp32 encoder of two dozen layers equal to about 1e-6: SDPA and matrix products
 # give other bits for other batch layouts. A spread ten times that is still no prediction.
 _ROUNDING = 1e-5
+
+_CORRELATIONS = ("pearson", "spearman")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class Metric:
     """Of which kind of task it is."""
 
 
-def is_constant(predictions: Array) -> bool:
+def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
     """Say whether a model predicts the same thing for every row: one class, or one number.
 
     Arguments:
         predictions: `[N]` class indices (integers), or numbers, which count as one number where they
             differ by no more than rounding; where some are not finite they are not constant.
+        scale: how a regression's targets look inside, where the model computes and rounds.
 
     Raises:
         ValueError: there are no predictions.
@@ -62,7 +65,8 @@ def is_constant(predictions: Array) -> bool:
     if not np.isfinite(values).all():  # a failure, which is another thing than a collapse
         return False
     low, high = float(values.min()), float(values.max())
-    return high - low <= _ROUNDING * max(-low, high)
+    center, least = (0.0, 0.0) if scale is None else (scale.center, scale.spread)
+    return high - low <= _ROUNDING * max(center - low, high - center, least)
 
 
 def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
@@ -83,7 +87,16 @@ def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1")
-    return {name: _metric(name).compute(predictions, labels) for name in task.metrics}
+    inside = predictions, labels
+    if task.scale is not None and np.isfinite(predictions).all():
+        # A correlation does not depend on the scale, but is less exact of large numbers with a small spread.
+        alike = is_constant(predictions, task.scale)
+        wide = predictions.astype(np.float64)
+        inside = np.zeros_like(wide) if alike else task.inside(wide), task.inside(labels.astype(np.float64))
+    return {
+        name: _metric(name).compute(*(inside if name in _CORRELATIONS else (predictions, labels)))
+        for name in task.metrics
+    }
 
 
 def _metric(name: str) -> Metric:
@@ -133,7 +146,7 @@ def _correlation(correlate: Callable[[Array, Array], Any], predictions: Array, l
     predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
     # Constant labels are the data's fault, and no figure is right for them; a constant prediction is
     # the model's, and tells nothing about the labels: 0.
-    if not np.isfinite(predictions).all() or is_constant(labels):
+    if not np.isfinite(predictions).all() or (labels == labels[0]).all():
         return math.nan
     if is_constant(predictions):
         return 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from manytune.hub_rows import read_hub
 from manytune.rows import RawRows, read_placed
 from manytune.tasks import Task
@@ -25,22 +23,16 @@ def read_own(task: Task, where: str) -> RawRows:
     assert own is not None
     if own.hub is not None:
         name, _, revision = own.hub.partition("@")
-        cure = "\nCheck hub and config of the task, and that its train and dev are names of splits there."
+        splits = "train and dev are names of splits" if isinstance(own.dev, str) else "train is the name of a split"
+        cure = f"\nCheck hub and config of the task, and that its {splits} there."
         columns, label = task.text_columns, task.label_column
         raw = read_hub(task.name, name, own.config, where, columns, label, revision=revision or None, cure=cure)
-        return raw._replace(labels=[_as_text(label) for label in raw.labels])
+        if any(isinstance(label, str) for label in raw.labels):  # among names, -1 marks a row without a label
+            return raw._replace(labels=[None if label == -1 else label for label in raw.labels])
+        return raw
     texts, labels, places = [], [], []
     for place, row in read_placed(where, (*task.text_columns, task.label_column)):
-        texts.append(tuple(_as_text(row[column]) for column in task.text_columns))
-        labels.append(_as_text(row[task.label_column]))
+        texts.append(tuple(row[column] for column in task.text_columns))
+        labels.append(row[task.label_column])
         places.append(place)
     return RawRows(texts, labels, where, places.__getitem__)
-
-
-def _as_text(cell: Any) -> str:
-    """A cell as CSV would hold it: a null is empty, and 1.0 is 1, as tools write whole numbers beside nulls."""
-    if cell is None or cell != cell:  # a float that is no number
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell).strip()

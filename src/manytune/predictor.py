@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from manytune import hardware, snapshot
 from manytune.backbones import Backbone, load_backbone, load_tokenizer
+from manytune.cells import text_of
 from manytune.errors import DataError, StoreError
 from manytune.evaluate import predict
 from manytune.lookup import chosen_records, refuse_another_backbone
@@ -29,6 +30,10 @@ __all__ = ["Prediction", "Predictor", "load"]
 
 _MOST_TOGETHER = 16
 """Runs that go through the backbone at once."""
+
+
+def _row_number(index: int) -> str:
+    return f"row {index + 1}"
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,12 @@ class Predictor:
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
 
-        Those of a regression are in the targets' own unit.
+        Those of a regression are in the targets' own unit, and in fp64 where that is another one than inside.
 
         Raises:
             DataError: A row has not as many sentences as the task.
         """
-        rows = [self._row(index, text) for index, text in enumerate(texts)]
+        rows = self._rows(texts)
         if not rows:
             return np.empty((len(self._order), 0, self.task.num_outputs), dtype=np.float32)
         data = encode_texts(self._study, self.task, self._anatomy, self._tokenizer, rows)
@@ -107,8 +112,8 @@ class Predictor:
         for pack, model in self._models:
             everything = [np.arange(data.size)] * len(pack.runs)
             found |= {run.id: own for run, own in zip(pack.runs, predict(model, data, everything), strict=True)}
-        logits: NDArray[Any] = self.task.outside(np.stack([found[run_id] for run_id in self._order]))
-        return logits
+        logits: NDArray[Any] = np.stack([found[run_id] for run_id in self._order])
+        return logits if self.task.scale is None else self.task.outside(logits.astype(np.float64))
 
     def predict(self, texts: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
         """A prediction for each text, or pair of texts.
@@ -116,11 +121,11 @@ class Predictor:
         Raises:
             DataError: A row has not as many sentences as the task, or an empty one.
         """
-        for index, text in enumerate(texts):
-            row = self._row(index, text)
+        rows = self._rows(texts)
+        for index, row in enumerate(rows):
             if not self.task.is_whole(row):
-                raise DataError(f"row {index + 1}: {self.task.text_columns[row.index('')]} is empty")
-        means = self._means(texts)
+                raise DataError(f"{_row_number(index)}: {self.task.text_columns[row.index('')]} is empty")
+        means = self._means(rows)
         if self.task.kind == "regression":
             return [Prediction(float(score), {}) for (score,) in means]
         names = self.task.labels
@@ -148,18 +153,24 @@ class Predictor:
         mean: NDArray[Any] = logits.mean(0)
         return mean
 
-    def predict_rows(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+    def predict_rows(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
         """Rows of a table with their predictions.
 
         Args:
             rows: They have the task's text columns.
+            where: Words before a row's number in a message, such as the file's name.
+            before: Rows of the table before these.
 
         Returns:
             The rows in order, with `prediction` and, of classes, the probability of each as `p_<class>`; and the number
             of rows of which a text is empty, whose predictions are null.
+
+        Raises:
+            DataError: A cell is no text.
         """
         columns = self.task.text_columns
-        texts = [tuple("" if row[name] is None else str(row[name]).strip() for name in columns) for row in rows]
+        cells = [tuple(row[name] for name in columns) for row in rows]
+        texts = [self._row(where + _row_number(index), row) for index, row in enumerate(cells, before)]
         whole = [index for index, text in enumerate(texts) if self.task.is_whole(text)]
         made = dict(zip(whole, self.predict([texts[index] for index in whole]), strict=True))
         nothing = Prediction(None, dict.fromkeys(self.task.labels))
@@ -176,15 +187,27 @@ class Predictor:
         states = [snapshot.load_own(store, records[run.id], run) for run in runs]
         return snapshot.restore_pack(backbone, members, states, device=self._device)
 
-    def _row(self, index: int, text: str | tuple[str, ...]) -> tuple[str, ...]:
-        row = tuple(part.strip() for part in ((text,) if isinstance(text, str) else text))
+    def _rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """The rows, their cells understood as those of a file of rows are."""
+        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
+            raise DataError(f"a list of texts is needed, or of tuples of texts; {type(texts).__name__} was given")
+        return [self._row(_row_number(index), text) for index, text in enumerate(texts)]
+
+    def _row(self, place: str, text: object) -> tuple[str, ...]:
+        cells = tuple(text) if isinstance(text, (tuple, list, np.ndarray)) else (text,)
         wanted = self.task.text_columns
-        if len(row) != len(wanted):
+        if len(cells) != len(wanted):
             raise DataError(
-                f"row {index + 1}: {len(row)} given; {self.task.name} takes {len(wanted)} for each prediction: "
+                f"{place}: {len(cells)} given; {self.task.name} takes {len(wanted)} for each prediction: "
                 f"{', '.join(wanted)}"
             )
-        return row
+        row = []
+        for column, cell in zip(wanted, cells, strict=True):
+            try:
+                row.append(text_of(cell))
+            except ValueError as error:
+                raise DataError(f"{place}: {column} {error}") from None
+        return tuple(row)
 
 
 def load(directory: Path | str, run: str = "best", *, task: str | None = None, device: str = "auto") -> Predictor:

@@ -37,10 +37,10 @@ Row = dict[str, Any]
 class RawRows(NamedTuple):
     """The rows of a split, before any check."""
 
-    texts: Sequence[tuple[str, ...]]
-    """N rows of one or two sentences."""
+    texts: Sequence[tuple[Any, ...]]
+    """N rows of one or two cells that hold sentences."""
     labels: Sequence[object]
-    """N labels, as text or as numbers; None where there is none."""
+    """N cells that hold labels; None where there is none."""
     source: str
     """A path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
     place: Callable[[int], str]

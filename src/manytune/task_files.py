@@ -29,7 +29,8 @@ class TaskFiles:
         Raises:
             StoreError: They do.
         """
-        if task.own is not None and self._learned() not in (None, Learned.of(task)):
+        learned = self._learned() if task.own is not None else None
+        if learned is not None and not learned.agrees(Learned.of(task)):
             raise StoreError(
                 f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs in "
                 f"{self.directory.parent.parent} were trained on. Give another --out."

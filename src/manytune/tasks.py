@@ -126,6 +126,10 @@ class Task:
         """Targets (an array) as a head learns them; classes are as they are."""
         return targets if self.scale is None else (targets - self.scale.center) / self.scale.spread
 
+    def learned(self, labels: Any) -> Any:
+        """Labels (an array) as a loss takes them: classes as they are, targets inside, in fp32."""
+        return labels if self.kind == "classification" else self.inside(labels).astype("float32")
+
     def outside(self, outputs: Any) -> Any:
         """What a head puts out (an array), in the targets' own unit."""
         return outputs if self.scale is None else outputs * self.scale.spread + self.scale.center

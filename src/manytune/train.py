@@ -306,7 +306,7 @@ def _forward_backward(
     up: each depends on its own parameters alone, so every run gets the gradient of its own loss.
     """
     drawn = np.stack([data.labels[own] for own in rows])
-    labels = torch.from_numpy(task.inside(drawn).astype(drawn.dtype)).to(model.device)
+    labels = torch.from_numpy(task.learned(drawn)).to(model.device)
     share = torch.ones(labels.shape, device=model.device)
     if class_weights is not None:
         share = torch.from_numpy(class_weights[list(alive)]).to(model.device).gather(1, labels)

@@ -12,10 +12,12 @@ import numpy as np
 
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_tokenizer
+from manytune.cells import listed
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
+from manytune.data import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
-from manytune.errors import ModelError, StudyError
+from manytune.errors import DataError, ModelError
+from manytune.learnable import refuse_unlearnable
 from manytune.methods import ParameterCount, adapt, count_parameters
 from manytune.packing import Adaptation
 from manytune.packing.head import reach
@@ -23,7 +25,7 @@ from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import SPLITS, Task
 from manytune.train import PackData
 
-__all__ = ["TaskWork", "encode_split", "encode_texts", "prepare"]
+__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "longest", "prepare"]
 
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
@@ -60,10 +62,10 @@ class TaskWork:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
-        longest, whose = _longest(self.study, self.anatomy)
+        most, whose = longest(self.study, self.anatomy)
         parts = (("train", self.train), ("dev", self.dev))
         return [*self.data_notes] + [
-            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {longest} tokens, {whose}."
+            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {most} tokens, {whose}."
             for name, data in parts
             if data.truncated
         ]
@@ -121,9 +123,10 @@ class TaskWork:
         warmup = warmup_steps(self.study.training, total)
         if warmup < total:
             return []
+        key = "warmup_steps" if self.study.training.warmup_ratio is None else "warmup_ratio"
         return [
             f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
-            "Lower training.warmup_steps, or train longer."
+            f"Lower training.{key}, or train longer."
         ]
 
     def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
@@ -150,14 +153,24 @@ class TaskWork:
         return train_split(self.train.size, seed, labels=self.train.labels)
 
 
+def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
+    """A task of a study and its splits by name, of which runs can learn and by which they can be scored.
+
+    Raises:
+        ManytuneError: The data cannot be had, or does not fit the study.
+    """
+    task, splits = load_task(study.task(name), study.data_dir)
+    refuse_unlearnable(study, task, splits)
+    return task, splits
+
+
 def prepare(study: Study, name: str) -> TaskWork:
     """Load, check and encode a task's rows, and look at its backbone without loading weights.
 
     Raises:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
-    task, splits = load_task(study.task(name), study.data_dir)
-    _refuse_weights(study, task)
+    task, splits = load_splits(study, name)
     parts = anatomy(study.model, task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
@@ -172,20 +185,11 @@ def prepare(study: Study, name: str) -> TaskWork:
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
         {split: rows for split, rows in encoded.items() if split not in SPLITS},
-        tuple(_data_notes(task, splits)),
+        (*_data_notes(study, task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
     )
 
 
-def _refuse_weights(study: Study, task: Task) -> None:
-    weights = study.training.class_weights
-    if isinstance(weights, tuple) and task.kind == "classification" and len(weights) != len(task.labels):
-        raise StudyError(
-            f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
-            f"{', '.join(task.labels)}. Give one number a class."
-        )
-
-
-def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
+def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
     """Rows left out, and of a user's own data, what a result would be blamed for later."""
     for name, rows in splits.items():
         if rows.left_out:
@@ -199,13 +203,33 @@ def _data_notes(task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
             f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
             "on dev are too high. `manytune check` lists them."
         )
+    lacking = [] if task.kind == "regression" else class_counts(task, splits["train"]).items()
+    if never := [name for name, count in lacking if count == 0]:
+        yield f"{task.name}: no training row is of {listed(never)}, so no run learns to tell it."
     uneven = uneven_classes(task, splits["train"])
     if uneven is not None:
         (few, least), (many, most) = uneven
         yield (
-            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many}); see "
-            "training.class_weights: balanced."
+            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many})"
+            + ("; see training.class_weights: balanced." if study.training.class_weights == "none" else ".")
         )
+
+
+def _blank_notes(
+    task: Task, tokenizer: Any, splits: Mapping[str, Split], encoded: Mapping[str, Encoded]
+) -> Iterator[str]:
+    for name, rows in splits.items():
+        blank = blank_rows(tokenizer, rows, encoded[name])
+        if blank:
+            where = rows.place(blank[0])
+            yield f"{task.name}: {len(blank)} {name} rows have no token of their own, the first is {where}."
+
+
+def blank_rows(tokenizer: Any, rows: Split, encoded: Encoded) -> list[int]:
+    """The rows of which the tokenizer leaves special tokens alone: a model cannot tell them apart."""
+    special = tokenizer.num_special_tokens_to_add(pair=len(rows.texts[0]) == 2)
+    found: list[int] = np.flatnonzero(encoded.lengths <= special).tolist()
+    return found
 
 
 def encode_texts(study: Study, task: Task, parts: Anatomy, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:
@@ -218,14 +242,18 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     """Encode rows as the study does, cut at its longest length, or with `whole` as long as they are.
 
     Raises:
-        ManytuneError: The tokenizer does not belong to the backbone, or no row could be cut so.
+        ManytuneError: The tokenizer does not belong to the backbone, makes no token of a row, or could cut none so.
     """
-    limit = _NEVER if whole else _longest(study, parts)[0]
+    limit = _NEVER if whole else longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
-    return _fitted(study.model, encoder(rows, tokenizer, template=study.template, max_length=limit), parts)
+    encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
+    for index in np.flatnonzero(encoded.lengths == 0)[:1]:
+        text = ascii(" | ".join(rows.texts[index]))
+        raise DataError(f"{rows.place(int(index))}: the tokenizer makes no token of {text}; leave such rows out")
+    return _fitted(study.model, encoded, parts)
 
 
-def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
+def longest(study: Study, parts: Anatomy) -> tuple[int, str]:
     """The most tokens that a row may have, and what says so."""
     asked, positions = study.training.max_length, parts.max_length
     if positions < asked:

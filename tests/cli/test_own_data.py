@@ -16,6 +16,8 @@ from command_line import Command
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import manytune
+from manytune.config import Study
+from manytune.executors import run_study
 from manytune.store import Store
 
 WORDS = {"billing": "invoice", "sales": "discount", "support": "crash"}
@@ -175,7 +177,17 @@ def test_a_resumed_study_needs_the_same_data(folder: Path, command: Command, tmp
         ({"type": "regression", "labels": ["a", "b"]}, "labels are a classification's"),
         ({"text": ["team", "body"]}, "the column 'team' cannot be text and label at once"),
         ({"dev": 1.0}, "received 1.0; it must be below 1"),
-        ({"text": ["a", "b", "c"]}, "tasks.0.text"),
+        ({"text": ["a", "b", "c"]}, "a model reads one text or two; join the columns"),
+        ({"text": 5}, "it must be a column's name, or a list of two"),
+        ({"labels": ["a"]}, "it must name at least two classes"),
+        ({"labels": ["good", "go\u200bod"]}, "it must not hold 'good' twice"),
+        ({"labels": ["\u200b", "a"]}, "received ''; it must not be empty"),
+        ({"metric": 5}, "it must be a metric's name, or a list of them"),
+        ({"metric": "pearson"}, "macro_f1. It goes with type: regression.\n"),
+        ({"metric": "f1", "labels": ["a", "b", "c"]}, "the metric f1 is of two classes, but labels are 3"),
+        ({"dev": "0.25"}, "write a share as a number without quotes"),
+        ({"dev": None}, "it must be a file, the name of a split, or a share"),
+        ({"language": "english"}, "it must be a code such as en"),
         ({"config": "x"}, "config is of a dataset on the hub"),
         ({"name": "../x"}, "it must be letters, digits"),
     ],
@@ -189,3 +201,79 @@ def test_wrong_descriptions(folder: Path, command: Command, task: dict[str, obje
     assert done.code == 2
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def small(tiny: Path, folder: Path, rows: list[tuple[str, object]], training: dict[str, object] | None = None) -> None:
+    """A study of one classification on `rows`, half of which are dev."""
+    with (folder / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "y"), *rows])
+    own = {"name": "own", "train": "rows.csv", "dev": 0.5, "text": "text", "label": "y"}
+    study = {"name": "s", "model": str(tiny), "tasks": [own], "seeds": [0], "training": training or {}}
+    study["methods"] = [{"method": "bitfit", "learning_rate": 1e-3}]
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+
+
+def test_check_names_classes_that_may_be_meant_as_one_or_as_none(tiny: Path, command: Command, tmp_path: Path) -> None:
+    small(tiny, tmp_path, [(f"row {n}", ("NA", "Good", "good", "bad")[n % 4]) for n in range(16)])
+    found = command("check", "study.yaml", cwd=tmp_path).out
+    assert "A class like any other is called NA; where it means none, empty those cells." in found
+    assert "Classes whose names differ in capitals or spelling alone, and may be meant as one:\n    Good, good" in found
+
+
+def test_rows_without_a_token_are_said_before_training(tiny: Path, command: Command, tmp_path: Path) -> None:
+    small(tiny, tmp_path, [*((f"row {n}", "ab"[n % 2]) for n in range(8)), ("\u200b", "a"), ("\u200b", "a")])
+    found = command("check", "study.yaml", cwd=tmp_path)
+    assert "of which the tokenizer makes no token:\n    rows.csv, line 1" in found.out
+    done = command("run", "study.yaml", "--dry-run", cwd=tmp_path)
+    assert "rows have no token of their own, the first is rows.csv, line 1" in done.out
+
+
+def test_check_says_what_cuts_rows_and_advises_nothing_that_is_done(
+    tiny: Path, command: Command, tmp_path: Path
+) -> None:
+    rows = [(f"row {n} " * 200, "ab"[n % 30 == 0]) for n in range(60)]
+    small(tiny, tmp_path, rows, {"class_weights": "balanced"})
+    found = command("check", "study.yaml", cwd=tmp_path).out
+    assert f"of the train rows are cut at 130 tokens, the most that {tiny} takes." in found
+    assert "The classes are uneven: 1 training rows of b, 29 of a.\n" in found
+    assert "class_weights" not in found
+    assert "class_weights" not in command("run", "study.yaml", "--dry-run", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize("words", [("check",), ("run", "--dry-run"), ("run", "--out", "out")])
+def test_check_dry_run_and_run_refuse_the_same(
+    tiny: Path, command: Command, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    small(tiny, tmp_path, [("the same", "ab"[n % 2]) for n in range(8)])
+    done = command(words[0], "study.yaml", *words[1:], cwd=tmp_path)
+    assert done.code == 2
+    assert "error: task own, rows.csv: in all 4 training rows the text is 'the same'" in done.err
+    small(tiny, tmp_path, [(f"row {n}", "ab"[n % 2]) for n in range(8)], {"class_weights": [1, 2, 3]})
+    done = command(words[0], "study.yaml", *words[1:], cwd=tmp_path)
+    assert "training.class_weights: 3 numbers, but own has 2 classes" in done.err
+
+
+def test_targets_of_ten_digits_are_learned_and_predicted(tiny: Path, command: Command, tmp_path: Path) -> None:
+    first = 1_700_000_000
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "y"), *((f"Item {n}.", first + n) for n in range(40))])
+    file_name = str(tmp_path / "rows.csv")
+    own = {"name": "when", "train": file_name, "dev": file_name, "text": "text", "label": "y", "type": "regression"}
+    study = {"name": "s", "model": str(tiny), "tasks": [{**own, "metric": ["rmse", "pearson"]}], "seeds": [0]}
+    study |= {"methods": [{"method": "full", "learning_rate": 5e-3}], "training": {"max_steps": 40, "eval_every": 40}}
+    (record,) = run_study(Study.from_dict(study), tmp_path / "out").records
+    spread = np.arange(40).std()
+    assert record.state == "finished"
+    assert record.best_score is not None
+    assert record.best_score < spread, "it is better than the mean"
+    store = Store.open(tmp_path / "out")
+    examples, logits = store.task_files("when").examples(), store.read_predictions(record.run_id)
+    assert examples is not None
+    assert logits is not None
+    assert examples.labels == tuple(float(first + n) for n in range(40))
+    assert record.best_score == pytest.approx(np.sqrt(np.mean((logits[:, 0] - examples.labels) ** 2)), rel=1e-6)
+    made = manytune.load(tmp_path / "out").predict([f"Item {n}." for n in range(40)])
+    np.testing.assert_allclose([each.value for each in made], logits[:, 0], rtol=0, atol=1e-2)
+    done = command("export", "out", "--to", "model", cwd=tmp_path)
+    assert done.code == 2
+    assert "an export computes in fp32, which cannot hold targets around 1.7e+09" in done.err

@@ -203,6 +203,54 @@ def test_a_text_itself(trained: Trained, command: Command, tmp_path: Path) -> No
     float(pair.out)
 
 
+def test_an_input_may_begin_with_a_dash(trained: Trained, command: Command, tmp_path: Path) -> None:
+    first = command("predict", trained.out, "--task", ACCEPTABILITY, "--text", "-5 degrees", cwd=tmp_path)
+    assert first.code == 0, first.err
+    pair = ("--task=" + SIMILARITY, "--text", "-h and more", "second", "--device", "cpu")
+    assert command("predict", trained.out, *pair, cwd=tmp_path).code == 0
+    last = command("predict", trained.out, "--task", ACCEPTABILITY, "--text", "--", "--help", cwd=tmp_path)
+    assert last.code == 0
+    written(tmp_path / "-x.csv", [{"sentence": "-5 degrees"}])
+    file = command("predict", trained.out, "-x.csv", "--task", ACCEPTABILITY, cwd=tmp_path)
+    assert file.code == 0, file.err
+    assert file.out.splitlines()[1].split(",")[1] == first.out.splitlines()[0]
+    assert "Predict with a run" in command("predict", "-h", cwd=tmp_path).out
+
+
+def test_cells_of_every_kind_are_read_as_in_training(trained: Trained, command: Command, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sentence": [5.0, float("nan"), None]}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("sentence\n5\n")
+    made = []
+    for name in ("a.parquet", "b.csv"):
+        done = command("predict", trained.out, name, "--task", ACCEPTABILITY, "--out", "o.jsonl", cwd=tmp_path)
+        assert done.code == 0, done.err
+        made.append(read(tmp_path / "o.jsonl"))
+    assert made[0][0]["p_acceptable"] == pytest.approx(made[1][0]["p_acceptable"], abs=1e-6)
+    assert [row["prediction"] is None for row in made[0]] == [False, True, True]
+
+
+def test_a_cell_that_is_no_text_is_refused_with_its_place(trained: Trained, command: Command, tmp_path: Path) -> None:
+    rows = [*({"sentence": f"One {n}."} for n in range(1025)), {"sentence": ["a"]}]
+    written(tmp_path / "a.jsonl", rows)
+    done = command("predict", trained.out, "a.jsonl", "--task", ACCEPTABILITY, "--out", "o.csv", cwd=tmp_path)
+    assert done.code == 2
+    assert "error: a.jsonl, row 1026: sentence holds ['a'] (list), which is no text" in done.err
+
+
+def test_what_python_may_give(trained: Trained) -> None:
+    predictor = manytune.load(trained.out, task=ACCEPTABILITY)
+    texts: list[Any] = ["One.", "5"]
+    expected = predictor.predict(texts)
+    for given in (tuple(texts), np.array(texts), pa.array(texts), iter(texts), [b"One.", 5.0], [["One."], (5,)]):
+        assert predictor.predict(given) == expected  # type: ignore[arg-type]
+    for wrong in ("One.", b"One.", {"sentence": "One."}, pa.table({"sentence": ["One."]}), 5, None):
+        with pytest.raises(DataError, match="a list of texts is needed, or of tuples of texts; "):
+            predictor.predict(wrong)  # type: ignore[arg-type]
+    for row in (None, {"sentence": "One."}, ["a", "b"], [["a"]], float("nan"), "a\0"):
+        with pytest.raises(DataError, match="row 2: "):
+            predictor.predict(["One.", row])  # type: ignore[list-item]
+
+
 def test_rows_without_a_text_keep_their_place(trained: Trained, command: Command, tmp_path: Path) -> None:
     given = written(tmp_path / "given.jsonl", [{"sentence": "One."}, {"sentence": " "}, {"sentence": None}])
     done = command("predict", trained.out, given, "--task", ACCEPTABILITY, "--out", "made.jsonl", cwd=tmp_path)
@@ -269,6 +317,8 @@ def test_files_that_cannot_be_read(
         (["a.csv", "--task", ACCEPTABILITY, "--device", "abacus"], "--device"),
         (["--text", "One.", "Two.", "--task", ACCEPTABILITY], "builtin-acceptability takes 1 for each prediction"),
         (["--text", " ", "--task", ACCEPTABILITY], "sentence is empty"),
+        (["--tsk", ACCEPTABILITY, "a.csv"], "'--tsk' is not one of: --run, --task,"),
+        (["--text", "--cold", "--task", ACCEPTABILITY], "If it is the input itself, put -- before it."),
     ],
 )
 def test_words_that_cannot_be(trained: Trained, command: Command, tmp_path: Path, words: list[str], says: str) -> None:

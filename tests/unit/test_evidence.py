@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from manytune.errors import StoreError
-from manytune.evidence import Examples, Structure, Trained, predictions_from_bytes, predictions_to_bytes
+from manytune.evidence import Examples, Learned, Structure, Trained, predictions_from_bytes, predictions_to_bytes
 
 
 def logits(rows: int = 50, outputs: int = 2) -> np.ndarray:
@@ -49,10 +49,10 @@ def npz(array: object) -> bytes:
         b"no zip",
         predictions_to_bytes(logits())[:-30],
         npz([1.0, 2.0]),
-        npz(np.zeros((2, 2), dtype=np.float64)),
+        npz(np.zeros((2, 2), dtype=np.float16)),
         npz(np.array([[{"a": "pickle"}]], dtype=object)),
     ],
-    ids=["empty", "text", "torn", "vector", "float64", "pickle"],
+    ids=["empty", "text", "torn", "vector", "float16", "pickle"],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(StoreError, match=r"runs/x/predictions\.npz is damaged"):
@@ -79,3 +79,21 @@ def test_a_structure_comes_back_in_its_order() -> None:
     again = Structure.from_json(structure.to_json(), "here")
     assert again == structure
     assert list(again.tensors) == ["z.weight", "a.bias"]
+
+
+def test_logits_in_fp64_keep_their_digits() -> None:
+    before = 1_700_000_000 + logits().astype(np.float64)
+    after = predictions_from_bytes(predictions_to_bytes(before), "here")
+    assert after.dtype == np.float64
+    np.testing.assert_array_equal(after, before)
+
+
+def test_what_was_learned_in_fp32_agrees_with_the_same_in_fp64() -> None:
+    now = Learned(target_range=(4.2, 9.7), center=6.1, spread=1.3)
+    before = Learned(target_range=(float(np.float32(4.2)), float(np.float32(9.7))), center=6.1 + 1e-7, spread=1.3)
+    assert before != now
+    assert before.agrees(now)
+    for other in ({"center": 6.2}, {"spread": 1.4}, {"target_range": (4.2, 9.8)}, {"center": None, "spread": None}):
+        assert not now.agrees(now.model_copy(update=other)), other
+    assert not Learned(labels=("a", "b")).agrees(Learned(labels=("b", "a")))
+    assert Learned(labels=("a", "b")).agrees(Learned(labels=("a", "b")))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manytune.metrics import METRICS, Array, evaluate, is_constant
-from manytune.tasks import TASKS
+from manytune.tasks import TASKS, Scale
 
 Reference = Callable[[Array, Array], float]
 
@@ -170,3 +170,16 @@ def test_evaluate_refuses_an_unknown_metric_with_the_choices() -> None:
     task = dataclasses.replace(TASKS["stsb"], metrics=("pearsn",))
     with pytest.raises(ValueError, match="Did you mean 'pearson'"):
         evaluate(task, np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+
+
+def test_correlations_of_large_numbers_with_a_small_spread() -> None:
+    center = 1_700_000_000.0
+    small = np.random.default_rng(0).normal(size=(2, 50))
+    task = dataclasses.replace(TASKS["stsb"], scale=Scale(center, 1.0))
+    plain, wide = evaluate(TASKS["stsb"], *small), evaluate(task, *(small + center))
+    assert wide == pytest.approx(plain, abs=1e-6)
+    assert abs(plain["pearson"]) > 0.01
+    assert not is_constant(small[0] + center, task.scale)
+    flat = np.full(50, center) + 1e-6 * small[0]
+    assert is_constant(flat, task.scale)
+    assert evaluate(task, flat, small[1] + center) == {"pearson": 0.0, "spearman": 0.0}

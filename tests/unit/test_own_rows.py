@@ -167,7 +167,7 @@ def test_numbers_as_classes_are_questioned(tmp_path: Path) -> None:
         (b"text,y\na,b\nc\n", "line 3: 1 cells, but the header names 2 columns"),
         (b"text,y\na,b\ncaf\xe9,c\n", "line 3, is not UTF-8"),
         (b"text,y\na\0,b\n", "line 2: text holds a NUL character"),
-        (b"text,y\na,b\nc,b\n", "in all 2 rows the label is 0"),
+        (b"text,y\na,b\nc,b\n", "in all 2 rows the label is 'b'"),
         (b"text,text\na,b\n", "a column is there twice: text, text"),
     ],
 )
@@ -213,3 +213,94 @@ def test_a_hub_dataset_gives_its_own_class_names(monkeypatch: pytest.MonkeyPatch
         (("them/films", "small"), {"split": "train", "revision": "v2"}),
         (("them/films", "small"), {"split": "validation", "revision": "v2"}),
     ]
+
+
+def test_classes_that_look_the_same_are_one_in_every_format_and_in_labels(tmp_path: Path) -> None:
+    first = [{"text": f"a{n}", "y": "cafe\u0301" if n % 2 else "good\u200b"} for n in range(4)]
+    second = [{"text": f"b{n}", "y": "caf\u00e9 " if n % 2 else "\ufeffgood\u00a0"} for n in range(4)]
+    for suffix, write in WRITERS.items():
+        train, dev = write(tmp_path / f"train{suffix}", first), write(tmp_path / f"dev{suffix}", second)
+        for labels in ({}, {"labels": ["caf\u00e9", "g\u200bood"]}):
+            task, splits = load_task(own(train, dev=str(dev), text="text", label="y", **labels))
+            assert task.labels == ("caf\u00e9", "good")
+            assert splits["dev"].labels.tolist() == [1, 0, 1, 0]
+
+
+def test_a_class_is_the_same_number_in_csv_and_json(tmp_path: Path) -> None:
+    train = csv_file(tmp_path / "a.csv", [{"text": f"t{n}", "y": n % 2} for n in range(4)])
+    dev = jsonl_file(tmp_path / "b.jsonl", [{"text": f"d{n}", "y": float(n % 2)} for n in range(2)])
+    assert load_task(own(train, dev=str(dev), text="text", label="y"))[1]["dev"].labels.tolist() == [0, 1]
+    written = csv_file(tmp_path / "c.csv", [{"text": f"t{n}", "y": f"{n % 2}.0"} for n in range(4)])
+    message = refusal(own(written, dev=str(dev), text="text", label="y"))
+    assert "y '0' is not one of: 0.0, 1.0." in message
+    assert "It differs from '0.0' in its spelling alone: write both alike." in message
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "reason"),
+    [
+        ("text", ["a", "b"], "holds ['a', 'b'] (list), which is no text"),
+        ("text", {"a": 1}, "holds {'a': 1} (dict), which is no text"),
+        ("y", ["a"], "holds ['a'] (list), which is no text"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_cells_that_are_no_text_are_refused_with_their_place(
+    tmp_path: Path, suffix: str, column: str, cell: object, reason: str
+) -> None:
+    rows = [{"text": "one", "y": "a"}, {"text": "two", "y": "b"}, {"text": "three", "y": "a", column: cell}]
+    if suffix == ".parquet":  # a column is of one type there
+        rows = [{**row, column: cell} for row in rows]
+    path = WRITERS[suffix](tmp_path / f"a{suffix}", rows)
+    place = f"{path}, line 3: {column}" if suffix == ".jsonl" else f"{path}, row 1: {column}"
+    assert f"{place} {reason}" in refusal(own(path, text="text", label="y"))
+
+
+def test_bytes_are_text(tmp_path: Path) -> None:
+    rows = [{"text": f"caf\u00e9 {n}".encode(), "y": b"good" if n % 2 else b"bad"} for n in range(4)]
+    task, splits = load_task(own(parquet_file(tmp_path / "a.parquet", rows), text="text", label="y"))
+    assert task.labels == ("bad", "good")
+    assert splits["train"].texts[0] == ("caf\u00e9 0",)
+
+
+def test_numbers_of_rows_are_no_classes(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "y": f"id{n}" if n < 7 else "id0"} for n in range(9)]
+    message = refusal(own(csv_file(tmp_path / "a.csv", rows), text="text", label="y"))
+    assert "6 of 9 rows have another y than all others, such as id1, id2, id3" in message
+    assert "regression" not in message, "they are no numbers"
+    labels = [f"id{n}" for n in range(7)]
+    assert load_task(own(tmp_path / "a.csv", text="text", label="y", labels=labels))[0].labels == tuple(labels)
+
+
+def test_a_class_of_another_kind_is_said_shortly(tmp_path: Path) -> None:
+    dev = csv_file(tmp_path / "b.csv", [{"subject": "a", "body": "b", "team": "x" * 10_000}])
+    message = refusal(own(csv_file(tmp_path / "a.csv", ROWS), dev=str(dev), labels=["billing", "support"]))
+    assert len(message) < 500
+    assert "These are the task's labels:, or else the classes of the training rows" in message
+
+
+def test_one_class_is_not_blamed_on_the_metric(tmp_path: Path) -> None:
+    path = csv_file(tmp_path / "a.csv", [{"text": f"t{n}", "y": "a"} for n in range(3)])
+    assert "in all 3 rows the label is 'a'" in refusal(own(path, text="text", label="y", metric="f1"))
+
+
+def test_a_hub_dataset_is_understood_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["bad", "go\u200bod"])
+
+    def load(y: Any, text: Any, values: dict[str, list[Any]]) -> None:
+        features = datasets.Features({"text": text, "y": y})
+        made = datasets.Dataset.from_dict(values, features=features)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_args, **_options: made)
+
+    task = own("train", dev="validation", hub="them/films", text="text", label="y")
+    load(names, datasets.Value("binary"), {"text": [b"a", b"b", b"c"], "y": [1, 0, -1]})
+    loaded, splits = load_task(task)
+    assert loaded.labels == ("bad", "good")
+    assert splits["train"].texts == (("a",), ("b",))
+    assert splits["train"].left_out == ("them/films, split 'train', row 3: y is empty",)
+    load(datasets.List(names), datasets.Value("string"), {"text": ["a", "b"], "y": [[1], [0]]})
+    assert "split 'train', row 1: y holds [1] (list), which is no text" in refusal(task)
+    load(names, names, {"text": [0, 1], "y": [0, 1]})
+    assert load_task(task)[1]["train"].texts == (("bad",), ("go\u200bod",)), "a text's classes are their names too"

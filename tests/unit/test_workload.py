@@ -10,7 +10,7 @@ import pytest
 
 from manytune.config import Study
 from manytune.data import Encoded, Split, encode, load_split, load_task
-from manytune.errors import ModelError
+from manytune.errors import DataError, ModelError
 from manytune.plan import plan_runs
 from manytune.tasks import Task, get_task
 from manytune.workload import TaskWork, prepare
@@ -94,6 +94,25 @@ def test_token_types_beyond_the_backbones_are_refused(tmp_path: Path, monkeypatc
         work(make_tiny(tmp_path / "bert"), SIMILARITY)
 
 
+def test_a_row_of_which_the_tokenizer_makes_nothing_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blank(*args: Any, **options: Any) -> Encoded:
+        encoded = encode(*args, **options)
+        return replace(encoded, offsets=np.concatenate([encoded.offsets[:3], encoded.offsets[2:-1]]))
+
+    monkeypatch.setattr("manytune.workload.encode_cached", blank)
+    with pytest.raises(DataError, match=r"row 3: the tokenizer makes no token of '.*'; leave such rows out"):
+        work(tiny, ACCEPTABILITY)
+
+
+def test_a_class_without_training_rows_is_said_and_not_called_uneven(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,y\n" + "".join(f"row {n},{'ab'[n % 2]}\n" for n in range(40)))
+    own = {"name": "own", "train": str(tmp_path / "a.csv"), "dev": 0.5, "text": "text", "label": "y"}
+    methods = [{"method": "head", "learning_rate": 1e-3}]
+    data = {"name": "s", "model": str(tiny), "seeds": [0], "methods": methods}
+    study = Study.from_dict({**data, "tasks": [{**own, "labels": ["a", "b", "never"]}]})
+    assert prepare(study, "own").notes == ["own: no training row is of never, so no run learns to tell it."]
+
+
 def frozen(head: str) -> list[Mapping[str, Any]]:
     return [{"method": "bitfit", "learning_rate": 1e-3, "head": head}]
 
@@ -155,3 +174,5 @@ def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
     (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 20}))
     assert "20 of 20 steps" in said
     assert _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 19})) == []
+    (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 4, "warmup_ratio": 0.99}))
+    assert "Lower training.warmup_ratio, or" in said

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from manytune.cli.common import Device, Directory, app, say
+from manytune.errors import choices
 from manytune.metrics import METRICS
 
 
-@app.command()
+class _TakesTexts(TyperCommand):
+    """A command whose inputs may begin with a dash, such as "-5 degrees", unless they look like an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put all options before `--` and all inputs behind it."""
+        flags = {name: getattr(option, "is_flag", False) for option in self.get_params(ctx) for name in option.opts}
+        options: list[str] = []
+        inputs: list[str] = []
+        left = iter(args)
+        for arg in left:
+            name = arg.partition("=")[0]
+            if arg == "--":
+                inputs += left
+            elif name in flags:
+                options += [arg, *islice(left, 0 if flags[name] or "=" in arg else 1)]
+            elif re.fullmatch(r"--?[A-Za-z][\w-]*(=.*)?", arg):
+                known = choices(name, [option for option in flags if option.startswith("-")])
+                raise typer.BadParameter(f"{known} If it is the input itself, put -- before it.")
+            else:
+                inputs.append(arg)
+        return super().parse_args(ctx, [*options, "--", *inputs])
+
+
+@app.command(cls=_TakesTexts)
 def predict(
     directory: Directory,
     inputs: Annotated[
@@ -66,7 +93,7 @@ def predict(
     rows = empty = 0
     with writer(out) as target:
         for part in read_parts(inputs[0], predictor.task.text_columns):
-            found, without = predictor.predict_rows(part)
+            found, without = predictor.predict_rows(part, f"{inputs[0]}, ", rows)
             target.write(found)
             rows, empty = rows + len(found), empty + without
     if empty:
