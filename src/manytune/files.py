@@ -165,10 +165,11 @@ def check_output(path: Path, *, streams: bool = False) -> None:
         raise StoreError(f"{folder} cannot be written into: it is not a directory. Give another name than {path}.")
     with writing(path), suppress(FileNotFoundError):
         mode = path.stat().st_mode
-        if streams and is_stream(path):
+        stream = is_stream(path)
+        if streams and stream:
             return
-        if not stat.S_ISREG(mode):
-            what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+        if stream or not stat.S_ISREG(mode):
+            what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe, or where our own output goes"
             raise StoreError(f"{path} is {what}; give the name of a file.")
     for each in (real, folder):
         if each.exists() and not os.access(each, os.W_OK):

@@ -82,6 +82,8 @@ def test_an_earlier_submission_alone_is_replaced_also_through_a_link(right: Path
     with pytest.raises(StoreError, match="is no submission to GLUE"):
         write_zip(tmp_path / "mine.zip", {})
     assert (tmp_path / "mine.zip").read_bytes() == before
+    with pytest.raises(StoreError, match="a device or a pipe"):
+        write_zip(Path("/dev/stdout"), {})
 
 
 def changed(right: Path, change: Callable[[str, bytes], tuple[str, bytes] | None]) -> list[str]:
