@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from io import BytesIO
@@ -23,6 +21,7 @@ from manytune import data
 from manytune.data import Encoded, Split
 from manytune.errors import StoreError
 from manytune.files import user_cache, write_atomically
+from manytune.npz import read_npz
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,15 +72,17 @@ def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | 
 def _read(path: Path, split: Split) -> Encoded | None:
     """An entry, or None if it is not there, or not whole."""
     try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            parts: Mapping[str, Any] = {name: kept[name] for name in ("ids", "types", "offsets", "truncated")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        data = path.read_bytes()
+        parts = read_npz(data, most_bytes=len(data))  # it was written without compression
+        ids, types, offsets = (parts[name].astype(np.int64) for name in ("ids", "types", "offsets"))
+        truncated = int(parts["truncated"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    offsets = parts["offsets"].astype(np.int64)
-    if len(offsets) != len(split) + 1 or offsets[-1] != len(parts["ids"]) or len(parts["types"]) != len(parts["ids"]):
+    if not ids.shape == types.shape == (len(ids),) or offsets.shape != (len(split) + 1,):
         return None
-    ids, types = parts["ids"].astype(np.int64), parts["types"].astype(np.int64)
-    return Encoded(ids, types, offsets, split.labels, int(parts["truncated"]))
+    if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
+        return None
+    return Encoded(ids, types, offsets, split.labels, truncated)
 
 
 def _write(path: Path, rows: Encoded) -> None:
