@@ -20,7 +20,7 @@ import numpy as np
 from manytune import data
 from manytune.data import Encoded, Split
 from manytune.errors import StoreError
-from manytune.files import user_cache, write_atomically
+from manytune.files import own_folder, read_own, user_cache, write_atomically
 from manytune.npz import read_npz
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template:
         return kept
     fresh = data.encode(split, tokenizer, template=template, max_length=max_length)
     with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
+        own_folder(user_cache())
         _write(path, fresh)
     return fresh
 
@@ -72,11 +73,12 @@ def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | 
 def _read(path: Path, split: Split) -> Encoded | None:
     """An entry, or None if it is not there, or not whole."""
     try:
-        data = path.read_bytes()
+        own_folder(user_cache())  # others could have altered what is in a folder of theirs
+        data = read_own(path)
         parts = read_npz(data, most_bytes=len(data))  # it was written without compression
         ids, types, offsets = (parts[name].astype(np.int64) for name in ("ids", "types", "offsets"))
         truncated = int(parts["truncated"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (StoreError, OSError, ValueError, KeyError, TypeError):
         return None
     if not ids.shape == types.shape == (len(ids),) or offsets.shape != (len(split) + 1,):
         return None
@@ -95,6 +97,7 @@ def _write(path: Path, rows: Encoded) -> None:
         truncated=rows.truncated,
     )
     write_atomically(path, content.getvalue())
+    path.chmod(0o600)
     entries = sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True)
     total = 0
     for entry in entries:
