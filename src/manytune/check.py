@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from manytune.backbones import anatomy, load_config, load_tokenizer
+from manytune.backbones import anatomy, check_weights, load_config, load_tokenizer
 from manytune.config import Study
 from manytune.data import Encoded, Split, leaked, load_task, uneven_classes
 from manytune.report.views import counted, percent, plain_table
@@ -125,6 +125,7 @@ def check_study(study: Study) -> StudyCheck:
     """
     tokenizer = load_tokenizer(study.model)
     parts = anatomy(study.model, 1)
+    check_weights(study.model)
     tasks = []
     for name in study.task_names:
         task, splits = load_task(study.task(name), study.data_dir)

@@ -91,8 +91,8 @@ def _write(path: Path, rows: Encoded) -> None:
     content = BytesIO()
     np.savez(
         content,
-        ids=rows.ids.astype(np.int32),
-        types=rows.types.astype(np.uint8 if rows.types.max() < 256 else np.int32),
+        ids=rows.ids.astype(np.int32 if rows.ids.max(initial=0) < 1 << 31 else np.int64),
+        types=rows.types.astype(np.uint8 if rows.types.max(initial=0) < 256 else np.int32),
         offsets=rows.offsets,
         truncated=rows.truncated,
     )

@@ -7,13 +7,14 @@ after a crash, sees the old file or the new one, never a part of one.
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from manytune.errors import StoreError
@@ -25,6 +26,7 @@ __all__ = [
     "read_text",
     "replacing",
     "replacing_directory",
+    "settle_caches",
     "sync",
     "sync_tree",
     "user_cache",
@@ -84,6 +86,27 @@ def user_cache() -> Path:
         return folder.absolute()
 
 
+def settle_caches() -> None:
+    """Where the home folder cannot hold caches, give libraries that have caches of their own another place.
+
+    Without a home `~` would become a folder below the working one, and without a name in the system's list of users
+    `getpass.getuser` raises an error.
+    """
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or not _can_be_written(Path(home, ".cache")):
+        with suppress(StoreError):
+            folder = own_folder(user_cache())
+            os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+            if not os.path.isabs(home):
+                os.environ["HOME"] = str(folder)
+            elif not os.path.exists(os.path.join(home, ".cache", "huggingface")):  # what is there can still be read
+                os.environ.setdefault("HF_HOME", str(folder / "huggingface"))
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.geteuid())
+
+
 def own_folder(path: Path) -> Path:
     """Make a folder that only this user can write to; what is in one of others may be anything.
 
@@ -110,7 +133,7 @@ def read_own(path: Path) -> bytes:
         OSError: It cannot be read, or is something else.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a link nor a pipe that blocks
-    with open(handle, "rb") as file:
+    with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in _trusted() or status.st_mode & _OTHERS_WRITE:
             raise PermissionError(errno.EPERM, "others can have written it", str(path))

@@ -222,7 +222,16 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     """
     limit = _NEVER if whole else _longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
-    return _fitted(study.model, encoder(rows, tokenizer, template=study.template, max_length=limit), parts)
+    encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
+    empty = np.flatnonzero(encoded.lengths == 0)
+    if len(empty):
+        row = int(empty[0])
+        raise ModelError(
+            f"model: the tokenizer of {study.model} makes no token at all of {len(empty)} of the {len(rows)} rows from "
+            f"{rows.source or 'the input'}; the first is row {row + 1}, {rows.texts[row]!r:.80}. Leave them out, or "
+            "choose another model: most tokenizers put special tokens around every row."
+        )
+    return _fitted(study.model, encoded, parts)
 
 
 def _longest(study: Study, parts: Anatomy) -> tuple[int, str]:
@@ -242,7 +251,7 @@ def _fitted(model: str, rows: Encoded, parts: Anatomy) -> Encoded:
         rows = replace(rows, types=np.zeros_like(rows.types))
     known_of = (("token id", parts.vocabulary, rows.ids), ("token type", max(parts.token_types, 1), rows.types))
     for what, known, values in known_of:
-        highest = int(values.max())
+        highest = int(values.max(initial=0))
         if highest >= known:
             raise ModelError(
                 f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "

@@ -50,6 +50,7 @@ ORDER = tuple(
         "data",
         "encodings",
         "conversions",
+        "model_files",
         "anatomy",
         "backbones",
         "packing",

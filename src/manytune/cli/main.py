@@ -12,6 +12,7 @@ from typing import NoReturn
 from manytune.cli import lists, results, studies, use
 from manytune.cli.common import app
 from manytune.errors import ManytuneError
+from manytune.files import settle_caches
 
 __all__ = ["COMMANDS", "main"]
 
@@ -21,6 +22,7 @@ COMMANDS = (studies, results, use, lists)
 
 def main() -> NoReturn:
     """Run the command line; an error that a user can mend is one message and exit code 2."""
+    settle_caches()
     try:
         try:
             app(prog_name="manytune")
