@@ -96,6 +96,7 @@ def settle_caches() -> None:
     if not os.path.isabs(home) or not _can_be_written(Path(home, ".cache")):
         with suppress(StoreError):
             folder = own_folder(user_cache())
+            os.environ["MANYTUNE_CACHE_DIR"] = str(folder)
             os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
             if not os.path.isabs(home):
                 os.environ["HOME"] = str(folder)
@@ -133,11 +134,14 @@ def read_own(path: Path) -> bytes:
         OSError: It cannot be read, or is something else.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a link nor a pipe that blocks
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_uid not in _trusted() or status.st_mode & _OTHERS_WRITE:
             raise PermissionError(errno.EPERM, "others can have written it", str(path))
-        return file.read()
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

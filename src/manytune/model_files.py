@@ -102,7 +102,7 @@ def check_config(model: str, figures: Mapping[str, Any]) -> None:
             continue
         if type(value) is not int or not least <= value <= _MOST[name]:
             raise ModelError(
-                f"model: the config of {model} cannot be loaded: {name} is {value!r:.40}; it must be a whole number "
+                f"model: the config in {model} cannot be loaded: {name} is {value!r:.40}; it must be a whole number "
                 f"from {least} to {_MOST[name]:,}."
             )
     parameters, memory = _parameters(figures), psutil.virtual_memory().total
