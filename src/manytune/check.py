@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from manytune.anatomy import Anatomy
-from manytune.backbones import anatomy, load_config, load_tokenizer
+from manytune.backbones import anatomy, check_weights, load_config, load_tokenizer
 from manytune.cells import listed, same_to_the_eye, shortened
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
@@ -127,6 +127,7 @@ def check_study(study: Study) -> StudyCheck:
     """
     tokenizer = load_tokenizer(study.model)
     parts = anatomy(study.model, 1)
+    check_weights(study.model)
     tasks = []
     for name in study.task_names:
         task, splits = load_splits(study, name)

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from manytune.backbones import check_weights
 from manytune.config import Study
 from manytune.estimate import PackEstimate, estimate_pack, largest_packs, makespan
 from manytune.executors import best_place
@@ -34,6 +35,7 @@ def render_dry_run(study: Study, device: str, place: Place | None = None) -> Ite
     """
     runs = plan_runs(study)
     works = {name: prepare(study, name) for name in study.task_names}
+    check_weights(study.model)
     place = best_place(device, runs, works) if place is None else place
     capacity, site = place.site(study.training.precision, next(iter(works.values())).width)
     packs = plan_packs(runs, largest_packs(runs, works, site, capacity))

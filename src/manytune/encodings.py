@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from io import BytesIO
@@ -22,7 +20,8 @@ import numpy as np
 from manytune import data
 from manytune.data import Encoded, Split
 from manytune.errors import StoreError
-from manytune.files import user_cache, write_atomically
+from manytune.files import own_folder, read_own, user_cache, write_atomically
+from manytune.npz import read_npz
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +45,7 @@ def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template:
         return kept
     fresh = data.encode(split, tokenizer, template=template, max_length=max_length)
     with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
+        own_folder(user_cache())
         _write(path, fresh)
     return fresh
 
@@ -73,27 +73,31 @@ def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | 
 def _read(path: Path, split: Split) -> Encoded | None:
     """An entry, or None if it is not there, or not whole."""
     try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            parts: Mapping[str, Any] = {name: kept[name] for name in ("ids", "types", "offsets", "truncated")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        own_folder(user_cache())  # others could have altered what is in a folder of theirs
+        data = read_own(path)
+        parts = read_npz(data, most_bytes=len(data))  # it was written without compression
+        ids, types, offsets = (parts[name].astype(np.int64) for name in ("ids", "types", "offsets"))
+        truncated = int(parts["truncated"])
+    except (StoreError, OSError, ValueError, KeyError, TypeError):
         return None
-    offsets = parts["offsets"].astype(np.int64)
-    if len(offsets) != len(split) + 1 or offsets[-1] != len(parts["ids"]) or len(parts["types"]) != len(parts["ids"]):
+    if not ids.shape == types.shape == (len(ids),) or offsets.shape != (len(split) + 1,):
         return None
-    ids, types = parts["ids"].astype(np.int64), parts["types"].astype(np.int64)
-    return Encoded(ids, types, offsets, split.labels, int(parts["truncated"]))
+    if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
+        return None
+    return Encoded(ids, types, offsets, split.labels, truncated)
 
 
 def _write(path: Path, rows: Encoded) -> None:
     content = BytesIO()
     np.savez(
         content,
-        ids=rows.ids.astype(np.int32),
-        types=rows.types.astype(np.uint8 if rows.types.max() < 256 else np.int32),
+        ids=rows.ids.astype(np.int32 if rows.ids.max(initial=0) < 1 << 31 else np.int64),
+        types=rows.types.astype(np.uint8 if rows.types.max(initial=0) < 256 else np.int32),
         offsets=rows.offsets,
         truncated=rows.truncated,
     )
     write_atomically(path, content.getvalue())
+    path.chmod(0o600)
     entries = sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True)
     total = 0
     for entry in entries:

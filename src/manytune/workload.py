@@ -247,9 +247,14 @@ def encode_split(study: Study, parts: Anatomy, tokenizer: Any, rows: Split, *, w
     limit = _NEVER if whole else longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
     encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
-    for index in np.flatnonzero(encoded.lengths == 0)[:1]:
-        text = ascii(" | ".join(rows.texts[index]))
-        raise DataError(f"{rows.place(int(index))}: the tokenizer makes no token of {text}; leave such rows out")
+    empty = np.flatnonzero(encoded.lengths == 0)
+    if len(empty):
+        row = int(empty[0])
+        raise DataError(
+            f"{rows.place(row)}: the tokenizer of {study.model} makes no token of {' | '.join(rows.texts[row])!a:.80}"
+            f", one of {len(empty)} such rows. Leave them out, or choose another model: most tokenizers put special "
+            "tokens around every row."
+        )
     return _fitted(study.model, encoded, parts)
 
 
@@ -270,7 +275,7 @@ def _fitted(model: str, rows: Encoded, parts: Anatomy) -> Encoded:
         rows = replace(rows, types=np.zeros_like(rows.types))
     known_of = (("token id", parts.vocabulary, rows.ids), ("token type", max(parts.token_types, 1), rows.types))
     for what, known, values in known_of:
-        highest = int(values.max())
+        highest = int(values.max(initial=0))
         if highest >= known:
             raise ModelError(
                 f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +105,38 @@ def test_a_damaged_entry_is_made_anew(
         assert_same(encode_cached(split, tokenizer, **SETTINGS), fresh)
         assert entry.read_bytes() == whole
     assert len(calls) == 3
+
+
+def resaved(whole: bytes, **changed: Any) -> bytes:
+    """An entry with other arrays."""
+    file = BytesIO()
+    with np.load(BytesIO(whole)) as arrays:
+        np.savez(file, **{**arrays, **changed})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda whole: re.sub(rb"(PK\x01\x02.{4})..", lambda m: m[1] + b"\x01\x00", whole, flags=re.DOTALL),
+        lambda whole: re.sub(rb"(PK\x01\x02.{6})..", lambda m: m[1] + b"\x63\x00", whole, flags=re.DOTALL),
+        lambda whole: resaved(whole, offsets=np.array(3)),
+        lambda whole: resaved(whole, ids=np.zeros((2, 2), dtype=np.int32)),
+        lambda whole: resaved(whole, truncated=np.zeros(2)),
+        lambda whole: resaved(whole, offsets=np.load(BytesIO(whole))["offsets"][::-1]),
+    ],
+    ids=["encrypted", "compression", "a number", "a table", "two counts", "order"],
+)
+def test_an_entry_of_odd_content_is_made_anew(
+    split: Split, tokenizer: PreTrainedTokenizerBase, cache: Path, alter: Callable[[bytes], bytes]
+) -> None:
+    fresh = encode_cached(split, tokenizer, **SETTINGS)
+    (entry,) = cache.iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes(alter(whole))
+    assert entry.read_bytes() != whole
+    assert_same(encode_cached(split, tokenizer, **SETTINGS), fresh)
+    assert entry.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_hinders_nothing(

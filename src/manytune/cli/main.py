@@ -13,6 +13,7 @@ from typing import NoReturn
 from manytune.cli import lists, results, studies, use
 from manytune.cli.common import app, say
 from manytune.errors import ManytuneError
+from manytune.files import settle_caches
 
 __all__ = ["COMMANDS", "main"]
 
@@ -25,6 +26,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where the caller closed it
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks, such as ± in ASCII
+    settle_caches()
     try:
         try:
             app(prog_name="manytune")

@@ -23,7 +23,7 @@ from manytune.interrupts import StopRequest
 from manytune.lookup import digests
 from manytune.metrics import METRICS
 from manytune.packing import Member, PackedModel
-from manytune.packing.kernels import kernel_path
+from manytune.packing.kernels import kernel_path, kernel_problems
 from manytune.plan import Pack, Run, total_steps
 from manytune.record import Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState, collapse_note
 from manytune.store import Store
@@ -95,6 +95,8 @@ class PackJob:
         """Train, score and report; returns the seconds it took."""
         clock = time.perf_counter()
         training = self._training()
+        for text in kernel_problems():
+            self.reports.message(text, "warning")
         start = self._resume()
         if start is None:  # of runs that ended before without a checkpoint to go on from, the others need nothing
             self._checkpoints.runs = [run for run in self.pack.runs if run.id not in self._recorded]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from manytune.files import user_cache
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, choose_kernels
-from manytune.packing.kernels.compiled import Compiled
+from manytune.packing.kernels import library as kernel_library
+from manytune.packing.kernels.compiled import Compiled, compiled_library
 from manytune.packing.kernels.plain import Plain
 from manytune.packing.kernels.plain import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
@@ -413,3 +419,154 @@ def test_the_library_is_compiled_once(compiled: Compiled, tmp_path: Path) -> Non
     before = library.stat().st_mtime_ns
     assert choose_in_a_new_process(**environment) == "compiled"
     assert library.stat().st_mtime_ns == before
+
+
+COMPUTE = """
+import torch
+from manytune.packing.kernels import Segments, choose_kernels, kernel_problems
+kernels = choose_kernels(torch.device("cpu"))
+sums = kernels.segment_sums(torch.ones(6, 4), Segments((0, 2, 6), torch.device("cpu")))
+print(kernels.name, int(sums.sum()), *kernel_problems())
+"""
+
+
+def compute_in_a_new_process(code: str = COMPUTE, /, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache with a library in it, whose compiler is quick: it copies what was compiled before."""
+
+    library: Path
+    compiler: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.library.parent
+
+    def add(self, content: bytes) -> None:
+        """Put another library in the place of the one, under the name that its digest gives it."""
+        self.library.unlink()
+        key = self.library.stem.rpartition("-")[0]
+        path = self.folder / f"{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+    def compute(self, code: str = COMPUTE) -> str:
+        environment = {"XDG_CACHE_HOME": str(self.folder.parent), "CXX": str(self.compiler)}
+        return compute_in_a_new_process(code, **environment)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    if compiled_library() is None:
+        pytest.skip("no C++ compiler on this machine")
+    compiled = max(user_cache().glob("kernels-*-*.so"), key=lambda path: path.stat().st_mtime_ns)
+    shutil.copy(compiled, tmp_path / "compiled")
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nfor last; do :; done\nexec cp {tmp_path}/compiled "$last"\n')
+    compiler.chmod(0o755)
+    folder = tmp_path / "manytune"
+    Cache(folder / "none", compiler).compute()
+    (library,) = folder.iterdir()
+    return Cache(library, compiler)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [half, lambda path: os.truncate(path, 0), one_bit, link, folder, lambda path: path.chmod(0o666)]
+)
+def test_a_library_that_is_not_as_it_was_compiled_is_compiled_anew(
+    cache: Cache, damage: Callable[[Path], None]
+) -> None:
+    whole = cache.library.read_bytes()
+    damage(cache.library)
+    assert cache.compute() == "compiled 24"
+    if not cache.library.is_dir():
+        assert cache.library.read_bytes() == whole
+        assert not cache.library.is_symlink()
+        assert cache.library.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_library_that_lacks_a_function_is_compiled_anew(cache: Cache) -> None:
+    cache.add(cache.library.read_bytes().replace(b"adamw_pointer", b"adamx_pointer"))
+    assert cache.compute() == "compiled 24"
+    assert list(cache.folder.iterdir()) == [cache.library]
+
+
+def test_a_library_that_cannot_be_loaded_leaves_the_plain_kernels(cache: Cache) -> None:
+    cache.add(b"no library at all")
+    said = cache.compute()
+    assert said.startswith("plain 24 The plain kernels are used, which are slower: ")
+    assert said.count("\n") == 0
+
+
+def test_a_library_that_is_cut_while_it_runs_does_no_harm(cache: Cache) -> None:
+    cut = COMPUTE.replace("sums =", f"import os; os.truncate({str(cache.library)!r}, 0)\nsums =")
+    assert cache.compute(cut) == "compiled 24"
+    assert cache.library.stat().st_size == 0
+
+
+def test_code_is_not_loaded_from_a_folder_that_others_can_write_to(cache: Cache) -> None:
+    cache.folder.chmod(0o777)
+    said = cache.compute()
+    assert said.startswith("plain 24 The plain kernels are used, which are slower: others can write to ")
+    assert str(cache.folder) in said
+
+
+def test_a_compiler_that_fails_is_told_of(tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    said = compute_in_a_new_process(CXX=str(broken), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert said.startswith("plain 24 The plain kernels are used")
+    assert said.endswith("fails: no space left.")
+
+
+def test_another_compiler_or_processor_makes_a_library_of_its_own(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(cache.compiler, ns=(1, 1))
+    assert cache.compute() == "compiled 24"
+    assert len(list(cache.folder.iterdir())) == 2
+
+    text = "processor\t: 0\nmodel\t\t: 17\nflags\t\t: fpu vme\ncpu MHz\t\t: 2000\n"
+    seen = []
+    for own in (text, text.replace("17", "18"), text.replace("2000", "2001")):
+        monkeypatch.setattr(Path, "read_text", lambda path, own=own: own)
+        seen.append(kernel_library._processor())
+    assert seen[0] != seen[1]
+    assert seen[0] == seen[2]
+
+
+def test_a_compiler_may_be_given_with_words_of_its_own(cache: Cache) -> None:
+    words = Cache(cache.library, Path(f"{shutil.which('env')} {cache.compiler}"))
+    assert words.compute() == "compiled 24"

@@ -1,37 +1,21 @@
-"""Kernels in C++, compiled once for this processor and kept in the user's cache.
-
-Compiling takes a few seconds, loading milliseconds. The library has a plain C interface and is called through
-ctypes, so neither torch's headers nor its build tools are needed, and shares torch's OpenMP threads.
-"""
+"""Kernels in C++, called through ctypes: the library has a plain C interface and shares torch's OpenMP threads."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manytune.files import user_cache
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
+from manytune.packing.kernels.library import load_library
 from manytune.packing.kernels.padded import padded_lora, padded_lora_grad
 
 __all__ = ["Compiled", "compiled_library"]
-
-_SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-_OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
-"""Flags that not every compiler knows, tried in this order."""
 
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _TYPES: dict[str, Any] = {
@@ -104,46 +88,23 @@ class _Stepped(ctypes.Structure):
 
 @cache
 def compiled_library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where there is no C++ compiler that can make them."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if compiler is None:
-        return None
-    digest = hashlib.sha256("\x1f".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor())).encode())
-    library = user_cache() / f"kernels-{digest.hexdigest()[:16]}.so"
-    if not library.is_file() and not _compile(compiler, library):
-        return None
-    return ctypes.CDLL(str(library))
+    """The compiled functions, or None where there are none that can be used; `kernel_problems` says why."""
+    return load_library(_has_all)
+
+
+def _has_all(library: ctypes.CDLL) -> bool:
+    """Whether it has every function that is called."""
+    try:
+        Compiled(library)
+    except ValueError:
+        return False
+    return True
 
 
 def _function(library: ctypes.CDLL, pointer: str, signature: str) -> Callable[..., None]:
     address = ctypes.c_void_p.in_dll(library, pointer).value
     assert address is not None
     return ctypes.CFUNCTYPE(None, *(_TYPES[letter] for letter in signature))(address)
-
-
-def _compile(compiler: str, library: Path) -> bool:
-    """Compile into the cache, whole or not at all; whether that went well."""
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            for optional in _OPTIONAL:
-                command = [compiler, *_FLAGS, *optional, str(_SOURCE), "-o", str(made)]
-                if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                    made.replace(library)
-                    return True
-    except OSError:
-        pass
-    return False
-
-
-def _processor() -> str:
-    """What tells processors apart that need different code: a home folder may be shared by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    except OSError:
-        return platform.machine() + platform.processor()
 
 
 class Compiled:
