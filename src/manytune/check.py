@@ -183,6 +183,7 @@ def _labels_table(task: TaskCheck) -> RenderableType:
 
 def _findings(task: Task, splits: Mapping[str, Split], facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name, rows in splits.items():
+        yield from map(Finding, rows.notes)
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
         if facts[name].truncated:

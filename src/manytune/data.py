@@ -58,6 +58,8 @@ class Split:
     """Where the rows came from: a path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
     left_out: tuple[str, ...] = ()
     """Which rows of the source are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -115,7 +117,8 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
     if isinstance(task.own.dev, str):
         return task, {"train": train, "dev": _checked(task, "dev", read_rows(task, "dev"))}
     kept, aside = train_split(len(train), 0, task.own.dev, train.labels)
-    return task, {"train": _part(train, kept, train.left_out), "dev": _part(train, aside, ())}
+    rest = replace(_part(train, kept, train.left_out), notes=train.notes)
+    return task, {"train": rest, "dev": _part(train, aside, ())}
 
 
 def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
@@ -175,7 +178,7 @@ def _checked(task: Task, split: str, raw: RawRows) -> Split:
         what = f"label is {values[0]}" if task.kind == "classification" else f"target is {values[0]:g}"
         raise DataError(f"{raw.source}: in all {len(kept)} rows the {what}; there is nothing to tell apart")
     rows = tuple(texts[index] for index in kept)
-    return Split(rows, labels, _fingerprint(rows, labels), raw.source, (*raw.left_out, *left_out))
+    return Split(rows, labels, _fingerprint(rows, labels), raw.source, (*raw.left_out, *left_out), raw.notes)
 
 
 def _whole_rows(

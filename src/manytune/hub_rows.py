@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from manytune.errors import DataError
-from manytune.rows import RawRows, no_column
+from manytune.rows import RawRows
+from manytune.text_rows import no_column
 
 __all__ = ["read_hub"]
 
@@ -23,6 +24,7 @@ def read_hub(
     label: str | None,
     *,
     revision: str | None = None,
+    unlabelled: object = -1,
     cure: str,
 ) -> RawRows:
     """Read one split of a dataset.
@@ -35,6 +37,7 @@ def read_hub(
         texts: The columns of the sentences; a null counts as an empty text.
         label: The column of the label; None where there is none to read.
         revision: Branch, tag or commit; None for the newest.
+        unlabelled: The label of rows that a dataset whose classes have names marks with -1, as those without one.
         cure: What to do where the hub does not answer, for the message.
 
     Raises:
@@ -54,19 +57,20 @@ def read_hub(
     columns = [["" if text is None else str(text) for text in table[column]] for column in texts]
     return RawRows(
         texts=list(zip(*columns, strict=True)),
-        labels=_labels(table, label) if label else [None] * len(columns[0]),
+        labels=_labels(table, label, unlabelled) if label else [None] * len(columns[0]),
         source=f"hub:{name}@{commit}" if commit else f"hub:{name}",
         place=lambda index: f"{where}, row {index + 1}",
     )
 
 
-def _labels(table: Any, column: str) -> list[object]:
+def _labels(table: Any, column: str, unlabelled: object) -> list[object]:
     """Labels by their names, where the dataset has names for them."""
     names = getattr(table.features[column], "names", None)
     values = list(table[column])
     if names is None:
         return values
-    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+    named = {-1: unlabelled, **dict(enumerate(names))}
+    return [named.get(value, value) if isinstance(value, int) else value for value in values]
 
 
 def _load_table(name: str, configuration: str | None, split: str, revision: str | None) -> tuple[Any, str | None]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["parse_json"]
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """What a JSON text holds.
+
+    Args:
+        text: The JSON text.
+        object_pairs_hook: As for `json.loads`.
 
     Raises:
         ValueError: It is no JSON, or nested so deeply that it was hardly meant to be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from manytune.hub_rows import read_hub
-from manytune.rows import RawRows, read_placed
+from manytune.rows import Facts, RawRows, read_placed
 from manytune.tasks import Task
 
 __all__ = ["read_own"]
@@ -27,14 +27,17 @@ def read_own(task: Task, where: str) -> RawRows:
         name, _, revision = own.hub.partition("@")
         cure = "\nCheck hub and config of the task, and that its train and dev are names of splits there."
         columns, label = task.text_columns, task.label_column
-        raw = read_hub(task.name, name, own.config, where, columns, label, revision=revision or None, cure=cure)
+        at = revision or None
+        raw = read_hub(task.name, name, own.config, where, columns, label, revision=at, unlabelled=None, cure=cure)
         return raw._replace(labels=[_as_text(label) for label in raw.labels])
     texts, labels, places = [], [], []
-    for place, row in read_placed(where, (*task.text_columns, task.label_column)):
+    facts = Facts()
+    columns = (*task.text_columns, task.label_column)
+    for place, row in read_placed(where, columns, quoting=own.quoting, facts=facts):
         texts.append(tuple(_as_text(row[column]) for column in task.text_columns))
         labels.append(_as_text(row[task.label_column]))
         places.append(place)
-    return RawRows(texts, labels, where, places.__getitem__)
+    return RawRows(texts, labels, where, places.__getitem__, notes=tuple(facts.notes(where)))
 
 
 def _as_text(cell: Any) -> str:

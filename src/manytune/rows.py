@@ -6,22 +6,38 @@ CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output
 from __future__ import annotations
 
 import csv
-import difflib
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple
 
 from manytune.errors import DataError
 from manytune.files import replacing
-from manytune.json_text import parse_json
+from manytune.row_writers import PART, Csv, JsonWriter, ParquetWriter, Part, Row, RowWriter, TableWriter, Tsv
+from manytune.text_rows import (
+    MOST_IN_CELL,
+    Facts,
+    Placed,
+    json_rows,
+    no_column,
+    open_lines,
+    open_table,
+    refuse_twice,
+)
 
-__all__ = ["RawRows", "Row", "RowWriter", "check_format", "no_column", "read_parts", "read_placed", "writer"]
-
-Row = dict[str, Any]
-"""Column → value."""
+__all__ = [
+    "Facts",
+    "Part",
+    "RawRows",
+    "Row",
+    "RowWriter",
+    "check_format",
+    "read_parts",
+    "read_placed",
+    "refuse_taken",
+    "writer",
+]
 
 
 class RawRows(NamedTuple):
@@ -37,34 +53,19 @@ class RawRows(NamedTuple):
     """Row index to the words that let a user find the row."""
     left_out: tuple[str, ...] = ()
     """Which rows are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
 
 
-_PART = 1024
-"""Rows at a time."""
+_PART_SIZE = 1 << 25
+"""Characters of a part, after which no row is added to it."""
+
+_MOST_BYTES = 1 << 28
+"""Text in `PART` rows of a Parquet file, where a small file may stand for very much of it."""
 
 
-class _Csv(csv.excel):
-    lineterminator = "\n"
-
-
-class _Tsv(csv.Dialect):
-    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
-
-    delimiter = "\t"
-    quoting = csv.QUOTE_NONE
-    quotechar = None
-    lineterminator = "\n"
-
-
-_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": _Csv, ".tsv": _Tsv}
+_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": Csv, ".tsv": Tsv}
 _FORMATS = (*_DIALECTS, ".jsonl", ".parquet")
-
-
-class RowWriter(Protocol):
-    """Takes rows, in order."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Write some rows; all have the same columns."""
 
 
 def check_format(name: str) -> str:
@@ -73,204 +74,244 @@ def check_format(name: str) -> str:
     Raises:
         DataError: It has none that can be read and written.
     """
-    suffix = ".csv" if name == "-" else Path(name).suffix.lower()
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if name == "-" or (not suffix and (name.startswith("/dev/") or path.is_fifo())):
+        return ".csv"
     if suffix not in _FORMATS:
-        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV")
+        packed = (
+            " Compressed files are not read: decompress it." if suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
+        )
+        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV.{packed}")
     return suffix
 
 
-def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
-    """The rows of a file, some at a time.
+def read_parts(
+    name: str,
+    columns: Sequence[str],
+    *,
+    quoting: str | None = None,
+    added: Collection[str] = (),
+    facts: Facts | None = None,
+) -> Iterator[Part]:
+    """The rows of a file, some at a time; of a file without rows one empty part.
 
     Args:
         name: The file, or `-`.
         columns: Those that it must have; others are handed on.
+        quoting: As for `read_placed`.
+        added: Columns that it must not have, because they will be added.
+        facts: Gets counts.
 
     Raises:
-        DataError: As for `read_placed`.
+        DataError: As for `read_placed`; or it has one of `added`.
     """
-    part: list[Row] = []
-    for _, row in read_placed(name, columns):
-        part.append(row)
-        if len(part) == _PART:
-            yield part
-            part = []
-    if part:
-        yield part
+    facts = Facts() if facts is None else facts
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as (file, schema):
+                refuse_twice(name, schema.names, None)
+                refuse_taken(name, schema.names, added)
+                yield from _parquet_parts(name, file, schema, columns, every=True)
+            return
+        with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
+            refuse_taken(name, names or (), added)
+            part: list[Row] = []
+            size = 0
+            for place, row, characters in rows:
+                if names is None:
+                    refuse_taken(place, row, added)
+                part.append(row)
+                size += characters
+                if len(part) == PART or size > _PART_SIZE:
+                    yield Part(part, names)
+                    part, size = [], 0
+            if part or not facts.rows:
+                yield Part(part, names if facts.rows else names or tuple(columns))
 
 
-def read_placed(name: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with the words that let a user find it.
+def read_placed(
+    name: str, columns: Sequence[str], *, quoting: str | None = None, facts: Facts | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, each with the words that let a user find it; nothing but `columns` is looked at.
 
     Args:
         name: The file, or `-`.
-        columns: Those that it must have; others are handed on.
+        columns: Those that rows are to have.
+        quoting: `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
+            any other; None for what is usual: `double` in CSV, `none` in TSV.
+        facts: Gets counts.
 
     Raises:
-        DataError: It cannot be read, a row is malformed, or a column is missing.
+        DataError: It cannot be read, a row is malformed, or a column is missing or there twice.
     """
-    suffix = check_format(name)
-    if suffix in _DIALECTS:
-        rows = _table_rows(name, _DIALECTS[suffix])
-    else:
-        rows = _json_rows(name) if suffix == ".jsonl" else _parquet_rows(name)
-    try:
-        for place, row in rows:
-            missing = next((column for column in columns if column not in row), None)
-            if missing is not None:
-                raise DataError(f"{place}: {no_column(missing, row)}")
-            yield place, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{_undecodable(name)} is not UTF-8: {error.reason}. Save the file as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as (file, schema):
+                refuse_twice(name, schema.names, columns)
+                number = 0
+                for part in _parquet_parts(name, file, schema, columns, every=False):
+                    for row in part.rows:
+                        number += 1
+                        yield f"{name}, row {number}", row
+            return
+        with _open_text(name, columns, quoting, every=False, facts=facts or Facts()) as (_, rows):
+            for placed in rows:
+                yield placed[:2]
 
 
-def _undecodable(name: str) -> str:
-    """The place of the first line that is not UTF-8."""
-    if name != "-":
-        with open(name, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:
-                    return f"{name}, line {number},"
-    return name
+def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> None:
+    """Refuse rows that have a column which will be added to them.
+
+    Raises:
+        DataError: They have one.
+    """
+    taken = [name for name in added if name in names]
+    if taken:
+        shown = ", ".join(taken[:5]) + (f" and {len(taken) - 5} more" if len(taken) > 5 else "")
+        raise DataError(
+            f"{place}: it has columns that the predictions are written to: {shown}. Rename or remove them there, or "
+            "give the file without predictions."
+        )
 
 
 @contextmanager
-def writer(name: str) -> Iterator[RowWriter]:
-    """Write rows to `-`, or to a file, which is there when the context ends without an error, and else not.
+def _readable(name: str) -> Iterator[None]:
+    import pyarrow as pa
 
-    Raises:
-        StoreError: It cannot be written.
-    """
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _open_text(
+    name: str, columns: Sequence[str], quoting: str | None, *, every: bool, facts: Facts
+) -> Iterator[tuple[tuple[str, ...] | None, Iterator[Placed]]]:
+    """The columns of a CSV, TSV or JSONL file, of which the last has none of its own, and its rows."""
     suffix = check_format(name)
-    if name == "-":
-        yield _TableWriter(sys.stdout, _Csv)
+    if suffix == ".jsonl":
+        with open_lines(name) as lines:
+            yield None, json_rows(lines, columns, every=every, facts=facts)
         return
-    with replacing(Path(name)) as temporary:
-        if suffix == ".parquet":
-            with _ParquetWriter(temporary) as rows:
-                yield rows
-        else:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
+    quoted = (quoting or ("double" if suffix == ".csv" else "none")) == "double"
+    with open_table(name, _DIALECTS[suffix].delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
+        yield table
 
 
-def no_column(missing: str, found: Iterable[str]) -> str:
-    """Say that a column is missing, and which one may be meant."""
-    names = {str(name).lower(): str(name) for name in found}
-    near = difflib.get_close_matches(missing.lower(), names, n=1, cutoff=0.5)
-    hint = f" Is it {names[near[0]]!r}?" if near else ""
-    return f"no column {missing!r}; the columns found are: {', '.join(names.values()) or 'none'}.{hint}"
-
-
-def _text_file(name: str) -> TextIO:
-    if name == "-":
-        return sys.stdin
-    return open(name, encoding="utf-8-sig", newline="")
-
-
-def _table_rows(name: str, dialect: type[csv.Dialect]) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(2**31 - 1)
-    with _text_file(name) as file:
-        lines = csv.reader(file, dialect)
-        try:
-            header = next(lines, None)
-            if header is None:
-                raise DataError(f"{name} is empty; its first line must name the columns")
-            if len(set(header)) < len(header):
-                raise DataError(f"{name}: a column is there twice: {', '.join(header)}")
-            for cells in lines:
-                place = f"{name}, line {lines.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(f"{place}: {len(cells)} cells, but the header names {len(header)} columns")
-                yield place, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{name}, line {lines.line_num}: {error}") from error
-
-
-def _json_rows(name: str) -> Iterator[tuple[str, Row]]:
-    with _text_file(name) as file:
-        for number, line in enumerate(file, 1):
-            place = f"{name}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                raise DataError(f"{place}: no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f'{place}: a line must hold an object, such as {{"sentence": "…"}}')
-            yield place, row
-
-
-def _parquet_rows(name: str) -> Iterator[tuple[str, Row]]:
+@contextmanager
+def _open_parquet(name: str) -> Iterator[tuple[Any, Any]]:
+    """A Parquet file and its schema; texts are read as dictionaries, so that a value of many rows is there once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = pq.read_schema(name)
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    # Without a buffer, a row group's part of a column would be read at once, whatever its size.
+    with pq.ParquetFile(name, read_dictionary=texts, buffer_size=1 << 20) as file:
+        yield file, schema
+
+
+def _parquet_parts(name: str, file: Any, schema: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:
+    import pyarrow as pa
+
+    for column in columns:
+        if column not in schema.names:
+            raise DataError(f"{name}: {no_column(column, schema.names)}")
+    if not every:
+        schema = pa.schema([schema.field(column) for column in columns])
+    _refuse_bombs(name, file.metadata, schema.names)
+    first = 1
+    for read in file.iter_batches(PART, columns=schema.names):
+        place = f"{name}, rows {first:,} to {first + read.num_rows - 1:,}"
+        whole = [_decoded(place, field, read.column(field.name)) for field in schema]
+        batch = pa.RecordBatch.from_arrays(whole, schema=schema)
+        values = [_wanted(name, first, column, batch.column(column)) for column in columns]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        yield Part(rows, tuple(schema.names), batch)
+        first += read.num_rows
+    if first == 1:
+        yield Part([], tuple(schema.names), pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _refuse_bombs(name: str, metadata: Any, columns: Collection[str]) -> None:
+    """Refuse columns that unpack to so much more than their size that hardly any data would."""
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(index)
+            unpacked = chunk.total_uncompressed_size
+            if unpacked > max(_MOST_BYTES, 500 * chunk.total_compressed_size):
+                raise DataError(
+                    f"{name}: {chunk.path_in_schema[:40]} unpacks from {chunk.total_compressed_size:,} to {unpacked:,} "
+                    f"bytes in row group {group + 1}; write the file anew with smaller row groups, or is it damaged?"
+                )
+
+
+def _decoded(place: str, field: Any, values: Any) -> Any:
+    """A column of the type that the file gives it."""
+    import pyarrow.compute as pc
+
+    if values.type == field.type:
+        return values
+    lengths = pc.binary_length(values.dictionary)
+    longest, together = pc.max(lengths).as_py() or 0, pc.sum(lengths.take(values.indices)).as_py() or 0
+    if longest > 4 * MOST_IN_CELL or together > _MOST_BYTES:  # a character has at most four bytes
+        raise DataError(
+            f"{place}: {field.name[:40]} has {together:,} bytes of text there, a cell of it {longest:,}; a cell may "
+            f"have {MOST_IN_CELL:,} characters, {PART:,} rows together {_MOST_BYTES:,} bytes"
+        )
+    decoded = values.dictionary_decode()
+    return decoded if decoded.type == field.type else decoded.cast(field.type)
+
+
+def _wanted(name: str, first: int, column: str, values: Any) -> list[Any]:
+    """A column as Python's values; a cell that has none is named."""
     try:
-        with pq.ParquetFile(name) as file:
-            number = 0
-            for batch in file.iter_batches(_PART):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name}, row {number}", row
-    except pa.ArrowException as error:
-        raise DataError(f"{name} cannot be read: {error}") from error
+        return list(values.to_pylist())
+    except (ValueError, OverflowError):
+        for index, value in enumerate(values):
+            try:
+                value.as_py()
+            except (ValueError, OverflowError) as error:
+                raise DataError(
+                    f"{name}, row {first + index}: {column} cannot be read: {_first_line(error)}"
+                ) from error
+        raise
 
 
-class _TableWriter:
-    def __init__(self, file: TextIO, dialect: type[csv.Dialect]) -> None:
-        self._file = file
-        self._dialect = dialect
-        self._table: Any = None
+@contextmanager
+def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
+    """Write rows to `-`, or to a file, which is there when the context ends without an error, and else not.
 
-    def write(self, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
-        if self._dialect is _Tsv:
-            rows = [{name: _in_a_cell(value) for name, value in row.items()} for row in rows]
-        if self._table is None:
-            self._table = csv.DictWriter(self._file, list(rows[0]), dialect=self._dialect, extrasaction="ignore")
-            self._table.writeheader()
-        self._table.writerows(rows)
+    Args:
+        name: The file, or `-`.
+        added: Name of each column that is added to the rows → `str` or `float`.
 
-
-def _in_a_cell(value: Any) -> Any:
-    return " ".join(value.split()) if isinstance(value, str) and any(c in value for c in "\t\r\n") else value
-
-
-class _JsonWriter:
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, rows: Sequence[Row]) -> None:
-        self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-class _ParquetWriter:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
-
-    def __enter__(self) -> _ParquetWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, rows: Sequence[Row]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not rows:
-            return
-        table = pa.Table.from_pylist(list(rows), schema=None if self._file is None else self._file.schema)
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema)
-        self._file.write_table(table)
+    Raises:
+        StoreError: It cannot be written.
+        DataError: A value is none that the format can hold.
+    """
+    suffix = check_format(name)
+    if name == "-":
+        with TableWriter(sys.stdout, Csv, added, None) as rows:
+            yield rows
+        return
+    with replacing(Path(name)) as temporary:
+        if suffix == ".parquet":
+            with ParquetWriter(temporary, added) as rows:
+                yield rows
+        else:
+            # Bytes of the input that are not UTF-8 are handed on as they were.
+            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                if suffix == ".jsonl":
+                    yield JsonWriter(file)
+                else:
+                    with TableWriter(file, _DIALECTS[suffix], added, temporary.parent) as rows:
+                        yield rows

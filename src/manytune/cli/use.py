@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from manytune.cli.common import Device, Directory, app
+from manytune.errors import choices
 from manytune.metrics import METRICS
 
 
@@ -22,6 +23,12 @@ def predict(
     task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
     out: Annotated[str, typer.Option(help="Where to, in the format of its ending; - is the screen, in CSV.")] = "-",
     as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
+    quoting: Annotated[
+        str | None,
+        typer.Option(
+            help="double or none: whether cells of CSV and TSV may stand in quotes; as in training by default."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict with a run of a study, or with the mean of several.
@@ -31,7 +38,7 @@ def predict(
     """
     from manytune.config import check_device
     from manytune.lookup import chosen_records
-    from manytune.rows import check_format, read_parts, writer
+    from manytune.rows import Facts, check_format, read_parts, writer
     from manytune.store import Store
 
     store = Store.open(directory)
@@ -42,6 +49,8 @@ def predict(
             raise typer.BadParameter("give one file, or --text before texts")
         check_format(inputs[0])
     check_format(out)
+    if quoting not in (None, "double", "none"):
+        raise typer.BadParameter(f"--quoting: {choices(str(quoting), ('double', 'none'))}")
     from manytune.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
@@ -52,11 +61,16 @@ def predict(
             print(f"  {name}: {probability:.4f}")
         return
     rows = empty = 0
-    with writer(out) as target:
-        for part in read_parts(inputs[0], predictor.task.text_columns):
-            found, without = predictor.predict_rows(part)
-            target.write(found)
+    facts = Facts()
+    own, added = predictor.task.own, predictor.added
+    quoting = quoting or (own.quoting if own is not None else None)
+    with writer(out, added) as target:
+        for part in read_parts(inputs[0], predictor.task.text_columns, quoting=quoting, added=added, facts=facts):
+            found, without = predictor.predict_columns(part.rows)
+            target.write(part, found)
             rows, empty = rows + len(found), empty + without
+    if facts.blank:
+        print(f"warning: {facts.blank} blank lines of {inputs[0]} are no rows; they were left out.", file=sys.stderr)
     if empty:
         print(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", file=sys.stderr)
 
