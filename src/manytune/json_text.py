@@ -21,5 +21,9 @@ def parse_json(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, A
     """
     try:
         return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise ValueError("an integer has thousands of digits") from error
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["PART", "Csv", "JsonWriter", "ParquetWriter", "Part", "Row", "RowWrit
 
 PART = 1024
 """Rows at a time."""
+
+_BARE_RETURN = re.compile(r'[^,"\n]*\r[^,"\n]*')
 
 Row = dict[str, Any]
 """Column → value."""
@@ -123,10 +126,9 @@ class TableWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if self._spool is not None:
-            if kind is None:
-                for rows in self._spool.parts():
+            with closing(self._spool):
+                for rows in self._spool.parts() if kind is None else ():
                     self._write(tuple(self._spool.columns), rows)
-            self._spool.close()
 
     def write(self, part: Part, made: Sequence[Row]) -> None:
         """As `RowWriter.write`."""
@@ -147,8 +149,8 @@ class TableWriter:
     def _write_row(self, cells: Sequence[Any]) -> None:
         if self._tsv:
             cells = [_in_a_cell(cell) for cell in cells]
-        # Python's csv leaves a cell with a carriage return bare, where it would end the row.
-        bare = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        # Python's csv leaves a carriage return bare, where it would end the row.
+        bare = any(isinstance(cell, str) and _BARE_RETURN.fullmatch(cell) for cell in cells)
         (self._quoting if bare else self._table).writerow(cells)
 
 

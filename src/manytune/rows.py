@@ -9,6 +9,7 @@ import csv
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +110,9 @@ def read_parts(
     facts = Facts() if facts is None else facts
     with _readable(name):
         if check_format(name) == ".parquet":
-            with _open_parquet(name) as (file, schema):
-                refuse_twice(name, schema.names, None)
-                refuse_taken(name, schema.names, added)
-                yield from _parquet_parts(name, file, schema, columns, every=True)
+            with _open_parquet(name) as file:
+                refuse_taken(name, file.schema_arrow.names, added)
+                yield from _parquet_parts(name, file, columns, every=True)
             return
         with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
             refuse_taken(name, names or (), added)
@@ -147,10 +147,14 @@ def read_placed(
     """
     with _readable(name):
         if check_format(name) == ".parquet":
-            with _open_parquet(name) as (file, schema):
-                refuse_twice(name, schema.names, columns)
-                number = 0
-                for part in _parquet_parts(name, file, schema, columns, every=False):
+            with _open_parquet(name) as file:
+                number = size = 0
+                for part in _parquet_parts(name, file, columns, every=False):
+                    size += part.batch.nbytes
+                    if size > max(4 * _MOST_BYTES, 500 * Path(name).stat().st_size):
+                        raise DataError(
+                            f"{name} unpacks to more than {size:,} bytes until row {number:,}, which is too much"
+                        )
                     for row in part.rows:
                         number += 1
                         yield f"{name}, row {number}", row
@@ -207,83 +211,80 @@ def _open_text(
 
 
 @contextmanager
-def _open_parquet(name: str) -> Iterator[tuple[Any, Any]]:
-    """A Parquet file and its schema; texts are read as dictionaries, so that a value of many rows is there once."""
-    import pyarrow as pa
+def _open_parquet(name: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(name)
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     # Without a buffer, a row group's part of a column would be read at once, whatever its size.
-    with pq.ParquetFile(name, read_dictionary=texts, buffer_size=1 << 20) as file:
-        yield file, schema
+    with pq.ParquetFile(name, buffer_size=1 << 20) as file:
+        yield file
 
 
-def _parquet_parts(name: str, file: Any, schema: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:
+def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:
     import pyarrow as pa
 
+    schema = file.schema_arrow
+    refuse_twice(name, schema.names, None if every else columns)
     for column in columns:
         if column not in schema.names:
             raise DataError(f"{name}: {no_column(column, schema.names)}")
     if not every:
         schema = pa.schema([schema.field(column) for column in columns])
-    _refuse_bombs(name, file.metadata, schema.names)
+    at_once = _rows_at_once(name, file.metadata, schema)
     first = 1
-    for read in file.iter_batches(PART, columns=schema.names):
-        place = f"{name}, rows {first:,} to {first + read.num_rows - 1:,}"
-        whole = [_decoded(place, field, read.column(field.name)) for field in schema]
-        batch = pa.RecordBatch.from_arrays(whole, schema=schema)
+    for batch in file.iter_batches(at_once, columns=schema.names):
         values = [_wanted(name, first, column, batch.column(column)) for column in columns]
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
         yield Part(rows, tuple(schema.names), batch)
-        first += read.num_rows
+        first += batch.num_rows
     if first == 1:
         yield Part([], tuple(schema.names), pa.RecordBatch.from_pylist([], schema=schema))
 
 
-def _refuse_bombs(name: str, metadata: Any, columns: Collection[str]) -> None:
-    """Refuse columns that unpack to so much more than their size that hardly any data would."""
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(index)
-            unpacked = chunk.total_uncompressed_size
-            if unpacked > max(_MOST_BYTES, 500 * chunk.total_compressed_size):
-                raise DataError(
-                    f"{name}: {chunk.path_in_schema[:40]} unpacks from {chunk.total_compressed_size:,} to {unpacked:,} "
-                    f"bytes in row group {group + 1}; write the file anew with smaller row groups, or is it damaged?"
-                )
+def _rows_at_once(name: str, metadata: Any, schema: Any) -> int:
+    """How many rows may be read together: a small file can stand for texts that no memory holds.
 
-
-def _decoded(place: str, field: Any, values: Any) -> Any:
-    """A column of the type that the file gives it."""
+    Raises:
+        DataError: A column unpacks to so much more than its size that hardly any data would.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    if values.type == field.type:
-        return values
-    lengths = pc.binary_length(values.dictionary)
-    longest, together = pc.max(lengths).as_py() or 0, pc.sum(lengths.take(values.indices)).as_py() or 0
-    if longest > 4 * MOST_IN_CELL or together > _MOST_BYTES:  # a character has at most four bytes
-        raise DataError(
-            f"{place}: {field.name[:40]} has {together:,} bytes of text there, a cell of it {longest:,}; a cell may "
-            f"have {MOST_IN_CELL:,} characters, {PART:,} rows together {_MOST_BYTES:,} bytes"
-        )
-    decoded = values.dictionary_decode()
-    return decoded if decoded.type == field.type else decoded.cast(field.type)
+    names = frozenset(schema.names)
+    for group, index in product(range(metadata.num_row_groups), range(metadata.num_columns)):
+        chunk = metadata.row_group(group).column(index)
+        unpacked, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+        path = chunk.path_in_schema
+        column = path if path in names else path.partition(".")[0]
+        if column in names and unpacked > max(_MOST_BYTES, 500 * packed):
+            raise DataError(
+                f"{name}: {column[:40]} unpacks from {packed:,} to {unpacked:,} bytes in row group {group + 1}. "
+                "If that is right, write the file in smaller row groups."
+            )
+    # One value of a dictionary can stand for many rows. Each dictionary is there with the first row of its group.
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    texts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
+    longest = 1
+    with pq.ParquetFile(name, read_dictionary=texts, buffer_size=1 << 20) as file:
+        for group in range(metadata.num_row_groups if texts else 0):
+            for batch in islice(file.iter_batches(1, row_groups=[group], columns=texts), 1):
+                for column in batch.columns:
+                    if pa.types.is_dictionary(column.type) and not pa.types.is_primitive(column.type.value_type):
+                        longest = max(longest, pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    return max(1, min(PART, _MOST_BYTES // longest))
 
 
 def _wanted(name: str, first: int, column: str, values: Any) -> list[Any]:
-    """A column as Python's values; a cell that has none is named."""
-    try:
-        return list(values.to_pylist())
-    except (ValueError, OverflowError):
-        for index, value in enumerate(values):
-            try:
-                value.as_py()
-            except (ValueError, OverflowError) as error:
-                raise DataError(
-                    f"{name}, row {first + index}: {column} cannot be read: {_first_line(error)}"
-                ) from error
-        raise
+    """A column as Python's values; a cell that has none, or a far too long one, is named."""
+    found: list[Any] = []
+    for index, value in enumerate(values):
+        try:
+            found.append(value.as_py())
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{name}, row {first + index}: {column} cannot be read: {_first_line(error)}") from error
+        if isinstance(found[-1], str) and len(found[-1]) > MOST_IN_CELL:
+            raise DataError(f"{name}, row {first + index}: {column} has more than {MOST_IN_CELL:,} characters")
+    return found
 
 
 @contextmanager
