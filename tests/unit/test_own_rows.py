@@ -213,3 +213,16 @@ def test_a_hub_dataset_gives_its_own_class_names(monkeypatch: pytest.MonkeyPatch
         (("them/films", "small"), {"split": "train", "revision": "v2"}),
         (("them/films", "small"), {"split": "validation", "revision": "v2"}),
     ]
+
+
+def test_a_class_of_minus_one_on_the_hub_is_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = {"text": ["a", "b", "c", "d"], "y": [1, -1, 0, None]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    loaded, splits = load_task(own("train", dev="validation", hub="them/films", text="text", label="y"))
+    assert loaded.labels == ("neg", "pos")
+    assert splits["train"].texts == (("a",), ("c",))
+    assert len(splits["train"].left_out) == 2
