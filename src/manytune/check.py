@@ -200,6 +200,7 @@ def _findings(
 ) -> Iterator[Finding]:
     most, whose = longest(study, parts)
     for name, rows in splits.items():
+        yield from map(Finding, rows.notes)
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
         if facts[name].truncated:

@@ -59,6 +59,8 @@ class Split:
     """Where the rows came from: a path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
     left_out: tuple[str, ...] = ()
     """Which rows of the source are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
     place: Callable[[int], str] = lambda index: f"row {index + 1}"
     """Row index to the words that let a user find the row in the source."""
 
@@ -122,7 +124,8 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
         return task, {"train": train, "dev": _checked(task, "dev", _read(task, "dev"))}
     what, cure = f"task {task.name}: dev: {task.own.dev:g}", "give more rows, or a file of rows as dev"
     kept, aside = train_split(len(train), 0, task.own.dev, train.labels, what=what, cure=cure)
-    return task, {"train": _part(train, kept, train.left_out), "dev": _part(train, aside, ())}
+    rest = replace(_part(train, kept, train.left_out), notes=train.notes)
+    return task, {"train": rest, "dev": _part(train, aside, ())}
 
 
 def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
@@ -205,6 +208,7 @@ def _checked(task: Task, split: str, raw: RawRows) -> Split:
         _fingerprint(rows, labels),
         raw.source,
         (*raw.left_out, *left_out),
+        raw.notes,
         lambda index: raw.place(kept[index]),
     )
 
@@ -262,9 +266,8 @@ def _learned(task: Task, targets: Array) -> Task:
 def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
     texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
     place = whole.place
-    return Split(
-        texts, labels, _fingerprint(texts, labels), whole.source, left_out, lambda index: place(int(rows[index]))
-    )
+    fingerprint = _fingerprint(texts, labels)
+    return Split(texts, labels, fingerprint, whole.source, left_out, place=lambda index: place(int(rows[index])))
 
 
 def _check_size(task: Task, split: str, rows: int, source: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from manytune.errors import DataError
 from manytune.rows import RawRows
 from manytune.tasks import UNLABELLED, GlueFiles, Task
+from manytune.text_rows import HEADER_AGAIN, no_column, open_lines, refuse_twice, refuse_undecodable
 
 __all__ = ["needed_files", "read_folder", "task_folder"]
 
@@ -63,6 +64,10 @@ def read_folder(task: Task, split: str, root: Path) -> RawRows:
             fields = [*fields, *[""] * len(columns)][: len(columns)]  # a test row must be predicted, whole or not
         if dev_rows is not None and (tuple(fields[at] for at in ids_at) in dev_rows) is not (split == "dev"):
             continue
+        if line == lines[0] and not headless:
+            raise DataError(f"{path}, line {number}: {HEADER_AGAIN}")
+        for at in (*text_at, *([] if label_at is None else [label_at])):
+            refuse_undecodable(fields[at], f"{path}, line {number}", columns[at])
         texts.append(tuple(fields[at] for at in text_at))
         labels.append(None if label_at is None else fields[label_at])
         places.append(number)
@@ -102,24 +107,23 @@ def needed_files(files: GlueFiles) -> str:
 
 def _lines(path: Path) -> list[str]:
     r"""The lines of a UTF-8 file; only \n and \r\n end one, for the text may hold U+2028 and the like."""
+    found = []
     try:
-        content = path.read_bytes()
+        with open_lines(str(path), newline="\n") as lines:
+            for line in lines:
+                found.append(line.removesuffix("\n").removesuffix("\r"))
+                lines.begin()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not valid UTF-8; "
-            "save the file as UTF-8, or take GLUE's own"
-        ) from None
-    if not text.strip():
+    while found and not found[-1]:
+        found.pop()
+    if not any(line.strip() for line in found):
         raise DataError(f"{path}: the file is empty; take GLUE's own")
-    return [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
+    return found
 
 
 def _column(columns: Sequence[str], name: str, path: Path) -> int:
-    if name in columns:
-        return columns.index(name)
-    raise DataError(f"{path}, line 1: no column {name!r}; the columns found are: {', '.join(columns)}")
+    if name not in columns:
+        raise DataError(f"{path}, line 1: {no_column(name, columns)}")
+    refuse_twice(f"{path}, line 1", columns, (name,))
+    return columns.index(name)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from manytune.errors import DataError
-from manytune.rows import RawRows, no_column
+from manytune.rows import RawRows
+from manytune.text_rows import no_column
 
 __all__ = ["read_hub"]
 

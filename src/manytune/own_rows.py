@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from manytune.hub_rows import read_hub
-from manytune.rows import RawRows, read_placed
+from manytune.rows import Facts, RawRows, read_placed
 from manytune.tasks import Task
 
 __all__ = ["read_own"]
@@ -31,8 +31,10 @@ def read_own(task: Task, where: str) -> RawRows:
             return raw._replace(labels=[None if label == -1 else label for label in raw.labels])
         return raw
     texts, labels, places = [], [], []
-    for place, row in read_placed(where, (*task.text_columns, task.label_column)):
+    facts = Facts()
+    columns = (*task.text_columns, task.label_column)
+    for place, row in read_placed(where, columns, quoting=own.quoting, facts=facts):
         texts.append(tuple(row[column] for column in task.text_columns))
         labels.append(row[task.label_column])
         places.append(place)
-    return RawRows(texts, labels, where, places.__getitem__)
+    return RawRows(texts, labels, where, places.__getitem__, notes=tuple(facts.notes(where)))

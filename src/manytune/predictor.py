@@ -21,7 +21,7 @@ from manytune.methods import adapt
 from manytune.packing import Member, PackedModel
 from manytune.plan import Run, plan_packs
 from manytune.record import RunRecord
-from manytune.rows import Row
+from manytune.rows import Row, refuse_taken
 from manytune.store import Store
 from manytune.tasks import Task
 from manytune.workload import encode_texts
@@ -166,19 +166,31 @@ class Predictor:
             of rows of which a text is empty, whose predictions are null.
 
         Raises:
-            DataError: A cell is no text.
+            DataError: A row has a column that is called so, or a cell is no text.
         """
+        for index, row in enumerate(rows):
+            refuse_taken(where + _row_number(before + index), row, self.added)
+        made, empty = self.predict_columns(rows, where, before)
+        return [{**row, **own} for row, own in zip(rows, made, strict=True)], empty
+
+    @property
+    def added(self) -> dict[str, type]:
+        """Name of each column that predictions make → `str` or `float`."""
+        kind = float if self.task.kind == "regression" else str
+        return {"prediction": kind, **{f"p_{name}": float for name in self.task.labels}}
+
+    def predict_columns(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
+        """As `predict_rows`, but what the rows already have is left out."""
         columns = self.task.text_columns
         cells = [tuple(row[name] for name in columns) for row in rows]
         texts = [self._row(where + _row_number(index), row) for index, row in enumerate(cells, before)]
         whole = [index for index, text in enumerate(texts) if self.task.is_whole(text)]
         made = dict(zip(whole, self.predict([texts[index] for index in whole]), strict=True))
         nothing = Prediction(None, dict.fromkeys(self.task.labels))
-        found = []
-        for index, row in enumerate(rows):
+        found: list[Row] = []
+        for index in range(len(rows)):
             own = made.get(index, nothing)
-            probabilities = {f"p_{name}": p for name, p in own.probabilities.items()}
-            found.append({**row, "prediction": own.value, **probabilities})
+            found.append({"prediction": own.value, **{f"p_{name}": p for name, p in own.probabilities.items()}})
         return found, len(rows) - len(whole)
 
     def _model(self, store: Store, backbone: Backbone, runs: Sequence[Run]) -> PackedModel:

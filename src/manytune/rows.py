@@ -6,32 +6,40 @@ CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output
 from __future__ import annotations
 
 import csv
-import difflib
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from manytune.errors import DataError
 from manytune.files import check_output, is_stream, open_stream, output_file, writing
-from manytune.json_text import parse_json
+from manytune.row_writers import PART, Csv, JsonWriter, ParquetWriter, Part, Row, RowWriter, TableWriter, Tsv
+from manytune.text_rows import (
+    MOST_IN_CELL,
+    Facts,
+    Placed,
+    json_rows,
+    no_column,
+    open_lines,
+    open_table,
+    refuse_twice,
+)
 
 __all__ = [
+    "Facts",
+    "Part",
     "RawRows",
     "Row",
     "RowWriter",
     "check_format",
-    "no_column",
     "output_format",
     "read_parts",
     "read_placed",
+    "refuse_taken",
     "writer",
 ]
-
-Row = dict[str, Any]
-"""Column → value."""
 
 
 class RawRows(NamedTuple):
@@ -47,34 +55,19 @@ class RawRows(NamedTuple):
     """Row index to the words that let a user find the row."""
     left_out: tuple[str, ...] = ()
     """Which rows are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
 
 
-_PART = 1024
-"""Rows at a time."""
+_PART_SIZE = 1 << 25
+"""Characters of a part, after which no row is added to it."""
+
+_MOST_BYTES = 1 << 28
+"""Text in `PART` rows of a Parquet file, where a small file may stand for very much of it."""
 
 
-class _Csv(csv.excel):
-    lineterminator = "\n"
-
-
-class _Tsv(csv.Dialect):
-    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
-
-    delimiter = "\t"
-    quoting = csv.QUOTE_NONE
-    quotechar = None
-    lineterminator = "\n"
-
-
-_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": _Csv, ".tsv": _Tsv}
+_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": Csv, ".tsv": Tsv}
 _FORMATS = (*_DIALECTS, ".jsonl", ".parquet")
-
-
-class RowWriter(Protocol):
-    """Takes rows, in order."""
-
-    def write(self, rows: Sequence[Row]) -> None:
-        """Write some rows; all have the same columns."""
 
 
 def check_format(name: str) -> str:
@@ -83,94 +76,260 @@ def check_format(name: str) -> str:
     Raises:
         DataError: It has none that can be read and written.
     """
-    suffix = ".csv" if name == "-" else Path(name).suffix.lower()
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if name == "-" or (not suffix and (name.startswith("/dev/") or path.is_fifo())):
+        return ".csv"
     if suffix not in _FORMATS:
-        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV")
+        packed = (
+            " Compressed files are not read: decompress it." if suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
+        )
+        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV.{packed}")
     return suffix
 
 
-def read_parts(name: str, columns: Sequence[str]) -> Iterator[list[Row]]:
-    """The rows of a file, some at a time.
+def read_parts(
+    name: str,
+    columns: Sequence[str],
+    *,
+    quoting: str | None = None,
+    added: Collection[str] = (),
+    facts: Facts | None = None,
+) -> Iterator[Part]:
+    """The rows of a file, some at a time; of a file without rows one empty part.
 
     Args:
         name: The file, or `-`.
         columns: Those that it must have; others are handed on.
+        quoting: As for `read_placed`.
+        added: Columns that it must not have, because they will be added.
+        facts: Gets counts.
 
     Raises:
-        DataError: As for `read_placed`.
+        DataError: As for `read_placed`; or it has one of `added`.
     """
-    part: list[Row] = []
-    for _, row in read_placed(name, columns):
-        part.append(row)
-        if len(part) == _PART:
-            yield part
-            part = []
-    if part:
-        yield part
+    facts = Facts() if facts is None else facts
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as file:
+                refuse_taken(name, file.schema_arrow.names, added)
+                yield from _parquet_parts(name, file, columns, every=True)
+            return
+        with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
+            refuse_taken(name, names or (), added)
+            part: list[Row] = []
+            size = 0
+            for place, row, characters in rows:
+                if names is None:
+                    refuse_taken(place, row, added)
+                part.append(row)
+                size += characters
+                if len(part) == PART or size > _PART_SIZE:
+                    yield Part(part, names)
+                    part, size = [], 0
+            if part or not facts.rows:
+                yield Part(part, names if facts.rows else names or tuple(columns))
 
 
-def read_placed(name: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with the words that let a user find it.
+def read_placed(
+    name: str, columns: Sequence[str], *, quoting: str | None = None, facts: Facts | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, each with the words that let a user find it; nothing but `columns` is looked at.
 
     Args:
         name: The file, or `-`.
-        columns: Those that it must have; others are handed on.
+        columns: Those that rows are to have.
+        quoting: `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
+            any other; None for what is usual: `double` in CSV, `none` in TSV.
+        facts: Gets counts.
 
     Raises:
-        DataError: It cannot be read, a row is malformed, or a column is missing.
+        DataError: It cannot be read, a row is malformed, or a column is missing or there twice.
     """
-    suffix = check_format(name)
-    if suffix in _DIALECTS:
-        rows = _table_rows(name, _DIALECTS[suffix])
-    else:
-        rows = _json_rows(name) if suffix == ".jsonl" else _parquet_rows(name)
-    try:
-        for place, row in rows:
-            missing = next((column for column in columns if column not in row), None)
-            if missing is not None:
-                raise DataError(f"{place}: {no_column(missing, row)}")
-            yield place, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{_undecodable(name)} is not UTF-8: {error.reason}. Save the file as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as file:
+                number = size = 0
+                for part in _parquet_parts(name, file, columns, every=False):
+                    size += part.batch.nbytes
+                    if size > max(4 * _MOST_BYTES, 500 * Path(name).stat().st_size):
+                        raise DataError(
+                            f"{name} unpacks to more than {size:,} bytes until row {number:,}, which is too much"
+                        )
+                    for row in part.rows:
+                        number += 1
+                        yield f"{name}, row {number}", row
+            return
+        with _open_text(name, columns, quoting, every=False, facts=facts or Facts()) as (_, rows):
+            for placed in rows:
+                yield placed[:2]
 
 
-def _undecodable(name: str) -> str:
-    """The place of the first line that is not UTF-8."""
-    if name != "-":
-        with open(name, "rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:
-                    return f"{name}, line {number},"
-    return name
+def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> None:
+    """Refuse rows that have a column which will be added to them.
+
+    Raises:
+        DataError: They have one.
+    """
+    taken = [name for name in added if name in names]
+    if taken:
+        shown = ", ".join(taken[:5]) + (f" and {len(taken) - 5} more" if len(taken) > 5 else "")
+        raise DataError(
+            f"{place}: it has columns that the predictions are written to: {shown}. Rename or remove them there, or "
+            "give the file without predictions."
+        )
 
 
 @contextmanager
-def writer(name: str) -> Iterator[RowWriter]:
+def _readable(name: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _open_text(
+    name: str, columns: Sequence[str], quoting: str | None, *, every: bool, facts: Facts
+) -> Iterator[tuple[tuple[str, ...] | None, Iterator[Placed]]]:
+    """The columns of a CSV, TSV or JSONL file, of which the last has none of its own, and its rows."""
+    suffix = check_format(name)
+    if suffix == ".jsonl":
+        with open_lines(name) as lines:
+            yield None, json_rows(lines, columns, every=every, facts=facts)
+        return
+    quoted = (quoting or ("double" if suffix == ".csv" else "none")) == "double"
+    with open_table(name, _DIALECTS[suffix].delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
+        yield table
+
+
+@contextmanager
+def _open_parquet(name: str) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    # Without a buffer, a row group's part of a column would be read at once, whatever its size.
+    with pq.ParquetFile(name, buffer_size=1 << 20) as file:
+        yield file
+
+
+def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    refuse_twice(name, schema.names, None if every else columns)
+    for column in columns:
+        if column not in schema.names:
+            raise DataError(f"{name}: {no_column(column, schema.names)}")
+    if not every:
+        schema = pa.schema([schema.field(column) for column in columns])
+    at_once = _rows_at_once(name, file.metadata, schema)
+    first = 1
+    for batch in file.iter_batches(at_once, columns=schema.names):
+        values = [_wanted(name, first, column, batch.column(column)) for column in columns]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        yield Part(rows, tuple(schema.names), batch)
+        first += batch.num_rows
+    if first == 1:
+        yield Part([], tuple(schema.names), pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _rows_at_once(name: str, metadata: Any, schema: Any) -> int:
+    """How many rows may be read together: a small file can stand for texts that no memory holds.
+
+    Raises:
+        DataError: A column unpacks to so much more than its size that hardly any data would.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = frozenset(schema.names)
+    for group, index in product(range(metadata.num_row_groups), range(metadata.num_columns)):
+        chunk = metadata.row_group(group).column(index)
+        unpacked, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+        path = chunk.path_in_schema
+        column = path if path in names else path.partition(".")[0]
+        if column in names and unpacked > max(_MOST_BYTES, 500 * packed):
+            raise DataError(
+                f"{name}: {column[:40]} unpacks from {packed:,} to {unpacked:,} bytes in row group {group + 1}. "
+                "If that is right, write the file in smaller row groups."
+            )
+    # One value of a dictionary can stand for many rows. Each dictionary is there with the first row of its group.
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    texts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
+    longest = 1
+    with pq.ParquetFile(name, read_dictionary=texts, buffer_size=1 << 20) as file:
+        for group in range(metadata.num_row_groups if texts else 0):
+            for batch in islice(file.iter_batches(1, row_groups=[group], columns=texts), 1):
+                for column in batch.columns:
+                    if pa.types.is_dictionary(column.type) and not pa.types.is_primitive(column.type.value_type):
+                        longest = max(longest, pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    return max(1, min(PART, _MOST_BYTES // longest))
+
+
+def _wanted(name: str, first: int, column: str, values: Any) -> list[Any]:
+    """A column as Python's values; a cell that has none, or a far too long one, is named."""
+    found: list[Any] = []
+    for index, value in enumerate(values):
+        try:
+            found.append(value.as_py())
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{name}, row {first + index}: {column} cannot be read: {_first_line(error)}") from error
+        if isinstance(found[-1], str) and len(found[-1]) > MOST_IN_CELL:
+            raise DataError(f"{name}, row {first + index}: {column} has more than {MOST_IN_CELL:,} characters")
+    return found
+
+
+@contextmanager
+def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
     """Write rows to `-`, a device or a named pipe as they come, or to a file, which is there when the context ends
     without an error, and else as it was before.
 
+    Args:
+        name: The file, or `-`.
+        added: Name of each column that is added to the rows → `str` or `float`.
+
     Raises:
         ManytuneError: As for `output_format`.
+        DataError: A value is none that the format can hold.
     """
     suffix, path = output_format(name), Path(name)
     if name == "-":
-        yield _TableWriter(sys.stdout, _Csv)
+        with _text_writer(sys.stdout, suffix, added, None) as rows:
+            yield rows
         return
     if is_stream(path):
-        with writing(path), open_stream(path) as file:
-            yield _text_writer(file, suffix)
+        with writing(path), open_stream(path) as file, _text_writer(file, suffix, added, None) as rows:
+            yield rows
         return
     with output_file(path) as temporary:
         if suffix == ".parquet":
-            with _ParquetWriter(temporary) as rows:
+            with ParquetWriter(temporary, added) as rows:
                 yield rows
         else:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                yield _text_writer(file, suffix)
+            # Bytes of the input that are not UTF-8 are handed on as they were.
+            with (
+                temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+                _text_writer(file, suffix, added, temporary.parent) as rows,
+            ):
+                yield rows
+
+
+@contextmanager
+def _text_writer(file: TextIO, suffix: str, added: Mapping[str, type], spool: Path | None) -> Iterator[RowWriter]:
+    if suffix == ".jsonl":
+        yield JsonWriter(file)
+    else:
+        with TableWriter(file, _DIALECTS[suffix], added, spool) as rows:
+            yield rows
 
 
 def output_format(name: str, source: str = "-") -> str:
@@ -196,130 +355,3 @@ def output_format(name: str, source: str = "-") -> str:
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise DataError(f"{name} is the file that the rows are read from; give another name")
     return suffix
-
-
-def _text_writer(file: TextIO, suffix: str) -> RowWriter:
-    return _JsonWriter(file) if suffix == ".jsonl" else _TableWriter(file, _DIALECTS[suffix])
-
-
-def no_column(missing: str, found: Iterable[str]) -> str:
-    """Say that a column is missing, and which one may be meant."""
-    names = {str(name).lower(): str(name) for name in found}
-    near = difflib.get_close_matches(missing.lower(), names, n=1, cutoff=0.5)
-    hint = f" Is it {names[near[0]]!r}?" if near else ""
-    return f"no column {missing!r}; the columns found are: {', '.join(names.values()) or 'none'}.{hint}"
-
-
-def _text_file(name: str) -> TextIO:
-    if name == "-":
-        return sys.stdin
-    return open(name, encoding="utf-8-sig", newline="")
-
-
-def _table_rows(name: str, dialect: type[csv.Dialect]) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(2**31 - 1)
-    with _text_file(name) as file:
-        lines = csv.reader(file, dialect)
-        try:
-            header = next(lines, None)
-            if header is None:
-                raise DataError(f"{name} is empty; its first line must name the columns")
-            if len(set(header)) < len(header):
-                raise DataError(f"{name}: a column is there twice: {', '.join(header)}")
-            for cells in lines:
-                place = f"{name}, line {lines.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(f"{place}: {len(cells)} cells, but the header names {len(header)} columns")
-                yield place, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{name}, line {lines.line_num}: {error}") from error
-
-
-def _json_rows(name: str) -> Iterator[tuple[str, Row]]:
-    with _text_file(name) as file:
-        for number, line in enumerate(file, 1):
-            place = f"{name}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                raise DataError(f"{place}: no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(f'{place}: a line must hold an object, such as {{"sentence": "…"}}')
-            yield place, row
-
-
-def _parquet_rows(name: str) -> Iterator[tuple[str, Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(name) as file:
-            number = 0
-            for batch in file.iter_batches(_PART):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name}, row {number}", row
-    except pa.ArrowException as error:
-        raise DataError(f"{name} cannot be read: {error}") from error
-
-
-class _TableWriter:
-    def __init__(self, file: TextIO, dialect: type[csv.Dialect]) -> None:
-        self._file = file
-        self._dialect = dialect
-        self._table: Any = None
-
-    def write(self, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
-        if self._dialect is _Tsv:
-            rows = [{name: _in_a_cell(value) for name, value in row.items()} for row in rows]
-        if self._table is None:
-            self._table = csv.DictWriter(self._file, list(rows[0]), dialect=self._dialect, extrasaction="ignore")
-            self._table.writeheader()
-        self._table.writerows(rows)
-
-
-def _in_a_cell(value: Any) -> Any:
-    return " ".join(value.split()) if isinstance(value, str) and any(c in value for c in "\t\r\n") else value
-
-
-class _JsonWriter:
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, rows: Sequence[Row]) -> None:
-        self._file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-class _ParquetWriter:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
-
-    def __enter__(self) -> _ParquetWriter:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._file is None and kind is None:  # no rows: still a file of its format
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            pq.write_table(pa.table({}), self._path)
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, rows: Sequence[Row]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not rows:
-            return
-        table = pa.Table.from_pylist(list(rows), schema=None if self._file is None else self._file.schema)
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema)
-        self._file.write_table(table)

@@ -56,6 +56,8 @@ class OwnData:
     """The dataset's configuration."""
     scaled: bool = False
     """Whether targets are brought to mean 0 and standard deviation 1 inside."""
+    quoting: str | None = None
+    """Whether cells of a CSV or TSV file may stand in double quotes, as for `rows.read_placed`."""
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,20 @@ def test_check_says_what_would_spoil_a_result(folder: Path, command: Command) ->
     assert price["splits"]["train"]["targets"]["lowest"] == 5000
 
 
+def test_check_says_how_lines_became_rows(folder: Path, command: Command) -> None:
+    lines = (folder / "rows.csv").read_text().splitlines()
+    (folder / "spread.csv").write_text("\n".join([*lines, '"The ""crash"" 3","Item\n\n3.",support,8000', "", ""]))
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    study["tasks"] = [{**study["tasks"][0], "train": "spread.csv"}]
+    study["methods"] = [{"method": "full", "learning_rate": 1e-3}]
+    (folder / "spread.yaml").write_text(yaml.safe_dump(study))
+    done = command("check", "spread.yaml", "--json", cwd=folder)
+    findings = [found["what"] for found in json.loads(done.out)["tasks"][0]["findings"]]
+    assert findings[0] == (
+        "spread.csv: 91 rows from 95 lines; 1 take several lines each, at most lines 92–94; 1 lines are blank."
+    )
+
+
 def test_a_resumed_study_needs_the_same_data(folder: Path, command: Command, tmp_path: Path) -> None:
     import shutil
 
@@ -165,7 +179,7 @@ def test_a_resumed_study_needs_the_same_data(folder: Path, command: Command, tmp
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"text": ["subject", "bdy"]}, "rows.csv, line 2: no column 'bdy'"),
+        ({"text": ["subject", "bdy"]}, "rows.csv, line 1: no column 'bdy'"),
         ({"train": "none.csv"}, "none.csv cannot be read: No such file"),
         ({"labl": "team"}, "tasks.0.labl"),
         ({"name": "cola"}, "'cola' is a task already"),

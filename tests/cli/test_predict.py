@@ -271,6 +271,58 @@ def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None
     assert max(parts) <= 1024
 
 
+def test_every_key_and_value_of_a_file_comes_out(trained: Trained, command: Command, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"sentence": f"One {n}.", "n": 1 if n < 1100 else 1.5} for n in range(1200)]
+    rows[1150] |= {"late": "here", "n": None}
+    given = written(tmp_path / "given.jsonl", rows)
+    for suffix in SUFFIXES:
+        out = f"made{suffix}"
+        done = command("predict", trained.out, given, "--task", ACCEPTABILITY, "--out", out, cwd=tmp_path)
+        assert (done.code, done.err) == (0, "")
+        made = read(tmp_path / out)
+        assert [float(row["n"] or 0) for row in made] == [row["n"] or 0 for row in rows]
+        assert [n for n, row in enumerate(made) if row.get("late")] == [1150]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_file_without_rows_comes_out_without_rows(
+    trained: Trained, command: Command, tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "a.csv").write_text("sentence,note\n")
+    done = command("predict", trained.out, "a.csv", "--task", ACCEPTABILITY, "--out", f"made{suffix}", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    names = ["sentence", "note", "prediction", "p_unacceptable", "p_acceptable"]
+    made = tmp_path / f"made{suffix}"
+    if suffix == ".parquet":
+        assert pq.read_table(made).column_names == names
+    else:
+        mark = "\t" if suffix == ".tsv" else ","
+        assert made.read_text() == ("" if suffix == ".jsonl" else mark.join(names) + "\n")
+
+
+def test_quotes_are_text_where_that_is_said(trained: Trained, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('sentence,note\n"One,a\n\nTwo",b\n')
+    done = command("predict", trained.out, "a.csv", "--task", ACCEPTABILITY, "--quoting", "none", cwd=tmp_path)
+    assert [row["sentence"] for row in csv.DictReader(io.StringIO(done.out))] == ['"One', 'Two"']
+    assert "1 blank lines of a.csv are no rows" in done.err
+    done = command("predict", trained.out, "a.csv", "--task", ACCEPTABILITY, "--quoting", "some", cwd=tmp_path)
+    assert (done.code, "'some' is not one of: double, none" in done.err) == (2, True)
+
+
+def test_a_pipe_is_read_as_a_file(trained: Trained, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "manytune", "predict", str(trained.out), "--task", ACCEPTABILITY, "/dev/stdin"]
+    done = subprocess.run(words, input="sentence\nOne.\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
+
+
+def test_rows_in_python_keep_what_they_have(trained: Trained) -> None:
+    predictor = manytune.load(trained.out, task=SIMILARITY)
+    (made,), empty = predictor.predict_rows([{"sentence1": "A.", "sentence2": "B.", "id": 3}])
+    assert (made["id"], set(made), empty) == (3, {"sentence1", "sentence2", "id", "prediction"}, 0)
+    with pytest.raises(DataError, match="row 1: it has columns that the predictions are written to: prediction"):
+        predictor.predict_rows([made])
+
+
 # What users get wrong
 
 
@@ -280,12 +332,20 @@ def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None
         (
             "a.csv",
             "Sentence\nOne.\n",
-            "a.csv, line 2: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?",
+            "a.csv, line 1: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?",
         ),
         ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cells, but the header names 2 columns"),
         ("a.csv", "sentence,sentence\nOne.,x\n", "a column is there twice"),
         ("a.csv", "", "a.csv is empty"),
-        ("a.csv", b"sentence\n\xff\n", "a.csv, line 2, is not UTF-8"),
+        (
+            "a.csv",
+            "sentence,prediction\nOne.,x\n",
+            "a.csv: it has columns that the predictions are written to: prediction",
+        ),
+        ("a.jsonl", '{"sentence": "One.", "p_acceptable": 1}\n', "line 1: it has columns that the predictions are"),
+        ("a.csv", 'sentence\n"One.\nTwo.\n', "a.csv, line 2: the double quote that opens a cell here is never closed"),
+        ("a.csv", "sentence\n".encode("utf-16"), "a.csv is UTF-16"),
+        ("a.csv", b"sentence\n\xff\n", "a.csv, line 2: byte 0xff in sentence is not valid UTF-8"),
         ("a.jsonl", '{"sentence": "One."}\n{"sent\n', "a.jsonl, line 2: no JSON"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: a line must hold an object"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),

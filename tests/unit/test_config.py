@@ -860,7 +860,7 @@ class TestJsonSchema:
             for key in model["properties"].values():
                 assert key["description"]
                 described += 1
-        assert described == 10 + 12 + 19 + 3 + 3 + 3 + 7
+        assert described == 10 + 13 + 19 + 3 + 3 + 3 + 7
         lora = self.schema["$defs"]["LoraSweep"]["properties"]
         assert (lora["alpha"]["default"], lora["targets"]["default"]) == (8.0, ["query", "value"])
         training = self.schema["$defs"]["Training"]["properties"]

@@ -159,7 +159,7 @@ class TestRefusals:
     def test_invalid_utf8(self, write: Write) -> None:
         content = "\n".join(COLA_LINES).encode() + "\nx\t1\t\tcaf\u00e9".encode("latin-1")
         message = refusal(COLA, "train", write(content))
-        assert "CoLA/train.tsv, line 4: byte 0xe9 is not valid UTF-8" in message
+        assert "CoLA/train.tsv, line 4: byte 0xe9 in sentence is not valid UTF-8" in message
 
     @pytest.mark.parametrize("label", ["2", "-2", "1.0", "", "Acceptable", "\u0661"])
     def test_a_label_that_is_no_class(self, write: Write, label: str) -> None:

@@ -44,6 +44,8 @@ ORDER = tuple(
         "interrupts",
         "hardware",
         "glue_zip",
+        "text_rows",
+        "row_writers",
         "rows",
         "hub_rows",
         "glue_folder",

@@ -55,6 +55,12 @@ def predict(
         ),
     ] = "-",
     as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
+    quoting: Annotated[
+        str | None,
+        typer.Option(
+            help="double or none: whether cells of CSV and TSV may stand in quotes; as in training by default."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict with a run of a study, or with the mean of several.
@@ -64,7 +70,8 @@ def predict(
     """
     from manytune.config import check_device
     from manytune.lookup import chosen_records, refuse_own_folders
-    from manytune.rows import check_format, output_format, read_parts, writer
+    from manytune.report.views import counted
+    from manytune.rows import Facts, check_format, output_format, read_parts, writer
     from manytune.store import Store
 
     store = Store.open(directory)
@@ -76,6 +83,8 @@ def predict(
         check_format(inputs[0])
         output_format(out, inputs[0])
         refuse_own_folders([store] if out != "-" else [], Path(out))
+    if quoting not in (None, "double", "none"):
+        raise typer.BadParameter(f"--quoting: {choices(str(quoting), ('double', 'none'))}")
     from manytune.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
@@ -91,11 +100,16 @@ def predict(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # rows are UTF-8, as in a file, whatever the terminal has
     rows = empty = 0
-    with writer(out) as target:
-        for part in read_parts(inputs[0], predictor.task.text_columns):
-            found, without = predictor.predict_rows(part, f"{inputs[0]}, ", rows)
-            target.write(found)
+    facts = Facts()
+    own, added = predictor.task.own, predictor.added
+    quoting = quoting or (own.quoting if own is not None else None)
+    with writer(out, added) as target:
+        for part in read_parts(inputs[0], predictor.task.text_columns, quoting=quoting, added=added, facts=facts):
+            found, without = predictor.predict_columns(part.rows, f"{inputs[0]}, ", rows)
+            target.write(part, found)
             rows, empty = rows + len(found), empty + without
+    if facts.blank:
+        say(f"warning: {counted(facts.blank, 'blank line')} of {inputs[0]} left out: no rows.", error=True)
     if empty:
         say(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", error=True)
 

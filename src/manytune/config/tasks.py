@@ -117,6 +117,9 @@ class OwnTask(Frozen):
     """A dataset on the Hugging Face hub (with @revision), instead of files."""
     config: Annotated[str, Field(min_length=1)] | None = None
     """The dataset's configuration, where it has several."""
+    quoting: Literal["double", "none"] | None = None
+    """Whether a cell of a CSV or TSV file may stand in double quotes (double), or these are characters like any other
+    (none); double in CSV and none in TSV by default."""
     text: _Columns
     """The column of the text, or the two columns of a pair."""
     label: _Column
@@ -152,6 +155,8 @@ class OwnTask(Frozen):
     def _consistent(self) -> OwnTask:
         if self.config is not None and self.hub is None:
             raise ValueError("config is of a dataset on the hub; give hub as well, or leave it out")
+        if self.quoting is not None and self.hub is not None:
+            raise ValueError("quoting is of CSV and TSV files, not of a dataset on the hub; leave it out")
         if self.labels is not None and self.type == "regression":
             raise ValueError("labels are a classification's; leave them out, or give type: classification")
         if self.labels is not None and len(self.labels) > 2 and "f1" in (self.metric or ()):
@@ -170,7 +175,9 @@ class OwnTask(Frozen):
             label_column=self.label,
             labels=self.labels or (),
             metrics=self.metric or _DEFAULT_METRICS[self.type],
-            own=OwnData(self.train, self.dev, self.hub, self.config, self.scale and self.type == "regression"),
+            own=OwnData(
+                self.train, self.dev, self.hub, self.config, self.scale and self.type == "regression", self.quoting
+            ),
             language=self.language,
         )
 
