@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.files import left_over, user_cache, writing
+from manytune.caches import user_cache
+from manytune.files import left_over, writing
 from manytune.store import OWN_FOLDERS, Store
 
 __all__ = ["Waste", "cached", "remove", "still_waste", "unneeded"]

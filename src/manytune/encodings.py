@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manytune import data
+from manytune.caches import own_folder, read_entry, user_cache, write_entry
 from manytune.data import Encoded, Split
 from manytune.errors import StoreError
-from manytune.files import own_folder, read_own, user_cache, write_atomically
 from manytune.npz import read_npz
 
 if TYPE_CHECKING:
@@ -37,17 +37,22 @@ def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template:
     key = _key(split, tokenizer, template, max_length)
     if key is None:
         return data.encode(split, tokenizer, template=template, max_length=max_length)
-    path = user_cache() / "encoded" / f"{key}.npz"
-    kept = _read(path, split)
+    kept = _read(key, split)
     if kept is not None:
-        with suppress(OSError):
-            os.utime(path)
         return kept
     fresh = data.encode(split, tokenizer, template=template, max_length=max_length)
     with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
-        own_folder(user_cache())
-        _write(path, fresh)
+        _write(key, fresh)
     return fresh
+
+
+def _folder() -> Path:
+    """Where the entries are.
+
+    Raises:
+        StoreError: Others could have altered them.
+    """
+    return own_folder(user_cache()) / "encoded"
 
 
 def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | None:
@@ -70,16 +75,20 @@ def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | 
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _read(path: Path, split: Split) -> Encoded | None:
+def _read(key: str, split: Split) -> Encoded | None:
     """An entry, or None if it is not there, or not whole."""
     try:
-        own_folder(user_cache())  # others could have altered what is in a folder of theirs
-        data = read_own(path)
-        parts = read_npz(data, most_bytes=len(data))  # it was written without compression
+        entry = read_entry(_folder(), key, ".npz")
+        if entry is None:
+            return None
+        path, content = entry
+        parts = read_npz(content, most_bytes=len(content))  # it was written without compression
         ids, types, offsets = (parts[name].astype(np.int64) for name in ("ids", "types", "offsets"))
         truncated = int(parts["truncated"])
     except (StoreError, OSError, ValueError, KeyError, TypeError):
         return None
+    with suppress(OSError):
+        os.utime(path)  # see _MOST_BYTES
     if not ids.shape == types.shape == (len(ids),) or offsets.shape != (len(split) + 1,):
         return None
     if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 0).any():
@@ -87,7 +96,7 @@ def _read(path: Path, split: Split) -> Encoded | None:
     return Encoded(ids, types, offsets, split.labels, truncated)
 
 
-def _write(path: Path, rows: Encoded) -> None:
+def _write(key: str, rows: Encoded) -> None:
     content = BytesIO()
     np.savez(
         content,
@@ -96,8 +105,7 @@ def _write(path: Path, rows: Encoded) -> None:
         offsets=rows.offsets,
         truncated=rows.truncated,
     )
-    write_atomically(path, content.getvalue())
-    path.chmod(0o600)
+    path = write_entry(_folder(), key, content.getvalue(), ".npz")
     entries = sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True)
     total = 0
     for entry in entries:

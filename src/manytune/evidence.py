@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import zipfile
 from dataclasses import replace
 from typing import Any, Self
@@ -24,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.config import digest
 from manytune.errors import StoreError
+from manytune.npz import read_npz
 from manytune.tasks import Scale, Task
+from manytune.text import shortened
 
 __all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
 
@@ -172,17 +173,6 @@ def predictions_to_bytes(logits: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _refuse_other_size(archive: zipfile.ZipFile) -> None:
-    """Refuse an array that is not as large as its header says, before the memory for it is taken."""
-    with archive.open(_LOGITS) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        held = archive.getinfo(_LOGITS).file_size - file.tell()
-    if math.prod(shape) * dtype.itemsize != held or held > _MOST_BYTES:
-        raise ValueError(f"its header says {shape} of {dtype}, and it holds {held:,} bytes")
-
-
 def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
     """The logits `[N, outputs]` that `predictions_to_bytes` wrote; nothing is unpickled.
 
@@ -194,12 +184,9 @@ def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
         StoreError: It is something else.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            _refuse_other_size(archive.zip)
-            logits: NDArray[Any] = archive[_LOGITS.removesuffix(".npy")]
+        logits: NDArray[Any] = read_npz(data, most_bytes=_MOST_BYTES)[_LOGITS.removesuffix(".npy")]
         if logits.ndim != 2 or logits.dtype not in (np.float32, np.float64):
             raise ValueError(f"an array {logits.shape} of {logits.dtype}, not [rows, outputs] of float32 or float64")
-    except Exception as error:  # of numpy, zipfile and zlib, whose list no documentation gives
-        reason = " ".join(str(error).split())[:120]
-        raise StoreError(f"{where} is damaged: {reason}. Delete it; the report goes without it.") from error
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"{where} is damaged: {shortened(error)}. Delete it; the report goes without it.") from error
     return logits

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import getpass
 import hashlib
 import os
 import re
@@ -17,7 +16,6 @@ import shutil
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,17 +35,14 @@ __all__ = [
     "open_regular",
     "open_stream",
     "output_file",
-    "own_folder",
     "read_bytes",
-    "read_own",
     "read_text",
     "replacing",
     "replacing_directory",
-    "settle_caches",
     "sweep_leftovers",
     "sync",
     "sync_tree",
-    "user_cache",
+    "temporary_folder",
     "write_atomically",
     "write_file",
     "writing",
@@ -355,6 +350,17 @@ def _abandoned(path: Path, *, surely: bool) -> Iterator[bool]:
         yield not living and (surely or time.time() - found.st_mtime > _ABANDONED_SECONDS)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside a path, in which it is made by another program; it goes when the context ends.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    with _temporary(path, directory=True) as folder:
+        yield folder
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from manytune import files
+from manytune import caches
+from manytune.caches import own_folder, read_own, settle_caches, user_cache
 from manytune.errors import StoreError
-from manytune.files import own_folder, read_own, settle_caches, user_cache
 
 VARIABLES = ("MANYTUNE_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "MPLCONFIGDIR", "HF_HOME", "USER", "LOGNAME", "LNAME")
 
@@ -72,14 +72,26 @@ def test_a_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o757, 0o1777])
-def test_a_folder_that_others_can_write_to_is_refused(mode: int, tmp_path: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_refused(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANYTUNE_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(mode)
     with pytest.raises(StoreError, match=r"others can write to the folder .*chmod go-w.*MANYTUNE_CACHE_DIR"):
         own_folder(tmp_path)
 
 
+def test_a_folder_of_ones_own_that_nobody_named_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions made it by the umask, which lets the group write on many systems."""
+    monkeypatch.delenv("MANYTUNE_CACHE_DIR", raising=False)
+    tmp_path.chmod(0o775)
+    assert own_folder(tmp_path).stat().st_mode & 0o777 == 0o755
+
+
 def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_trusted", lambda: {os.geteuid() + 1})
+    monkeypatch.setattr(caches, "_trusted", lambda: {os.geteuid() + 1})
     with pytest.raises(StoreError, match="belongs to another user"):
         own_folder(tmp_path)
 
@@ -105,7 +117,7 @@ def test_only_a_file_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(PermissionError, match="others can have written it"):
         read_own(whole)
     whole.chmod(0o600)
-    monkeypatch.setattr(files, "_trusted", lambda: {os.geteuid() + 1})
+    monkeypatch.setattr(caches, "_trusted", lambda: {os.geteuid() + 1})
     with pytest.raises(PermissionError, match="others can have written it"):
         read_own(whole)
 
@@ -122,7 +134,7 @@ def test_a_home_that_cannot_be_written_is_still_read(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(files, "_can_be_written", lambda path: False)
+    monkeypatch.setattr(caches, "_can_be_written", lambda path: False)
     hub = tmp_path / ".cache" / "huggingface"
     hub.mkdir(parents=True)
     settle_caches()

@@ -10,10 +10,10 @@ import os
 import sys
 from typing import NoReturn
 
+from manytune.caches import settle_caches
 from manytune.cli import lists, results, studies, use
 from manytune.cli.common import app, say
 from manytune.errors import ManytuneError
-from manytune.files import settle_caches
 
 __all__ = ["COMMANDS", "main"]
 

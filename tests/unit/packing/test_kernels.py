@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manytune.files import user_cache
+from manytune.caches import user_cache
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, choose_kernels
 from manytune.packing.kernels import library as kernel_library

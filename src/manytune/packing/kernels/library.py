@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -17,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from manytune.caches import own_folder, read_entry, user_cache, write_entry
 from manytune.errors import ManytuneError, StoreError
-from manytune.files import own_folder, read_own, replacing, user_cache
+from manytune.files import temporary_folder
 
 __all__ = ["kernel_problems", "load_library"]
 
@@ -68,26 +68,21 @@ def _from_cache(compiler: Sequence[str], folder: Path, has_all: Callable[[ctypes
     Raises:
         OSError: It cannot be compiled, or not be loaded.
     """
-    key = hashlib.sha256("\x1f".join((_SOURCE.read_text(), *_identity(compiler), *_FLAGS, _processor())).encode())
+    key = hashlib.sha256(
+        "\x1f".join((_SOURCE.read_text(encoding="utf-8"), *_identity(compiler), *_FLAGS, _processor())).encode()
+    )
     name = f"kernels-{key.hexdigest()[:16]}"
-    for path in sorted(folder.glob(f"{name}-*.so")):
-        content = b""
-        with suppress(OSError):
-            content = read_own(path)
-        if path.stem == f"{name}-{_digest(content)}" and has_all(library := _load(content, path)):
+    if (entry := read_entry(folder, name, ".so")) is not None:
+        path, content = entry
+        if has_all(library := _load(content, path)):
             return library
         with suppress(OSError):
             path.unlink()
-    content = _compile(compiler, folder)
-    path = folder / f"{name}-{_digest(content)}.so"
-    with suppress(StoreError), replacing(path) as temporary:
-        temporary.write_bytes(content)
-        temporary.chmod(0o600)
+    content = _compile(compiler, folder / name)
+    path = folder / name
+    with suppress(StoreError):
+        path = write_entry(folder, name, content, ".so")
     return _load(content, path)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _load(content: bytes, path: Path) -> ctypes.CDLL:
@@ -104,22 +99,19 @@ def _load(content: bytes, path: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
 
 
-def _compile(compiler: Sequence[str], folder: Path) -> bytes:
-    """The library's content.
+def _compile(compiler: Sequence[str], path: Path) -> bytes:
+    """The library's content, made in a folder beside a path.
 
     Raises:
         OSError: The compiler cannot be started or fails, or the folder cannot be written.
     """
-    made = folder / f".kernels.{secrets.token_hex(4)}.tmp"
-    try:
-        made.touch()
+    with temporary_folder(path) as folder:
+        made = folder / "made.so"
         for optional in _OPTIONAL:
             command = [*compiler, *_FLAGS, *optional, str(_SOURCE), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-            if done.returncode == 0 and (content := made.read_bytes()):
+            if done.returncode == 0 and made.exists() and (content := made.read_bytes()):
                 return content
-    finally:
-        made.unlink(missing_ok=True)
     said = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "it does not say why")
     raise OSError(f"the compiler {compiler[0]} fails: {said[:200]}")
 
