@@ -35,12 +35,12 @@ class LivePack:
         task: Its task.
         runs: Ids of its runs that had no record when it started.
         total_steps: Optimizer steps it takes if no run ends early.
-        started: Seconds since 1970.
+        seconds: Since it started, or went on, by a clock that nobody sets.
         first_step: The step that it started, or went on, from.
         step: Steps taken.
         loss: Mean training loss of its runs at that step.
         best: The best run so far and its score.
-        updated: Seconds since 1970.
+        updated: Seconds since 1970, by the wall clock, for other processes to see how old this is.
         rows: Run id → its evaluations so far.
     """
 
@@ -48,7 +48,7 @@ class LivePack:
     task: str
     runs: list[str]
     total_steps: Whole
-    started: float
+    seconds: float = 0.0
     first_step: Whole | None = None
     step: Whole = 0
     loss: float | None = None
@@ -62,17 +62,23 @@ class LivePack:
         done = self.step - (self.first_step or 0)
         if done <= 0:
             return None
-        return (self.updated - self.started) / done * max(self.total_steps - self.step, 0)
+        return self.seconds / done * max(self.total_steps - self.step, 0)
 
 
 class LivePacks:
     """The packs' files, written."""
 
-    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
-        """Keep them below a study directory."""
+    def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Keep them below a study directory.
+
+        Args:
+            root: The study directory.
+            clock: Seconds from any fixed moment, never backwards.
+        """
         self._folder = root / "live"
         self._clock = clock
         self._packs: dict[str, LivePack] = {}
+        self._started: dict[str, float] = {}
         self._written: dict[str, float] = {}
 
     def keep(self, pack_ids: Collection[str]) -> None:
@@ -85,7 +91,8 @@ class LivePacks:
         """A pack starts or goes on; what was seen of its runs before stays."""
         before = _read(self._folder / f"{pack_id}.json")
         rows = {run: before.rows.get(run, []) for run in runs} if before else {}
-        self._packs[pack_id] = LivePack(pack_id, task, list(runs), total_steps, self._clock(), rows=rows)
+        self._packs[pack_id] = LivePack(pack_id, task, list(runs), total_steps, rows=rows)
+        self._started[pack_id] = self._clock()
         self._write(pack_id)
 
     def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
@@ -115,7 +122,8 @@ class LivePacks:
 
     def _write(self, pack_id: str) -> None:
         pack = self._packs[pack_id]
-        pack.updated = self._written[pack_id] = self._clock()
+        pack.updated, self._written[pack_id] = time.time(), self._clock()
+        pack.seconds = self._written[pack_id] - self._started[pack_id]
         rows = {run_id: [row.model_dump(mode="json") for row in own] for run_id, own in pack.rows.items()}
         write_file(self._folder / f"{pack_id}.json", json.dumps({**_plain(pack), "rows": rows}) + "\n")
 

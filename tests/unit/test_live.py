@@ -62,6 +62,19 @@ class TestLivePacks:
         live.ended("p", again=False)
         assert read_live(tmp_path) == []
 
+    def test_setting_the_wall_clock_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, wall = Clock(), Clock()
+        monkeypatch.setattr("manytune.live.time.time", wall)
+        live = LivePacks(tmp_path, clock)
+        live.started("p", "cola", ["a"], 100)
+        for step in range(1, 11):
+            clock.now += 1.0
+            wall.now -= 3600.0
+            live.step("p", step, [0.5])
+        (pack,) = read_live(tmp_path)
+        assert pack.step == 10
+        assert pack.seconds_left == pytest.approx(90.0)
+
     def test_files_are_written_once_a_second_at_most(self, tmp_path: Path) -> None:
         clock = Clock()
         live = LivePacks(tmp_path, clock)

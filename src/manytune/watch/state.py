@@ -67,7 +67,7 @@ class Watched:
 
     def _pack(self, pack: LivePack, *, working: bool) -> dict[str, Any]:
         metric = self._metric(pack.task).title
-        quiet = time.time() - pack.updated
+        quiet = max(time.time() - pack.updated, 0.0)
         left = pack.seconds_left
         return {
             "id": pack.pack_id,
