@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
+from manytune.files import open_regular
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
@@ -140,7 +141,7 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 
-__all__ = ["markdown", "printable", "quoted", "shortened"]
+__all__ = ["markdown", "printable", "quoted", "say", "shortened"]
 
 # C0 and C1 controls, DEL, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -21,6 +22,12 @@ def printable(text: str, keep: str = "") -> str:
     'a\\x1b[31m\\n'
     """
     return _UNSAFE.sub(lambda sign: sign[0] if sign[0] in keep else sign[0].encode("unicode_escape").decode(), text)
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines of text, to standard error with `error`; what is no printable character in them is escaped."""
+    for line in lines:
+        print(printable(str(line), keep="\n"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def shortened(value: object, limit: int = 120) -> str:

@@ -384,7 +384,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts
             facts.blank += 1
             continue
         try:
-            row = parse_json(line, object_pairs_hook=_object)
+            row = parse_json(line, object_pairs_hook=_object, surrogates=True)
         except ValueError as error:
             raise DataError(f"{place}: no JSON: {error}") from error
         if not isinstance(row, dict):

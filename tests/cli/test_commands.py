@@ -22,7 +22,7 @@ import yaml
 from command_line import Command, Finished, manytune
 
 from manytune import metrics, snapshot
-from manytune.backbones import load_backbone
+from manytune.backbones import load_backbone, load_tokenizer
 from manytune.config import METHODS, Study
 from manytune.evaluate import evaluate, predictions_of
 from manytune.plan import Run, plan_packs, plan_runs
@@ -653,11 +653,13 @@ class TestWhatIsRefused:
 
     def test_a_tokenizer_of_another_model(self, tiny: Path, command: Command, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(tiny, tmp_path / "model"))
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 90}))
+        known = json.loads((folder / "config.json").read_text())["vocab_size"]
+        tokenizer = load_tokenizer(str(folder))
+        tokenizer.add_tokens(["the"])
+        tokenizer.save_pretrained(folder)
         for words in (("--dry-run",), ("--out", "results")):
             done = command("run", write_study(tmp_path, "model"), *words, cwd=tmp_path)
-            refused(done, "the tokenizer of model gives the token id", "embeddings for 0 to 89")
+            refused(done, "the tokenizer of model gives the token id", f"embeddings for 0 to {known - 1}")
         assert not (tmp_path / "results").exists()
 
     def test_a_study_file_that_is_not_there(self, command: Command, tmp_path: Path) -> None:

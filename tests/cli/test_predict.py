@@ -304,7 +304,7 @@ def test_quotes_are_text_where_that_is_said(trained: Trained, command: Command, 
     (tmp_path / "a.csv").write_text('sentence,note\n"One,a\n\nTwo",b\n')
     done = command("predict", trained.out, "a.csv", "--task", ACCEPTABILITY, "--quoting", "none", cwd=tmp_path)
     assert [row["sentence"] for row in csv.DictReader(io.StringIO(done.out))] == ['"One', 'Two"']
-    assert "1 blank lines of a.csv are no rows" in done.err
+    assert "1 blank line of a.csv left out: no rows." in done.err
     done = command("predict", trained.out, "a.csv", "--task", ACCEPTABILITY, "--quoting", "some", cwd=tmp_path)
     assert (done.code, "'some' is not one of: double, none" in done.err) == (2, True)
 

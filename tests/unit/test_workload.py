@@ -100,7 +100,8 @@ def test_a_row_of_which_the_tokenizer_makes_nothing_is_refused(tiny: Path, monke
         return replace(encoded, offsets=np.concatenate([encoded.offsets[:3], encoded.offsets[2:-1]]))
 
     monkeypatch.setattr("manytune.workload.encode_cached", blank)
-    with pytest.raises(DataError, match=r"row 3: the tokenizer makes no token of '.*'; leave such rows out"):
+    message = r"train, row 3: the tokenizer of .* makes no token of '.*', one of 1 such rows\. Leave them out"
+    with pytest.raises(DataError, match=message):
         work(tiny, ACCEPTABILITY)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from manytune.text import printable, shortened
+from manytune.text import say, shortened
 from manytune.version import __version__
 
 __all__ = [
@@ -96,12 +95,6 @@ def _common(
 def joined(value: Any) -> Any:
     """A list as one cell of a table."""
     return ", ".join(value) if isinstance(value, list) else value
-
-
-def say(*lines: object, error: bool = False) -> None:
-    """Print lines of text, to standard error with `error`; what is no printable character in them is escaped."""
-    for line in lines:
-        print(printable(str(line), keep="\n"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def print_rich(*items: Any) -> None:

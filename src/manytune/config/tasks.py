@@ -12,9 +12,11 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     WithJsonSchema,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -164,6 +166,12 @@ class OwnTask(Frozen):
         if self.label in self.text:
             raise ValueError(f"the column {self.label!r} cannot be text and label at once")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a key that earlier versions lack where it is not given: a study keeps its hash."""
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if key != "quoting" or value is not None}
 
     def to_task(self) -> Task:
         """The task; its classes and its targets' range are known when its data is read, if they are not given."""

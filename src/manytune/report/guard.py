@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from manytune.errors import ManytuneError
-from manytune.text import printable, shortened
+from manytune.text import say, shortened
 
 __all__ = ["ReportWarning", "attempt", "warnings_as_lines"]
 
@@ -54,7 +53,7 @@ def warnings_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
             if issubclass(category, ReportWarning):
-                print(printable(f"warning: {message}"), file=sys.stderr)
+                say(f"warning: {message}", error=True)
             else:
                 usual(message, category, *rest, **named)
 

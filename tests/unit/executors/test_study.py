@@ -605,7 +605,7 @@ def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path: Path, monkeypatch
     weights = folder / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(weights).items() if "pooler" not in name}
     save_file(kept, weights, metadata={"format": "pt"})
-    monkeypatch.setattr("manytune.backbones._stored_names", lambda folder: frozenset())
+    monkeypatch.setattr("manytune.backbones.stored_shapes", lambda folder: {})
     study = small(folder, [HEAD], seeds=[0])
     result, _ = run(study, tmp_path / "out")
     (record,) = result.records
