@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
+from manytune.files import open_regular
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
@@ -28,6 +30,8 @@ __all__ = [
 PREDICTIONS = "predictions.npz"
 SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
 """Files in a run's directory of which the record holds digests."""
+
+_MOST_LOGITS_BYTES = 2**32
 
 _FEW = 6
 """Runs that a message names."""
@@ -140,7 +144,9 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            if path.name == PREDICTIONS and os.fstat(file.fileno()).st_size > _MOST_LOGITS_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {_MOST_LOGITS_BYTES:,} bytes")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
