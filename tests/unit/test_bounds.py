@@ -28,8 +28,8 @@ from manytune.ground import keep
 from manytune.live import read_live
 from manytune.lock import Lock
 from manytune.plan import plan_packs, plan_runs
-from manytune.snapshot import load
 from manytune.report.guard import ReportWarning
+from manytune.snapshot import load
 from manytune.store import Store
 from study_factory import make_study_directory
 
