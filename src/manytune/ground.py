@@ -36,7 +36,7 @@ def changes(root: Path, ground: Ground) -> list[str]:
 def keep(root: Path, ground: Ground) -> None:
     """Keep it; what was kept of other names, such as the data of another task, stays."""
     there = _read(root)
-    whole = {kind: {**there.get(kind, {}), **names} for kind, names in ground.items()}
+    whole = {**there, **{kind: {**there.get(kind, {}), **names} for kind, names in ground.items()}}
     write_file(root / "ground.json", json.dumps(whole, indent=2) + "\n")
 
 

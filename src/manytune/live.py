@@ -125,7 +125,8 @@ class LivePacks:
         pack.updated, self._written[pack_id] = time.time(), self._clock()
         pack.seconds = self._written[pack_id] - self._started[pack_id]
         rows = {run_id: [row.model_dump(mode="json") for row in own] for run_id, own in pack.rows.items()}
-        write_file(self._folder / f"{pack_id}.json", json.dumps({**_plain(pack), "rows": rows}) + "\n")
+        if self._folder.parent.is_dir():  # else the study directory was moved away, and would be made anew here
+            write_file(self._folder / f"{pack_id}.json", json.dumps({**_plain(pack), "rows": rows}) + "\n")
 
 
 def mean_loss(losses: Iterable[float]) -> float | None:

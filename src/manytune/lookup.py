@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -29,6 +30,8 @@ __all__ = [
 PREDICTIONS = "predictions.npz"
 SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
 """Files in a run's directory of which the record holds digests."""
+
+_MOST_LOGITS_BYTES = 2**32
 
 _FEW = 6
 """Runs that a message names."""
@@ -142,6 +145,8 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 def _digest(path: Path) -> str:
     try:
         with open_regular(path) as file:
+            if path.name == PREDICTIONS and os.fstat(file.fileno()).st_size > _MOST_LOGITS_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {_MOST_LOGITS_BYTES:,} bytes")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from manytune.backbones import Backbone
 from manytune.errors import StoreError
-from manytune.evidence import Learned
 from manytune.files import MOST_BYTES, open_regular, replacing_directory
 from manytune.json_text import parse_json
 from manytune.lookup import SNAPSHOT, altered
@@ -98,11 +97,7 @@ def load_own(store: Store, record: RunRecord, run: Run) -> dict[str, Tensor]:
     state, facts = load(directory)
     if said := altered(store, record, SNAPSHOT):
         raise StoreError(said)
-    if record.learned not in (None, Learned.of(store.task(record.task)).digest):
-        raise StoreError(
-            f"{store.task_files(record.task).directory / 'learned.json'} is not what the run {run.id} was trained "
-            "with: it has other classes, or another scale of targets. Put back the file that `manytune run` wrote."
-        )
+    store.task_files(record.task).complete(store.study().task(record.task), [record])
     own = {"run_id": run.id, "model": record.model, "task": record.task, "seed": record.seed}
     if record.provenance.model_revision is not None:
         own["model_revision"] = record.provenance.model_revision

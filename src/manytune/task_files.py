@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from manytune.errors import StoreError
 from manytune.evidence import Examples, Learned, Structure
 from manytune.files import read_text, write_atomically, write_file
+from manytune.record import RunRecord
 from manytune.tasks import Task
 
 __all__ = ["TaskFiles"]
@@ -23,42 +25,78 @@ class TaskFiles:
     directory: Path
     """OUT/tasks/<task>."""
 
-    def refuse_another(self, task: Task) -> None:
-        """Refuse to train on where runs that are kept predict other classes, or other targets.
+    def refuse_another(self, task: Task, records: Iterable[RunRecord]) -> None:
+        """Refuse to go on where runs that have ended predict other classes, or other targets.
+
+        Args:
+            task: The task, with what its data says now.
+            records: Of all runs of it that the study has and that have ended.
 
         Raises:
             StoreError: They do.
         """
-        learned = self._learned() if task.own is not None else None
-        if learned is not None and not learned.agrees(Learned.of(task)):
+        if task.own is None:
+            return
+        now, known = Learned.of(task), {record.learned for record in records}
+        there = self._learned() if None in known else None  # of an earlier version's records, it alone can tell
+        if known - {None, now.digest} or (there is not None and not there.agrees(now)):
             raise StoreError(
                 f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs in "
                 f"{self.directory.parent.parent} were trained on. Give another --out."
             )
 
-    def keep(self, task: Task, examples: Examples, structure: Structure) -> None:
+    def fit(self, records: Iterable[RunRecord]) -> bool:
+        """Whether the classes, or the scale of targets, that are kept are those that these runs learned."""
+        known = {record.learned for record in records} - {None}
+        with suppress(StoreError):
+            there = self._learned() if known else None
+            return known <= {there and there.digest}
+        return False
+
+    def keep(
+        self, task: Task, examples: Examples, structure: Structure, scored: Collection[str | None] | None = None
+    ) -> None:
         """Keep a task's dev rows, its module tree, and what only its data says.
 
-        Rows that are there stay: runs that have ended were scored on them. A tree that is there learns of methods that
-        were added since.
+        A tree that is there learns of methods that were added since.
+
+        Args:
+            task: The task.
+            examples: Its dev rows.
+            structure: The module tree.
+            scored: Fingerprints of the data of the study's runs that have ended: rows of such data stay. Where it is
+                not given, all do.
 
         Raises:
             StoreError: It cannot be written.
         """
         if task.own is not None:
             write_atomically(self._path("learned"), Learned.of(task).to_json())
-        if not self._path("examples").exists():
+        if not self._stay(scored):
             write_atomically(self._path("examples"), examples.to_json())
         with suppress(StoreError):  # a damaged one is made anew
             if (there := self.structure()) is not None:
                 structure = structure.model_copy(update={"trained": {**there.trained, **structure.trained}})
         write_file(self._path("structure"), structure.to_json())
 
-    def complete(self, task: Task) -> Task:
+    def _stay(self, scored: Collection[str | None] | None) -> bool:
+        """Whether dev rows are there that runs which have ended were scored on."""
+        if scored is None or not self._path("examples").exists():
+            return self._path("examples").exists()
+        with suppress(StoreError):
+            there = self.examples()
+            return there is not None and there.fingerprint in {*scored, None}
+        return False
+
+    def complete(self, task: Task, records: Iterable[RunRecord] = ()) -> Task:
         """A task with what only its data says.
 
+        Args:
+            task: The task, as in the study.
+            records: Of runs whose outputs it is to explain.
+
         Raises:
-            StoreError: That is not there, or damaged.
+            StoreError: That is not there, damaged, or not what a run has learned.
         """
         if task.own is None:
             return task
@@ -66,11 +104,18 @@ class TaskFiles:
         if learned is None:
             raise StoreError(f"{self._path('learned')} is missing: without it, the outputs have no names.")
         try:
-            return learned.complete(task)
+            whole = learned.complete(task)
         except ValueError as error:
             raise StoreError(
                 f"{self._path('learned')} is damaged: {error}. Put back what `manytune run` wrote."
             ) from error
+        for record in records:
+            if record.learned not in (None, learned.digest):
+                raise StoreError(
+                    f"{self._path('learned')} is not what the run {record.run_id} was trained with: it has other "
+                    "classes, or another scale of targets. Run the study again: it is made anew from the data."
+                )
+        return whole
 
     def examples(self, task: Task | None = None) -> Examples | None:
         """The dev rows; None if they were not kept.

@@ -105,6 +105,14 @@ class TestLivePacks:
         LivePacks(tmp_path).keep(["q"])
         assert [pack.pack_id for pack in read_live(tmp_path)] == ["q"]
 
+    def test_a_study_directory_that_was_moved_away_is_not_made_anew(self, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        live = LivePacks(tmp_path / "out", Clock())
+        live.started("p", "cola", ["r0"], 10)
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+        live.evaluated("p", 5, {"r0": HistoryRow(step=5)}, ("r0", 0.1))
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": {}}', '{"rows": {"a": [{}]}}'])
     def test_a_file_that_is_not_whole_is_no_pack(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "live").mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,7 +150,21 @@ class _StudyJob:
         """Whether there is anything to write: runs to train, another study to take over, or packs to tidy away."""
         planned = {run.id for pack in self.planned for run in pack.runs}
         other_plan = bool(planned) and planned != {run.id for run in self.runs}
-        return bool(self.waiting or other_plan or self._done_packs()) or self.store.study().hash != self.study.hash
+        return (
+            bool(self.waiting or other_plan or self._done_packs() or self._misfits())
+            or self.store.study().hash != self.study.hash
+        )
+
+    def _ended_of(self, task: str) -> list[RunRecord]:
+        return [record for run_id, record in self.there.items() if record.task == task and run_id in self.ended]
+
+    def _misfits(self) -> list[str]:
+        """Users' own tasks whose kept classes or scale are not of the runs that have ended, but of others."""
+        return [
+            name
+            for name in self.study.task_names
+            if self.study.task(name).own is not None and not self.store.task_files(name).fit(self._ended_of(name))
+        ]
 
     def _done_packs(self) -> list[Pack]:
         """Packs all of whose runs ended without a failure, and which still have a directory.
@@ -176,8 +190,41 @@ class _StudyJob:
         if self.waiting:
             self._train(held)
         else:
-            most = max((len(pack.runs) for pack in self.planned), default=1)
-            self._write_study(replan(self.planned, self.runs, most), None)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take over a study all of whose runs have ended, as after changes that were taken back."""
+        works = self._works([])
+        self._refuse_other_classes(works)
+        most = max((len(pack.runs) for pack in self.planned), default=1)
+        self._write_study(replan(self.planned, self.runs, most), None)
+        self._keep_tasks({name: Backbones().of(work)[0] for name, work in works.items()})
+        known = {name: work.fingerprint for name, work in works.items() if work.fingerprint in self._scored(name)}
+        ground.keep(self.store.root, {"data": known})
+
+    def _works(self, waiting: Sequence[Run]) -> dict[str, TaskWork]:
+        """The tasks of runs that are waiting, and those whose kept files may have to be made anew."""
+        anew = {*self._misfits(), *(name for name in self.study.task_names if self._last_was_other_data(name))}
+        return _prepare(self.study, [*waiting, *(run for run in self.runs if run.task in anew)], self.told)
+
+    def _last_was_other_data(self, task: str) -> bool:
+        """Whether what trained last, and is no longer part of the study, was a user's own task with other data."""
+        known = [{"data": {task: of}} for of in self._scored(task) if of is not None]
+        own = self.study.task(task).own is not None
+        return own and bool(known) and all(ground.changes(self.store.root, each) for each in known)
+
+    def _refuse_other_classes(self, works: Mapping[str, TaskWork]) -> None:
+        for name, work in works.items():
+            self.store.task_files(name).refuse_another(work.task, self._ended_of(name))
+
+    def _keep_tasks(self, works: Mapping[str, TaskWork]) -> None:
+        """Keep what later readers need of tasks."""
+        for name, work in works.items():
+            _keep(self.store, work, [run for run in self.runs if run.task == name], self._scored(name))
+
+    def _scored(self, task: str) -> set[str | None]:
+        """Fingerprints of the data that runs which have ended were scored on."""
+        return {record.provenance.data_fingerprint for record in self._ended_of(task)}
 
     def _write_study(self, packs: Sequence[Pack], place: Mapping[str, int] | None) -> None:
         """Write what the directory is about: the study and its packs; remove what is of no use to them."""
@@ -196,7 +243,7 @@ class _StudyJob:
             )
 
     def _train(self, held: Held) -> None:
-        works = _prepare(self.study, self.waiting, self.told)
+        works = self._works(self.waiting)
         place = self._place(works)
         capacity, site = place.site(self.study.training.precision, next(iter(works.values())).width)
         packs = replan(self.planned, self.runs, largest_packs(self.runs, works, site, capacity))
@@ -205,18 +252,14 @@ class _StudyJob:
             "data": {name: work.fingerprint for name, work in works.items()},
         }
         self._refuse_changed_ground(now)
-        for name in works:
-            if any(record.task == name for record in self.there.values()):
-                self.store.task_files(name).refuse_another(works[name].task)
+        self._refuse_other_classes(works)
         backbones = Backbones()
         backbones.of(works[self.waiting[0].task])  # what cannot be loaded is refused before anything is written
         self._write_study(packs, place.keep() if isinstance(place, Inline | Workers) else None)
         ground.keep(self.store.root, now)
         for run_id in self.again:
             self.store.reset_run(run_id)
-        for task in works:
-            work, _ = backbones.of(works[task])
-            _keep(self.store, work, [run for run in self.runs if run.task == task])
+        self._keep_tasks({name: backbones.of(work)[0] for name, work in works.items()})
         material = Material(self.study, self.store.root, works, backbones.of, held)
         left = [pack for pack in packs if any(run.id not in self.ended for run in pack.runs)]
         seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, site), strict=True))
@@ -399,7 +442,7 @@ def _prepare(study: Study, runs: Sequence[Run], told: Progress) -> dict[str, Tas
     return works
 
 
-def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
+def _keep(store: Store, work: TaskWork, runs: Sequence[Run], scored: Collection[str | None]) -> None:
     """Keep a task's dev rows and module tree, for whoever looks into its results later."""
     trained = {run.label: work.adaptation(run) for run in runs}
     store.task_files(work.task.name).keep(
@@ -425,4 +468,5 @@ def _keep(store: Store, work: TaskWork, runs: Sequence[Run]) -> None:
                 for label, adaptation in trained.items()
             },
         ),
+        scored,
     )

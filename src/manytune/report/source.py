@@ -101,10 +101,12 @@ def read(directories: Sequence[Path | str]) -> Material:
     tasks: dict[str, Task] = {}
     examples: dict[str, Examples] = {}
     structures: dict[tuple[str, str], Structure] = {}
-    for store, study in zip(stores, studies, strict=True):
+    for store, study, ended in zip(stores, studies, per_study, strict=True):
         for name in study.task_names:
             files = store.task_files(name)
-            task = attempt(f"Without the classes of {name}", partial(files.complete, study.task(name)), None, problems)
+            of_it = [record for record in ended.values() if record.task == name]
+            whole = partial(files.complete, study.task(name), of_it)
+            task = attempt(f"Without the classes of {name}", whole, None, problems)
             if task is not None:
                 tasks.setdefault(name, task)
             dev = attempt(f"Without the dev rows of {name}", partial(files.examples, task), None, problems)

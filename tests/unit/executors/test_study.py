@@ -27,6 +27,7 @@ from manytune.interrupts import StopRequest
 from manytune.lock import Lock
 from manytune.plan import Run, plan_packs, plan_runs
 from manytune.record import RunState
+from manytune.report.guard import ReportWarning
 from manytune.report.write import write_report
 from manytune.store import Store
 from manytune.tasks import Task, get_task
@@ -492,6 +493,50 @@ def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(ti
     # Nothing was lost: accepted the other way, they count again, and none is trained anew.
     back = run_study(whole, tmp_path, device="cpu", progress=(told := Told()), accept_changes=True)
     assert (back.records, told.packs) == (first.records, [])
+
+
+def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: Path) -> None:
+    """Other classes, rows and methods, and back: what runs had learned and were scored on is theirs again."""
+
+    def study(classes: Sequence[str], *methods: Mapping[str, Any]) -> Study:
+        data = tmp_path / f"{'-'.join(classes)}.csv"
+        rows = [f"item {classes[0]} {place},{classes[place % len(classes)]}" for place in range(40)]
+        data.write_text("\n".join(["text,label", *rows]) + "\n")
+        own = {"name": "own", "train": str(data), "dev": 0.25, "text": ["text"], "label": "label"}
+        return small(tiny, methods, tasks=[own], seeds=[0], training=ONE_STEP)
+
+    out = tmp_path / "out"
+    three, two = ("x", "y", "z"), ("x", "y")
+    first, _ = run(study(three, LORA), out)
+    files = {name: (out / name).read_bytes() for name in ("ground.json", "tasks/own/learned.json", "plan.json")}
+    texts = Store.open(out).task_files("own").examples()
+    run_study(study(two, HEAD), out, device="cpu", progress=Told(), accept_changes=True)
+    dev = Store.open(out).task_files("own").examples()
+    assert dev is not None
+    assert {text for (text,) in dev.texts} <= {f"item x {place}" for place in range(40)}
+    assert set(dev.labels) <= {0, 1}, "rows of the runs that the study has now"
+    with pytest.raises(StoreError, match="Task own: its data has other classes"):
+        run_study(study(two, HEAD, LORA), out, device="cpu", progress=Told(), accept_changes=True)
+    assert Store.open(out).study() == study(two, HEAD), "nothing was written"
+    back = run_study(study(three, LORA), out, device="cpu", progress=(told := Told()), accept_changes=True)
+    assert (back.records, told.packs) == (first.records, [])
+    assert {name: (out / name).read_bytes() for name in files} == files
+    assert Store.open(out).task_files("own").examples() == texts
+
+
+def test_classes_that_were_edited_are_made_anew_from_the_data(tiny: Path, tmp_path: Path) -> None:
+    data = tmp_path / "own.csv"
+    data.write_text("text,label\n" + "".join(f"item {place},{'no' if place % 2 else 'yes'}\n" for place in range(40)))
+    own = {"name": "own", "train": str(data), "dev": 0.25, "text": ["text"], "label": "label"}
+    study = small(tiny, tasks=[own], seeds=[0], training=ONE_STEP)
+    run(study, tmp_path / "out")
+    path = tmp_path / "out" / "tasks" / "own" / "learned.json"
+    kept = path.read_text()
+    path.write_text(kept.replace("no", "?").replace("yes", "no").replace("?", "yes"))
+    with pytest.warns(ReportWarning, match=r"Without the classes of own: .*learned\.json is not what the run own-"):
+        write_report([tmp_path / "out"])
+    _, told = run(study, tmp_path / "out")
+    assert (path.read_text(), told.packs) == (kept, [])
 
 
 def test_a_finished_study_that_may_not_be_written_to_is_read(tiny: Path, tmp_path: Path) -> None:
