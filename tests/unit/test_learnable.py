@@ -136,3 +136,11 @@ def test_rows_know_their_place_after_some_were_left_out_and_set_aside(tmp_path: 
 def test_a_thousand_classes_are_not_all_named(tmp_path: Path) -> None:
     rows: Rows = [(f"row {n}", f"class {n % 1000}") for n in range(2000)]
     assert len(refusal(tmp_path, rows, rows, {"class_weights": [1, 2]})) < 500
+
+
+@pytest.mark.parametrize("column", ["prediction", "p_a"])
+def test_a_text_column_that_predictions_would_overwrite(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(f"{column},y\n" + "".join(f"{text},{label}\n" for text, label in CLASSES))
+    message = refusal(tmp_path, CLASSES, 0.25, train=str(path), text=column)
+    assert f"predictions are written to a column '{column}'" in message
