@@ -140,7 +140,8 @@ def test_a_thousand_classes_are_not_all_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["prediction", "p_a"])
 def test_a_text_column_that_predictions_would_overwrite(tmp_path: Path, column: str) -> None:
-    path = tmp_path / "own.csv"
-    path.write_text(f"{column},y\n" + "".join(f"{text},{label}\n" for text, label in CLASSES))
-    message = refusal(tmp_path, CLASSES, 0.25, train=str(path), text=column)
-    assert f"predictions are written to a column '{column}'" in message
+    made = study(tmp_path, CLASSES, 0.25, text=column)
+    rows = "".join(f"{text},{label}\n" for text, label in CLASSES)
+    (tmp_path / "train.csv").write_text(f"{column},y\n{rows}")
+    with pytest.raises(StudyError, match=f"predictions are written to a column '{column}'; rename that of the text"):
+        load_splits(made, "own")
