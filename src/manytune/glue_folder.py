@@ -8,7 +8,8 @@ from pathlib import Path
 from manytune.errors import DataError
 from manytune.rows import RawRows
 from manytune.tasks import UNLABELLED, GlueFiles, Task
-from manytune.text_rows import HEADER_AGAIN, no_column, open_lines, refuse_twice, refuse_undecodable
+from manytune.text import no_column
+from manytune.text_rows import HEADER_AGAIN, open_lines, refuse_twice, refuse_undecodable
 
 __all__ = ["needed_files", "read_folder", "task_folder"]
 

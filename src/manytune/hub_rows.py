@@ -10,7 +10,7 @@ from typing import Any
 
 from manytune.errors import DataError
 from manytune.rows import RawRows
-from manytune.text_rows import no_column
+from manytune.text import no_column
 
 __all__ = ["read_hub"]
 

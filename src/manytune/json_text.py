@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 __all__ = ["parse_json"]
 
 
-def parse_json(
-    text: str | bytes,
-    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
-    *,
-    surrogates: bool = False,
-) -> Any:
+def parse_json(text: str | bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """What a JSON text holds.
 
     Args:
         text: The JSON text.
-        object_pairs_hook: As for `json.loads`.
-        surrogates: Whether halves of surrogate pairs may stay, which are no characters and can be written nowhere.
+        decoder: Another one than Python's own, for text of which the caller judges the characters.
 
     Raises:
-        ValueError: It is no JSON, nested so deeply that it was hardly meant to be read, or has half of a surrogate
-            pair where that may not be.
+        ValueError: It is no JSON, nested so deeply that it was hardly meant to be read, or, without `decoder`, has half
+            of a surrogate pair, which is no character and can be written nowhere.
     """
     try:
-        value = json.loads(text, object_pairs_hook=object_pairs_hook)
-        if not surrogates and (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+        if decoder is not None:
+            return decoder.decode(text if isinstance(text, str) else text.decode())
+        value = json.loads(text)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError:

@@ -22,7 +22,7 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
     """Refuse a study's task where runs of it could not be trained, or not be told apart by their scores.
 
     Raises:
-        StudyError: Class weights do not fit the classes.
+        StudyError: Class weights do not fit the classes, or a text's column is called as one of predictions.
         DataError: Training or dev rows are all alike, or targets are beyond fp32.
     """
     weights = study.training.class_weights
@@ -31,6 +31,11 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
             f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
             f"{listed(task.labels)}. Give one number a class."
         )
+    for column in task.text_columns:
+        if column in task.prediction_columns:
+            raise StudyError(
+                f"task {task.name}: predictions are written to a column {column!r}; rename that of the text"
+            )
     train, dev = splits["train"], splits["dev"]
     if task.own is not None and task.kind == "regression":
         _refuse_beyond_fp32(task, splits)

@@ -24,6 +24,7 @@ from manytune.record import RunRecord
 from manytune.rows import Row, refuse_taken
 from manytune.store import Store
 from manytune.tasks import Task
+from manytune.text import no_column
 from manytune.workload import encode_texts
 
 __all__ = ["Prediction", "Predictor", "load"]
@@ -166,10 +167,16 @@ class Predictor:
             of rows of which a text is empty, whose predictions are null.
 
         Raises:
-            DataError: A row has a column that is called so, or a cell is no text.
+            DataError: A row lacks a text column or has a column that is called so, or a cell is no text.
         """
         for index, row in enumerate(rows):
-            refuse_taken(where + _row_number(before + index), row, self.added)
+            place = where + _row_number(before + index)
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place}: a mapping of columns to cells is needed; {type(row).__name__} was given")
+            for column in self.task.text_columns:
+                if column not in row:
+                    raise DataError(f"{place}: {no_column(column, row)}")
+            refuse_taken(place, row, self.added)
         made, empty = self.predict_columns(rows, where, before)
         return [{**row, **own} for row, own in zip(rows, made, strict=True)], empty
 
@@ -177,7 +184,8 @@ class Predictor:
     def added(self) -> dict[str, type]:
         """Name of each column that predictions make → `str` or `float`."""
         kind = float if self.task.kind == "regression" else str
-        return {"prediction": kind, **{f"p_{name}": float for name in self.task.labels}}
+        first, *others = self.task.prediction_columns
+        return {first: kind, **dict.fromkeys(others, float)}
 
     def predict_columns(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
         """As `predict_rows`, but what the rows already have is left out."""

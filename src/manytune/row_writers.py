@@ -45,7 +45,7 @@ class Part:
         """The rows with all their columns, as Python's values."""
         if self.batch is None:
             return self.rows
-        columns = [_python(self.batch.column(index)) for index in range(self.batch.num_columns)]
+        columns = [map(_text_of_bytes, _python(column)) for column in self.batch.columns]
         return [dict(zip(self.batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
@@ -147,6 +147,7 @@ class TableWriter:
                 self._write_row([row.get(name) for name in self._header])
 
     def _write_row(self, cells: Sequence[Any]) -> None:
+        cells = [_json_text(cell) if isinstance(cell, (list, dict)) else cell for cell in cells]
         if self._tsv:
             cells = [_in_a_cell(cell) for cell in cells]
         # Python's csv leaves a carriage return bare, where it would end the row.
@@ -263,7 +264,19 @@ class ParquetWriter:
 
 
 def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _text_of_bytes(value: Any) -> Any:
+    """Bytes that are UTF-8 as the text that they are, also inside of lists and mappings."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, (list, tuple)):
+        return [_text_of_bytes(one) for one in value]
+    return {key: _text_of_bytes(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _python(values: Any) -> list[Any]:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TextIO
 from manytune.errors import DataError
 from manytune.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.row_writers import PART, Csv, JsonWriter, ParquetWriter, Part, Row, RowWriter, TableWriter, Tsv
+from manytune.text import no_column
 from manytune.text_rows import (
     MOST_IN_CELL,
     Facts,
     Placed,
     json_rows,
-    no_column,
     open_lines,
     open_table,
     refuse_twice,

@@ -119,6 +119,11 @@ class Task:
         """Every metric that a record has."""
         return (*self.metrics, *self.also_scored.values())
 
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """Names of the columns that hold a row's prediction and the probability of each class."""
+        return ("prediction", *(f"p_{name}" for name in self.labels))
+
     def is_whole(self, texts: Sequence[str]) -> bool:
         """Whether a row has the texts that it needs: all of them; of one's own pairs, and QQP's, one will do."""
         lax = self.own is not None or (self.files is not None and self.files.broken_lines)

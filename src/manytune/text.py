@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
+import unicodedata
+from collections.abc import Iterable
 
-__all__ = ["markdown", "printable", "quoted", "say", "shortened"]
+__all__ = ["column_shown", "markdown", "no_column", "printable", "quoted", "say", "shortened"]
+
+_SHOWN = 20  # columns that a message names
+_WIDE = 40  # characters of a name that is shown
 
 # C0 and C1 controls, DEL, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -45,3 +51,26 @@ def markdown(text: str) -> str:
     """Text that neither Markdown nor HTML in it takes for more than text: no markup, no link, one line."""
     escaped = re.sub(r"([\\`*_{}\[\]<>|#&~!$])", r"\\\1", printable(" ".join(text.split())))
     return re.sub(r"(?i)\b(https?|ftp)://|\bwww\.", lambda link: f"{link[0][:-1]}\\{link[0][-1]}", escaped)
+
+
+def no_column(missing: str, found: Iterable[str]) -> str:
+    """Say that a column is missing, and which one may be meant."""
+    names = [str(name) for name in found]
+    folded = {_folded(name): name for name in names}
+    near = difflib.get_close_matches(_folded(missing), [*folded][:1000], n=1, cutoff=0.5)
+    hint = f" Is it {column_shown(folded[near[0]])!r}?" if near else ""
+    if near and unicodedata.normalize("NFC", missing) == unicodedata.normalize("NFC", folded[near[0]]):
+        hint = f" It is there in other characters that look the same: {folded[near[0]][:_WIDE]!a}, not {missing!a}."
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    shown = ", ".join(map(column_shown, names[:_SHOWN])) or "none"
+    return f"no column {missing!r}; the columns found are: {shown}{more}.{hint}"
+
+
+def column_shown(name: str) -> str:
+    """A column's name as a message can hold it."""
+    cut = name if len(name) <= _WIDE else f"{name[:_WIDE]}…"
+    return cut.encode("utf-8", "backslashreplace").decode()
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()

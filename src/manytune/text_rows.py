@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
+import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
 from manytune.errors import DataError
 from manytune.json_text import parse_json
+from manytune.text import column_shown, no_column
 
 __all__ = [
     "HEADER_AGAIN",
@@ -24,7 +25,6 @@ __all__ = [
     "Lines",
     "Placed",
     "json_rows",
-    "no_column",
     "open_lines",
     "open_table",
     "refuse_twice",
@@ -38,9 +38,8 @@ MOST_IN_CELL = 10_000_000
 """Characters."""
 
 _MOST_IN_ROW = 4 * MOST_IN_CELL
-_SHOWN = 20  # columns that a message names
-_WIDE = 40  # characters of a name that is shown
-_MOST_SEEN = 1000  # values of a column that are remembered
+_MOST_SEEN = 1000  # values of a column that are remembered, and doubtful rows
+_SHORT = 200  # characters of a value that is remembered
 
 _NO_TEXT = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -102,6 +101,7 @@ class Lines:
     Attributes:
         number: Of the last line, from 1.
         row: The lines since `begin`.
+        size: Of these, in characters.
         joined: Whether a byte order mark stood before the first of these.
     """
 
@@ -112,7 +112,7 @@ class Lines:
         self.joined = False
         self._name = name
         self._file = file
-        self._size = 0
+        self.size = 0
 
     def __iter__(self) -> Lines:
         return self
@@ -122,8 +122,8 @@ class Lines:
         if not line:
             raise StopIteration
         self.number += 1
-        self._size += len(line)
-        if self._size > _MOST_IN_ROW:
+        self.size += len(line)
+        if self.size > _MOST_IN_ROW:
             raise DataError(
                 f"{self.place}: the row that begins here has more than {_MOST_IN_ROW:,} characters. "
                 "A line end, or the double quote that closes a cell, may be missing."
@@ -132,13 +132,13 @@ class Lines:
             self._refuse_no_text(line)
         if not self.row:
             self.joined = self.number > 1 and line.startswith("\ufeff")
-            line = line.removeprefix("\ufeff")
+            line = line.lstrip("\ufeff")
         self.row.append(line)
         return line
 
     def begin(self) -> None:
         """A row begins with the next line."""
-        self.row, self._size = [], 0
+        self.row, self.size = [], 0
 
     @property
     def first(self) -> int:
@@ -153,7 +153,7 @@ class Lines:
     def _refuse_no_text(self, line: str) -> None:
         start = line[:5].encode("utf-8", "surrogateescape")
         kind = next((kind for first, kind in _NO_TEXT.items() if start.startswith(first)), None)
-        if kind is None and b"\0" in start:
+        if kind is None and "\0" in line:
             kind = "UTF-16 or UTF-32 without a byte order mark, or no text"
         if kind is not None:
             raise DataError(f"{self._name} is {kind}, and cannot be read as it is. Save it as plain text in UTF-8.")
@@ -313,7 +313,8 @@ def _table_rows(
         row = {name: cells[index] for name, index in zip(names, at, strict=True)}
         for column in needed:
             refuse_undecodable(row[column], place, column)
-        yield Placed(place, row, sum(map(len, lines.row)))
+        yield Placed(place, row, lines.size)
+    check.end()
     if not consistent:
         facts.in_quotes = 0
 
@@ -326,6 +327,15 @@ def _hint(lines: Lines, quoted: bool) -> str:
     return ". Quotes are part of the text here; if they hold cells together, give quoting: double."
 
 
+class _Doubtful(NamedTuple):
+    """A row over several lines, of which each could be a row by itself."""
+
+    place: str
+    last: int
+    columns: tuple[tuple[str, ...], ...]
+    """What the lines have in each column, each value once."""
+
+
 class _QuoteCheck:
     """Refuses rows of which the quotes may have been meant otherwise than they are read."""
 
@@ -333,8 +343,26 @@ class _QuoteCheck:
         self._lines = lines
         self._delimiter = delimiter
         self._seen: list[set[str]] = [set() for _ in range(width)]
+        self._doubtful: list[_Doubtful] = []
 
     def row(self, cells: Sequence[str]) -> None:
+        """Check the row of which the lines were just read."""
+        if any('"' in line for line in self._lines.row):
+            self._refuse_late_quotes(cells)
+        if len(self._lines.row) > 1 and (doubtful := self._rows_inside()) is not None:
+            self._refuse_rows_inside(doubtful)
+            if len(self._doubtful) < _MOST_SEEN:  # what later rows have may tell
+                self._doubtful.append(doubtful)
+        for cell, seen in zip(cells, self._seen, strict=True):
+            if len(seen) < _MOST_SEEN and len(cell) <= _SHORT:
+                seen.add(cell)
+
+    def end(self) -> None:
+        """Check again what only later rows could tell."""
+        for doubtful in self._doubtful:
+            self._refuse_rows_inside(doubtful)
+
+    def _refuse_late_quotes(self, cells: Sequence[str]) -> None:
         for cell in cells:
             # A cell that is quoted is in the file with each of its quotes twice, and so not as it is read.
             opens_late = cell[:1] in (" ", "\t") and cell.lstrip(" \t").startswith('"')
@@ -343,24 +371,30 @@ class _QuoteCheck:
                     f"{self._lines.place}: a blank stands before the double quote that opens a cell; remove it. "
                     + _NO_QUOTING
                 )
-        if len(self._lines.row) > 1 and self._holds_rows():
-            raise DataError(
-                f"{self._lines.place}: the double quote that opens a cell here closes on line {self._lines.number}, "
-                f"and the lines between look like rows of their own. {_NO_QUOTING}"
-            )
-        for cell, seen in zip(cells, self._seen, strict=True):
-            if len(seen) < _MOST_SEEN and len(cell) <= _WIDE:
-                seen.add(cell)
 
-    def _holds_rows(self) -> bool:
-        """Whether each line would be a row by itself, with what earlier rows have in one of the columns."""
-        rows = [line.rstrip("\r\n").split(self._delimiter) for line in self._lines.row]
-        if any(len(cells) != len(self._seen) for cells in rows):
-            return False
-        return len(self._seen) > 1 and any(
-            all(value in seen for value in column)
-            for column, seen in zip(zip(*rows, strict=True), self._seen, strict=True)
-        )
+    def _rows_inside(self) -> _Doubtful | None:
+        rows = [line.rstrip("\r\n").split(self._delimiter) for line in self._lines.row if line.strip()]
+        if len(rows) < 2 or len(self._seen) < 2 or any(len(cells) != len(self._seen) for cells in rows):
+            return None
+        columns = tuple(tuple(dict.fromkeys(column)) for column in zip(*rows, strict=True))
+        kept = tuple(values if all(len(value) <= _SHORT for value in values) else () for values in columns)
+        return _Doubtful(self._lines.place, self._lines.number, kept)
+
+    def _refuse_rows_inside(self, doubtful: _Doubtful) -> None:
+        """Refuse a row whose lines have numbers wherever other rows do, or, if none do, in a column what these have."""
+        both = [*zip(doubtful.columns, self._seen, strict=True)]
+        numbers = [_are_numbers(values) for values, seen in both if _are_numbers(seen)]
+        known = any(values and all(value and value in seen for value in values) for values, seen in both)
+        if all(numbers) and (numbers or known):
+            raise DataError(
+                f"{doubtful.place}: the double quote that opens a cell here closes on line {doubtful.last}, "
+                f"and the lines between look like rows of their own. {_NO_QUOTING} If they are one cell, write "
+                "the file with all cells in quotes."
+            )
+
+
+def _are_numbers(values: Collection[str]) -> bool:
+    return bool(values) and all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.I) for value in values)
 
 
 def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts) -> Iterator[Placed]:
@@ -375,6 +409,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts
     Raises:
         DataError: A line is no object, lacks a column, or has one twice.
     """
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     lines.begin()
     for line in lines:
         place = lines.place
@@ -384,7 +419,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts
             facts.blank += 1
             continue
         try:
-            row = parse_json(line, object_pairs_hook=_object, surrogates=True)
+            row = parse_json(line, decoder)
         except ValueError as error:
             raise DataError(f"{place}: no JSON: {error}") from error
         if not isinstance(row, dict):
@@ -396,7 +431,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts
                 raise DataError(f"{place}: {no_column(column, row)}")
             value = row[column]
             if isinstance(value, str):
-                _refuse_unfit(value, place, column, decoded=_UNDECODABLE.search(line) is None)
+                _refuse_unfit(value, place, column, decoded=line.isascii() or _UNDECODABLE.search(line) is None)
         facts.rows += 1
         yield Placed(place, dict(row) if every else {column: row[column] for column in columns}, len(line))
 
@@ -418,12 +453,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_unfit(value: str, place: str, column: str, *, decoded: bool) -> None:
     if len(value) > MOST_IN_CELL:
-        raise DataError(f"{place}: {_shown(column)} has more than {MOST_IN_CELL:,} characters")
+        raise DataError(f"{place}: {column_shown(column)} has more than {MOST_IN_CELL:,} characters")
     if not decoded:
         refuse_undecodable(value, place, column)
-    if found := SURROGATE.search(value):
+    if not value.isascii() and (found := SURROGATE.search(value)):
         raise DataError(
-            f"{place}: {_shown(column)} holds \\u{ord(found[0]):04x}, half of a surrogate pair, which is no character"
+            f"{place}: {column_shown(column)} holds \\u{ord(found[0]):04x}, half of a surrogate pair, "
+            "which is no character"
         )
 
 
@@ -438,9 +474,9 @@ def refuse_undecodable(text: str, place: str, column: str) -> None:
     Raises:
         DataError: It has a byte that is not UTF-8.
     """
-    if found := _UNDECODABLE.search(text):
+    if not text.isascii() and (found := _UNDECODABLE.search(text)):
         raise DataError(
-            f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {_shown(column)} is not valid UTF-8, but may be "
+            f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {column_shown(column)} is not valid UTF-8, but may be "
             "Windows-1252 or Latin-1. Save the file as UTF-8."
         )
 
@@ -459,22 +495,5 @@ def refuse_twice(place: str, names: Sequence[str], columns: Collection[str] | No
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1 and (columns is None or name in columns)]
         if twice:
-            what = f"a column is there twice: {_shown(twice[0])}" if twice[0] else "two columns have no name"
+            what = f"a column is there twice: {column_shown(twice[0])}" if twice[0] else "two columns have no name"
             raise DataError(f"{place}: {what}. Rename or remove one.")
-
-
-def no_column(missing: str, found: Iterable[str]) -> str:
-    """Say that a column is missing, and which one may be meant."""
-    names = [str(name) for name in found]
-    lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(missing.lower(), [*lower][:1000], n=1, cutoff=0.5)
-    hint = f" Is it {_shown(lower[near[0]])!r}?" if near else ""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    shown = ", ".join(map(_shown, names[:_SHOWN])) or "none"
-    return f"no column {missing!r}; the columns found are: {shown}{more}.{hint}"
-
-
-def _shown(name: str) -> str:
-    """A name as a message can hold it."""
-    cut = name if len(name) <= _WIDE else f"{name[:_WIDE]}…"
-    return cut.encode("utf-8", "backslashreplace").decode()

@@ -193,6 +193,17 @@ def test_rows_are_utf_8_whatever_the_terminal_has_and_their_cells_stay_as_they_a
     assert [row["own"] for row in csv.DictReader(io.StringIO(shown.getvalue().decode()))] == cells
 
 
+def test_bytes_that_are_no_utf_8_go_through_a_pipe(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"sentence,own\nThe cat sat.,caf\xe9\n")))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown))
+    monkeypatch.setattr(sys, "argv", ["manytune", "predict", str(trained.out), "-", "--task", ACCEPTABILITY])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert shown.getvalue().splitlines()[1].startswith(b"The cat sat.,caf\xe9,")
+
+
 def test_a_text_itself(trained: Trained, command: Command, tmp_path: Path) -> None:
     one = command("predict", trained.out, "--task", ACCEPTABILITY, "--text", "The cat sat.", cwd=tmp_path)
     assert one.code == 0
@@ -321,6 +332,10 @@ def test_rows_in_python_keep_what_they_have(trained: Trained) -> None:
     assert (made["id"], set(made), empty) == (3, {"sentence1", "sentence2", "id", "prediction"}, 0)
     with pytest.raises(DataError, match="row 1: it has columns that the predictions are written to: prediction"):
         predictor.predict_rows([made])
+    with pytest.raises(DataError, match="row 3: no column 'sentence2'; the columns found are: sentence1"):
+        predictor.predict_rows([{"sentence1": "A."}], before=2)
+    with pytest.raises(DataError, match="row 1: a mapping of columns to cells is needed; str was given"):
+        predictor.predict_rows(["A."])  # type: ignore[list-item]
 
 
 # What users get wrong

@@ -136,3 +136,12 @@ def test_rows_know_their_place_after_some_were_left_out_and_set_aside(tmp_path: 
 def test_a_thousand_classes_are_not_all_named(tmp_path: Path) -> None:
     rows: Rows = [(f"row {n}", f"class {n % 1000}") for n in range(2000)]
     assert len(refusal(tmp_path, rows, rows, {"class_weights": [1, 2]})) < 500
+
+
+@pytest.mark.parametrize("column", ["prediction", "p_a"])
+def test_a_text_column_that_predictions_would_overwrite(tmp_path: Path, column: str) -> None:
+    made = study(tmp_path, CLASSES, 0.25, text=column)
+    rows = "".join(f"{text},{label}\n" for text, label in CLASSES)
+    (tmp_path / "train.csv").write_text(f"{column},y\n{rows}")
+    with pytest.raises(StudyError, match=f"predictions are written to a column '{column}'; rename that of the text"):
+        load_splits(made, "own")

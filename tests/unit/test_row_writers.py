@@ -160,3 +160,24 @@ def test_a_screen_gets_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stdout", screen := io.StringIO())
     convert(jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b", "n": 1}]), Path("-"))
     assert screen.getvalue() == "text,n,prediction,p_a\na,,a,0.5\nb,1,a,0.5\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_bytes_are_written_as_their_text_and_lists_as_json(tmp_path: Path, suffix: str) -> None:
+    source, target = tmp_path / "a.parquet", tmp_path / f"made{suffix}"
+    rows = [{"text": "café".encode(), "l": ["é", None], "s": {"a": b"b"}}, {"text": b"plain", "l": None, "s": None}]
+    pq.write_table(pa.Table.from_pylist(rows), source)
+    convert(source, target)
+    assert b"b'" not in target.read_bytes()
+    if suffix == ".jsonl":
+        assert read(target)[0] == {"text": "café", "l": ["é", None], "s": {"a": "b"}, "prediction": "a", "p_a": 0.5}
+    else:
+        lines = target.read_bytes().splitlines()
+        assert lines[1].startswith("café".encode())
+        assert b"null]" in lines[1]
+
+
+def test_lists_of_json_are_json_in_csv(tmp_path: Path) -> None:
+    target = tmp_path / "made.csv"
+    convert(jsonl(tmp_path / "a.jsonl", [{"text": "a", "v": {"k": [True, None]}}]), target)
+    assert json.loads(read(target)[0]["v"]) == {"k": [True, None]}

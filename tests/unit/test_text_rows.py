@@ -284,3 +284,48 @@ def test_a_small_parquet_file_that_stands_for_much_text(tmp_path: Path, monkeypa
 def test_json_text_of_any_line_end(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"t\u2028{n}", "y": n}, ensure_ascii=False) for n in range(3)]
     assert [y for _, y in read(tmp_path, "\r\n".join(lines), "a.jsonl")] == [0, 1, 2]
+
+
+def numbered(first: str, later: str = "") -> str:
+    """Rows of a number, a text and a number, with some of `first` before them."""
+    return f"id,text,y\n{first}" + "".join(f"{n + 10},row {n},{n / 7:.3f}\n" for n in range(9)) + later
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,y\n"unclosed,pos\nnext,neg\nends",pos\n' + "".join(ROWS[1:]),
+        'text,y\n"unclosed,pos\n\nnext,neg\nends",pos\n' + "".join(ROWS[1:]),
+        'y,text\npos,"unclosed\nneg,next\npos,ends"\n'
+        + "".join(f"{'pos' if n % 2 else 'neg'},{n}a\n" for n in range(9)),
+        numbered('1,"unclosed,0.1\n2,next,0.2\n3,ends",0.3\n'),
+        numbered("", '1,"unclosed,0.1\n2,next,0.2\n3,ends",0.3\n'),
+        "".join(ROWS).replace("pos", "p" * 99) + f'"unclosed,{"p" * 99}\nends",{"p" * 99}\n',
+    ],
+)
+def test_rows_inside_of_a_cell_are_seen_wherever_they_stand(tmp_path: Path, content: str) -> None:
+    assert "look like rows of their own" in refusal(tmp_path, content)
+    assert "quoting: none" in refusal(tmp_path, content), "and what to do"
+
+
+def test_letters_and_addresses_are_one_cell(tmp_path: Path) -> None:
+    letter = '"Dear Sir,\nhello",pos\n'
+    assert len(read(tmp_path, "".join(ROWS) + "no class,\n" + letter)) == 26
+    assert len(read(tmp_path, numbered('1,"Dear A,\n10, rue X",0.5\n'))) == 10
+    quoted = '"id","text","y"\n' + "".join(f'"{n}","{n},a,{n}\n{n},b,{n}","{n}"\n' for n in range(9))
+    assert len(read(tmp_path, quoted)) == 9
+
+
+def test_byte_order_marks_of_two_programs(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff\ufeff" + "".join(ROWS)) == read(tmp_path, "".join(ROWS))
+
+
+def test_utf_16_of_any_script_is_recognised(tmp_path: Path) -> None:
+    assert "is UTF-16" in refusal(tmp_path, "текст,класс\nда,нет\n".encode("utf-16-le"))
+
+
+def test_a_column_in_other_characters_that_look_the_same_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,e\u0301\na,b\n")
+    with pytest.raises(DataError, match=r"look the same: 'e\\u0301', not '\\xe9'"):
+        next(read_placed(str(path), ["\u00e9"]))

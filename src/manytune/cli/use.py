@@ -98,7 +98,8 @@ def predict(
         return
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # rows are UTF-8, as in a file, whatever the terminal has
+            # Rows are UTF-8, as in a file, whatever the terminal has; other bytes go on to a pipe as they were.
+            stream.reconfigure(encoding="utf-8", errors="strict" if stream.isatty() else "surrogateescape")
     rows = empty = 0
     facts = Facts()
     own, added = predictor.task.own, predictor.added
