@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
+from manytune.files import digest_of
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
@@ -140,8 +140,7 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
 

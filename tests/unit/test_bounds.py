@@ -27,6 +27,7 @@ from manytune.files import read_bytes, read_text, sync
 from manytune.ground import keep
 from manytune.live import read_live
 from manytune.lock import Lock
+from manytune.lookup import PREDICTIONS, SNAPSHOT, altered
 from manytune.plan import plan_packs, plan_runs
 from manytune.snapshot import load
 from manytune.store import Store
@@ -326,6 +327,16 @@ class TestFilesOfAStudyDirectory:
         os.mkfifo(tmp_path / name)
         with no_waiting(), pytest.raises(StoreError, match="it is a pipe"):
             load(tmp_path)
+
+    @pytest.mark.parametrize("name", [PREDICTIONS, *SNAPSHOT])
+    def test_a_file_of_a_run_of_which_the_record_holds_a_digest(self, name: str, store: Store) -> None:
+        record = next(iter(store.finished_runs().values()))
+        path = store.run_dir(record.run_id) / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with no_waiting(), pytest.raises(StoreError, match="it is a pipe"):
+            altered(store, record, [name])
 
     def test_a_checkpoint(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "000000001.json")

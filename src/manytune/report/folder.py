@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from manytune.errors import StoreError
-from manytune.files import exclusive, read_bytes, sweep_leftovers, write_file, writing
+from manytune.files import locked, read_bytes, sweep_leftovers, write_file, writing
 from manytune.json_text import parse_json
 
 __all__ = ["MANIFEST", "manifest_of", "write_folder"]
@@ -49,7 +49,7 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise StoreError(f"{folder} is not a directory. Give another --out.")
     with writing(folder):
         os.makedirs(os.path.realpath(folder), exist_ok=True)
-        with exclusive(folder):  # `run` writes its report while `report --watch` does
+        with locked(folder):  # `run` writes its report while `report --watch` does
             files = {name: content for name, content in files.items() if name != MANIFEST}
             new = {name: {_digest(content)} for name, content in files.items()}
             before = _written(folder, new)
