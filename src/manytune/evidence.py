@@ -27,7 +27,18 @@ from manytune.npz import read_npz
 from manytune.tasks import Scale, Task
 from manytune.text import shortened
 
-__all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
+__all__ = [
+    "PREDICTIONS",
+    "Examples",
+    "Learned",
+    "Structure",
+    "Trained",
+    "predictions_from_bytes",
+    "predictions_to_bytes",
+]
+
+PREDICTIONS = "predictions.npz"
+"""In a run's directory."""
 
 _LOGITS = "logits.npy"
 _MOST_BYTES = 1 << 31  # of logits: a small file can be packed so that it fills any memory

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
+from manytune.evidence import PREDICTIONS
 from manytune.files import digest_of
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
+from manytune.text import listed
 
 __all__ = [
-    "PREDICTIONS",
     "SNAPSHOT",
     "altered",
     "chosen_records",
@@ -25,9 +26,8 @@ __all__ = [
     "refuse_own_folders",
 ]
 
-PREDICTIONS = "predictions.npz"
 SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
-"""Files in a run's directory of which the record holds digests."""
+"""Files in a run's directory of which the record holds digests, as it does of `PREDICTIONS`."""
 
 _FEW = 6
 """Runs that a message names."""
@@ -49,7 +49,7 @@ def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
         return found[0]
     see_all = f"`manytune status {directory}` lists all runs."
     if found:
-        shown = ", ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
+        shown = listed(found, _FEW, 200)
         raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
     near = difflib.get_close_matches(start, run_ids, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 from manytune.errors import DataError
 from manytune.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.row_writers import PART, Csv, JsonWriter, ParquetWriter, Part, Row, RowWriter, TableWriter, Tsv
+from manytune.text import listed
 from manytune.text_rows import (
     MOST_IN_CELL,
     Facts,
@@ -173,10 +174,9 @@ def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> 
     """
     taken = [name for name in added if name in names]
     if taken:
-        shown = ", ".join(taken[:5]) + (f" and {len(taken) - 5} more" if len(taken) > 5 else "")
         raise DataError(
-            f"{place}: it has columns that the predictions are written to: {shown}. Rename or remove them there, or "
-            "give the file without predictions."
+            f"{place}: it has columns that the predictions are written to: {listed(taken, 5)}. Rename or remove them "
+            "there, or give the file without predictions."
         )
 
 

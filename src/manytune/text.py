@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-__all__ = ["markdown", "printable", "quoted", "shortened"]
+__all__ = ["cut", "listed", "markdown", "printable", "quoted", "shortened"]
 
 # C0 and C1 controls, DEL, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,15 +24,29 @@ def printable(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(lambda sign: sign[0] if sign[0] in keep else sign[0].encode("unicode_escape").decode(), text)
 
 
+def cut(text: str, limit: int) -> str:
+    """`text`, or its first characters where it has more than `limit`."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def shortened(value: object, limit: int = 120) -> str:
     """`value` as one line of text, cut where it is longer than a message should be."""
-    text = printable(" ".join(str(value).split()))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return cut(printable(" ".join(str(value).split())), limit)
 
 
 def quoted(text: str, limit: int = 80) -> str:
     """`text` in quotes, on one line, cut where it is longer than a message should be."""
-    return repr(text if len(text) <= limit else f"{text[: limit - 1]}…")
+    return repr(cut(text, limit))
+
+
+def listed(names: Sequence[object], most: int = 20, limit: int = 60) -> str:
+    """The first `most` of some names, each `shortened`, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shortened(name, limit) for name in names[:most]) + more
 
 
 def markdown(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from manytune.errors import DataError
 from manytune.json_text import parse_json
+from manytune.text import listed, shortened
 
 __all__ = [
     "HEADER_AGAIN",
@@ -38,7 +39,6 @@ MOST_IN_CELL = 10_000_000
 """Characters."""
 
 _MOST_IN_ROW = 4 * MOST_IN_CELL
-_SHOWN = 20  # columns that a message names
 _WIDE = 40  # characters of a name that is shown
 _MOST_SEEN = 1000  # values of a column that are remembered
 
@@ -384,7 +384,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: Facts
             facts.blank += 1
             continue
         try:
-            row = parse_json(line, object_pairs_hook=_object)
+            row = parse_json(line, object_pairs_hook=_object, surrogates=True)
         except ValueError as error:
             raise DataError(f"{place}: no JSON: {error}") from error
         if not isinstance(row, dict):
@@ -418,12 +418,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_unfit(value: str, place: str, column: str, *, decoded: bool) -> None:
     if len(value) > MOST_IN_CELL:
-        raise DataError(f"{place}: {_shown(column)} has more than {MOST_IN_CELL:,} characters")
+        raise DataError(f"{place}: {shortened(column, _WIDE)} has more than {MOST_IN_CELL:,} characters")
     if not decoded:
         refuse_undecodable(value, place, column)
     if found := SURROGATE.search(value):
         raise DataError(
-            f"{place}: {_shown(column)} holds \\u{ord(found[0]):04x}, half of a surrogate pair, which is no character"
+            f"{place}: {shortened(column, _WIDE)} holds \\u{ord(found[0]):04x}, half of a surrogate pair, which is no "
+            "character"
         )
 
 
@@ -440,8 +441,8 @@ def refuse_undecodable(text: str, place: str, column: str) -> None:
     """
     if found := _UNDECODABLE.search(text):
         raise DataError(
-            f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {_shown(column)} is not valid UTF-8, but may be "
-            "Windows-1252 or Latin-1. Save the file as UTF-8."
+            f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {shortened(column, _WIDE)} is not valid UTF-8, but may "
+            "be Windows-1252 or Latin-1. Save the file as UTF-8."
         )
 
 
@@ -459,7 +460,7 @@ def refuse_twice(place: str, names: Sequence[str], columns: Collection[str] | No
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1 and (columns is None or name in columns)]
         if twice:
-            what = f"a column is there twice: {_shown(twice[0])}" if twice[0] else "two columns have no name"
+            what = f"a column is there twice: {shortened(twice[0], _WIDE)}" if twice[0] else "two columns have no name"
             raise DataError(f"{place}: {what}. Rename or remove one.")
 
 
@@ -468,13 +469,5 @@ def no_column(missing: str, found: Iterable[str]) -> str:
     names = [str(name) for name in found]
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(missing.lower(), [*lower][:1000], n=1, cutoff=0.5)
-    hint = f" Is it {_shown(lower[near[0]])!r}?" if near else ""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    shown = ", ".join(map(_shown, names[:_SHOWN])) or "none"
-    return f"no column {missing!r}; the columns found are: {shown}{more}.{hint}"
-
-
-def _shown(name: str) -> str:
-    """A name as a message can hold it."""
-    cut = name if len(name) <= _WIDE else f"{name[:_WIDE]}…"
-    return cut.encode("utf-8", "backslashreplace").decode()
+    hint = f" Is it {shortened(lower[near[0]], _WIDE)!r}?" if near else ""
+    return f"no column {missing!r}; the columns found are: {listed(names, limit=_WIDE) or 'none'}.{hint}"

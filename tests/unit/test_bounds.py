@@ -22,12 +22,12 @@ from manytune.config.problems import show
 from manytune.config.source import apply_overrides, read
 from manytune.errors import ManytuneError, StoreError, StudyError
 from manytune.estimate import Site, estimate_pack, largest_packs
-from manytune.evidence import predictions_from_bytes
+from manytune.evidence import PREDICTIONS, predictions_from_bytes
 from manytune.files import read_bytes, read_text, sync
 from manytune.ground import keep
 from manytune.live import read_live
 from manytune.lock import Lock
-from manytune.lookup import PREDICTIONS, SNAPSHOT, altered
+from manytune.lookup import SNAPSHOT, altered
 from manytune.plan import plan_packs, plan_runs
 from manytune.snapshot import load
 from manytune.store import Store

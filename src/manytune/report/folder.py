@@ -17,6 +17,7 @@ from pathlib import Path
 from manytune.errors import StoreError
 from manytune.files import locked, read_bytes, sweep_leftovers, write_file, writing
 from manytune.json_text import parse_json
+from manytune.text import listed
 
 __all__ = ["MANIFEST", "manifest_of", "write_folder"]
 
@@ -24,7 +25,6 @@ MANIFEST = "report-files.json"
 
 _VERSION = 1
 _NAME = re.compile(r"(?:tables|figures)/[^/]+|report\.md|summary\.json|index\.html")
-_SHOWN = 3
 
 Digests = dict[str, set[str]]
 """Path inside the folder → SHA-256 of every content that a report may have left there."""
@@ -118,9 +118,8 @@ def _refuse_others(folder: Path, before: Digests, new: Digests) -> None:
         if os.path.lexists(folder / name) and _found(folder / name) not in before.get(name, set()) | new[name]
     ]
     if others:
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         raise StoreError(
-            f"{folder} holds files that no report wrote, or that were changed since: {shown}. "
+            f"{folder} holds files that no report wrote, or that were changed since: {listed(others, 3)}. "
             "Move them, or give another folder as --out."
         )
 
