@@ -182,12 +182,8 @@ def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    import pyarrow as pa
-
     try:
         yield
-    except pa.ArrowException as error:
-        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
 
@@ -213,11 +209,15 @@ def _open_text(
 
 @contextmanager
 def _open_parquet(name: str) -> Iterator[Any]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Without a buffer, a row group's part of a column would be read at once, whatever its size.
-    with pq.ParquetFile(name, buffer_size=1 << 20) as file:
-        yield file
+    try:
+        # Without a buffer, a row group's part of a column would be read at once, whatever its size.
+        with pq.ParquetFile(name, buffer_size=1 << 20) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
 
 
 def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:

@@ -96,9 +96,8 @@ def predict(
         for name, probability in made.probabilities.items():
             say(f"  {name}: {probability:.4f}")
         return
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # rows are UTF-8, as in a file, whatever the terminal has
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # rows are UTF-8, as in a file, whatever the terminal has
     rows = empty = 0
     facts = Facts()
     own, added = predictor.task.own, predictor.added
