@@ -228,7 +228,7 @@ def anatomy(model: str, outputs: int) -> Anatomy:
 
 
 def check_weights(model: str) -> None:
-    """Refuse the weights of a local folder that hold what is no number; those on the hub are seen when they load.
+    """Refuse weights in a local folder that hold NaN or an infinity; those on the hub are checked when they load.
 
     Raises:
         ModelError: They hold NaN or an infinity, or cannot be read.

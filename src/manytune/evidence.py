@@ -121,7 +121,7 @@ class Learned(_Kept):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of it, without what is not known, so that what later versions add changes none."""
+        """The SHA-256 of it, without fields that are not set: one that a later version adds changes no digest."""
         return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
 
     def agrees(self, other: Learned) -> bool:

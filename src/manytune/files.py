@@ -184,7 +184,7 @@ def check_output(path: Path, *, streams: bool = False) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether what is written to a path goes on to a device, a pipe or our own output: no file may take its place."""
+    """Whether a path is a device, a pipe or where our own output goes: no file may take its place."""
     try:
         found = path.stat()
     except OSError:
@@ -193,7 +193,7 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> TextIO:
-    """Open what `is_stream`, to write UTF-8 to it.
+    """Open a path that `is_stream`, to write UTF-8 to it.
 
     Raises:
         OSError: It cannot be written.

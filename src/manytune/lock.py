@@ -317,7 +317,7 @@ def _boot() -> str:
 
 
 _ENDED = -1
-"""In place of a count: the process has ended, and its parent has not asked for it."""
+"""In place of a count: the process has ended, and its parent has not waited for it."""
 
 
 def _ticks(pid: int) -> int | None:

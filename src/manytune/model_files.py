@@ -46,7 +46,7 @@ _MAY_BE_NONE = {"type_vocab_size": 0, "max_position_embeddings": -1, "num_labels
 
 
 def check_files(model: str, folder: Path) -> None:
-    """Refuse a local folder with a file that is none, is too large, or names files elsewhere.
+    """Refuse a local folder with a file that is no regular file, is too large, or names files elsewhere.
 
     Raises:
         ModelError: Such a file.
@@ -177,7 +177,7 @@ def misfit(model: str, wrong: list[str]) -> ModelError:
 
 
 def check_values(model: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Refuse weights that hold what is no number.
+    """Refuse weights that hold NaN or an infinity.
 
     Raises:
         ModelError: A tensor holds NaN or an infinity.
