@@ -29,6 +29,7 @@ from manytune.anatomy import Anatomy, describe, first_position
 from manytune.conversions import safetensors_revision
 from manytune.errors import ManytuneError, ModelError
 from manytune.families import FAMILIES, family_of
+from manytune.files import digest_of
 from manytune.hardware import is_out_of_memory
 from manytune.model_files import (
     check_config,
@@ -227,7 +228,7 @@ def anatomy(model: str, outputs: int) -> Anatomy:
 
 
 def check_weights(model: str) -> None:
-    """Refuse the weights of a local folder that hold what is no number; those on the hub are seen when they load.
+    """Refuse weights in a local folder that hold NaN or an infinity; those on the hub are checked when they load.
 
     Raises:
         ModelError: They hold NaN or an infinity, or cannot be read.
@@ -362,8 +363,7 @@ def _minilm_folder() -> Path:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except OSError as error:
         raise ModelError(f"model: cannot read {path}: {error.strerror}.") from error
 

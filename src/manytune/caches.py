@@ -66,7 +66,7 @@ def settle_caches() -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """Make a folder that only this user can write to; what is in one of others may be anything.
+    """Make a folder that only this user can write to; what others can write to may hold anything.
 
     Raises:
         StoreError: It cannot be made, belongs to another user, or can be written by others.

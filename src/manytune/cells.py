@@ -20,15 +20,14 @@ import numpy as np
 
 from manytune.errors import choices
 from manytune.tasks import Task
+from manytune.text import listed, shortened
 
 __all__ = [
     "classes_of",
     "is_empty",
     "label_of",
     "label_parser",
-    "listed",
     "same_to_the_eye",
-    "shortened",
     "target_of",
     "text_of",
 ]
@@ -43,7 +42,6 @@ _INVISIBLE = re.compile(
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _MOST_DIGITS = 30  # of a decimal number that is written out
 _SHOWN = 20  # classes that a message names
-_LONG = 60  # characters of a text that a message shows
 _UNLABELLED = (
     "label -1 marks a row without a label, as GLUE's test splits have; only labelled rows can be trained on or scored"
 )
@@ -144,7 +142,7 @@ def classes_of(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
         who = "every row has" if len(alone) == counts.total() else f"{len(alone)} of {counts.total()} rows have"
         raise ValueError(
             f"{who} another {task.label_column} than all others, such as "
-            f"{', '.join(map(shortened, alone[:3]))}{cure}. If it is the column of the class, give the task labels: "
+            f"{listed(alone[:3])}{cure}. If it is the column of the class, give the task labels: "
             "with all classes"
         )
     return tuple(sorted(counts, key=(lambda name: (float(name), name)) if numbers else None))
@@ -175,7 +173,7 @@ def _class_parser(task: Task) -> Callable[[object], int]:
 
 
 def _no_class(task: Task, label: str) -> str:
-    names = choices(shortened(label), [shortened(name) for name in task.labels[:_SHOWN]])
+    names = choices(shortened(label, 60), [shortened(name, 60) for name in task.labels[:_SHOWN]])
     alike = next((name for name in task.labels if same_to_the_eye(name) == same_to_the_eye(label)), None)
     if alike is not None:
         return f"{task.label_column} {names} It differs from {alike!r} in its spelling alone: write both alike."
@@ -200,16 +198,6 @@ def _target(task: Task, cell: object) -> float:
     if task.own is not None:
         wanted = "a finite number in fp64; leave the cell empty where there is no target"
     raise ValueError(f"{task.label_column} {reprlib.repr(cell)} is not {wanted}")
-
-
-def shortened(text: str) -> str:
-    """A text as a message shows it."""
-    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as a message shows them, of many the first."""
-    return ", ".join([*map(shortened, names[:_SHOWN]), *(["…"] if len(names) > _SHOWN else [])])
 
 
 def _spelled(text: str) -> str:

@@ -12,11 +12,12 @@ from rich.console import RenderableType
 
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, check_weights, load_config, load_tokenizer
-from manytune.cells import listed, same_to_the_eye, shortened
+from manytune.cells import same_to_the_eye
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, leaked, uneven_classes
 from manytune.report.views import counted, percent, plain_table
 from manytune.tasks import SPLITS, Task
+from manytune.text import listed, shortened
 from manytune.workload import blank_rows, encode_split, load_splits, longest
 
 __all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
@@ -273,8 +274,8 @@ def _named(task: Task, labels: Sequence[float]) -> str:
         task.labels[int(label)] if task.kind == "classification" else f"{label:.10g}" if task.own else f"{label:g}"
         for label in labels
     ]
-    return ", ".join(names if len(names) <= _SHOWN else [*names[:_SHOWN], "…"])
+    return listed(names, _SHOWN)
 
 
 def _shown(texts: tuple[str, ...]) -> str:
-    return " | ".join(shortened(text) for text in texts)
+    return " | ".join(shortened(text, 60) for text in texts)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manytune.errors import StoreError
 from manytune.evaluate import Evaluation
-from manytune.files import open_regular, read_bytes, replacing, write_atomically
+from manytune.files import digest_of, open_regular, read_bytes, replacing, write_atomically
 from manytune.json_text import parse_json
 from manytune.plan import Run
 from manytune.record import HistoryRow, RunState
@@ -101,7 +101,7 @@ class Checkpoints:
             "digests": digests,
             "facts": self.facts,
         }
-        text = json.dumps({"sha256": _digest_of(document), "checkpoint": document})
+        text = json.dumps({"sha256": _document_digest(document), "checkpoint": document})
         write_atomically(self.directory / f"{name}.json", text + "\n")
         self._digests = digests
         self._kept_at = time.monotonic()
@@ -139,7 +139,7 @@ class Checkpoints:
             raise StoreError(
                 f"{path} cannot be written: {error}. Make room there; the same command goes on."
             ) from error
-        return _digest(path)
+        return digest_of(path)
 
     def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any]]:
         document = _document(path)
@@ -148,7 +148,7 @@ class Checkpoints:
         by_id = {run.id: run for run in self.runs}
         runs = [by_id[run_id] for run_id in document["runs"]]
         for file, digest in document["digests"].items():
-            if _digest(self._inside(file)) != digest:
+            if digest_of(self._inside(file)) != digest:
                 raise ValueError(f"{file} is not what was written")
         outcomes = []
         for run, facts in zip(runs, document["outcomes"], strict=True):
@@ -188,7 +188,7 @@ def _document(path: Path) -> dict[str, Any]:
     """What a checkpoint's JSON file holds, if it is what was written."""
     whole = parse_json(read_bytes(path, _MOST_BYTES) or b"")
     document: dict[str, Any] = whole["checkpoint"]
-    if _digest_of(document) != whole["sha256"]:
+    if _document_digest(document) != whole["sha256"]:
         raise ValueError("it is not what was written")
     return document
 
@@ -199,13 +199,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return tensors
 
 
-def _digest_of(document: Mapping[str, Any]) -> str:
+def _document_digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:

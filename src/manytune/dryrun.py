@@ -68,14 +68,14 @@ def _data_line(work: TaskWork) -> str:
 
 def _run_table(estimates: Sequence[tuple[Pack, PackEstimate]]) -> Table:
     """A line a run, or, of more than a hundred, a line a method."""
-    counted_runs = [pair for pack, each in estimates for pair in zip(pack.runs, each.parameters, strict=True)]
-    if len(counted_runs) <= MANY:
-        columns = ("run", "task", "method", "seed", "total", "trainable", "of all")
-        each = ((run.id, run.task, run.label, run.seed, *_sizes(count)) for run, count in counted_runs)
-        return plain_table(columns, each, title="Runs")
-    seeds = Counter((run.task, run.method, count) for run, count in counted_runs)
-    rows = [(task, method_label(method), number, *_sizes(count)) for (task, method, count), number in seeds.items()]
-    return plain_table(("task", "method", "runs", "total", "trainable", "of all"), rows, title="Runs")
+    runs = [pair for pack, estimate in estimates for pair in zip(pack.runs, estimate.parameters, strict=True)]
+    sizes = ("total", "trainable", "of all")
+    if len(runs) <= MANY:
+        each = [(run.id, run.task, run.label, run.seed, *_sizes(count)) for run, count in runs]
+        return plain_table(("run", "task", "method", "seed", *sizes), each, title="Runs")
+    alike = Counter((run.task, run.method, count) for run, count in runs)
+    rows = [(task, method_label(method), number, *_sizes(count)) for (task, method, count), number in alike.items()]
+    return plain_table(("task", "method", "runs", *sizes), rows, title="Runs")
 
 
 def _sizes(count: ParameterCount) -> tuple[int, int, str]:

@@ -16,7 +16,7 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
-from manytune.text import printable, quoted
+from manytune.text import listed, printable, quoted
 
 __all__ = [
     "DataError",
@@ -73,7 +73,6 @@ def choices(received: str, allowed: Iterable[str]) -> str:
     "'lorra' is not one of: full, bitfit, lora, head. Did you mean 'lora'?"
     """
     names = list(allowed)
-    listed = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
-    message = f"{quoted(received)} is not one of: {listed}."
+    message = f"{quoted(received)} is not one of: {listed(names, _NAMES, 200)}."
     near = difflib.get_close_matches(received[:80], names, n=1, cutoff=0.6)
     return f"{message} Did you mean {near[0]!r}?" if near else message

@@ -193,10 +193,10 @@ def makespan(seconds: Iterable[float], capacity: int) -> float:
     return max(free_at)
 
 
-def _parameters(work: TaskWork, runs: Iterable[Run]) -> tuple[ParameterCount, ...]:
+def _parameters(work: TaskWork, runs: Sequence[Run]) -> tuple[ParameterCount, ...]:
     """Of each run; runs that differ in their seed alone are counted once."""
     known: dict[Method, ParameterCount] = {}
-    for run in (runs := tuple(runs)):
+    for run in runs:
         if run.method not in known:
             known[run.method] = work.parameters(run)
     return tuple(known[run.method] for run in runs)

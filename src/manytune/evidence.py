@@ -27,7 +27,18 @@ from manytune.npz import read_npz
 from manytune.tasks import Scale, Task
 from manytune.text import shortened
 
-__all__ = ["Examples", "Learned", "Structure", "Trained", "predictions_from_bytes", "predictions_to_bytes"]
+__all__ = [
+    "PREDICTIONS",
+    "Examples",
+    "Learned",
+    "Structure",
+    "Trained",
+    "predictions_from_bytes",
+    "predictions_to_bytes",
+]
+
+PREDICTIONS = "predictions.npz"
+"""In a run's directory."""
 
 _LOGITS = "logits.npy"
 _MOST_BYTES = 1 << 31  # of logits: a small file can be packed so that it fills any memory
@@ -110,7 +121,7 @@ class Learned(_Kept):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of it, without what is not known, so that what later versions add changes none."""
+        """The SHA-256 of it, without fields that are not set: one that a later version adds changes no digest."""
         return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
 
     def agrees(self, other: Learned) -> bool:

@@ -21,10 +21,11 @@ from manytune.backbones import MINILM, load_classifier, load_tokenizer, locate, 
 from manytune.data import Encoded
 from manytune.errors import DependencyError, StoreError, StudyError, choices
 from manytune.evaluate import predictions_of
+from manytune.evidence import PREDICTIONS
 from manytune.export_card import model_card
 from manytune.export_onnx import OnnxModel, onnx_call, write_onnx
 from manytune.files import replacing_directory, writing
-from manytune.lookup import PREDICTIONS, altered, refuse_another_backbone, refuse_own_folders
+from manytune.lookup import altered, refuse_another_backbone, refuse_own_folders
 from manytune.methods import adapt
 from manytune.packing import LoraAdapter
 from manytune.record import RunRecord

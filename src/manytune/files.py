@@ -11,9 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import sys
 import time
@@ -28,10 +26,12 @@ from manytune.errors import StoreError
 
 __all__ = [
     "MOST_BYTES",
+    "boot_id",
     "check_output",
-    "exclusive",
+    "digest_of",
     "is_stream",
     "left_over",
+    "locked",
     "open_regular",
     "open_stream",
     "output_file",
@@ -42,7 +42,7 @@ __all__ = [
     "sweep_leftovers",
     "sync",
     "sync_tree",
-    "temporary_folder",
+    "temporary",
     "write_atomically",
     "write_file",
     "writing",
@@ -119,7 +119,7 @@ def open_regular(path: Path, *, pipe: bool = False) -> BufferedReader:
     Raises:
         OSError: It cannot be opened, or is no regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if pipe else os.O_NONBLOCK))
+    handle = os.open(path, os.O_RDONLY | (0 if pipe else os.O_NONBLOCK))
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode)):
         return os.fdopen(handle, "rb")
@@ -127,6 +127,16 @@ def open_regular(path: Path, *, pipe: bool = False) -> BufferedReader:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no regular file", str(path))
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -174,7 +184,7 @@ def check_output(path: Path, *, streams: bool = False) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether what is written to a path goes on to a device, a pipe or our own output: no file may take its place."""
+    """Whether a path is a device, a pipe or where our own output goes: no file may take its place."""
     try:
         found = path.stat()
     except OSError:
@@ -183,7 +193,7 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> TextIO:
-    """Open what `is_stream`, to write UTF-8 to it.
+    """Open a path that `is_stream`, to write UTF-8 to it.
 
     Raises:
         OSError: It cannot be written.
@@ -212,14 +222,14 @@ def output_file(path: Path) -> Iterator[Path]:
         StoreError: It cannot be written, or is no file.
     """
     check_output(path)
-    with replacing(Path(os.path.realpath(path))) as temporary:
-        yield temporary
+    with replacing(Path(os.path.realpath(path))) as new:
+        yield new
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is whole or as it was before, even if the machine stops at any moment."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    with replacing(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -233,12 +243,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path) as temporary:
-            _hand_on_permissions(path, temporary, stat.S_IRUSR | stat.S_IWUSR)
-            yield temporary
-            _hand_on_permissions(path, temporary)
-            sync(temporary)
-            os.replace(temporary, path)
+        with temporary(path) as new:
+            _hand_on_permissions(path, new, stat.S_IRUSR | stat.S_IWUSR)
+            yield new
+            _hand_on_permissions(path, new)
+            sync(new)
+            os.replace(new, path)
         sync(path.parent)
 
 
@@ -254,31 +264,30 @@ def replacing_directory(path: Path, *, empty: bool = False) -> Iterator[Path]:
         OSError: It cannot be written; what was there before is there again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, directory=True) as temporary:
-        yield temporary
-        sync_tree(temporary)
-        _hand_on_permissions(path, temporary)
+    with temporary(path, directory=True) as new:
+        yield new
+        sync_tree(new)
+        _hand_on_permissions(path, new)
         try:
-            temporary.rename(path)
+            new.rename(path)
+            return
         except OSError as error:
             if empty or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        else:
-            return
         # Two renames, as no portable call exchanges two directories. Whoever is killed between them leaves the only
-        # copy as `.old`, which `_sweep` puts back; the lock tells it that we live.
-        old = temporary.with_suffix(".old")
-        with _locked(path):
+        # copy as `.old`, which `sweep_leftovers` puts back; the lock tells it that we live.
+        old = new.with_suffix(".old")
+        with locked(path):
             path.rename(old)
             try:
-                temporary.rename(path)
+                new.rename(path)
             except OSError:
                 old.rename(path)
                 raise
         shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep_leftovers(folder: Path, *, alone: bool = False) -> None:
+def sweep_leftovers(folder: Path, *, only: Path | None = None, alone: bool = False) -> None:
     """Remove what killed processes left half-written in a folder (not below it), and put back what they set aside.
 
     What a living process is writing now stays, whichever process, thread or machine it is of. Nothing is raised: what
@@ -286,16 +295,13 @@ def sweep_leftovers(folder: Path, *, alone: bool = False) -> None:
 
     Args:
         folder: Where to look; it may be missing.
+        only: The one file or directory in it whose leftovers are meant; None for all.
         alone: Whether no other machine writes there, because the caller holds the directory's lock.
     """
-    _sweep(folder, alone=alone)
-
-
-def _sweep(folder: Path, *, only: Path | None = None, alone: bool = False) -> None:
-    """`sweep_leftovers`, or with `only` what was left of that file or directory alone."""
+    start = "." if only is None else f".{_stem(only)}."
     with suppress(OSError):
         for name in os.listdir(folder):
-            found = _LEFTOVER.fullmatch(name)
+            found = _LEFTOVER.fullmatch(name) if name.startswith(start) else None
             if found is None or (only is not None and found["stem"] != _stem(only)):
                 continue
             path, target = folder / name, only or folder / found["stem"]
@@ -353,42 +359,38 @@ def _abandoned(path: Path, *, surely: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder beside a path, in which it is made by another program; it goes when the context ends.
+def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
+    """A new temporary file or directory beside `path`, on the same file system; removed unless it was renamed.
 
     Raises:
         OSError: It cannot be made.
     """
-    with _temporary(path, directory=True) as folder:
-        yield folder
-
-
-@contextmanager
-def _temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
-    """A new temporary file or directory beside `path`, on the same file system; removed unless it was renamed."""
-    _sweep(path.parent, only=path)
+    sweep_leftovers(path.parent, only=path)
     while True:
-        temporary = path.with_name(f".{_stem(path)}.{_machine()}{secrets.token_hex(4)}.tmp")
+        new = path.with_name(f".{_stem(path)}.{_machine()}{os.urandom(4).hex()}.tmp")
         if directory:
-            temporary.mkdir()
+            new.mkdir()
         else:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        with _locked(temporary) as mine:
+            os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        with locked(new) as mine:
             if not mine:  # somebody swept between the two calls
                 continue
             try:
-                yield temporary
+                yield new
             finally:
                 if directory:
-                    shutil.rmtree(temporary, ignore_errors=True)
+                    shutil.rmtree(new, ignore_errors=True)
                 else:
-                    temporary.unlink(missing_ok=True)
+                    new.unlink(missing_ok=True)
             return
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock on a file or directory, for `_abandoned` to see; gives whether it is there."""
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock on a file or directory, where the file system has locks; gives whether it is there.
+
+    Others who ask for it wait, and `sweep_leftovers` sees that its holder lives.
+    """
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS wants the right to write for a lock
     except FileNotFoundError:
@@ -402,25 +404,13 @@ def _locked(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself among those who ask for it, where the file system has locks."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _hand_on_permissions(path: Path, temporary: Path, more: int = 0) -> None:
+def _hand_on_permissions(path: Path, new: Path, more: int = 0) -> None:
     """Give a temporary the permissions, and `more`, and the owner of what it takes the place of, as far as we may."""
     with suppress(OSError):
         found = path.stat()
         with suppress(PermissionError):
-            os.chown(temporary, found.st_uid, found.st_gid)
-        temporary.chmod(stat.S_IMODE(found.st_mode) | more)
+            os.chown(new, found.st_uid, found.st_gid)
+        new.chmod(stat.S_IMODE(found.st_mode) | more)
 
 
 def _stem(path: Path) -> str:
@@ -432,11 +422,15 @@ def _stem(path: Path) -> str:
 @cache
 def _machine() -> str:
     """Four digits for this machine since its last start; processes in its containers have the same."""
+    return hashlib.sha256((boot_id() or os.uname().nodename).encode()).hexdigest()[:4]
+
+
+def boot_id() -> str | None:
+    """What tells this machine since its last start from every other; None where the system has no such id."""
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        text = socket.gethostname()
-    return hashlib.sha256(text.encode()).hexdigest()[:4]
+        return None
 
 
 def sync_tree(directory: Path) -> None:

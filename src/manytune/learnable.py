@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from manytune.cells import listed, shortened
 from manytune.config import Study
 from manytune.data import Array, Split, all_alike, train_split
 from manytune.errors import DataError, StudyError
 from manytune.tasks import Task
+from manytune.text import listed, shortened
 
 __all__ = ["refuse_unlearnable"]
 
@@ -48,16 +48,18 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
         cure = "use selection: dev"
         for seed in study.seeds:
             kept, aside = train_split(len(train), seed, labels=train.labels)
-            rows = f"rows that selection: train-split {{}} with seed {seed}"
-            _refuse_alike(task, train, kept, rows.format("leaves"), f"so there is nothing to tell apart; {cure}")
-            _refuse_unscorable(task, train, aside, rows.format("sets aside"), cure)
+            left, chosen = (
+                f"rows that selection: train-split {does} with seed {seed}" for does in ("leaves", "sets aside")
+            )
+            _refuse_alike(task, train, kept, left, f"so there is nothing to tell apart; {cure}")
+            _refuse_unscorable(task, train, aside, chosen, cure)
 
 
 def _refuse_alike(task: Task, split: Split, rows: Array, which: str, then: str) -> None:
     alike = all_alike(task, split.labels[rows])
     first = split.texts[rows[0]]
     if alike is None and all(split.texts[row] == first for row in rows):
-        alike = f"text is {shortened(' | '.join(first))!r}"
+        alike = f"text is {shortened(' | '.join(first), 60)!r}"
     if alike is not None:
         raise DataError(f"task {task.name}, {split.source}: in all {len(rows)} {which} the {alike}, {then}")
 

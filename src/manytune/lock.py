@@ -27,7 +27,7 @@ from typing import ClassVar, Self
 from pydantic import ConfigDict, TypeAdapter
 
 from manytune.errors import StoreError
-from manytune.files import read_bytes, writing
+from manytune.files import boot_id, read_bytes, writing
 
 __all__ = ["Held", "Lock"]
 
@@ -310,16 +310,14 @@ def _boot() -> str:
 
     Not the time of that start: it is reckoned from the wall clock, and moves when that is set.
     """
-    parts = []
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    parts = [boot_id() or socket.gethostname()]
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts or [socket.gethostname()])
+    return " ".join(parts)
 
 
 _ENDED = -1
-"""In place of a count: the process has ended, and its parent has not asked for it."""
+"""In place of a count: the process has ended, and its parent has not waited for it."""
 
 
 def _ticks(pid: int) -> int | None:

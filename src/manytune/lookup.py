@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from manytune.errors import ModelError, StoreError, StudyError, choices
-from manytune.files import open_regular
+from manytune.evidence import PREDICTIONS
+from manytune.files import digest_of
 from manytune.metrics import METRICS
 from manytune.record import RunRecord, RunState
 from manytune.store import OWN_FOLDERS, Store
+from manytune.text import listed
 
 __all__ = [
-    "PREDICTIONS",
     "SNAPSHOT",
     "altered",
     "chosen_records",
@@ -27,9 +27,8 @@ __all__ = [
     "refuse_own_folders",
 ]
 
-PREDICTIONS = "predictions.npz"
 SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
-"""Files in a run's directory of which the record holds digests."""
+"""Files in a run's directory of which the record holds digests, as it does of `PREDICTIONS`."""
 
 _MOST_LOGITS_BYTES = 2**32
 
@@ -53,7 +52,7 @@ def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
         return found[0]
     see_all = f"`manytune status {directory}` lists all runs."
     if found:
-        shown = ", ".join(found[:_FEW]) + (f" and {len(found) - _FEW} more" if len(found) > _FEW else "")
+        shown = listed(found, _FEW, 200)
         raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
     near = difflib.get_close_matches(start, run_ids, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -144,10 +143,9 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 
 def _digest(path: Path) -> str:
     try:
-        with open_regular(path) as file:
-            if path.name == PREDICTIONS and os.fstat(file.fileno()).st_size > _MOST_LOGITS_BYTES:
-                raise OSError(errno.EFBIG, f"it has more than {_MOST_LOGITS_BYTES:,} bytes")
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.name == PREDICTIONS and path.stat().st_size > _MOST_LOGITS_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {_MOST_LOGITS_BYTES:,} bytes")
+        return digest_of(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
 

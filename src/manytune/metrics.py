@@ -87,16 +87,13 @@ def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1")
-    inside = predictions, labels
+    own, inside = (predictions, labels), (predictions, labels)
     if task.scale is not None and np.isfinite(predictions).all():
         # A correlation does not depend on the scale, but is less exact of large numbers with a small spread.
-        alike = is_constant(predictions, task.scale)
-        wide = predictions.astype(np.float64)
-        inside = np.zeros_like(wide) if alike else task.inside(wide), task.inside(labels.astype(np.float64))
-    return {
-        name: _metric(name).compute(*(inside if name in _CORRELATIONS else (predictions, labels)))
-        for name in task.metrics
-    }
+        scaled = task.inside(predictions.astype(np.float64))
+        constant = is_constant(predictions, task.scale)
+        inside = np.zeros_like(scaled) if constant else scaled, task.inside(labels.astype(np.float64))
+    return {name: _metric(name).compute(*(inside if name in _CORRELATIONS else own)) for name in task.metrics}
 
 
 def _metric(name: str) -> Metric:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from manytune.errors import ModelError
+from manytune.json_text import parse_json
 
 __all__ = [
     "check_config",
@@ -46,7 +46,7 @@ _MAY_BE_NONE = {"type_vocab_size": 0, "max_position_embeddings": -1, "num_labels
 
 
 def check_files(model: str, folder: Path) -> None:
-    """Refuse a local folder with a file that is none, is too large, or names files elsewhere.
+    """Refuse a local folder with a file that is no regular file, is too large, or names files elsewhere.
 
     Raises:
         ModelError: Such a file.
@@ -72,8 +72,8 @@ def _check_shards(folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        shards = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model: {index} does not say which file holds which tensor. Copy the model again.") from error
     homes = (folder.resolve(), folder.resolve().parent.parent / "blobs")
     for name in sorted(map(str, shards)):
@@ -177,7 +177,7 @@ def misfit(model: str, wrong: list[str]) -> ModelError:
 
 
 def check_values(model: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Refuse weights that hold what is no number.
+    """Refuse weights that hold NaN or an infinity.
 
     Raises:
         ModelError: A tensor holds NaN or an infinity.
@@ -195,7 +195,7 @@ def damaged_file(folder: Path) -> str | None:
     for path in sorted(path for path in folder.iterdir() if _READ.fullmatch(path.name)):
         try:
             if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
+                parse_json(path.read_text(encoding="utf-8"), json.JSONDecoder())
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass

@@ -88,14 +88,12 @@ class Predictor:
         packs = plan_packs(runs, _MOST_TOGETHER)
         self._models = [(pack, self._model(store, backbone, pack.runs)) for pack in packs]
         unknown = [record.run_id for record in records if record.schema_version == 1]
-        self.notes = (
-            (
+        self.notes: tuple[str, ...] = ()
+        if unknown:
+            self.notes = (
                 f"{', '.join(unknown)}: trained by an earlier version, which kept no digest of snapshots, so whether "
                 "the tensors are the run's own cannot be checked.",
             )
-            if unknown
-            else ()
-        )
 
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.

@@ -39,6 +39,7 @@ __all__ = [
     "RunRecord",
     "RunState",
     "Scores",
+    "Whole",
     "collapse_note",
     "history_from_csv",
     "history_to_csv",
@@ -261,7 +262,7 @@ class RunRecord(_Facts):
 
 
 def collapse_note(
-    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: Whole | None = None
+    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: int | None = None
 ) -> str:
     """What a reader should know of a run that collapsed: its first note.
 

@@ -63,7 +63,7 @@ class Csv(csv.excel):
 
 
 class Tsv(csv.Dialect):
-    """Tabs and line ends part cells, and a double quote is a character like any other, as in GLUE's files."""
+    """Tabs separate cells, and a double quote is a character like any other, as in GLUE's files."""
 
     delimiter = "\t"
     quoting = csv.QUOTE_NONE
@@ -87,7 +87,7 @@ def _encodable() -> Iterator[None]:
 
 
 class _Spool:
-    """Rows of which only the last one tells the columns: kept on disk until then."""
+    """Rows on disk until all are there, as each may bring another column."""
 
     def __init__(self, folder: Path | None) -> None:
         self.columns: dict[str, None] = {}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 from manytune.errors import DataError
 from manytune.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.row_writers import PART, Csv, JsonWriter, ParquetWriter, Part, Row, RowWriter, TableWriter, Tsv
-from manytune.text import no_column
+from manytune.text import listed, no_column
 from manytune.text_rows import (
     MOST_IN_CELL,
     Facts,
@@ -173,21 +173,16 @@ def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> 
     """
     taken = [name for name in added if name in names]
     if taken:
-        shown = ", ".join(taken[:5]) + (f" and {len(taken) - 5} more" if len(taken) > 5 else "")
         raise DataError(
-            f"{place}: it has columns that the predictions are written to: {shown}. Rename or remove them there, or "
-            "give the file without predictions."
+            f"{place}: it has columns that the predictions are written to: {listed(taken, 5)}. Rename or remove them "
+            "there, or give the file without predictions."
         )
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    import pyarrow as pa
-
     try:
         yield
-    except pa.ArrowException as error:
-        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
     except OSError as error:
         raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
 
@@ -213,11 +208,15 @@ def _open_text(
 
 @contextmanager
 def _open_parquet(name: str) -> Iterator[Any]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Without a buffer, a row group's part of a column would be read at once, whatever its size.
-    with pq.ParquetFile(name, buffer_size=1 << 20) as file:
-        yield file
+    try:
+        # Without a buffer, a row group's part of a column would be read at once, whatever its size.
+        with pq.ParquetFile(name, buffer_size=1 << 20) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
 
 
 def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[Part]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from manytune.config import Study
 from manytune.errors import StoreError, StudyError
-from manytune.evidence import predictions_from_bytes, predictions_to_bytes
+from manytune.evidence import PREDICTIONS, predictions_from_bytes, predictions_to_bytes
 from manytune.files import (
     read_bytes,
     read_text,
@@ -44,11 +44,12 @@ from manytune.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 from manytune.task_files import TaskFiles
 from manytune.tasks import Task
-from manytune.text import shortened
+from manytune.text import listed, shortened
 
 __all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory"]
 
 T = TypeVar("T")
+
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
@@ -292,11 +293,11 @@ class Store:
 
     def write_predictions(self, run_id: str, logits: NDArray[Any]) -> None:
         """Keep a run's logits `[N, outputs]` on dev, those of its best snapshot."""
-        write_atomically(self.run_dir(run_id) / "predictions.npz", predictions_to_bytes(logits))
+        write_atomically(self.run_dir(run_id) / PREDICTIONS, predictions_to_bytes(logits))
 
     def read_predictions(self, run_id: str) -> NDArray[Any] | None:
         """A run's logits `[N, outputs]` on dev; None if none were kept."""
-        path = self.run_dir(run_id) / "predictions.npz"
+        path = self.run_dir(run_id) / PREDICTIONS
         data = read_bytes(path, _MOST_LOGITS_BYTES)
         return None if data is None else predictions_from_bytes(data, where=str(path))
 
@@ -421,9 +422,8 @@ class Store:
             return
         foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
         if foreign:
-            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             raise StoreError(
-                f"{self.root} holds files but no study ({shown}). "
+                f"{self.root} holds files but no study ({listed(foreign, 5)}). "
                 "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
             )
 

@@ -6,11 +6,10 @@ import difflib
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["column_shown", "markdown", "no_column", "printable", "quoted", "say", "shortened"]
+__all__ = ["column_shown", "cut", "listed", "markdown", "no_column", "printable", "quoted", "say", "shortened"]
 
-_SHOWN = 20  # columns that a message names
 _WIDE = 40  # characters of a name that is shown
 
 # C0 and C1 controls, DEL, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
@@ -36,15 +35,29 @@ def say(*lines: object, error: bool = False) -> None:
         print(printable(str(line), keep="\n"), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def cut(text: str, limit: int) -> str:
+    """`text`, or its first characters where it has more than `limit`."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def shortened(value: object, limit: int = 120) -> str:
     """`value` as one line of text, cut where it is longer than a message should be."""
-    text = printable(" ".join(str(value).split()))
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return cut(printable(" ".join(str(value).split())), limit)
 
 
 def quoted(text: str, limit: int = 80) -> str:
     """`text` in quotes, on one line, cut where it is longer than a message should be."""
-    return repr(text if len(text) <= limit else f"{text[: limit - 1]}…")
+    return repr(cut(text, limit))
+
+
+def listed(names: Sequence[object], most: int = 20, limit: int = 60) -> str:
+    """The first `most` of some names, each `shortened`, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shortened(name, limit) for name in names[:most]) + more
 
 
 def markdown(text: str) -> str:
@@ -61,15 +74,12 @@ def no_column(missing: str, found: Iterable[str]) -> str:
     hint = f" Is it {column_shown(folded[near[0]])!r}?" if near else ""
     if near and unicodedata.normalize("NFC", missing) == unicodedata.normalize("NFC", folded[near[0]]):
         hint = f" It is there in other characters that look the same: {folded[near[0]][:_WIDE]!a}, not {missing!a}."
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    shown = ", ".join(map(column_shown, names[:_SHOWN])) or "none"
-    return f"no column {missing!r}; the columns found are: {shown}{more}.{hint}"
+    return f"no column {missing!r}; the columns found are: {listed(names, limit=_WIDE) or 'none'}.{hint}"
 
 
 def column_shown(name: str) -> str:
     """A column's name as a message can hold it."""
-    cut = name if len(name) <= _WIDE else f"{name[:_WIDE]}…"
-    return cut.encode("utf-8", "backslashreplace").decode()
+    return shortened(name, _WIDE)
 
 
 def _folded(name: str) -> str:

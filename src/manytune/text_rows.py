@@ -194,7 +194,7 @@ def open_table(
 
     Args:
         name: The file, or `-`.
-        delimiter: What parts cells.
+        delimiter: The character between cells.
         columns: Those that it must have.
         quoted: Whether a cell may stand in double quotes; if not, they are characters like any other.
         every: Whether rows are to have the others too.

@@ -12,7 +12,6 @@ import numpy as np
 
 from manytune.anatomy import Anatomy
 from manytune.backbones import anatomy, load_tokenizer
-from manytune.cells import listed
 from manytune.config import Study
 from manytune.data import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
 from manytune.encodings import encode_cached
@@ -23,6 +22,7 @@ from manytune.packing import Adaptation
 from manytune.packing.head import reach
 from manytune.plan import Run, total_steps, warmup_steps
 from manytune.tasks import SPLITS, Task
+from manytune.text import listed
 from manytune.train import PackData
 
 __all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "longest", "prepare"]

@@ -22,11 +22,12 @@ from manytune.config.problems import show
 from manytune.config.source import apply_overrides, read
 from manytune.errors import ManytuneError, StoreError, StudyError
 from manytune.estimate import Site, estimate_pack, largest_packs
-from manytune.evidence import predictions_from_bytes
+from manytune.evidence import PREDICTIONS, predictions_from_bytes
 from manytune.files import read_bytes, read_text, sync
 from manytune.ground import keep
 from manytune.live import read_live
 from manytune.lock import Lock
+from manytune.lookup import SNAPSHOT, altered
 from manytune.plan import plan_packs, plan_runs
 from manytune.report.guard import ReportWarning
 from manytune.snapshot import load
@@ -328,6 +329,16 @@ class TestFilesOfAStudyDirectory:
         os.mkfifo(tmp_path / name)
         with no_waiting(), pytest.raises(StoreError, match="it is a pipe"):
             load(tmp_path)
+
+    @pytest.mark.parametrize("name", [PREDICTIONS, *SNAPSHOT])
+    def test_a_file_of_a_run_of_which_the_record_holds_a_digest(self, name: str, store: Store) -> None:
+        record = next(iter(store.finished_runs().values()))
+        path = store.run_dir(record.run_id) / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        with no_waiting(), pytest.raises(StoreError, match="it is a pipe"):
+            altered(store, record, [name])
 
     def test_a_checkpoint(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "000000001.json")

@@ -23,6 +23,7 @@ from rich.console import Console
 from manytune import snapshot
 from manytune.errors import ManytuneError, StoreError
 from manytune.evidence import Learned, predictions_from_bytes
+from manytune.json_text import parse_json
 from manytune.live import LivePacks
 from manytune.lookup import chosen_records
 from manytune.record import HistoryRow
@@ -238,3 +239,18 @@ def test_names_of_any_length_make_files(tmp_path: Path) -> None:
     keys = [analysis.key for analysis in analyse(read(roots))]
     assert len(set(keys)) == 2
     assert max(map(len, keys)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"a": "\xff"}', "can't decode byte 0xff"),
+        (b"[" * 100_000, "nested too deeply"),
+        ("1" * 5000, "thousands of digits"),
+        ('"\\ud800"', "half of a surrogate pair"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said(text: str | bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_json(text)

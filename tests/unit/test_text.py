@@ -10,7 +10,7 @@ from manytune.config import Study
 from manytune.errors import StudyError
 from manytune.export_card import model_card
 from manytune.tasks import get_task
-from manytune.text import markdown, printable, quoted, shortened
+from manytune.text import listed, markdown, printable, quoted, shortened
 
 COMMANDS = "\x1b[31m \x07 \x7f \x9b2J \u202e \u2066 \u2028 \ud800"
 
@@ -30,6 +30,13 @@ def test_long_texts_are_cut_and_stay_on_one_line() -> None:
     assert shortened("a\n  b\x1b") == r"a b\x1b"
     assert len(shortened("x" * 1000)) == 120
     assert len(quoted("\x1b" + "x" * 10**6)) < 100
+
+
+def test_of_many_names_the_first_are_listed() -> None:
+    assert listed([]) == ""
+    assert listed(["a", "b\n c"]) == "a, b c"
+    assert listed([*map(str, range(2000))], 2) == "0, 1 and 1,998 more"
+    assert listed(["x" * 100, "y"], 2, 5) == "xxxx…, y"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run: its record and its history."""
-    from manytune.lookup import PREDICTIONS, SNAPSHOT, altered, one_run
+    from manytune.evidence import PREDICTIONS
+    from manytune.lookup import SNAPSHOT, altered, one_run
     from manytune.report.views import facts_table, history_table, record_facts
     from manytune.store import Store
 

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from manytune.config.source import KeyPath, dotted
 from manytune.errors import choices
+from manytune.text import cut
 
 __all__ = ["MOST_PROBLEMS", "Problem", "from_pydantic", "message", "show"]
 
@@ -39,7 +40,7 @@ def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], s
     for problem in problems[:MOST_PROBLEMS]:
         place = where(problem.path) if where else None
         key = dotted(problem.path) or "as a whole"
-        lines.append(f"  {key}{f' ({place})' if place else ''}: {_cut(problem.what, _LONGEST)}")
+        lines.append(f"  {key}{f' ({place})' if place else ''}: {cut(problem.what, _LONGEST)}")
         if sum(map(len, lines)) > _MOST_CHARACTERS:
             break
     more = len(lines) < len(problems)
@@ -66,7 +67,7 @@ def show(value: Any) -> str:
     """A received value as YAML would write it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return _cut(_SHORT.repr(value), 200)
+    return cut(_SHORT.repr(value), 200)
 
 
 class _Short(reprlib.Repr):
@@ -78,10 +79,6 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 80, 80, 8, 8, 8
 _SHORT.maxlevel = 3
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 _ALLOWED: Mapping[str, str] = {

@@ -48,6 +48,7 @@ from manytune.config.values import (
 )
 from manytune.errors import StudyError, choices
 from manytune.tasks import Task, get_task
+from manytune.text import listed
 
 __all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
 
@@ -270,7 +271,7 @@ def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) 
             yield Problem((*path, name), f"this is no task of the study. {choices(name, tasks)}")
     missing = [name for name in tasks if name not in by_task]
     if missing:
-        what = f"it chooses by task, but has nothing for {', '.join(missing[:20])}. Every task needs a value."
+        what = f"it chooses by task, but has nothing for {listed(missing)}. Every task needs a value."
         yield Problem(path, what)
 
 

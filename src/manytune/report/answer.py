@@ -13,12 +13,11 @@ from manytune.report.sheets import show, signed
 from manytune.report.table import MethodRow
 from manytune.report.views import counted
 from manytune.stats import MINIMUM_SEEDS, Comparison, Verdict
+from manytune.text import listed
 
 __all__ = ["Answer", "Point", "answer", "cheapest", "configuration_title", "method_title", "train_seconds"]
 
 _TITLES = {"full": "full fine-tuning", "bitfit": "BitFit", "lora": "LoRA", "head": "head-only training"}
-
-_MISFITS_NAMED = 5
 
 _BECAME = {
     "finished": "finished without a score",
@@ -244,10 +243,9 @@ def _warnings(analysis: Analysis) -> list[str]:
             "The last ones are not; with selection: train-split the best ones are not either."
         )
     if analysis.misfits:
-        some = ", ".join(analysis.misfits[:_MISFITS_NAMED]) + ("" if len(analysis.misfits) <= _MISFITS_NAMED else ", …")
         said.append(
             f"{counted(len(analysis.misfits), 'run')} kept a predictions.npz that does not give the recorded score and "
-            f"is not used: {some}. Put back what `manytune run` wrote."
+            f"is not used: {listed(analysis.misfits, 5, 200)}. Put back what `manytune run` wrote."
         )
     said += analysis.problems
     return said

@@ -15,8 +15,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from manytune.errors import StoreError
-from manytune.files import exclusive, read_bytes, sweep_leftovers, write_file, writing
+from manytune.files import locked, read_bytes, sweep_leftovers, write_file, writing
 from manytune.json_text import parse_json
+from manytune.text import listed
 
 __all__ = ["MANIFEST", "manifest_of", "write_folder"]
 
@@ -24,7 +25,6 @@ MANIFEST = "report-files.json"
 
 _VERSION = 1
 _NAME = re.compile(r"(?:tables|figures)/[^/]+|report\.md|summary\.json|index\.html")
-_SHOWN = 3
 
 Digests = dict[str, set[str]]
 """Path inside the folder → SHA-256 of every content that a report may have left there."""
@@ -49,7 +49,7 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise StoreError(f"{folder} is not a directory. Give another --out.")
     with writing(folder):
         os.makedirs(os.path.realpath(folder), exist_ok=True)
-        with exclusive(folder):  # `run` writes its report while `report --watch` does
+        with locked(folder):  # `run` writes its report while `report --watch` does
             files = {name: content for name, content in files.items() if name != MANIFEST}
             new = {name: {_digest(content)} for name, content in files.items()}
             before = _written(folder, new)
@@ -118,9 +118,8 @@ def _refuse_others(folder: Path, before: Digests, new: Digests) -> None:
         if os.path.lexists(folder / name) and _found(folder / name) not in before.get(name, set()) | new[name]
     ]
     if others:
-        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         raise StoreError(
-            f"{folder} holds files that no report wrote, or that were changed since: {shown}. "
+            f"{folder} holds files that no report wrote, or that were changed since: {listed(others, 3)}. "
             "Move them, or give another folder as --out."
         )
 

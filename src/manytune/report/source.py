@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from manytune.config import Study
 from manytune.errors import StoreError
-from manytune.evidence import Examples, Structure
-from manytune.lookup import PREDICTIONS, altered
+from manytune.evidence import PREDICTIONS, Examples, Structure
+from manytune.lookup import altered
 from manytune.record import HistoryRow, RunRecord
 from manytune.report.guard import attempt
 from manytune.store import Store, StudyStatus

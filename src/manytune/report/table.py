@@ -23,12 +23,11 @@ from manytune.metrics import METRICS, Metric
 from manytune.record import RunRecord, RunState
 from manytune.stats import Lead, Summary, leader, summarize
 from manytune.tasks import TASKS
-from manytune.text import printable
+from manytune.text import listed, printable
 
 __all__ = ["MethodRow", "MetricSummary", "TaskTable", "render", "tabulate"]
 
 _UNKNOWN = "–"
-_NAMED = 20  # runs of one kind
 _LAST_COLLAPSED = "predicted a constant at the last evaluation, left out of the last mean"
 _LEFT_OUT = "Means and standard deviations are over the runs that finished; the others are left out of them."
 
@@ -112,8 +111,7 @@ class MethodRow:
         named = [(str(state), self.in_state(state)) for state in RunState if state is not RunState.FINISHED]
         named.append((_LAST_COLLAPSED, tuple(run for run in self.finished if run.last_collapsed)))
         return tuple(
-            f"{len(runs)} of {len(self.runs)} {what}: {', '.join(run.run_id for run in runs[:_NAMED])}"
-            + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")
+            f"{len(runs)} of {len(self.runs)} {what}: {listed([run.run_id for run in runs], limit=200)}"
             for what, runs in named
             if runs
         )

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from manytune.record import Cost, HistoryRow, RunRecord
 from manytune.store import RunStatus, StudyStatus
-from manytune.text import printable, shortened
+from manytune.text import cut, printable, shortened
 
 __all__ = [
     "MANY",
@@ -222,8 +222,7 @@ def _is_numeric(cell: Any) -> bool:
 
 def _written(cell: Any) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        text = printable(str(cell))  # a line feed or a tab too: a row stays a row
-        return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…"
+        return cut(printable(str(cell)), _LONGEST_CELL)  # a line feed or a tab too: a row stays a row
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4f}" if cell == 0 or 1e-4 <= abs(cell) < 1e6 else f"{cell:.3e}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from manytune.caches import own_folder, read_entry, user_cache, write_entry
 from manytune.errors import ManytuneError, StoreError
-from manytune.files import temporary_folder
+from manytune.files import temporary
 
 __all__ = ["kernel_problems", "load_library"]
 
@@ -105,7 +105,7 @@ def _compile(compiler: Sequence[str], path: Path) -> bytes:
     Raises:
         OSError: The compiler cannot be started or fails, or the folder cannot be written.
     """
-    with temporary_folder(path) as folder:
+    with temporary(path, directory=True) as folder:
         made = folder / "made.so"
         for optional in _OPTIONAL:
             command = [*compiler, *_FLAGS, *optional, str(_SOURCE), "-o", str(made)]
