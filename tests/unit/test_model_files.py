@@ -24,7 +24,7 @@ from manytune.check import check_study
 from manytune.config import Study
 from manytune.data import Split
 from manytune.dryrun import render_dry_run
-from manytune.errors import ManytuneError, ModelError
+from manytune.errors import DataError, ManytuneError, ModelError
 from manytune.workload import encode_split
 from study_files import small_study
 from tiny import make_tiny
@@ -240,11 +240,8 @@ def test_rows_without_a_token_are_found_before_training(tiny: Path, tmp_path: Pa
     )
     parts, tokenizer = anatomy(str(tiny), 2), load_tokenizer(str(tiny))
     rows = Split((("good",), ("xyz",)), np.zeros(2, dtype=np.int64), "", "rows.csv")
-    refused(
-        lambda: encode_split(study, parts, tokenizer, rows),
-        "row 2: the tokenizer of",
-        "makes no token of 'xyz', one of 1 such rows",
-    )
+    with pytest.raises(DataError, match="row 2: the tokenizer of .* makes no token of 'xyz', one of 1 such rows"):
+        encode_split(study, parts, tokenizer, rows)
     for use in (lambda: check_study(study), lambda: list(render_dry_run(study, "cpu"))):
         with pytest.raises(ManytuneError, match="row"):
             use()
