@@ -240,7 +240,7 @@ def test_rows_without_a_token_are_found_before_training(tiny: Path, tmp_path: Pa
     )
     parts, tokenizer = anatomy(str(tiny), 2), load_tokenizer(str(tiny))
     rows = Split((("good",), ("xyz",)), np.zeros(2, dtype=np.int64), "", "rows.csv")
-    with pytest.raises(DataError, match="row 2: the tokenizer of .* makes no token of 'xyz', one of 1 such rows"):
+    with pytest.raises(DataError, match=r"row 2: the tokenizer of .* makes no token of 'xyz', one of 1 such rows"):
         encode_split(study, parts, tokenizer, rows)
     for use in (lambda: check_study(study), lambda: list(render_dry_run(study, "cpu"))):
         with pytest.raises(ManytuneError, match="row"):
