@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -69,7 +70,7 @@ class _Holder:
     def parse(cls, data: bytes) -> _Holder:
         """What a lock file says; one that is cut short, or of another version, is of somebody unknown."""
         try:
-            return TypeAdapter(_Holder).validate_json(data)
+            return _holder_adapter().validate_json(data)
         except ValueError:
             return cls(0, "an unknown machine", "an unknown time", "", None, hashlib.sha256(data).hexdigest())
 
@@ -89,6 +90,11 @@ class _Holder:
 
     def __str__(self) -> str:
         return f"the process {self.pid} on {self.host}, since {self.since}"
+
+
+@cache
+def _holder_adapter() -> TypeAdapter[_Holder]:
+    return TypeAdapter(_Holder)  # made once: a lock is read before every write
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,24 @@ def left(directory: Path, **changes: Any) -> Any:
     return holder
 
 
+@contextmanager
+def touched(directory: Path) -> Iterator[None]:
+    """Somebody touches the lock again and again."""
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(0.01):
+            os.utime(directory / "lock")
+
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        toucher.join()
+
+
 def test_it_is_there_while_it_is_held_and_says_who(tmp_path: Path) -> None:
     lock = Lock(tmp_path, print)
     lock.look()
@@ -126,20 +144,8 @@ def test_one_of_another_machine_is_in_use_when_somebody_touches_it(
 ) -> None:
     left(tmp_path, boot="elsewhere", host="elsewhere")
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 60.0)
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(0.01):
-            os.utime(tmp_path / "lock")
-
-    toucher = threading.Thread(target=touch)
-    toucher.start()
-    try:
-        with pytest.raises(StoreError, match=r"is in use: the process .* on elsewhere"):
-            Lock(tmp_path, print).look()
-    finally:
-        done.set()
-        toucher.join()
+    with touched(tmp_path), pytest.raises(StoreError, match=r"is in use: the process .* on elsewhere"):
+        Lock(tmp_path, print).look()
 
 
 def test_a_lock_that_came_in_the_place_of_a_dead_one_is_not_taken_away(tmp_path: Path) -> None:
@@ -255,20 +261,8 @@ def test_a_process_that_is_there_but_cannot_be_looked_at_is_judged_by_its_touch(
     monkeypatch.setattr(module, "_PATIENCE_SECONDS", 60.0)
     monkeypatch.setattr(module, "_ticks", lambda pid: None)
     left(tmp_path, ticks=1)
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(0.01):
-            os.utime(tmp_path / "lock")
-
-    toucher = threading.Thread(target=touch)
-    toucher.start()
-    try:
-        with pytest.raises(StoreError, match="is in use"):
-            Lock(tmp_path, print).look()
-    finally:
-        done.set()
-        toucher.join()
+    with touched(tmp_path), pytest.raises(StoreError, match="is in use"):
+        Lock(tmp_path, print).look()
 
 
 def test_patience_is_had_once_for_the_look_and_the_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
