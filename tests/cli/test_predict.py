@@ -32,6 +32,7 @@ from manytune.progress import make_progress
 from manytune.record import RunRecord
 from manytune.store import Store
 from manytune.tasks import get_task
+from row_files import read_rows_of as read
 
 ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
 
@@ -139,15 +140,6 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
             table.writeheader()
             table.writerows(rows)
     return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return list(pq.read_table(path).to_pylist())
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

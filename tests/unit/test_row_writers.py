@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import io
 import json
@@ -17,6 +16,7 @@ import pytest
 
 from manytune.errors import DataError
 from manytune.rows import read_parts, writer
+from row_files import read_rows_of as read
 
 ADDED: dict[str, type] = {"prediction": str, "p_a": float}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -32,15 +32,6 @@ def convert(source: Path, target: Path) -> None:
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return list(pq.read_table(path).to_pylist())
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 @pytest.mark.parametrize("later", [1, 1500])

@@ -50,7 +50,6 @@ def write_report(
     """
     if out is None and len(directories) != 1:
         raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
-    material = read(directories)
     stores = [Store.open(directory) for directory in directories]
     target = Path(out) if out is not None else stores[0].report_dir
     if out is None and target.is_symlink():
@@ -59,6 +58,7 @@ def write_report(
     for store in stores:
         if target.exists() and target.samefile(store.root):
             raise StoreError(f"{target} is the study directory; give a folder of its own, such as {store.report_dir}.")
+    material = read(directories)
     content = compose(material if examples else without_examples(material))
     write_folder(target, files_of(content))
     return target / "index.html", content.complete
