@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manytune.store import Store
+from manytune.storage.directory import Store
 
 
 @dataclass

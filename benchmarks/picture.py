@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from manytune.report import render, tabulate
-from manytune.store import Store
+from manytune.storage.directory import Store
 
 
 def main() -> None:

@@ -37,15 +37,15 @@ from trainer_reference import Rows, build_model, collate, common_arguments
 from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from manytune import hardware
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study
+from manytune.config.plan import Run, plan_packs, plan_runs
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import choose_kernels, kernel_path
 from manytune.packing.products import Product
-from manytune.plan import Run, plan_packs, plan_runs
-from manytune.train import Outcome, train_pack
-from manytune.workload import TaskWork, prepare
+from manytune.training.loop import Outcome, train_pack
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils import hardware
 
 LORA = {"method": "lora", "rank": 8, "alpha": 8, "dropout": 0.1, "learning_rate": 1e-3}
 WORK: dict[str, dict[str, Any]] = {

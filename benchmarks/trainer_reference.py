@@ -31,14 +31,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from manytune import hardware, metrics
-from manytune.backbones import locate
 from manytune.config import Study, Training
-from manytune.data import Encoded
-from manytune.evaluate import predictions_of
-from manytune.plan import Run, evaluation_steps, plan_runs, steps_per_epoch, total_steps, warmup_steps
-from manytune.tasks import Task
-from manytune.workload import TaskWork, prepare
+from manytune.config.plan import Run, evaluation_steps, plan_runs, steps_per_epoch, total_steps, warmup_steps
+from manytune.data import metrics
+from manytune.data.splits import Encoded
+from manytune.data.tasks import Task
+from manytune.models.loading import locate
+from manytune.training.evaluation import predictions_of
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils import hardware
 
 SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -75,7 +76,7 @@ def build_model(run: Run, work: TaskWork) -> torch.nn.Module:
         locate(run.model).path, num_labels=work.task.num_outputs, dtype=torch.float32
     )
     adaptation = work.adaptation(run)
-    prefix = work.anatomy.prefix
+    prefix = work.model_spec.prefix
     trained = {*adaptation.head, *(f"{prefix}.{name}" for name in adaptation.biases)}
     if adaptation.weights:
         trained |= {name for name, _ in model.named_parameters()}

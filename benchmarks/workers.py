@@ -3,7 +3,7 @@ beside its training.
 
     python benchmarks/workers.py --data GLUE --out docs/results/workers-cpu.json [--roberta FOLDER]
 
-Each study trains on CoLA's sentences in the packs that the planner makes for the place, with a dev set of 64 rows, so
+Each study trains on CoLA's sentences in the packs that the planner makes for the executor, with a dev set of 64 rows, so
 that it is training that is timed: from the first pack's start to the last one's end. Rounds alternate; medians are
 shown.
 """
@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from manytune import hardware
-from manytune.backbones import locate
 from manytune.config import Study
-from manytune.executors import Inline, OnRay, Resources, Workers, run_study
-from manytune.executors.base import Place
-from manytune.progress import QuietProgress
-from manytune.tasks import Task
+from manytune.data.tasks import Task
+from manytune.executors import Inline, OnRay, Resources, Workers
+from manytune.executors.base import ExecutorSpec
+from manytune.models.loading import locate
+from manytune.study import run_study
+from manytune.tracking.progress import QuietProgress
+from manytune.utils import hardware
 
 CORES = len(os.sched_getaffinity(0))
 LORA = {"method": "lora", "rank": 8, "learning_rate": 1e-3}
@@ -71,10 +72,10 @@ def sentences(glue: Path, folder: Path) -> dict[str, Any]:
     return {"name": "cola-sentences", **files, "text": "text", "label": "label", "labels": ["0", "1"]}
 
 
-def timed(what: Study, place: Place) -> Clock:
+def timed(what: Study, executor: ExecutorSpec) -> Clock:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        result = run_study(what, Path(folder) / "out", place=place, progress=clock)
+        result = run_study(what, Path(folder) / "out", executor=executor, progress=clock)
     assert not result.failed, result.failed[0].failure
     return clock
 
@@ -90,7 +91,7 @@ def small_model(folder: Path, source: Path, **figures: Any) -> str:
 
 
 def compare(task: dict[str, Any], models: dict[str, tuple[str, int, int]], rounds: int) -> list[dict[str, Any]]:
-    places: dict[str, Place] = {
+    executors: dict[str, ExecutorSpec] = {
         f"1 x {CORES} threads": Inline("cpu"),
         f"{CORES} x 1 thread": Workers(CORES, threads=1),
     }
@@ -100,10 +101,10 @@ def compare(task: dict[str, Any], models: dict[str, tuple[str, int, int]], round
             ("16 LoRA runs", [LORA], 16, lora_steps),
             (f"{CORES} full runs", [FULL], CORES, full_steps),
         ):
-            seconds: dict[str, list[float]] = {each: [] for each in places}
+            seconds: dict[str, list[float]] = {each: [] for each in executors}
             for _ in range(rounds):
-                for each, place in places.items():
-                    clock = timed(study(task, model, methods, seeds, max_steps=steps), place)
+                for each, executor in executors.items():
+                    clock = timed(study(task, model, methods, seeds, max_steps=steps), executor)
                     seconds[each].append(clock.ended[-1] - clock.started[0])
             medians = {each: statistics.median(values) for each, values in seconds.items()}
             one, many = medians.values()
@@ -118,11 +119,11 @@ def overhead(task: dict[str, Any], model: str) -> dict[str, float]:
     """Seconds between a pack's end and the start of the next one's training, by where they train."""
     what = study(task, model, [{"method": "head", "learning_rate": 1e-3}], 12, max_steps=1, max_pack=1)
     found = {}
-    places = {"in this process": Inline("cpu"), "in a worker": Workers(1, threads=CORES)}
+    executors = {"in this process": Inline("cpu"), "in a worker": Workers(1, threads=CORES)}
     if importlib.util.find_spec("ray"):
-        places["on Ray"] = OnRay(resources=Resources(cpu=CORES))
-    for name, place in places.items():
-        clock = timed(what, place)
+        executors["on Ray"] = OnRay(resources=Resources(cpu=CORES))
+    for name, executor in executors.items():
+        clock = timed(what, executor)
         gaps = [start - end for start, end in zip(clock.started[1:], clock.ended[:-1], strict=True)]
         found[name] = statistics.median(gaps)
     print("between two packs: " + ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in found.items()))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from manytune.glue_zip import write_zip
+from manytune.data.glue_zip import write_zip
 
 DOCS = Path(__file__).parent
 MOST_LINES, HEAD = 42, 30

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from manytune import metrics
 from manytune.config import Study
-from manytune.data import load_split
-from manytune.evidence import Examples, Structure, Trained
-from manytune.lookup import digests
-from manytune.plan import Run, plan_packs, plan_runs
-from manytune.record import HistoryRow, RunRecord
-from manytune.store import Store
-from manytune.tasks import Task, get_task
+from manytune.config.plan import Run, plan_packs, plan_runs
+from manytune.data import metrics
+from manytune.data.splits import load_split
+from manytune.data.tasks import Task, get_task
+from manytune.storage.artifacts import Examples, Structure, Trained
+from manytune.storage.directory import Store
+from manytune.storage.lookup import digests
+from manytune.storage.record import HistoryRow, RunRecord
 
 __all__ = ["GLUE_LIKE", "HOSTILE", "QUALITY", "make_study_directory", "structure_of"]
 
@@ -62,7 +62,7 @@ def make_study_directory(
     *,
     states: Mapping[str, str] | None = None,
     pending: Sequence[str] = (),
-    evidence: bool = True,
+    artifacts: bool = True,
     spread: float = 0.03,
     quality: Mapping[str, float] = QUALITY,
     hostile: bool = False,
@@ -76,12 +76,12 @@ def make_study_directory(
         study: The study's data.
         states: Start of a run id → the state that it ended in, other than finished.
         pending: Starts of ids of runs that have not ended.
-        evidence: Whether predictions, dev rows and the module tree are kept.
+        artifacts: Whether predictions, dev rows and the module tree are kept.
         spread: Standard deviation over seeds, as a share of what there is to be learned.
         quality: Method → how good its runs are.
         hostile: Whether sentences and failures hold markup.
         evaluations: Rows of each history.
-        changes: Facts in place of every record's own.
+        changes: FileFacts in place of every record's own.
     """
     made = Study.from_dict(study)
     store = Store.create_or_open(root, made)
@@ -91,9 +91,9 @@ def make_study_directory(
         task = get_task(name)
         texts, labels = _dev(task, hostile)
         own = [run for run in runs if run.task == name]
-        if evidence:
+        if artifacts:
             examples = Examples(texts=texts, labels=tuple(labels.tolist()), parts=dict(task.dev_parts))
-            store.task_files(name).keep(task, examples, structure_of(own, task))
+            store.task_artifacts(name).keep(task, examples, structure_of(own, task))
         for place, run in enumerate(own):
             if not run.id.startswith(tuple(pending)) or not pending:
                 state = next((s for start, s in (states or {}).items() if run.id.startswith(start)), "finished")
@@ -105,7 +105,7 @@ def make_study_directory(
                     labels,
                     state,
                     place,
-                    evidence,
+                    artifacts,
                     spread,
                     quality,
                     hostile,
@@ -184,7 +184,7 @@ def _write_run(
     labels: np.ndarray,
     state: str,
     place: int,
-    evidence: bool,
+    artifacts: bool,
     spread: float,
     quality: Mapping[str, float],
     hostile: bool,
@@ -209,7 +209,7 @@ def _write_run(
         logits = np.zeros_like(logits) + np.array([0.0, 1.0][: logits.shape[1]], dtype=np.float32)
         scores = last = _scores(task, logits, labels)
     store.write_history(run.id, _history(task, run, good, scores, steps, evaluations, best_at))
-    if evidence and known:
+    if artifacts and known:
         store.write_predictions(run.id, logits)
     failure = (
         f"The training loss became nan at step 7. {HOSTILE[0] if hostile else ''}".strip()

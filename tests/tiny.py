@@ -19,7 +19,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from manytune.data import Encoded
+from manytune.data.splits import Encoded
 
 __all__ = ["TINY_FAMILIES", "make_tiny", "make_tiny_of", "random_rows"]
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from manytune.version import __version__
+from manytune.utils.version import __version__
 
 if TYPE_CHECKING:
     from manytune.config import Study
-    from manytune.errors import ManytuneError
-    from manytune.executors import StudyResult, run_study
-    from manytune.predictor import Prediction, Predictor, load
-    from manytune.record import RunRecord, RunState
+    from manytune.inference.predictor import Prediction, Predictor, load
+    from manytune.storage.record import RunRecord, RunState
+    from manytune.study import StudyResult, run_study
+    from manytune.utils.errors import ManytuneError
 
 __all__ = [
     "ManytuneError",
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ManytuneError": "manytune.errors",
-    "Prediction": "manytune.predictor",
-    "Predictor": "manytune.predictor",
-    "RunRecord": "manytune.record",
-    "RunState": "manytune.record",
+    "ManytuneError": "manytune.utils.errors",
+    "Prediction": "manytune.inference.predictor",
+    "Predictor": "manytune.inference.predictor",
+    "RunRecord": "manytune.storage.record",
+    "RunState": "manytune.storage.record",
     "Study": "manytune.config",
-    "StudyResult": "manytune.executors",
-    "load": "manytune.predictor",
-    "run_study": "manytune.executors",
+    "StudyResult": "manytune.study",
+    "load": "manytune.inference.predictor",
+    "run_study": "manytune.study",
 }
 
 

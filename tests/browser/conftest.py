@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from manytune.report.write import write_report
+from manytune.report.writing import write_report
 from study_factory import GLUE_LIKE, make_study_directory
 
 # No sandbox: tests may run as root, and the page is our own. The rest keeps the browser from asking for updates.

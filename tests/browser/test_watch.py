@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from manytune.store import Store
-from manytune.watch import serve
+from manytune.report.live_page import serve
+from manytune.storage.directory import Store
 from study_files import write_small_study
 from tiny import make_tiny
 from waiting import until

@@ -94,7 +94,7 @@ def pickled(folder: Path) -> None:
 def begun(folder: Path, **changes: Any) -> None:
     """A directory that another study was begun in."""
     from manytune.config import Study
-    from manytune.store import Store
+    from manytune.storage.directory import Store
 
     study = yaml.safe_load((folder / "study.yaml").read_text())
     Store.create_or_open(folder / "out", Study.from_dict({**study, "seeds": [7]}))

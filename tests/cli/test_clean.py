@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
-from manytune.files import replacing
-from manytune.plan import Pack
-from manytune.store import Store
+from manytune.config.plan import Pack
+from manytune.storage.directory import Store
+from manytune.utils.files import replacing
 from study_factory import make_study_directory
 from study_files import results_in, write_small_study
 

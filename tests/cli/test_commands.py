@@ -21,16 +21,17 @@ import pytest
 import yaml
 from command_line import Command, Finished, manytune
 
-from manytune import metrics, snapshot
-from manytune.backbones import load_backbone, load_tokenizer
 from manytune.config import METHODS, Study
-from manytune.evaluate import evaluate, predictions_of
-from manytune.plan import Run, plan_packs, plan_runs
-from manytune.record import RunRecord, RunState, history_from_csv
-from manytune.store import Store
-from manytune.tasks import TASKS, get_task
-from manytune.version import __version__
-from manytune.workload import prepare
+from manytune.config.plan import Run, plan_packs, plan_runs
+from manytune.data import metrics
+from manytune.data.tasks import TASKS, get_task
+from manytune.models.loading import load_backbone, load_tokenizer
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord, RunState, history_from_csv
+from manytune.training import snapshot
+from manytune.training.evaluation import evaluate, predictions_of
+from manytune.training.workload import prepare
+from manytune.utils.version import __version__
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
@@ -205,7 +206,7 @@ class TestRun:
     @pytest.mark.parametrize("task", [ACCEPTABILITY, SIMILARITY])
     def test_kept_predictions_and_examples_give_the_scores_of_the_record(self, finish: Finish, task: str) -> None:
         store = Store.open(finish.out)
-        examples = store.task_files(task).examples()
+        examples = store.task_artifacts(task).examples()
         assert examples is not None
         for run in (run for run in finish.runs if run.task == task):
             logits = store.read_predictions(run.id)
@@ -216,7 +217,7 @@ class TestRun:
             )
 
     def test_the_structure_says_what_each_method_trains(self, finish: Finish) -> None:
-        structure = Store.open(finish.out).task_files(SIMILARITY).structure()
+        structure = Store.open(finish.out).task_artifacts(SIMILARITY).structure()
         assert structure is not None
         sizes = {name: math.prod(shape) for name, shape in (structure.tensors | structure.head).items()}
         assert set(structure.trained) == {run.label for run in finish.runs}
@@ -338,7 +339,7 @@ class TestFailure:
         def interrupt(*_args: object, **_options: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("manytune.executors.run_study", interrupt)
+        monkeypatch.setattr("manytune.study.run_study", interrupt)
         done = command("run", write_study(tmp_path, tiny), "--out", "results", cwd=tmp_path)
         assert done.code == 130
         assert done.err == "Interrupted. The same command goes on from what is kept.\n"
@@ -695,7 +696,7 @@ class TestWhatIsRefused:
     def test_a_device_that_is_not_here(
         self, tiny: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(sys.modules["manytune.hardware"]._AVAILABLE, "mps", lambda: False)
+        monkeypatch.setitem(sys.modules["manytune.utils.hardware"]._AVAILABLE, "mps", lambda: False)
         path = write_study(tmp_path, tiny)
         done = command("run", path, "--out", "results", "--device", "mps", cwd=tmp_path)
         refused(done, "--device: mps is not available on this machine", "auto, cpu")
@@ -884,6 +885,6 @@ def prepare_once(study: Study, task: str) -> Any:
 
 
 def rows_of(task: str) -> int:
-    from manytune.data import load_split
+    from manytune.data.splits import load_split
 
     return len(load_split(TASKS[task], "train"))

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from manytune.config import Study
-from manytune.errors import DependencyError, StoreError, StudyError
-from manytune.executors import run_study
-from manytune.export import export
-from manytune.progress import make_progress
-from manytune.record import RunRecord
-from manytune.store import Store
-from manytune.tasks import get_task
+from manytune.data.tasks import get_task
+from manytune.inference.export import export
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
+from manytune.study import run_study
+from manytune.tracking.progress import make_progress
+from manytune.utils.errors import DependencyError, StoreError, StudyError
 from tiny import TINY_FAMILIES, make_tiny
 
 TASKS = ("builtin-acceptability", "builtin-similarity")
@@ -100,7 +100,7 @@ def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "made")
         labels = get_task(task).labels
         assert model.config.id2label == (dict(enumerate(labels)) if labels else {0: "LABEL_0"})
-    examples, kept = trained.store.task_files(task).examples(), trained.store.read_predictions(record.run_id)
+    examples, kept = trained.store.task_artifacts(task).examples(), trained.store.read_predictions(record.run_id)
     assert examples is not None
     assert kept is not None
     found = logits(model, AutoTokenizer.from_pretrained(tmp_path / "made"), examples.texts)
@@ -117,7 +117,7 @@ def test_onnxruntime_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
     assert made.form == "onnx"
     assert made.off <= 1e-4
     assert not list(made.folder.glob("*.safetensors"))
-    examples, kept = trained.store.task_files(task).examples(), trained.store.read_predictions(record.run_id)
+    examples, kept = trained.store.task_artifacts(task).examples(), trained.store.read_predictions(record.run_id)
     assert examples is not None
     assert kept is not None
     session = runtime.InferenceSession(made.folder / "model.onnx")
@@ -277,7 +277,7 @@ def test_what_a_user_puts_into_the_folder_meanwhile_stays(
     link.symlink_to(folder)
     record = trained.of(TASKS[0], "full")
     with monkeypatch.context() as patch:
-        patch.setattr("manytune.export.model_card", lambda *_, **__: (folder / "mine").touch() or "")
+        patch.setattr("manytune.inference.export.model_card", lambda *_, **__: (folder / "mine").touch() or "")
         with pytest.raises(StoreError, match="not empty"):
             export(trained.store, record, link)
     assert [path.name for path in folder.iterdir()] == ["mine"]

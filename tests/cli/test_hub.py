@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from manytune.data import load_split
-from manytune.tasks import TASKS
+from manytune.data.splits import load_split
+from manytune.data.tasks import TASKS
 
 REPOSITORY = "nyu-mll/glue"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -70,9 +70,9 @@ configs:
 LOAD = """
 import json
 import sys
-from manytune.data import load_split
-from manytune.errors import ManytuneError
-from manytune.tasks import get_task
+from manytune.data.splits import load_split
+from manytune.utils.errors import ManytuneError
+from manytune.data.tasks import get_task
 try:
     loaded = load_split(get_task(sys.argv[1]), sys.argv[2])
 except ManytuneError as error:

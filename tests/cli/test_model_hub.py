@@ -15,9 +15,9 @@ from command_line import Command, manytune
 from huggingface_hub import constants
 from transformers import BertModel
 
-from manytune.backbones import anatomy, load_backbone, load_config, load_tokenizer
-from manytune.errors import ModelError
-from manytune.record import RunRecord
+from manytune.models.loading import load_backbone, load_config, load_tokenizer, model_spec
+from manytune.storage.record import RunRecord
+from manytune.utils.errors import ModelError
 from tiny import make_tiny
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -99,7 +99,7 @@ def test_a_name_means_main_and_a_revision_what_it_says(hub: Hub, tiny: Path, ano
         assert (backbone.revision, backbone.name) == (commit, hub.name + revision)
         assert torch.equal(backbone.model.pooler.dense.weight, ones) == (commit == SECOND)
         assert len(load_tokenizer(hub.name + revision)) == 141
-        assert anatomy(hub.name + revision, 2) == backbone.anatomy
+        assert model_spec(hub.name + revision, 2) == backbone.model_spec
 
 
 def test_a_name_that_is_not_there_is_one_clear_message(command: Command, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_pickle_with_a_conversion_on_the_hub_names_it(
         asked.append(name)
         return "refs/pr/3"
 
-    monkeypatch.setattr("manytune.backbones.safetensors_revision", find)
+    monkeypatch.setattr("manytune.models.loading.safetensors_revision", find)
     with pytest.raises(ModelError, match=f"{hub.name}@refs/pr/3 has them as safetensors: give that as model"):
         load_backbone(hub.name, 2)
     assert asked == [hub.name]

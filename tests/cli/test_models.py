@@ -11,7 +11,7 @@ from pathlib import Path
 
 from command_line import Command
 
-from manytune.families import FAMILIES
+from manytune.models.families import FAMILIES
 from tiny import make_tiny_of
 
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 import manytune
 from manytune.config import Study
-from manytune.executors import run_study
-from manytune.store import Store
+from manytune.storage.directory import Store
+from manytune.study import run_study
 
 WORDS = {"billing": "invoice", "sales": "discount", "support": "crash"}
 
@@ -71,7 +71,7 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_is_in_the_targets_own_unit(folder: Path) -> None:
     store = Store.open(folder / "out")
     (record,) = [r for r in store.finished_runs().values() if (r.task, r.method) == ("price", "full")]
-    examples, logits = store.task_files("price").examples(), store.read_predictions(record.run_id)
+    examples, logits = store.task_artifacts("price").examples(), store.read_predictions(record.run_id)
     assert examples is not None
     assert logits is not None
     targets = np.array(examples.labels)
@@ -281,7 +281,7 @@ def test_targets_of_ten_digits_are_learned_and_predicted(tiny: Path, command: Co
     assert record.best_score is not None
     assert record.best_score < spread, "it is better than the mean"
     store = Store.open(tmp_path / "out")
-    examples, logits = store.task_files("when").examples(), store.read_predictions(record.run_id)
+    examples, logits = store.task_artifacts("when").examples(), store.read_predictions(record.run_id)
     assert examples is not None
     assert logits is not None
     assert examples.labels == tuple(float(first + n) for n in range(40))

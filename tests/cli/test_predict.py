@@ -23,15 +23,16 @@ import yaml
 from command_line import Command, Finished
 
 import manytune
-from manytune import cli, metrics
+from manytune import cli
 from manytune.config import Study
-from manytune.data import load_split
-from manytune.errors import DataError, ModelError, StoreError
-from manytune.executors import run_study
-from manytune.progress import make_progress
-from manytune.record import RunRecord
-from manytune.store import Store
-from manytune.tasks import get_task
+from manytune.data import metrics
+from manytune.data.splits import load_split
+from manytune.data.tasks import get_task
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
+from manytune.study import run_study
+from manytune.tracking.progress import make_progress
+from manytune.utils.errors import DataError, ModelError, StoreError
 from row_files import read_rows_of as read
 
 ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
@@ -266,7 +267,7 @@ def test_rows_without_a_text_keep_their_place(trained: Trained, command: Command
 
 def test_many_rows_go_through_in_parts(trained: Trained, tmp_path: Path) -> None:
     """Never more than a part is held."""
-    from manytune.rows import read_parts
+    from manytune.data.rows import read_parts
 
     given = written(tmp_path / "given.csv", [{"sentence": f"Sentence {number}."} for number in range(5000)])
     parts = [len(part) for part in read_parts(str(given), ["sentence"])]
@@ -614,7 +615,7 @@ def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(
     make: Callable[[Path], str],
     said: str,
 ) -> None:
-    monkeypatch.setattr("manytune.predictor.Predictor", None)
+    monkeypatch.setattr("manytune.inference.predictor.Predictor", None)
     before = given.read_text()
     done = predicted(trained, command, given, make(given))
     assert (done.code, done.out) == (2, "")

@@ -79,13 +79,13 @@ def test_what_cannot_be_is_refused(study: Path, command: Command, arguments: lis
 def test_watching_writes_anew_until_the_study_is_complete(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_study_directory(tmp_path / "s", SMALL, pending=["cola-bitfit"], evidence=False)
+    make_study_directory(tmp_path / "s", SMALL, pending=["cola-bitfit"], artifacts=False)
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:  # the runs that were pending end
-            make_study_directory(tmp_path / "s", SMALL, evidence=False)
+            make_study_directory(tmp_path / "s", SMALL, artifacts=False)
 
     monkeypatch.setattr(views.watched, "__defaults__", (wait,))
     done = command("report", "s", "--watch", "--every", "5", cwd=tmp_path)
@@ -163,7 +163,7 @@ def test_run_goes_without_a_report_if_asked(tiny: Path, command: Command, tmp_pa
 
 def test_compare_says_what_changed(study: Path, command: Command, tmp_path: Path) -> None:
     other = make_study_directory(
-        tmp_path / "other", {**SMALL, "template": "spaced"}, evidence=False, quality={"full": 0.7, "bitfit": 0.5}
+        tmp_path / "other", {**SMALL, "template": "spaced"}, artifacts=False, quality={"full": 0.7, "bitfit": 0.5}
     )
     done = command("compare", study, other.root, cwd=tmp_path)
     assert done.code == 0

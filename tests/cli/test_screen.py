@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 import manytune as package
-from manytune.progress import CleanConsole, PlainProgress, make_progress
-from manytune.store import Store
+from manytune.storage.directory import Store
+from manytune.tracking.progress import CleanConsole, PlainProgress, make_progress
 from study_factory import make_study_directory
 
 HOSTILE = "\x1b[31mred\x07\x9b2J\u202egnp\u2066\u2028"

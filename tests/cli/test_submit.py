@@ -12,11 +12,11 @@ from command_line import Command
 
 import manytune
 from manytune.config import Study
-from manytune.executors import run_study
-from manytune.glue_zip import check_zip
-from manytune.progress import make_progress
-from manytune.submit import _chosen
-from manytune.tasks import GLUE
+from manytune.data.glue_zip import check_zip
+from manytune.data.tasks import GLUE
+from manytune.inference.submission import _chosen
+from manytune.study import run_study
+from manytune.tracking.progress import make_progress
 from study_factory import GLUE_LIKE, make_study_directory
 
 HEADER = "index\tsentence1\tsentence2"
@@ -113,7 +113,7 @@ def test_what_no_submission_is_stays(
     (trained / "photo.zip").write_text("mine")
     if not (trained / "pipe").exists():
         os.mkfifo(trained / "pipe")
-    monkeypatch.setattr("manytune.submit.Predictor", None)  # it is refused before anything is predicted
+    monkeypatch.setattr("manytune.inference.submission.Predictor", None)  # it is refused before anything is predicted
     done = command("submit", "out", "--out", name, cwd=trained)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
@@ -136,6 +136,6 @@ def test_the_snapshot_of_another_run_is_refused(trained: Path, command: Command,
 def test_a_task_of_which_every_run_collapsed_is_a_placeholder(tmp_path: Path) -> None:
     methods = [{"method": "full", "learning_rate": 5e-5}]
     store = make_study_directory(
-        tmp_path / "s", {**GLUE_LIKE, "seeds": [0], "methods": methods}, states={"cola": "collapsed"}, evidence=False
+        tmp_path / "s", {**GLUE_LIKE, "seeds": [0], "methods": methods}, states={"cola": "collapsed"}, artifacts=False
     )
     assert list(_chosen([store], None)) == ["stsb"]

@@ -11,22 +11,23 @@ from typing import Any
 import pytest
 
 from manytune.config import Study
-from manytune.errors import ManytuneError
-from manytune.executors import Inline, Workers, run_study
-from manytune.executors.base import Place
-from manytune.executors.on_ray import OnRay, Resources
-from manytune.interrupts import Interrupted
-from manytune.plan import plan_packs, plan_runs
-from manytune.record import RunState
-from manytune.store import Store
-from manytune.tasks import Task
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.data.tasks import Task
+from manytune.executors import Inline, Workers
+from manytune.executors.base import ExecutorSpec
+from manytune.executors.ray_executor import OnRay, Resources
+from manytune.storage.directory import Store
+from manytune.storage.record import RunState
+from manytune.study import run_study
+from manytune.utils.errors import ManytuneError
+from manytune.utils.signals import Interrupted
 from ray_cluster import ray_cluster
 from study_files import results_in, small_study
 from tiny import make_tiny
 
 
 @pytest.fixture(params=["inline", "workers", "ray"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExecutorSpec:
     if request.param == "inline":
         return Inline("cpu")
     if request.param == "workers":
@@ -50,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the study comes to in one process, under the plan of `planned`."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    run_study(planned(model, out), out, place=Inline("cpu"), progress=Listener())
+    run_study(planned(model, out), out, executor=Inline("cpu"), progress=Listener())
     return results_in(out)
 
 
@@ -108,12 +109,12 @@ def planned(model: Path, out: Path, **changes: Any) -> Study:
 
 
 def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
-    place: Place, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
+    place: ExecutorSpec, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     told = Listener()
     study = planned(model, tmp_path)
     capacity, site = place.site("fp32", 32)
-    result = run_study(study, tmp_path, place=place, progress=told)
+    result = run_study(study, tmp_path, executor=place, progress=told)
     assert results_in(tmp_path) == undisturbed
     assert site.device == "cpu"
     assert [record.run_id for record in result.records] == [run.id for run in plan_runs(study)]
@@ -128,7 +129,7 @@ def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
 
 @pytest.mark.parametrize("place", ["inline", "workers", "ray with a storage"], indirect=True)
 def test_asked_to_stop_every_pack_stops_where_it_can_go_on(
-    place: Place, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
+    place: ExecutorSpec, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
     number = signal.SIGTERM
 
@@ -141,32 +142,32 @@ def test_asked_to_stop_every_pack_stops_where_it_can_go_on(
     study, told = planned(model, tmp_path), Asking()
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as interrupt:
-        run_study(study, tmp_path, place=place, progress=told)
+        run_study(study, tmp_path, executor=place, progress=told)
     assert interrupt.value.number == number
     assert signal.getsignal(number) is before
     assert not (tmp_path / "lock").exists()
     assert 0 < len(told.started) < 5 or len(told.ended) < 6
     again = Listener()
-    run_study(study, tmp_path, place=place, progress=again)
+    run_study(study, tmp_path, executor=place, progress=again)
     assert any("goes on from step" in text for text in again.messages) or not set(again.started) & set(told.started)
     assert results_in(tmp_path) == undisturbed
 
 
-def test_runs_that_fail_are_recorded_and_the_others_go_on(place: Place, model: Path, tmp_path: Path) -> None:
+def test_runs_that_fail_are_recorded_and_the_others_go_on(place: ExecutorSpec, model: Path, tmp_path: Path) -> None:
     methods = [{"method": "lora", "rank": 2, "learning_rate": [1e-3, 1e30]}]
     study = small(model, seeds=[0], methods=methods)
-    result = run_study(study, tmp_path, place=place, progress=Listener())
+    result = run_study(study, tmp_path, executor=place, progress=Listener())
     assert [record.state for record in result.records] == [RunState.FINISHED, RunState.FAILED]
     assert "learning rate that is too high" in (result.failed[0].failure or "")
 
 
-def test_what_a_user_can_mend_ends_the_study(place: Place, model: Path, tmp_path: Path) -> None:
+def test_what_a_user_can_mend_ends_the_study(place: ExecutorSpec, model: Path, tmp_path: Path) -> None:
     study = planned(model, tmp_path)
     in_the_way = Store.open(tmp_path).run_dir(plan_runs(study)[0].id)
     in_the_way.parent.mkdir()
     in_the_way.write_text("no directory")
     with pytest.raises(ManytuneError, match=in_the_way.name):
-        run_study(study, tmp_path, place=place, progress=Listener())
+        run_study(study, tmp_path, executor=place, progress=Listener())
     assert not (tmp_path / "lock").exists()
     in_the_way.unlink()
     assert plan_runs(study)[0].id not in Store.open(tmp_path).finished_runs()

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from manytune import config, snapshot
-from manytune.backbones import Backbone, load_backbone
+from manytune import config
 from manytune.config import Method, Training, make_method
-from manytune.data import Encoded
-from manytune.evaluate import predict
+from manytune.config.plan import Run
+from manytune.data.splits import Encoded
+from manytune.data.tasks import get_task
 from manytune.methods import METHODS, adapt, count_parameters
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Adaptation, BankTensor, Member, PackedModel, build_layout
-from manytune.packing.head import initial_head
-from manytune.plan import Run
-from manytune.tasks import get_task
-from manytune.train import Outcome, PackData, train_pack
+from manytune.packing.heads import initial_head
+from manytune.training import snapshot
+from manytune.training.evaluation import predict
+from manytune.training.loop import Outcome, PackData, train_pack
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
@@ -99,7 +100,7 @@ class Lab:
         self.trained = cache(lambda case: Trained(self.backbone(case.family), [(case.build(), SEED)]))
 
     def adaptation(self, case: Case) -> Adaptation:
-        return adapt(case.build(), self.backbone(case.family).anatomy)
+        return adapt(case.build(), self.backbone(case.family).model_spec)
 
     def fresh(self, case: Case) -> PackedModel:
         return PackedModel(self.backbone(case.family), [Member(SEED, self.adaptation(case))])
@@ -109,7 +110,7 @@ class Lab:
         model = AutoModelForSequenceClassification.from_pretrained(
             self.folders[case.family], num_labels=TASK.num_outputs, dtype=torch.float32
         )
-        head = initial_head(self.backbone(case.family).anatomy.head, SEED)
+        head = initial_head(self.backbone(case.family).model_spec.head, SEED)
         assert not model.load_state_dict(head, strict=False).unexpected_keys
         return model.eval()  # type: ignore[no-any-return]
 
@@ -119,7 +120,7 @@ class Lab:
         method = case.build()
         if method.method == "lora":
             model = peft.get_peft_model(model, peft_config(method))
-        prefix = self.backbone(case.family).anatomy.prefix
+        prefix = self.backbone(case.family).model_spec.prefix
         for name, parameter in model.named_parameters():
             own = shortened(name)
             promise = PROMISES[case.method] if own.startswith(f"{prefix}.") else HEAD_PROMISES[case.head]
@@ -132,7 +133,7 @@ class Trained:
 
     def __init__(self, backbone: Backbone, members: Sequence[tuple[Method, int]]) -> None:
         runs = [Run(f"run{i}", "tiny", TASK.name, method, seed) for i, (method, seed) in enumerate(members)]
-        adaptations = [adapt(method, backbone.anatomy) for method, _ in members]
+        adaptations = [adapt(method, backbone.model_spec) for method, _ in members]
         self.model = PackedModel(backbone, [Member(run.seed, own) for run, own in zip(runs, adaptations, strict=True)])
         self.trains = [{t.name for t in self.model.bank.of(i) if t.value.requires_grad} for i in range(len(runs))]
         self.initial = [self.model.bank.state(i) for i in range(len(runs))]
@@ -216,7 +217,7 @@ def test_exactly_the_promised_parameters_train(lab: Lab, case: Case) -> None:
 
 
 def test_the_count_is_what_really_trains_and_what_transformers_and_peft_count(lab: Lab, case: Case) -> None:
-    count = count_parameters(lab.backbone(case.family).anatomy, lab.adaptation(case))
+    count = count_parameters(lab.backbone(case.family).model_spec, lab.adaptation(case))
     tensors = lab.fresh(case).bank.of(0)
     assert count.trainable == trained_numbers(tensors)
     parts = {kind: trained_numbers(tensors, kind) for kind in ("backbone", "bias", "adapter", "head")}

@@ -34,13 +34,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from rich.console import Console
 
-from manytune import checkpoints, hardware, snapshot, train
 from manytune.config import Study
-from manytune.executors import job, run_study
-from manytune.files import write_file
-from manytune.progress import QuietProgress
-from manytune.report import write
-from manytune.store import Store
+from manytune.executors import job
+from manytune.report import writing
+from manytune.storage.directory import Store
+from manytune.study import run_study
+from manytune.tracking.progress import QuietProgress
+from manytune.training import checkpoints, loop, snapshot
+from manytune.utils import hardware
+from manytune.utils.files import write_file
 from study_files import results_in
 from tiny import make_tiny
 
@@ -93,12 +95,12 @@ def note_phases() -> None:
 
     for owner, attribute, name in (
         (job, "train_pack", "training"),
-        (train, "evaluate", "evaluation"),
+        (loop, "evaluate", "evaluation"),
         (checkpoints.Checkpoints, "keep", "checkpoint"),
         (checkpoints.Checkpoints, "newest", "checkpoint"),
         (snapshot, "save", "snapshot"),
         (Store, "write_record", "record"),
-        (write, "write_report", "report"),
+        (writing, "write_report", "report"),
     ):
         setattr(owner, attribute, within(name, getattr(owner, attribute)))
 
@@ -108,7 +110,7 @@ def whole(what: Study, out: Path) -> None:
     torch.set_num_threads(1)
     note_phases()
     run_study(what, out, device="cpu", progress=QuietProgress(Console(file=io.StringIO())))
-    write.write_report([out])
+    writing.write_report([out])
 
 
 def start(what: Study, out: Path) -> Any:

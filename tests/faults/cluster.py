@@ -29,12 +29,13 @@ import torch
 import yaml
 
 from manytune.config import Study
-from manytune.executors import Inline, run_study
-from manytune.executors.on_ray import OnRay
-from manytune.hardware import versions
-from manytune.plan import plan_packs, plan_runs
-from manytune.store import Store
-from manytune.tasks import Task
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.data.tasks import Task
+from manytune.executors import Inline
+from manytune.executors.ray_executor import OnRay
+from manytune.storage.directory import Store
+from manytune.study import run_study
+from manytune.utils.hardware import versions
 from ray_cluster import NODE
 from study_files import results_in
 from tiny import make_tiny
@@ -149,14 +150,14 @@ def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
     assert len(planned) == packs
     for name in ("alone", "cluster", "killed"):
         Store.create_or_open(folder / name, study).write_plan(planned)
-    run_study(study, folder / "alone", place=Inline("cpu"), progress=Silent(None, None))
+    run_study(study, folder / "alone", executor=Inline("cpu"), progress=Silent(None, None))
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
     try:
         victim = cluster.add_node(**NODE)
         cluster.add_node(**NODE)
         saboteur = Saboteur(cluster, victim)
         began = time.perf_counter()
-        run_study(study, folder / "cluster", place=OnRay(cluster.address), progress=saboteur)
+        run_study(study, folder / "cluster", executor=OnRay(cluster.address), progress=saboteur)
         seconds = time.perf_counter() - began
         driver = killed_driver(cluster.address, folder / "study.yaml", folder / "killed") if kill_driver else None
     finally:

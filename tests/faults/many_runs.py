@@ -22,10 +22,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from manytune import hardware
 from manytune.config import Study
-from manytune.plan import plan_packs, plan_runs
-from manytune.store import Store
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.storage.directory import Store
+from manytune.utils import hardware
 from study_files import write_small_study
 from tiny import make_tiny
 

@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Method, Training, make_method
-from manytune.data import Encoded, epoch_order
+from manytune.config.plan import Run
+from manytune.data.splits import Encoded, epoch_order
+from manytune.data.tasks import Task, get_task
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
-from manytune.packing.head import initial_head
-from manytune.plan import Run
-from manytune.tasks import Task, get_task
-from manytune.train import Outcome, PackData, train_pack
+from manytune.packing.heads import initial_head
+from manytune.training.loop import Outcome, PackData, train_pack
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
@@ -119,7 +119,7 @@ def theirs(
 ) -> list[float]:
     """Trainer's losses."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=task.num_outputs, dtype=torch.float32)
-    model.load_state_dict(initial_head(backbone.anatomy.head, SEED), strict=False)
+    model.load_state_dict(initial_head(backbone.model_spec.head, SEED), strict=False)
     trained = {tensor.name for tensor in ours.bank.of(0) if tensor.value.requires_grad}
     if method.method == "lora":
         config = peft.LoraConfig(
@@ -177,7 +177,7 @@ def test_losses_equal_trainers(family: str, name: str, tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / family, family, dropout=0.0)
     backbone = load_backbone(str(folder), task.num_outputs)
     data = random_rows(ROWS, outputs=2, seed=8)
-    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.anatomy))])
+    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.model_spec))])
     expected = theirs(folder, backbone, method, task, model, data)
     losses = our_losses(model, method, task, data)
     assert len(losses) == len(expected) == STEPS
@@ -191,6 +191,6 @@ def test_regression_losses_equal_trainers(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "bert", dropout=0.0)
     backbone = load_backbone(str(folder), task.num_outputs)
     data = random_rows(ROWS, outputs=1, seed=9)
-    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.anatomy))])
+    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.model_spec))])
     expected = theirs(folder, backbone, method, task, model, data)
     np.testing.assert_allclose(our_losses(model, method, task, data), expected, rtol=1e-4, atol=1e-4)

@@ -14,19 +14,20 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from manytune import export, snapshot
-from manytune.backbones import Backbone, load_backbone, load_classifier
 from manytune.config import Method, Training, make_method
-from manytune.data import Encoded
-from manytune.errors import ModelError, StudyError
-from manytune.evaluate import predict
-from manytune.families import FAMILIES, family_of
+from manytune.config.plan import Run
+from manytune.data.splits import Encoded
+from manytune.data.tasks import get_task
+from manytune.inference import export
 from manytune.methods import adapt
+from manytune.models.families import FAMILIES, family_of
+from manytune.models.loading import Backbone, load_backbone, load_classifier
 from manytune.packing import Member, PackedModel, build_layout
-from manytune.packing.head import initial_head
-from manytune.plan import Run
-from manytune.tasks import get_task
-from manytune.train import Outcome, PackData, train_pack
+from manytune.packing.heads import initial_head
+from manytune.training import snapshot
+from manytune.training.evaluation import predict
+from manytune.training.loop import Outcome, PackData, train_pack
+from manytune.utils.errors import ModelError, StudyError
 from tiny import make_tiny_of, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
@@ -65,7 +66,7 @@ class Zoo:
         model = AutoModelForSequenceClassification.from_pretrained(
             self.folder(name), num_labels=outputs, dtype=torch.float32, ignore_mismatched_sizes=True
         )
-        head = initial_head(self.backbone(name, outputs).anatomy.head, seed)
+        head = initial_head(self.backbone(name, outputs).model_spec.head, seed)
         assert not model.load_state_dict(head, strict=False).unexpected_keys
         return model.eval()
 
@@ -111,7 +112,7 @@ class Trained:
         task = get_task("builtin-acceptability" if outputs > 1 else "builtin-similarity")
         data = random_rows(12, longest=60, seed=5, outputs=outputs)
         runs = [Run(f"run{i}", "tiny", task.name, method, seed) for i, (method, seed) in enumerate(methods)]
-        members = [Member(seed, adapt(method, backbone.anatomy)) for method, seed in methods]
+        members = [Member(seed, adapt(method, backbone.model_spec)) for method, seed in methods]
         self.model = PackedModel(backbone, members, dtype=dtype)
         if spoilt is not None:
             for tensor in self.model.bank.of(spoilt):
@@ -147,19 +148,19 @@ def mixed(backbone: Backbone) -> list[tuple[Method, int]]:
         (make_method("lora", rank=rank, alpha=8.0, dropout=0.1, learning_rate=rate), seed)
         for rank, rate, seed in ((2, 1e-2, 0), (2, 3e-3, 1), (8, 1e-2, 0))
     ]
-    other = "bitfit" if backbone.anatomy.biases else "head"
+    other = "bitfit" if backbone.model_spec.biases else "head"
     return [*lora, (make_method(other, learning_rate=1e-2), 2)]
 
 
 def test_logits_and_gradients_are_those_of_transformers(zoo: Zoo, name: str) -> None:
     backbone = zoo.backbone(name, 2)
     rows = np.arange(ROWS.size)
-    data = random_rows(12, longest=60, seed=5, types=backbone.anatomy.token_types > 1)
-    full = adapt(make_method("full", learning_rate=1.0), backbone.anatomy)
+    data = random_rows(12, longest=60, seed=5, types=backbone.model_spec.token_types > 1)
+    full = adapt(make_method("full", learning_rate=1.0), backbone.model_spec)
     model = PackedModel(backbone, [Member(3, full)])
     logits = model.forward(build_layout(data, [rows]))
     theirs = zoo.theirs(name, 2, seed=3)
-    batch = padded(data, rows, theirs.config.pad_token_id, types=backbone.anatomy.token_types > 0)
+    batch = padded(data, rows, theirs.config.pad_token_id, types=backbone.model_spec.token_types > 0)
     expected = theirs(**batch).logits
     torch.testing.assert_close(logits[0], expected, rtol=1e-5, atol=1e-5)
 
@@ -198,7 +199,7 @@ def test_packed_it_comes_to_what_it_comes_to_alone(zoo: Zoo, name: str) -> None:
 def test_dropout_is_on_and_is_keyed_by_the_runs_seed(zoo: Zoo, name: str) -> None:
     """Without this the agreement above could hold for the wrong reason."""
     backbone = zoo.backbone(name, 2)
-    head = adapt(make_method("head", learning_rate=1.0), backbone.anatomy)
+    head = adapt(make_method("head", learning_rate=1.0), backbone.model_spec)
     rows = np.arange(5)
     model = PackedModel(backbone, [Member(seed, head) for seed in (1, 1, 2)])
     first, same, other = model.forward(build_layout(ROWS, [rows] * 3), step=0)
@@ -214,7 +215,7 @@ def test_dropout_is_on_and_is_keyed_by_the_runs_seed(zoo: Zoo, name: str) -> Non
 def test_a_batch_in_parts_has_the_same_masks(zoo: Zoo, name: str) -> None:
     """Whatever it is padded to: the parts have other longest sequences."""
     backbone = zoo.backbone(name, 2)
-    model = PackedModel(backbone, [Member(1, adapt(make_method("head", learning_rate=1.0), backbone.anatomy))])
+    model = PackedModel(backbone, [Member(1, adapt(make_method("head", learning_rate=1.0), backbone.model_spec))])
     rows = np.argsort(ROWS.lengths)[-6:]
     whole = model.forward(build_layout(ROWS, [rows]), step=2)[0]
     parts = [model.forward(build_layout(ROWS, [rows[i : i + 2]], first_index=i), step=2)[0] for i in (0, 2, 4)]
@@ -241,7 +242,7 @@ ROUND_TRIPS = ("full", "bitfit", "lora", "head")
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_round_trips(zoo: Zoo, name: str, outputs: int, tmp_path: Path) -> None:
     backbone = zoo.backbone(name, outputs)
-    parts = backbone.anatomy
+    parts = backbone.model_spec
     rows = np.arange(ROWS.size)
     methods = {
         "full": make_method("full", learning_rate=1e-3),
@@ -281,7 +282,7 @@ def test_round_trips(zoo: Zoo, name: str, outputs: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["full", "bitfit", "lora", "head"])
 def test_bf16(zoo: Zoo, name: str, method: str) -> None:
     backbone = zoo.backbone(name, 2)
-    if method == "bitfit" and not backbone.anatomy.biases:
+    if method == "bitfit" and not backbone.model_spec.biases:
         pytest.skip("no biases")
     rank = {"rank": 2} if method == "lora" else {}
     built = make_method(method, learning_rate=1e-3, **rank)
@@ -293,7 +294,7 @@ def test_bf16(zoo: Zoo, name: str, method: str) -> None:
 
 def test_a_pack_goes_on_from_what_was_dumped_and_runs_leave_it(zoo: Zoo, name: str) -> None:
     backbone = zoo.backbone(name, 2)
-    members = [Member(seed, adapt(method, backbone.anatomy)) for method, seed in mixed(backbone)]
+    members = [Member(seed, adapt(method, backbone.model_spec)) for method, seed in mixed(backbone)]
     model, other = PackedModel(backbone, members), PackedModel(backbone, [replace(m, seed=9) for m in members])
     for tensor in model.bank.tensors:
         tensor.overwrite(tensor.value.detach() + 0.1)

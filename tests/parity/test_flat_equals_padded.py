@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import make_method
-from manytune.data import Encoded
+from manytune.data.splits import Encoded
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel, build_layout
-from manytune.packing.head import initial_head
+from manytune.packing.heads import initial_head
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 
 def reference(folder: Path, backbone: Backbone, seed: int) -> torch.nn.Module:
     """Transformers' own model with the head that our runs of `seed` start from."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
-    model.load_state_dict(initial_head(backbone.anatomy.head, seed), strict=False)
+    model.load_state_dict(initial_head(backbone.model_spec.head, seed), strict=False)
     return model.eval()
 
 
@@ -44,7 +44,7 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
     data = random_rows(12, longest=100, types=family == "bert")
     rows = np.arange(12)
     labels = torch.from_numpy(data.labels)
-    model = PackedModel(backbone, [Member(3, adapt(make_method("full", learning_rate=1.0), backbone.anatomy))])
+    model = PackedModel(backbone, [Member(3, adapt(make_method("full", learning_rate=1.0), backbone.model_spec))])
     logits = model.forward(build_layout(data, [rows]))
     theirs = reference(folder, backbone, 3)
     expected = theirs(**padded(data, rows)).logits
@@ -67,7 +67,7 @@ def test_every_run_of_a_pack_equals_transformers_on_its_own_rows(family: str, tm
     data = random_rows(40)
     draws = [np.random.default_rng(seed).permutation(40)[:7] for seed in range(4)]
     head = make_method("head", learning_rate=1.0)
-    model = PackedModel(backbone, [Member(seed, adapt(head, backbone.anatomy)) for seed in range(4)])
+    model = PackedModel(backbone, [Member(seed, adapt(head, backbone.model_spec)) for seed in range(4)])
     logits = model.forward(build_layout(data, draws))
     for seed, rows in enumerate(draws):
         expected = reference(folder, backbone, seed)(**padded(data, rows)).logits

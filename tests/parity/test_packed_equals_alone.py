@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Method, Training, make_method
+from manytune.config.plan import Run, plan_packs
+from manytune.data.tasks import get_task
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
-from manytune.plan import Run, plan_packs
-from manytune.record import RunState
-from manytune.tasks import get_task
-from manytune.train import Outcome, PackData, train_pack
+from manytune.storage.record import RunState
+from manytune.training.loop import Outcome, PackData, train_pack
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 STEPS = 30
@@ -54,7 +54,7 @@ def train(
     """Losses by run, final tensors by run, outcomes by run."""
     data = random_rows(50, seed=5)
     everything = np.arange(50)
-    model = PackedModel(backbone, [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in runs])
+    model = PackedModel(backbone, [Member(run.seed, adapt(run.method, backbone.model_spec)) for run in runs])
     if poison is not None:
         for tensor in model.bank.of(poison):
             tensor.data(poison).fill_(float("nan"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manytune.record import RunRecord
+from manytune.storage.record import RunRecord
 
 
 def make_record(**facts: Any) -> RunRecord:

@@ -13,10 +13,10 @@ import pytest
 
 import manytune
 from manytune import ManytuneError, RunRecord, RunState, Study, StudyResult, run_study
-from manytune.progress import make_progress
+from manytune.data.tasks import Task
 from manytune.report import TaskTable
-from manytune.store import Store
-from manytune.tasks import Task
+from manytune.storage.directory import Store
+from manytune.tracking.progress import make_progress
 from tiny import make_tiny
 
 

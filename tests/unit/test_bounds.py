@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manytune import workload
-from manytune.checkpoints import Checkpoints
-from manytune.config import Study, source, values
+from manytune.config import Study, study_file, values
+from manytune.config.plan import plan_packs, plan_runs
 from manytune.config.problems import show
-from manytune.config.source import apply_overrides, read
-from manytune.errors import ManytuneError, StoreError, StudyError
-from manytune.estimate import Site, estimate_pack, largest_packs
-from manytune.evidence import PREDICTIONS, predictions_from_bytes
-from manytune.files import read_bytes, read_text, sync
-from manytune.ground import keep
-from manytune.live import read_live
-from manytune.lock import Lock
-from manytune.lookup import SNAPSHOT, altered
-from manytune.plan import plan_packs, plan_runs
+from manytune.config.study_file import apply_overrides, read
+from manytune.executors.estimate import HardwareProfile, estimate_pack, largest_packs
 from manytune.report.guard import ReportWarning
-from manytune.snapshot import load
-from manytune.store import Store
+from manytune.storage.artifacts import PREDICTIONS, predictions_from_bytes
+from manytune.storage.directory import Store
+from manytune.storage.lock import Lock
+from manytune.storage.lookup import SNAPSHOT, altered
+from manytune.storage.provenance import keep
+from manytune.tracking.live import read_live
+from manytune.training import workload
+from manytune.training.checkpoints import Checkpoints
+from manytune.training.snapshot import load
+from manytune.utils.errors import ManytuneError, StoreError, StudyError
+from manytune.utils.files import read_bytes, read_text, sync
 from study_factory import make_study_directory
 
 HEAD = """\
@@ -108,7 +108,7 @@ class TestAStudyFile:
     def test_no_more_values_than_a_study_can_have_are_looked_at(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(source, "_MOST_VALUES", 1000)
+        monkeypatch.setattr(study_file, "_MOST_VALUES", 1000)
         # What follows is no YAML: it is never come to.
         assert "more than 1,000 values" in refused(HEAD + f"x: [{'1,' * 1001} ]]]]", tmp_path)
 
@@ -140,10 +140,10 @@ class TestAStudyFile:
         assert message.endswith("and more")
 
     def test_problems_beyond_those_listed_are_not_even_worded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from manytune.config import study
+        from manytune.config import schema
 
         asked: list[str] = []
-        monkeypatch.setattr(study, "choices", lambda name, allowed: asked.append(name) or "no such key")
+        monkeypatch.setattr(schema, "choices", lambda name, allowed: asked.append(name) or "no such key")
         with pytest.raises(StudyError):
             Study.from_dict({**DATA, **{f"key-{at}": 1 for at in range(1000)}})
         assert len(asked) == 21
@@ -260,7 +260,7 @@ class TestRuns:
         count = workload.count_parameters
         monkeypatch.setattr(workload, "count_parameters", lambda *given: counted.append(given) or count(*given))
         runs = plan_runs(study)
-        site = Site("cpu", torch.float32, 2**40, 1e10)
+        site = HardwareProfile("cpu", torch.float32, 2**40, 1e10)
         packs = plan_packs(runs, largest_packs(runs, {"builtin-acceptability": work}, site))
         assert sum(len(estimate_pack(work, pack, site).parameters) for pack in packs) == 200
         assert len(counted) == 1 + len(packs)
@@ -276,7 +276,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def reports(store: Store) -> None:
-    from manytune.report.write import write_report
+    from manytune.report.writing import write_report
 
     write_report([store.root])
 
@@ -386,10 +386,10 @@ class TestReading:
 
 
 def test_a_table_names_some_of_many_runs(tmp_path: Path) -> None:
-    from manytune.report.table import tabulate
+    from manytune.report.task_table import tabulate
 
     study = {**DATA, "seeds": [*range(40)]}
-    every = make_study_directory(tmp_path, study, states={"": "collapsed"}, evidence=False)
+    every = make_study_directory(tmp_path, study, states={"": "collapsed"}, artifacts=False)
     (table,) = tabulate(every.finished_runs().values())
     (note,) = table.rows[0].notes
     assert note.startswith("40 of 40 collapsed: ")

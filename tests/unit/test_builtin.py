@@ -20,14 +20,14 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import matthews_corrcoef
 
-from manytune.builtin import acceptability, graded_pairs, minimal_pairs, similarity
-from manytune.builtin.frames import FRAMES, KEPT
-from manytune.builtin.grammar import Draw, sentence, slots, word_class
-from manytune.builtin.lexicon import SYNONYMS, WORDS
-from manytune.builtin.structures import PHENOMENA
-from manytune.builtin.words import Adjective, Noun, Plain, Stance, Verb, with_ed, with_ing, with_s
-from manytune.errors import DataError
-from manytune.tasks import get_task
+from manytune.data.builtin import acceptability, graded_pairs, minimal_pairs, similarity
+from manytune.data.builtin.frames import FRAMES, KEPT
+from manytune.data.builtin.grammar import Draw, sentence, slots, word_class
+from manytune.data.builtin.lexicon import SYNONYMS, WORDS
+from manytune.data.builtin.structures import PHENOMENA
+from manytune.data.builtin.words import Adjective, Noun, Plain, Stance, Verb, with_ed, with_ing, with_s
+from manytune.data.tasks import get_task
+from manytune.utils.errors import DataError
 
 SPLITS = ("train", "dev")
 ROWS: dict[str, Callable[[Any], Sequence[tuple[Any, ...]]]] = {

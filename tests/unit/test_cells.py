@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.cells import is_empty, label_of, same_to_the_eye, target_of, text_of
+from manytune.data.cells import is_empty, label_of, same_to_the_eye, target_of, text_of
 
 NOTHING = [None, float("nan"), np.float32("nan"), Decimal("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), pa.scalar(None)]
 

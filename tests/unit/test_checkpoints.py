@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from manytune import checkpoints
-from manytune.backbones import Backbone, load_backbone
-from manytune.checkpoints import Checkpoints
 from manytune.config import Training, make_method
+from manytune.config.plan import Run
+from manytune.data.tasks import get_task
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
-from manytune.plan import Run
-from manytune.tasks import get_task
-from manytune.train import Checkpoint, Outcome, PackData, train_pack
+from manytune.training import checkpoints
+from manytune.training.checkpoints import Checkpoints
+from manytune.training.loop import Checkpoint, Outcome, PackData, train_pack
 from tiny import make_tiny, random_rows
 
 TASK = get_task("cola")
@@ -69,7 +69,7 @@ class Case:
         if found is not None:
             assert found[1] == {"of": "this test"}
         start = None if found is None else found[0]
-        members = [Member(run.seed, adapt(run.method, self.backbone.anatomy)) for run in self.runs]
+        members = [Member(run.seed, adapt(run.method, self.backbone.model_spec)) for run in self.runs]
         model = PackedModel(self.backbone, members, dtype=self.dtype)
         everything = (np.arange(ROWS.size),) * len(self.runs)
         before = 0 if start is None else start.step

@@ -31,9 +31,9 @@ from manytune.config import (
     make_method,
     study_json_schema,
 )
-from manytune.config.source import Source, apply_overrides, dump, read
-from manytune.errors import StudyError
-from manytune.tasks import TASKS
+from manytune.config.study_file import Source, apply_overrides, dump, read
+from manytune.data.tasks import TASKS
+from manytune.utils.errors import StudyError
 
 FULL = {"method": "full", "learning_rate": 2e-5}
 LORA = {"method": "lora", "rank": 8, "learning_rate": 4e-4}
@@ -843,7 +843,7 @@ class TestJsonSchema:
         assert not conforms({**BASE, **changes}, self.schema, self.schema)
 
     def test_the_examples_conform(self):
-        files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).parents[1] / "study_template.yaml"]
+        files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).with_name("study_template.yaml")]
         assert len(files) == 5
         for path in files:
             assert conforms(read(path).data, self.schema, self.schema), path.name
@@ -870,7 +870,9 @@ class TestJsonSchema:
 
 def test_config_and_plan_import_nothing_heavy():
     heavy = ["torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "numpy"]
-    code = f"import sys, manytune.config, manytune.plan\nprint([name for name in {heavy} if name in sys.modules])"
+    code = (
+        f"import sys, manytune.config, manytune.config.plan\nprint([name for name in {heavy} if name in sys.modules])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

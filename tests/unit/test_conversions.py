@@ -12,7 +12,7 @@ import pytest
 
 from stand_in import answer_json, serving
 
-PROGRAM = "from manytune.conversions import safetensors_revision as find\nprint(find('them/old'))"
+PROGRAM = "from manytune.models.conversions import safetensors_revision as find\nprint(find('them/old'))"
 
 
 class Hub(ThreadingHTTPServer):

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.data import Array, Encoded, Split, encode, epoch_order, load_split, train_split
-from manytune.errors import DataError, ModelError, StudyError
-from manytune.tasks import TASKS, Task
+from manytune.data.splits import Array, Encoded, Split, encode, epoch_order, load_split, train_split
+from manytune.data.tasks import TASKS, Task
+from manytune.utils.errors import DataError, ModelError, StudyError
 
 COLA = dataclasses.replace(TASKS["cola"], sizes={})
 STSB = dataclasses.replace(TASKS["stsb"], sizes={})

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from manytune import data, encodings
-from manytune.backbones import load_tokenizer
-from manytune.data import Encoded, Split, load_split
-from manytune.encodings import encode_cached
-from manytune.tasks import get_task
+from manytune.data import encodings, splits
+from manytune.data.encodings import encode_cached
+from manytune.data.splits import Encoded, Split, load_split
+from manytune.data.tasks import get_task
+from manytune.models.loading import load_tokenizer
 from tiny import make_tiny
 
 SETTINGS = {"template": "native", "max_length": 20}
@@ -50,13 +50,13 @@ def split() -> Split:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
     """What was really encoded."""
     made: list[Split] = []
-    real: Callable[..., Encoded] = data.encode
+    real: Callable[..., Encoded] = splits.encode
 
     def encode(split: Split, *rest: object, **settings: object) -> Encoded:
         made.append(split)
         return real(split, *rest, **settings)
 
-    monkeypatch.setattr(data, "encode", encode)
+    monkeypatch.setattr(splits, "encode", encode)
     return made
 
 
@@ -71,7 +71,7 @@ def assert_same(one: Encoded, other: Encoded) -> None:
 def test_the_second_time_comes_from_the_cache(
     split: Split, tokenizer: PreTrainedTokenizerBase, folder: Path, calls: list[Split], cache: Path
 ) -> None:
-    fresh = data.encode(split, tokenizer, **SETTINGS)
+    fresh = splits.encode(split, tokenizer, **SETTINGS)
     assert fresh.truncated > 0
     for _ in range(2):
         assert_same(encode_cached(split, tokenizer, **SETTINGS), fresh)

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from manytune import errors
-from manytune.errors import ManytuneError, choices
+from manytune.utils import errors
+from manytune.utils.errors import ManytuneError, choices
 
 
 def test_every_error_is_one_of_ours_with_the_exit_code_of_wrong_input():

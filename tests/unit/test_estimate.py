@@ -10,13 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune import estimate, hardware, snapshot
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Study, Training
-from manytune.estimate import PackEstimate, Site, estimate_pack, largest_packs, makespan, pack_seconds
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.executors import estimate
+from manytune.executors.estimate import (
+    HardwareProfile,
+    PackEstimate,
+    estimate_pack,
+    largest_packs,
+    makespan,
+    pack_seconds,
+)
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
-from manytune.plan import plan_packs, plan_runs
-from manytune.workload import TaskWork, prepare
+from manytune.training import snapshot
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils import hardware
 from tiny import make_tiny
 
 CPU = torch.device("cpu")
@@ -56,9 +65,9 @@ def study(folder: Path, *methods: Mapping[str, Any], seeds: int = 1, **training:
     return Study.from_dict({**values, "training": settings.model_dump(), "methods": list(methods or [LORA])})
 
 
-def site(precision: str = "fp32", free: float = 1e15) -> Site:
+def site(precision: str = "fp32", free: float = 1e15) -> HardwareProfile:
     dtype = hardware.choose_dtype(precision, CPU)
-    return Site("cpu", dtype, int(free), products_per_second=1e9)
+    return HardwareProfile("cpu", dtype, int(free), products_per_second=1e9)
 
 
 def estimated(work: TaskWork, *methods: Mapping[str, Any], seeds: int = 1, **training: Any) -> PackEstimate:
@@ -134,8 +143,8 @@ def test_disk_is_what_snapshots_take(
 
 
 def test_half_precision_takes_three_copies_of_the_matrices_more(work: TaskWork) -> None:
-    names = [name for name in work.anatomy.tensors if name.removesuffix(".weight") in work.anatomy.linears]
-    frozen = sum(torch.Size(work.anatomy.tensors[name]).numel() for name in names if "pooler" not in name)
+    names = [name for name in work.model_spec.tensors if name.removesuffix(".weight") in work.model_spec.linears]
+    frozen = sum(torch.Size(work.model_spec.tensors[name]).numel() for name in names if "pooler" not in name)
     more = {
         batch_size: estimated(work, precision="bf16", batch_size=batch_size).memory_bytes
         - estimated(work, precision="fp32", batch_size=batch_size).memory_bytes
@@ -162,7 +171,7 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(work: TaskW
 
 
 def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:
-    padded = replace(work, anatomy=replace(work.anatomy, padded=True))
+    padded = replace(work, model_spec=replace(work.model_spec, padded=True))
     runs = plan_runs(study(Path(work.study.model), seeds=4))
     assert largest_packs(runs, {TASK: work}, site())[TASK] > 1
     assert largest_packs(runs, {TASK: padded}, site()) == {TASK: 1}
@@ -171,7 +180,7 @@ def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:
 
 
 def test_layers_that_are_one_and_the_same_are_counted_as_often_as_they_are_used(work: TaskWork) -> None:
-    albert = replace(work, anatomy=replace(work.anatomy, passes=2 * work.anatomy.passes))
+    albert = replace(work, model_spec=replace(work.model_spec, passes=2 * work.model_spec.passes))
     (pack,) = plan_packs(plan_runs(work.study), 1)
     once, twice = (estimate_pack(each, pack, site()) for each in (work, albert))
     assert twice.seconds == pytest.approx(2 * once.seconds)
@@ -189,7 +198,7 @@ def test_a_site_is_what_a_pack_has_to_itself(monkeypatch: pytest.MonkeyPatch) ->
     seen: list[int] = []
     monkeypatch.setattr(estimate, "_products_per_second", lambda *_: seen.append(torch.get_num_threads()) or 5.0)
     before = torch.get_num_threads()
-    assert Site.measure(CPU, "fp32", 8, threads=before + 1, sharing=4) == Site(
+    assert HardwareProfile.measure(CPU, "fp32", 8, threads=before + 1, sharing=4) == HardwareProfile(
         "cpu", torch.float32, 250, 5.0, before + 1
     )
     assert seen == [before + 1]

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 
-from manytune import evaluate as module
-from manytune import metrics
-from manytune.backbones import load_backbone
 from manytune.config import make_method
-from manytune.data import Encoded
-from manytune.evaluate import Evaluation, beats, evaluate, example_losses, predict, predictions_of
+from manytune.data import metrics
+from manytune.data.splits import Encoded
+from manytune.data.tasks import Task, get_task
 from manytune.methods import adapt
+from manytune.models.loading import load_backbone
 from manytune.packing import Layout, Member, PackedModel, build_layout
-from manytune.tasks import Task, get_task
+from manytune.training import evaluation as module
+from manytune.training.evaluation import Evaluation, beats, evaluate, example_losses, predict, predictions_of
 from tiny import make_tiny, random_rows
 
 CLASSES = get_task("builtin-acceptability")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_model(folder: Path, task: Task, seeds: Sequence[int] = (0, 1, 2)) -> PackedModel:
     backbone = load_backbone(str(folder), task.num_outputs)
-    adaptation = adapt(make_method("head", learning_rate=1.0), backbone.anatomy)
+    adaptation = adapt(make_method("head", learning_rate=1.0), backbone.model_spec)
     return PackedModel(backbone, [Member(seed, adaptation) for seed in seeds])
 
 

@@ -6,8 +6,15 @@ import zipfile
 import numpy as np
 import pytest
 
-from manytune.errors import StoreError
-from manytune.evidence import Examples, Learned, Structure, Trained, predictions_from_bytes, predictions_to_bytes
+from manytune.storage.artifacts import (
+    Examples,
+    Learned,
+    Structure,
+    Trained,
+    predictions_from_bytes,
+    predictions_to_bytes,
+)
+from manytune.utils.errors import StoreError
 
 
 def logits(rows: int = 50, outputs: int = 2) -> np.ndarray:

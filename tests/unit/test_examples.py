@@ -14,11 +14,11 @@ from typer.main import get_command
 import manytune
 from manytune.cli import app
 from manytune.config import METHODS, BitFit, Full, Head, Lora, OwnTask, Study, Training
-from manytune.plan import plan_packs, plan_runs
-from manytune.tasks import TASKS
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.data.tasks import TASKS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TEMPLATE = Path(manytune.__file__).parent / "study_template.yaml"
+TEMPLATE = Path(manytune.__file__).parent / "config" / "study_template.yaml"
 NAMES = ["cola-minilm", "quickstart", "roberta-glue", "stsb-minilm"]
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from manytune import files
-from manytune.files import replacing, replacing_directory, sweep_leftovers, write_atomically
-from manytune.store import Store
+from manytune.storage.directory import Store
+from manytune.utils import files
+from manytune.utils.files import replacing, replacing_directory, sweep_leftovers, write_atomically
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from manytune.files import replacing, replacing_directory
+from manytune.utils.files import replacing, replacing_directory
 with {writer}(Path(sys.argv[1])) as temporary:
     (temporary / "new" if temporary.is_dir() else temporary).write_text("half")
     {before}

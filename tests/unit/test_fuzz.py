@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from record_factory import make_record
 
-from manytune.checkpoints import Checkpoints
 from manytune.config import METHODS, Study, Training
-from manytune.data import load_split
-from manytune.errors import ManytuneError
-from manytune.evidence import Examples, Structure, predictions_from_bytes
-from manytune.plan import plan_runs
-from manytune.record import RunRecord, history_from_csv
-from manytune.store import Store
-from manytune.tasks import get_task
+from manytune.config.plan import plan_runs
+from manytune.data.splits import load_split
+from manytune.data.tasks import get_task
+from manytune.storage.artifacts import Examples, Structure, predictions_from_bytes
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord, history_from_csv
+from manytune.training.checkpoints import Checkpoints
+from manytune.utils.errors import ManytuneError
 
 FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALID = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from manytune.data import load_split, load_task
-from manytune.errors import DataError
-from manytune.tasks import GLUE, UNLABELLED, Task
+from manytune.data.splits import load_split, load_task
+from manytune.data.tasks import GLUE, UNLABELLED, Task
+from manytune.utils.errors import DataError
 
 MNLI = "index\tpromptID\tpairID\tgenre\tsentence1_parse\tsentence1\tsentence2\tlabel1\tgold_label"
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from manytune.errors import DataError, StoreError
-from manytune.glue_zip import FILES, check_zip, write_zip
+from manytune.data.glue_zip import FILES, check_zip, write_zip
+from manytune.utils.errors import DataError, StoreError
 
 ELEVEN = ["AX", "CoLA", "MNLI-m", "MNLI-mm", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B", "WNLI"]
 

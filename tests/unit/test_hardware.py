@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from manytune import hardware
-from manytune.config import DEVICES
-from manytune.errors import StudyError
-from manytune.hardware import PeakMemory, choose_device, choose_dtype
-from manytune.version import __version__
+from manytune.utils import hardware
+from manytune.utils.devices import DEVICES
+from manytune.utils.errors import StudyError
+from manytune.utils.hardware import PeakMemory, choose_device, choose_dtype
+from manytune.utils.version import __version__
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
-from manytune.data import Split, load_task
-from manytune.errors import DataError, StudyError
-from manytune.tasks import Task
-from manytune.workload import load_splits
+from manytune.data.splits import Split, load_task
+from manytune.data.tasks import Task
+from manytune.training.workload import load_splits
+from manytune.utils.errors import DataError, StudyError
 
 Rows = list[tuple[str, object]]
 

@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
-from manytune.errors import StoreError
-from manytune.live import LivePacks, read_live
-from manytune.lock import Lock
-from manytune.plan import plan_packs
-from manytune.record import HistoryRow
-from manytune.store import Store
-from manytune.watch import serve
-from manytune.watch import server as watch_server
-from manytune.watch.state import Watched
+from manytune.config.plan import plan_packs
+from manytune.report.live_page import serve
+from manytune.report.live_page import server as watch_server
+from manytune.report.live_page.state import Watched
+from manytune.storage.directory import Store
+from manytune.storage.lock import Lock
+from manytune.storage.record import HistoryRow
+from manytune.tracking.live import LivePacks, read_live
+from manytune.utils.errors import StoreError
 from study_factory import GLUE_LIKE, make_study_directory
 
 
@@ -64,7 +64,7 @@ class TestLivePacks:
 
     def test_setting_the_wall_clock_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock, wall = Clock(), Clock()
-        monkeypatch.setattr("manytune.live.time.time", wall)
+        monkeypatch.setattr("manytune.tracking.live.time.time", wall)
         live = LivePacks(tmp_path, clock)
         live.started("p", "cola", ["a"], 100)
         for step in range(1, 11):

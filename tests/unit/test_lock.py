@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from manytune import lock as module
-from manytune.errors import StoreError
-from manytune.lock import Lock
+from manytune.storage import lock as module
+from manytune.storage.lock import Lock
+from manytune.utils.errors import StoreError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from manytune.lock import Lock
+from manytune.storage.lock import Lock
 with Lock(Path(sys.argv[1]), print).held():
     print("held", flush=True)
     sys.stdin.readline()

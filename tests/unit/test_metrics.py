@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from manytune.metrics import METRICS, Array, evaluate, is_constant
-from manytune.tasks import TASKS, Scale
+from manytune.data.metrics import METRICS, Array, evaluate, is_constant
+from manytune.data.tasks import TASKS, Scale
 
 Reference = Callable[[Array, Array], float]
 

@@ -18,14 +18,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from manytune import backbones
-from manytune.backbones import anatomy, check_weights, load_backbone, load_config, load_tokenizer
-from manytune.check import check_study
+from manytune.cli.check import check_study
+from manytune.cli.dry_run import render_dry_run
 from manytune.config import Study
-from manytune.data import Split
-from manytune.dryrun import render_dry_run
-from manytune.errors import DataError, ManytuneError, ModelError
-from manytune.workload import encode_split
+from manytune.data.splits import Split
+from manytune.models import loading
+from manytune.models.loading import check_weights, load_backbone, load_config, load_tokenizer, model_spec
+from manytune.training.workload import encode_split
+from manytune.utils.errors import DataError, ManytuneError, ModelError
 from study_files import small_study
 from tiny import make_tiny
 
@@ -78,20 +78,20 @@ def refused(what: Callable[[], object], *said: str) -> None:
 )
 def test_a_figure_that_cannot_be(name: str, value: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_config(tiny, **{name: value})
-    monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", None)  # nothing is made of it
-    for use in (lambda: anatomy(str(tiny), 2), lambda: load_backbone(str(tiny), 2)):
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", None)  # nothing is made of it
+    for use in (lambda: model_spec(str(tiny), 2), lambda: load_backbone(str(tiny), 2)):
         refused(use, f"{name} is ", "it must be a whole number from")
 
 
 def test_more_parameters_than_memory_holds(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", None)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", None)
     set_config(tiny, hidden_size=1 << 17, num_hidden_layers=1000, intermediate_size=1 << 20)
     refused(lambda: load_backbone(str(tiny), 2), "has about 343,", "GB in fp32; this machine has")
 
 
 def test_no_position_for_a_token(tiny: Path) -> None:
     set_config(tiny, max_position_embeddings=0)
-    refused(lambda: anatomy(str(tiny), 2), "max_position_embeddings 0, which leaves no position")
+    refused(lambda: model_spec(str(tiny), 2), "max_position_embeddings 0, which leaves no position")
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,15 @@ def test_no_position_for_a_token(tiny: Path) -> None:
 )
 def test_weights_of_another_model_are_seen_before_they_are_read(values: dict[str, int], tiny: Path) -> None:
     set_config(tiny, **values)
-    refused(lambda: anatomy(str(tiny), 2), f"the weights of {tiny} do not belong to its config.json", "such as bert.")
+    refused(
+        lambda: model_spec(str(tiny), 2), f"the weights of {tiny} do not belong to its config.json", "such as bert."
+    )
 
 
 @pytest.mark.parametrize("value", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq"}])
 def test_a_quantized_model(value: dict[str, Any], tiny: Path) -> None:
     set_config(tiny, quantization_config=value)
-    refused(lambda: anatomy(str(tiny), 2), "is quantized", "Give the model that it was made from")
+    refused(lambda: model_spec(str(tiny), 2), "is quantized", "Give the model that it was made from")
 
 
 def damage_values(folder: Path, value: float) -> None:
@@ -169,7 +171,7 @@ def in_shards(folder: Path, name: str) -> None:
 
 def test_shards_in_the_folder_are_read(tiny: Path) -> None:
     in_shards(tiny, "")
-    assert load_backbone(str(tiny), 2).anatomy == anatomy(str(tiny), 2)
+    assert load_backbone(str(tiny), 2).model_spec == model_spec(str(tiny), 2)
 
 
 @pytest.mark.parametrize("how", ["../outside.safetensors", "ABSOLUTE", "LINK"])
@@ -179,7 +181,7 @@ def test_shards_elsewhere_are_not(how: str, tiny: Path, tmp_path: Path) -> None:
     in_shards(tiny, {"ABSOLUTE": str(outside), "LINK": "link.safetensors"}.get(how, how))
     if how == "LINK":
         (tiny / "link.safetensors").symlink_to(outside)
-    for use in (lambda: anatomy(str(tiny), 2), lambda: load_backbone(str(tiny), 2)):
+    for use in (lambda: model_spec(str(tiny), 2), lambda: load_backbone(str(tiny), 2)):
         refused(use, "model.safetensors.index.json names the file ", "outside of the model's folder")
 
 
@@ -190,7 +192,7 @@ def test_memory_that_runs_out_is_not_a_missing_file(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(backbones.AutoModelForSequenceClassification, "from_pretrained", fail)
+    monkeypatch.setattr(loading.AutoModelForSequenceClassification, "from_pretrained", fail)
     refused(lambda: load_backbone(str(tiny), 2), "not enough memory to load the weights", "12345 bytes")
 
 
@@ -238,7 +240,7 @@ def test_rows_without_a_token_are_found_before_training(tiny: Path, tmp_path: Pa
             "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
         }
     )
-    parts, tokenizer = anatomy(str(tiny), 2), load_tokenizer(str(tiny))
+    parts, tokenizer = model_spec(str(tiny), 2), load_tokenizer(str(tiny))
     rows = Split((("good",), ("xyz",)), np.zeros(2, dtype=np.int64), "", "rows.csv")
     with pytest.raises(DataError, match=r"row 2: the tokenizer of .* makes no token of 'xyz', one of 1 such rows"):
         encode_split(study, parts, tokenizer, rows)
@@ -261,14 +263,14 @@ def test_a_token_id_that_no_embedding_has(tiny: Path) -> None:
     for _ in range(2):  # the second time from the cache
 
         def use() -> None:
-            encode_split(study, anatomy(str(tiny), 1), load_tokenizer(str(tiny)), rows)
+            encode_split(study, model_spec(str(tiny), 1), load_tokenizer(str(tiny)), rows)
 
         refused(use)
 
 
 def test_a_decoder_and_what_attends_to_one(tiny: Path) -> None:
     set_config(tiny, add_cross_attention=True)
-    refused(lambda: anatomy(str(tiny), 2), "cannot be loaded")
+    refused(lambda: model_spec(str(tiny), 2), "cannot be loaded")
     set_config(tiny, add_cross_attention=False, torch_dtype="float99", dtype="float99")
     refused(lambda: load_backbone(str(tiny), 2), "cannot be loaded")
     assert torch.get_default_dtype() is torch.float32

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.npz import read_npz
+from manytune.utils.npz import read_npz
 
 ARRAYS = {"ids": np.arange(12, dtype=np.int32).reshape(3, 4), "truncated": np.array(7), "none": np.zeros((0, 2), "f4")}
 

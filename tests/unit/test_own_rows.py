@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from manytune.config import OwnTask
-from manytune.data import load_task, uneven_classes
-from manytune.errors import DataError
-from manytune.tasks import Task
+from manytune.data.splits import load_task, uneven_classes
+from manytune.data.tasks import Task
+from manytune.utils.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
     {"subject": "Invoice 12", "body": "Where is it?", "team": "billing"},

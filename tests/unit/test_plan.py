@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune import plan
-from manytune.config import MEANS, BitFit, Full, Head, Lora, Study, Training, make_method
-from manytune.errors import StudyError
-from manytune.plan import (
+from manytune.config import MEANS, BitFit, Full, Head, Lora, Study, Training, make_method, plan
+from manytune.config.plan import (
     Run,
     evaluation_steps,
     method_label,
@@ -24,6 +22,7 @@ from manytune.plan import (
     total_steps,
     warmup_steps,
 )
+from manytune.utils.errors import StudyError
 
 FULL = {"method": "full", "learning_rate": 2e-5}
 LORA = {"method": "lora", "rank": [2, 8], "learning_rate": 4e-4}

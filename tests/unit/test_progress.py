@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from rich.console import Console
 
-from manytune.progress import LiveProgress, PlainProgress, Progress, QuietProgress, make_progress
-from manytune.tasks import TASKS
+from manytune.data.tasks import TASKS
+from manytune.tracking.progress import LiveProgress, PlainProgress, Progress, QuietProgress, make_progress
 
 RUNS = ["run-a", "run-b", "run-c"]
 PACK = "cola-adapters-0"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from record_factory import make_record
 
-from manytune.errors import StoreError
-from manytune.record import (
+from manytune.storage.record import (
     SCHEMA_VERSION,
     Cost,
     HistoryRow,
@@ -24,6 +23,7 @@ from manytune.record import (
     history_from_csv,
     history_to_csv,
 )
+from manytune.utils.errors import StoreError
 
 NAN = float("nan")
 

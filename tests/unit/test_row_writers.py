@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manytune.errors import DataError
-from manytune.rows import read_parts, writer
+from manytune.data.rows import read_parts, writer
+from manytune.utils.errors import DataError
 from row_files import read_rows_of as read
 
 ADDED: dict[str, type] = {"prediction": str, "p_a": float}

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manytune import snapshot
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import make_method
-from manytune.errors import StoreError
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Adaptation, Member, PackedModel
+from manytune.training import snapshot
+from manytune.utils.errors import StoreError
 from tiny import make_tiny
 
 FACTS = {"run_id": "run0", "seed": 3, "method": {"method": "lora", "rank": 2}}
@@ -100,7 +100,7 @@ def facts_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flushing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manytune.files.os.fsync", full_disk)
+    monkeypatch.setattr("manytune.utils.files.os.fsync", full_disk)
 
 
 def renaming_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def adaptation(backbone: Backbone) -> Adaptation:
-    return adapt(make_method("lora", rank=2, learning_rate=1.0), backbone.anatomy)
+    return adapt(make_method("lora", rank=2, learning_rate=1.0), backbone.model_spec)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytest
 from record_factory import make_record
 
 from manytune.config import Study
-from manytune.errors import StoreError
-from manytune.evidence import Examples, Structure
-from manytune.files import write_file
-from manytune.plan import Pack, Run, plan_packs, plan_runs
-from manytune.record import HistoryRow, RunRecord
-from manytune.store import Store
-from manytune.tasks import TASKS
+from manytune.config.plan import Pack, Run, plan_packs, plan_runs
+from manytune.data.tasks import TASKS
+from manytune.storage.artifacts import Examples, Structure
+from manytune.storage.directory import Store
+from manytune.storage.record import HistoryRow, RunRecord
+from manytune.utils.errors import StoreError
+from manytune.utils.files import write_file
 
 
 def make_study(**settings: Any) -> Study:
@@ -484,14 +484,14 @@ class TestEvidence:
         np.testing.assert_array_equal(again, logits)
 
     def test_a_task_is_kept_once(self, store: Store) -> None:
-        assert store.task_files("cola").examples() is None
-        assert store.task_files("cola").structure() is None
+        assert store.task_artifacts("cola").examples() is None
+        assert store.task_artifacts("cola").structure() is None
         structure = Structure(model="minilm", tensors={}, head={}, trained={})
         first, second = (Examples(texts=((text,),), labels=(1.0,)) for text in ("first", "second"))
-        store.task_files("cola").keep(TASKS["cola"], first, structure)
-        store.task_files("cola").keep(TASKS["cola"], second, structure)
-        assert store.task_files("cola").examples() == first
-        assert store.task_files("cola").structure() == structure
+        store.task_artifacts("cola").keep(TASKS["cola"], first, structure)
+        store.task_artifacts("cola").keep(TASKS["cola"], second, structure)
+        assert store.task_artifacts("cola").examples() == first
+        assert store.task_artifacts("cola").structure() == structure
 
     @pytest.mark.parametrize("name", ["examples.json", "structure.json"])
     def test_damage_is_said_with_its_place(self, store: Store, name: str) -> None:
@@ -499,7 +499,9 @@ class TestEvidence:
         path.parent.mkdir(parents=True)
         path.write_text('{"texts": ')
         with pytest.raises(StoreError, match=f"{re.escape(str(path))} is damaged"):
-            store.task_files("cola").examples() if name == "examples.json" else store.task_files("cola").structure()
+            store.task_artifacts("cola").examples() if name == "examples.json" else store.task_artifacts(
+                "cola"
+            ).structure()
 
 
 def test_a_file_that_holds_the_same_already_is_left_alone(tmp_path: Path) -> None:

@@ -20,23 +20,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from manytune import snapshot
-from manytune.errors import ManytuneError, StoreError
-from manytune.evidence import Learned, predictions_from_bytes
-from manytune.json_text import parse_json
-from manytune.live import LivePacks
-from manytune.lookup import chosen_records
-from manytune.record import HistoryRow
+from manytune.data.tasks import get_task
 from manytune.report import figures
 from manytune.report.analysis import analyse
 from manytune.report.compare import compare_studies, render_changes
 from manytune.report.content import compose
-from manytune.report.source import read
+from manytune.report.live_page.state import Watched
+from manytune.report.report_data import read
 from manytune.report.views import facts_table, history_table, record_facts, status_line, status_summary, status_table
-from manytune.report.write import files_of
-from manytune.store import Store
-from manytune.tasks import get_task
-from manytune.watch.state import Watched
+from manytune.report.writing import files_of
+from manytune.storage.artifacts import Learned, predictions_from_bytes
+from manytune.storage.directory import Store
+from manytune.storage.lookup import chosen_records
+from manytune.storage.record import HistoryRow
+from manytune.tracking.live import LivePacks
+from manytune.training import snapshot
+from manytune.utils.errors import ManytuneError, StoreError
+from manytune.utils.json_text import parse_json
 from study_factory import GLUE_LIKE, make_study_directory
 
 FUZZ = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -235,7 +235,7 @@ def test_names_of_any_length_make_files(tmp_path: Path) -> None:
     roots = []
     for place, letter in enumerate("ab"):
         study = {**STUDY, "name": letter * 100, "model": f"{letter * 250}/{letter * 250}"}
-        roots.append(make_study_directory(tmp_path / str(place), study, evidence=False, evaluations=2).root)
+        roots.append(make_study_directory(tmp_path / str(place), study, artifacts=False, evaluations=2).root)
     keys = [analysis.key for analysis in analyse(read(roots))]
     assert len(set(keys)) == 2
     assert max(map(len, keys)) <= 100

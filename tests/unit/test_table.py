@@ -8,10 +8,10 @@ import pytest
 from record_factory import make_record
 from rich.console import Console
 
-from manytune.errors import StoreError
-from manytune.metrics import METRICS, Metric
-from manytune.record import RunRecord
-from manytune.report import TaskTable, render, table, tabulate
+from manytune.data.metrics import METRICS, Metric
+from manytune.report import TaskTable, render, tabulate, task_table
+from manytune.storage.record import RunRecord
+from manytune.utils.errors import StoreError
 
 
 def runs_of(label: str, *scores: float, **facts: Any) -> list[RunRecord]:
@@ -166,7 +166,7 @@ class TestSentence:
             raise AssertionError
 
         loss = Metric("loss", "Loss", higher_is_better=False, compute=unused)
-        monkeypatch.setattr(table, "METRICS", MappingProxyType({"loss": loss}))
+        monkeypatch.setattr(task_table, "METRICS", MappingProxyType({"loss": loss}))
         facts = {"primary_metric": "loss", "scores": {}, "last_scores": {}}
         sentence = one_table(runs_of("full", 0.2, **facts), runs_of("lora", 0.7, **facts)).sentence
         assert sentence.startswith("CoLA, Loss: full (0.200) is ahead of lora (0.700) by 0.500")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
-from manytune.data import load_split
-from manytune.errors import DataError, StudyError
-from manytune.metrics import METRICS
-from manytune.tasks import GLUE, SPLITS, TASKS, Scale, Task, get_task
+from manytune.data.metrics import METRICS
+from manytune.data.splits import load_split
+from manytune.data.tasks import GLUE, SPLITS, TASKS, Scale, Task, get_task
+from manytune.utils.errors import DataError, StudyError
 
 GLUE_NAMES = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 

@@ -7,10 +7,10 @@ import yaml
 from record_factory import make_record
 
 from manytune.config import Study
-from manytune.errors import StudyError
-from manytune.export_card import model_card
-from manytune.tasks import get_task
-from manytune.text import listed, markdown, printable, quoted, shortened
+from manytune.data.tasks import get_task
+from manytune.inference.model_card import model_card
+from manytune.utils.errors import StudyError
+from manytune.utils.text import listed, markdown, printable, quoted, shortened
 
 COMMANDS = "\x1b[31m \x07 \x7f \x9b2J \u202e \u2066 \u2028 \ud800"
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manytune import rows
 from manytune.config import OwnTask
-from manytune.data import load_split, load_task
-from manytune.errors import DataError
-from manytune.rows import Facts, read_parts, read_placed
-from manytune.tasks import TASKS
+from manytune.data import rows
+from manytune.data.rows import FileFacts, read_parts, read_placed
+from manytune.data.splits import load_split, load_task
+from manytune.data.tasks import TASKS
+from manytune.utils.errors import DataError
 
 COLUMNS = ("text", "y")
 ROWS = ["text,y\n", *(f"row {n},{'pos' if n % 2 else 'neg'}\n" for n in range(24))]
@@ -77,7 +77,7 @@ def test_quotes_that_are_clear(tmp_path: Path) -> None:
 
 
 def test_lines_and_rows_add_up(tmp_path: Path) -> None:
-    facts = Facts()
+    facts = FileFacts()
     content = 'text,y\none,a\n\n"two\n\nlines",b\n\n'
     assert len(read(tmp_path, content, facts=facts)) == 2
     assert [*facts.notes("a.csv")] == [
@@ -93,12 +93,12 @@ def test_a_row_is_named_by_its_first_line(tmp_path: Path) -> None:
 
 def test_a_tsv_has_quotes_if_that_is_said(tmp_path: Path) -> None:
     content = 'text\ty\n"a ""b"""\tpos\nc\tneg\n'
-    facts = Facts()
+    facts = FileFacts()
     assert read(tmp_path, content, "a.tsv", facts=facts)[0] == ('"a ""b"""', "pos")
     assert "give the task quoting: double" in next(facts.notes("a.tsv"))
     assert read(tmp_path, content, "a.tsv", quoting="double")[0] == ('a "b"', "pos")
     assert "give quoting: double" in refusal(tmp_path, 'text\ty\n"a\nb"\tpos\n', "a.tsv")
-    facts = Facts()
+    facts = FileFacts()
     read(tmp_path, content + '"d\tpos\n', "a.tsv", facts=facts)
     assert not [*facts.notes("a.tsv")], "these are no quotes that a program added"
 

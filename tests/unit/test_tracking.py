@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from manytune.config import Study
-from manytune.errors import DependencyError, StudyError
-from manytune.executors import run_study
-from manytune.interrupts import Interrupted
-from manytune.progress import QuietProgress, make_progress
-from manytune.record import RunRecord
-from manytune.store import Store
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
+from manytune.study import run_study
 from manytune.tracking import trackers
+from manytune.tracking.progress import QuietProgress, make_progress
+from manytune.utils.errors import DependencyError, StudyError
+from manytune.utils.signals import Interrupted
 from study_files import small_study
 from tiny import make_tiny
 

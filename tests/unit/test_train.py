@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import Method, Training, make_method
-from manytune.data import Encoded, epoch_order
-from manytune.evaluate import Evaluation
+from manytune.config.plan import Run
+from manytune.data.splits import Encoded, epoch_order
+from manytune.data.tasks import get_task
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Layout, Member, PackedModel, build_layout
-from manytune.plan import Run
-from manytune.record import RunState
-from manytune.tasks import get_task
-from manytune.train import Outcome, PackData, _forward_backward, class_weights, train_pack
+from manytune.storage.record import RunState
+from manytune.training.evaluation import Evaluation
+from manytune.training.loop import Outcome, PackData, _forward_backward, class_weights, train_pack
 from tiny import make_tiny, random_rows
 
 RATE = 1e-2
@@ -62,7 +62,9 @@ class Pack:
 
     def __init__(self, backbone: Backbone, members: Sequence[tuple[Method, int]], rows: int = 50) -> None:
         self.runs = [Run(f"seed{seed}", "tiny", TASK.name, method, seed) for method, seed in members]
-        self.model = PackedModel(backbone, [Member(run.seed, adapt(run.method, backbone.anatomy)) for run in self.runs])
+        self.model = PackedModel(
+            backbone, [Member(run.seed, adapt(run.method, backbone.model_spec)) for run in self.runs]
+        )
         self.data = PackData(DATA, DATA, (np.arange(rows),) * len(self.runs), (np.arange(20),) * len(self.runs))
         self.recorder = Recorder()
 
@@ -104,7 +106,7 @@ def script(
                 for seed in model.seeds
             )
 
-        monkeypatch.setattr("manytune.train.evaluate", scripted)
+        monkeypatch.setattr("manytune.training.loop.evaluate", scripted)
         return states
 
     return install
@@ -119,7 +121,7 @@ def seen_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
         seen.append([own.tolist() for own in rows])
         return build_layout(data, rows, **options)
 
-    monkeypatch.setattr("manytune.train.build_layout", build)
+    monkeypatch.setattr("manytune.training.loop.build_layout", build)
     return seen
 
 
@@ -163,7 +165,7 @@ def test_accumulated_micro_batches_equal_one_batch(backbone: Backbone, seen_rows
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_micro_batch_counts_where_all_weights_train(backbone: Backbone, dtype: torch.dtype) -> None:
-    member = Member(0, adapt(make_method("full", learning_rate=RATE), backbone.anatomy))
+    member = Member(0, adapt(make_method("full", learning_rate=RATE), backbone.model_spec))
 
     def gradients(batch_size: int) -> dict[str, Tensor]:
         model = PackedModel(backbone, [member], dtype=dtype)

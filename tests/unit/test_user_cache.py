@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from manytune import caches
-from manytune.caches import own_folder, read_own, settle_caches, user_cache
-from manytune.errors import StoreError
+from manytune.utils import caches
+from manytune.utils.caches import own_folder, read_own, settle_caches, user_cache
+from manytune.utils.errors import StoreError
 
 VARIABLES = ("MANYTUNE_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "MPLCONFIGDIR", "HF_HOME", "USER", "LOGNAME", "LNAME")
 

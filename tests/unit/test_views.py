@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from record_factory import make_record
 from rich.console import Console, RenderableType
 
-from manytune.record import Cost, HistoryRow, Parameters
 from manytune.report.views import (
     closing_lines,
     counted,
@@ -25,7 +24,8 @@ from manytune.report.views import (
     status_summary,
     status_table,
 )
-from manytune.store import PENDING, RunStatus, StudyStatus
+from manytune.storage.directory import PENDING, RunStatus, StudyStatus
+from manytune.storage.record import Cost, HistoryRow, Parameters
 
 
 def lines(renderable: RenderableType) -> list[str]:

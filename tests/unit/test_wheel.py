@@ -61,7 +61,7 @@ def test_it_holds_every_source_file_and_nothing_else(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert len(sources) >= 40
-    assert {"manytune/py.typed", "manytune/record.py", "manytune/report/table.py"} <= sources
+    assert {"manytune/py.typed", "manytune/storage/record.py", "manytune/report/task_table.py"} <= sources
     packed = names(wheel)
     assert {name for name in packed if name.startswith("manytune/")} == sources
     assert {name.split("/")[0].partition("-")[0] for name in packed} == {"manytune"}

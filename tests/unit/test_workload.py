@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from manytune.config import Study
-from manytune.data import Encoded, Split, encode, load_split, load_task
-from manytune.errors import DataError, ModelError
-from manytune.plan import plan_runs
-from manytune.tasks import Task, get_task
-from manytune.workload import TaskWork, prepare
+from manytune.config.plan import plan_runs
+from manytune.data.splits import Encoded, Split, encode, load_split, load_task
+from manytune.data.tasks import Task, get_task
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils.errors import DataError, ModelError
 from tiny import make_tiny
 
 ACCEPTABILITY, SIMILARITY = "builtin-acceptability", "builtin-similarity"
@@ -65,7 +65,7 @@ def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
 
 def test_max_length_beyond_the_backbones_positions_is_lowered(tiny: Path) -> None:
     ready = work(tiny, SIMILARITY, training={"max_length": 4096})
-    assert ready.train.lengths.max() <= ready.anatomy.max_length == 130
+    assert ready.train.lengths.max() <= ready.model_spec.max_length == 130
 
 
 def test_rows_cut_at_the_backbones_own_limit_are_said_to_be(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_token_types_beyond_the_backbones_are_refused(tmp_path: Path, monkeypatc
         encoded = encode(*args, **options)
         return replace(encoded, types=encoded.types * 2)
 
-    monkeypatch.setattr("manytune.workload.encode_cached", typed)
+    monkeypatch.setattr("manytune.training.workload.encode_cached", typed)
     with pytest.raises(ModelError, match=r"gives the token type 2, but the backbone has embeddings for 0 to 1 alone"):
         work(make_tiny(tmp_path / "bert"), SIMILARITY)
 
@@ -99,7 +99,7 @@ def test_a_row_of_which_the_tokenizer_makes_nothing_is_refused(tiny: Path, monke
         encoded = encode(*args, **options)
         return replace(encoded, offsets=np.concatenate([encoded.offsets[:3], encoded.offsets[2:-1]]))
 
-    monkeypatch.setattr("manytune.workload.encode_cached", blank)
+    monkeypatch.setattr("manytune.training.workload.encode_cached", blank)
     message = r"train, row 3: the tokenizer of .* makes no token of '.*', one of 1 such rows\. Leave them out"
     with pytest.raises(DataError, match=message):
         work(tiny, ACCEPTABILITY)
@@ -159,7 +159,7 @@ def test_the_fingerprint_is_of_both_splits(tiny: Path, monkeypatch: pytest.Monke
         return task, {**splits, changed: replace(splits[changed], fingerprint="another")}
 
     before = work(tiny, ACCEPTABILITY).fingerprint
-    monkeypatch.setattr("manytune.workload.load_task", load)
+    monkeypatch.setattr("manytune.training.workload.load_task", load)
     assert work(tiny, ACCEPTABILITY).fingerprint != before
 
 

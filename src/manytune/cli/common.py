@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from manytune.text import say, shortened
-from manytune.version import __version__
+from manytune.utils.text import say, shortened
+from manytune.utils.version import __version__
 
 __all__ = [
     "Device",
@@ -68,7 +68,7 @@ app = typer.Typer(
 
 def directory(text: str) -> Path:
     """A study directory's name, as an option or an argument gives it."""
-    from manytune.store import named_directory
+    from manytune.storage.directory import named_directory
 
     return named_directory(text)
 
@@ -99,7 +99,7 @@ def joined(value: Any) -> Any:
 
 def print_rich(*items: Any) -> None:
     """Print tables and texts, to a terminal's width, or wide where there is none."""
-    from manytune.progress import CleanConsole
+    from manytune.tracking.progress import CleanConsole
 
     console = CleanConsole(soft_wrap=False, emoji=False)
     if not console.is_terminal:

@@ -10,14 +10,14 @@ import os
 import sys
 from typing import NoReturn
 
-from manytune.caches import settle_caches
-from manytune.cli import lists, results, studies, use
+from manytune.cli import list_commands, result_commands, study_commands, use_commands
 from manytune.cli.common import app, say
-from manytune.errors import ManytuneError
+from manytune.utils.caches import settle_caches
+from manytune.utils.errors import ManytuneError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = (studies, results, use, lists)
+COMMANDS = (study_commands, result_commands, use_commands, list_commands)
 """The modules whose commands the application has, in the order of its help."""
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 
 from manytune.config import problems
 from manytune.config.values import Count, Fraction, Frozen, Positive, Targets, refused
-from manytune.errors import StudyError, choices
+from manytune.utils.errors import StudyError, choices
 
 __all__ = ["METHODS", "BaseMethod", "BitFit", "Full", "Head", "Lora", "Method", "choose_methods", "make_method"]
 

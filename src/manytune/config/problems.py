@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from manytune.config.source import KeyPath, dotted
-from manytune.errors import choices
-from manytune.text import cut
+from manytune.config.study_file import KeyPath, dotted
+from manytune.utils.errors import choices
+from manytune.utils.text import cut
 
 __all__ = ["MOST_PROBLEMS", "Problem", "from_pydantic", "message", "show"]
 

@@ -24,11 +24,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from manytune.config.problems import show
-from manytune.errors import StudyError, choices
-from manytune.tasks import TASKS, no_task
+from manytune.data.tasks import TASKS, no_task
+from manytune.utils.errors import choices
 
 __all__ = [
-    "DEVICES",
     "TRACKERS",
     "ClassWeights",
     "Count",
@@ -46,15 +45,10 @@ __all__ = [
     "TaskName",
     "TrackerName",
     "WholeNumber",
-    "check_device",
     "distinct",
     "or_default",
     "refused",
 ]
-
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-"""What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
 
 
 TRACKERS: Mapping[str, tuple[str, str | None]] = {
@@ -69,20 +63,6 @@ TRACKERS: Mapping[str, tuple[str, str | None]] = {
     "swanlab": ("swanlab", None),
 }
 """Experiment tracker → the package that it needs, and our extra that brings it."""
-
-
-def check_device(name: str, option: str = "--device") -> None:
-    """Refuse what is no device's name; whether this machine has it, only torch knows.
-
-    Args:
-        name: One of `DEVICES`, or `cuda:` and a number.
-        option: What to call it in the error's message.
-
-    Raises:
-        StudyError: There is no such device.
-    """
-    if name not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", name):
-        raise StudyError(f"{option}: {choices(name, (*DEVICES, 'cuda:N'))}")
 
 
 class Frozen(BaseModel):

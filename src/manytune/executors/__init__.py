@@ -1,9 +1,8 @@
 """Where packs run."""
 
-from manytune.executors.choice import best_place
+from manytune.executors.auto import best_executor
 from manytune.executors.inline import Inline
-from manytune.executors.on_ray import OnRay, Resources
-from manytune.executors.study import StudyResult, run_study
+from manytune.executors.ray_executor import OnRay, Resources
 from manytune.executors.workers import Workers
 
-__all__ = ["Inline", "OnRay", "Resources", "StudyResult", "Workers", "best_place", "run_study"]
+__all__ = ["Inline", "OnRay", "Resources", "Workers", "best_executor"]

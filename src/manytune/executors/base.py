@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from manytune.estimate import Site
-from manytune.executors.material import Material
-from manytune.interrupts import StopRequest
-from manytune.plan import Pack
-from manytune.progress import Level
-from manytune.record import HistoryRow, RunRecord
+from manytune.config.plan import Pack
+from manytune.executors.estimate import HardwareProfile
+from manytune.executors.pack_inputs import PackInputs
+from manytune.storage.record import HistoryRow, RunRecord
+from manytune.tracking.progress import Level
+from manytune.utils.signals import StopRequest
 
-__all__ = ["Executor", "How", "PackEnd", "Place", "Reports"]
+__all__ = ["Executor", "ExecutorSpec", "How", "PackEnd", "Reports"]
 
 How = Literal["done", "stopped", "broken", "refused", "lost"]
 """How a pack's time with an executor ended: all its runs ended; it was stopped where it can go on; an error broke it;
@@ -87,17 +87,17 @@ class Executor(Protocol):
     ) -> None: ...
 
 
-class Place(Protocol):
+class ExecutorSpec(Protocol):
     """What a user chooses: where a study's packs shall train."""
 
-    def open(self, material: Material, reports: Reports) -> Executor:
+    def open(self, inputs: PackInputs, reports: Reports) -> Executor:
         """The executor.
 
         Raises:
-            ManytuneError: There is no such place, or it cannot be reached or used.
+            ManytuneError: There is no such executor, or it cannot be reached or used.
         """
 
-    def site(self, precision: str, width: int) -> tuple[int, Site]:
+    def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """What a study may expect there, before it is opened: packs at once, and what each has to itself.
 
         Args:
@@ -105,5 +105,5 @@ class Place(Protocol):
             width: Hidden width of the backbone.
 
         Raises:
-            ManytuneError: There is no such place, or it cannot be reached or used.
+            ManytuneError: There is no such executor, or it cannot be reached or used.
         """

@@ -10,15 +10,15 @@ from typing import Self
 
 import torch
 
-from manytune import hardware
-from manytune.errors import ManytuneError
-from manytune.estimate import Site
+from manytune.config.plan import Pack
 from manytune.executors.base import PackEnd, Reports
+from manytune.executors.estimate import HardwareProfile
 from manytune.executors.job import PackJob, failure_of
-from manytune.executors.material import Material
-from manytune.interrupts import Interrupted, StopRequest
-from manytune.plan import Pack
-from manytune.store import Store
+from manytune.executors.pack_inputs import PackInputs
+from manytune.storage.directory import Store
+from manytune.utils import hardware
+from manytune.utils.errors import ManytuneError
+from manytune.utils.signals import Interrupted, StopRequest
 
 __all__ = ["Inline", "InlineExecutor", "train_apart"]
 
@@ -30,17 +30,17 @@ class Inline:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
 
-    def site(self, precision: str, width: int) -> tuple[int, Site]:
+    def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """One pack at a time has all that there is."""
-        return 1, Site.measure(hardware.choose_device(self.device), precision, width)
+        return 1, HardwareProfile.measure(hardware.choose_device(self.device), precision, width)
 
     def keep(self) -> dict[str, int]:
         """What a study that goes on must know to round alike."""
         return {"count": 0, "threads": torch.get_num_threads()}
 
-    def open(self, material: Material, reports: Reports) -> InlineExecutor:
+    def open(self, inputs: PackInputs, reports: Reports) -> InlineExecutor:
         """The executor."""
-        return InlineExecutor(material, hardware.choose_device(self.device), reports)
+        return InlineExecutor(inputs, hardware.choose_device(self.device), reports)
 
 
 class InlineExecutor:
@@ -48,8 +48,8 @@ class InlineExecutor:
 
     capacity = 1
 
-    def __init__(self, material: Material, device: torch.device, reports: Reports) -> None:
-        self._material = material
+    def __init__(self, inputs: PackInputs, device: torch.device, reports: Reports) -> None:
+        self._inputs = inputs
         self._device = device
         self._reports = reports
         self._taken: tuple[Pack, Collection[str]] | None = None
@@ -63,8 +63,8 @@ class InlineExecutor:
         if self._taken is None:
             return ()
         (pack, ended), self._taken = self._taken, None
-        store = Store(self._material.root)
-        return (train_here(store, self._material, pack, ended, self._device, self._reports, stop),)
+        store = Store(self._inputs.root)
+        return (train_here(store, self._inputs, pack, ended, self._device, self._reports, stop),)
 
     def __enter__(self) -> Self:
         hardware.keep_freed_memory()
@@ -78,7 +78,7 @@ class InlineExecutor:
 
 def train_here(
     store: Store,
-    material: Material,
+    inputs: PackInputs,
     pack: Pack,
     ended: Collection[str],
     device: torch.device,
@@ -92,8 +92,8 @@ def train_here(
         ManytuneError: What the user can mend, such as a full disk.
     """
     try:
-        work, backbone = material.backbone(material.works[pack.task])
-        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=material.check, kept=kept)
+        work, backbone = inputs.backbone(inputs.works[pack.task])
+        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=inputs.check, kept=kept)
         return PackEnd(pack.id, "done", seconds=job.execute())
     except Interrupted:
         return PackEnd(pack.id, "stopped")
@@ -110,7 +110,7 @@ def train_here(
 
 def train_apart(
     store: Store,
-    material: Material,
+    inputs: PackInputs,
     pack: Pack,
     ended: Collection[str],
     device: torch.device,
@@ -120,6 +120,6 @@ def train_apart(
 ) -> PackEnd:
     """The same for a driver in another process, to which no error can be raised: it is told what the user can mend."""
     try:
-        return train_here(store, material, pack, ended, device, reports, stop, kept)
+        return train_here(store, inputs, pack, ended, device, reports, stop, kept)
     except ManytuneError as error:
         return PackEnd(pack.id, "refused", reason=str(error))

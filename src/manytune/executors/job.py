@@ -11,24 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manytune import hardware, snapshot
-from manytune.backbones import Backbone
-from manytune.checkpoints import Checkpoints
 from manytune.config import Training
-from manytune.data import Encoded
-from manytune.evaluate import Evaluation, beats, evaluate
-from manytune.evidence import Learned
+from manytune.config.plan import Pack, Run, total_steps
+from manytune.data.metrics import METRICS
+from manytune.data.splits import Encoded
 from manytune.executors.base import Reports
-from manytune.interrupts import StopRequest
-from manytune.lookup import digests
-from manytune.metrics import METRICS
+from manytune.models.loading import Backbone
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path, kernel_problems
-from manytune.plan import Pack, Run, total_steps
-from manytune.record import Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState, collapse_note
-from manytune.store import Store
-from manytune.train import Checkpoint, Outcome, train_pack
-from manytune.workload import TaskWork
+from manytune.storage.artifacts import Learned
+from manytune.storage.directory import Store
+from manytune.storage.lookup import digests
+from manytune.storage.record import Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState, collapse_note
+from manytune.training import snapshot
+from manytune.training.checkpoints import Checkpoints
+from manytune.training.evaluation import Evaluation, beats, evaluate
+from manytune.training.loop import Checkpoint, Outcome, train_pack
+from manytune.training.workload import TaskWork
+from manytune.utils import hardware
+from manytune.utils.signals import StopRequest
 
 __all__ = ["PackJob", "failure_of"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from manytune.config.plan import Pack, packs_from_json, packs_to_json
 from manytune.executors.base import PackEnd, Reports
-from manytune.plan import Pack, packs_from_json, packs_to_json
-from manytune.progress import Level
-from manytune.record import HistoryRow, RunRecord
+from manytune.storage.record import HistoryRow, RunRecord
+from manytune.tracking.progress import Level
 
 __all__ = ["Sender", "encoded", "end_in", "end_message", "pack_in", "pack_message", "pass_on"]
 

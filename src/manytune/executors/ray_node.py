@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from manytune import hardware
-from manytune.estimate import Site
 from manytune.executors.base import PackEnd
+from manytune.executors.estimate import HardwareProfile
 from manytune.executors.inline import train_apart
-from manytune.executors.material import Material
 from manytune.executors.messages import Sender, encoded, end_message, pack_in
-from manytune.files import write_file
-from manytune.interrupts import StopRequest
-from manytune.record import RunRecord
-from manytune.store import Store
+from manytune.executors.pack_inputs import PackInputs
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
+from manytune.utils import hardware
+from manytune.utils.files import write_file
+from manytune.utils.signals import StopRequest
 
 __all__ = ["Files", "Order", "Post", "Storage", "files_in", "first_line", "look", "measure", "mirror", "train"]
 
@@ -139,16 +139,16 @@ class Post:
         return self._stop
 
 
-def measure(precision: str, width: int, threads: int, device: str, sharing: int) -> Site:
+def measure(precision: str, width: int, threads: int, device: str, sharing: int) -> HardwareProfile:
     """What a pack has to itself on this node."""
-    return Site.measure(torch.device(device), precision, width, threads=threads, sharing=sharing)
+    return HardwareProfile.measure(torch.device(device), precision, width, threads=threads, sharing=sharing)
 
 
 def look(versions: dict[str, str], probe: Storage | None) -> str | None:
     """What keeps a node from training packs as the driver would; None if nothing does."""
     wrong = _unlike(versions)
     if wrong is None and probe is not None and probe.pull() != {"probe": b"seen"}:
-        wrong = f"does not see --ray-storage {probe.url}: give a place that all nodes share."
+        wrong = f"does not see --ray-storage {probe.url}: give a executor that all nodes share."
     return wrong
 
 
@@ -191,11 +191,9 @@ def train(order: Order, post: Any, checkpoints: Files) -> bytes:
         store = Store(root)
         courier = _Courier(store, post, order, pack.id)
         mirror(store.pack_dir(pack.id), order.storage.pull() if order.storage else checkpoints, None)
-        material = Material(work.study, root, {pack.task: work}, lambda work: (work, backbone))
+        inputs = PackInputs(work.study, root, {pack.task: work}, lambda work: (work, backbone))
         device = torch.device(order.device)
-        return encoded(
-            end_message(train_apart(store, material, pack, ended, device, courier.sender, stop, courier.kept))
-        )
+        return encoded(end_message(train_apart(store, inputs, pack, ended, device, courier.sender, stop, courier.kept)))
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)

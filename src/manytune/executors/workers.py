@@ -20,14 +20,14 @@ from typing import Any, Self
 
 import torch
 
-from manytune import hardware
-from manytune.errors import StudyError
-from manytune.estimate import Site
+from manytune.config.plan import Pack
 from manytune.executors.base import PackEnd, Reports
-from manytune.executors.material import Material
+from manytune.executors.estimate import HardwareProfile
 from manytune.executors.messages import encoded, end_in, pack_message, pass_on
-from manytune.interrupts import StopRequest
-from manytune.plan import Pack
+from manytune.executors.pack_inputs import PackInputs
+from manytune.utils import hardware
+from manytune.utils.errors import StudyError
+from manytune.utils.signals import StopRequest
 
 __all__ = ["Workers", "WorkersExecutor"]
 
@@ -58,25 +58,25 @@ class Workers:
         if not self.devices and self.count < 1:
             raise StudyError(f"--workers: it must be at least 1, not {self.count}.")
 
-    def site(self, precision: str, width: int) -> tuple[int, Site]:
+    def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """Each worker has its threads, or its device, and its share of the memory."""
         devices = self._devices()
         sharing = max(devices.count(device) for device in devices)
-        site = Site.measure(devices[0], precision, width, threads=self._threads(), sharing=sharing)
-        return len(devices), site
+        profile = HardwareProfile.measure(devices[0], precision, width, threads=self._threads(), sharing=sharing)
+        return len(devices), profile
 
     def keep(self) -> dict[str, int] | None:
         """What a study that goes on must know to round alike; nothing, where devices were named."""
         return None if self.devices else {"count": self.count, "threads": self._threads()}
 
-    def open(self, material: Material, reports: Reports) -> WorkersExecutor:
+    def open(self, inputs: PackInputs, reports: Reports) -> WorkersExecutor:
         """The executor."""
         cores, threads = _cores(), self._threads()
         seats = []
         for number, device in enumerate(self._devices()):
             own = cores[number * threads : (number + 1) * threads]
             seats.append(_Seat(str(device), threads, tuple(own) if len(own) == threads else ()))
-        return WorkersExecutor(material, seats, reports)
+        return WorkersExecutor(inputs, seats, reports)
 
     def _devices(self) -> list[torch.device]:
         names = self.devices or ("cpu",) * self.count
@@ -99,12 +99,12 @@ class _Seat:
 class _Worker:
     """A worker process, and the pack that it trains."""
 
-    def __init__(self, seat: _Seat, material: Material) -> None:
+    def __init__(self, seat: _Seat, inputs: PackInputs) -> None:
         self.pack_id: str | None = None
         self.connection, theirs = Pipe()
         threads = str(seat.threads)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "manytune.executors.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "manytune.executors.worker_process", str(theirs.fileno())],
             env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -112,11 +112,11 @@ class _Worker:
             start_new_session=True,
         )
         theirs.close()
-        fingerprints = {name: work.fingerprint for name, work in material.works.items()}
+        fingerprints = {name: work.fingerprint for name, work in inputs.works.items()}
         self.send(
             {
-                "root": str(material.root),
-                "lock": material.held.token if material.held else None,
+                "root": str(inputs.root),
+                "lock": inputs.held.token if inputs.held else None,
                 "fingerprints": fingerprints,
                 "device": seat.device,
                 "threads": seat.threads,
@@ -150,8 +150,8 @@ class _Worker:
 class WorkersExecutor:
     """A worker for each seat, started when a pack first needs it."""
 
-    def __init__(self, material: Material, seats: Sequence[_Seat], reports: Reports) -> None:
-        self._material = material
+    def __init__(self, inputs: PackInputs, seats: Sequence[_Seat], reports: Reports) -> None:
+        self._inputs = inputs
         self._reports = reports
         self._seats: dict[int, _Seat] = dict(enumerate(seats))
         self._workers: dict[int, _Worker] = {}
@@ -169,7 +169,7 @@ class WorkersExecutor:
         if number in self._workers and not self._workers[number].alive:
             self._workers.pop(number).end(0)
         if number not in self._workers:
-            self._workers[number] = _Worker(self._seats[number], self._material)
+            self._workers[number] = _Worker(self._seats[number], self._inputs)
         worker = self._workers[number]
         worker.pack_id = pack.id
         worker.send(pack_message(pack, [run.id for run in pack.runs if run.id in ended]))

@@ -1,5 +1,5 @@
 """The methods: each turns its configuration into what a bank holds. One visible table."""
 
-from manytune.methods.table import METHODS, ParameterCount, adapt, count_parameters
+from manytune.methods.registry import METHODS, ParameterCount, adapt, count_parameters
 
 __all__ = ["METHODS", "ParameterCount", "adapt", "count_parameters"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manytune.data import Encoded
+from manytune.data.splits import Encoded
 
 __all__ = ["Bucket", "Layout", "barrier", "bucket_length", "build_layout", "row_count"]
 

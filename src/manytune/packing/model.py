@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from manytune.backbones import Backbone
+from manytune.models.loading import Backbone
 from manytune.packing.bank import Bank, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys
-from manytune.packing.flat import FlatPasses
-from manytune.packing.head import PackedHead
+from manytune.packing.flat_passes import FlatPasses
+from manytune.packing.heads import PackedHead
 from manytune.packing.kernels import choose_kernels
 from manytune.packing.layout import Layout
-from manytune.packing.padded import PaddedPasses
+from manytune.packing.padded_passes import PaddedPasses
 
 __all__ = ["Member", "PackedModel"]
 
@@ -55,12 +55,12 @@ class PackedModel:
         if len(members) > 1 and any(member.adaptation.weights for member in members):
             raise ValueError("a run that trains every weight is a pack of one")
         self._passes: FlatPasses | PaddedPasses
-        if backbone.anatomy.padded:
+        if backbone.model_spec.padded:
             self._passes = PaddedPasses(backbone, members, self.bank, self.context, self.device)
         else:
             self._passes = FlatPasses(backbone, members, self.bank, self.context, self.device, fused=fused)
         self._head = PackedHead(
-            backbone.anatomy.head,
+            backbone.model_spec.head,
             self.seeds,
             [member.adaptation.head for member in members],
             self.bank,

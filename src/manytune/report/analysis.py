@@ -1,4 +1,4 @@
-"""Material → one analysis for each task and backbone: what the page, the tables and the figures are made from."""
+"""ReportData → one analysis for each task and backbone: what the page, the tables and the figures are made from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manytune.evidence import Examples, Structure
-from manytune.metrics import Metric, is_constant
-from manytune.record import HistoryRow, RunRecord
+from manytune.data.metrics import Metric, is_constant
+from manytune.data.tasks import Task
 from manytune.report.guard import attempt
-from manytune.report.source import Material
-from manytune.report.table import MethodRow, TaskTable, tabulate
+from manytune.report.report_data import ReportData
+from manytune.report.task_table import MethodRow, TaskTable, tabulate
 from manytune.stats import (
     LEVEL,
     Comparison,
@@ -27,8 +26,9 @@ from manytune.stats import (
     metric_draws,
     standings,
 )
-from manytune.store import PENDING, RunStatus
-from manytune.tasks import Task
+from manytune.storage.artifacts import Examples, Structure
+from manytune.storage.directory import PENDING, RunStatus
+from manytune.storage.record import HistoryRow, RunRecord
 
 __all__ = ["Analysis", "analyse", "score_of"]
 
@@ -128,18 +128,18 @@ def score_of(run: RunRecord, metric: str) -> float | None:
     return run.best_score if metric == run.primary_metric else run.scores.get(metric)
 
 
-def analyse(material: Material, problems: list[str] | None = None) -> tuple[Analysis, ...]:
+def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analysis, ...]:
     """One analysis for each task and backbone, in the records' order.
 
     Args:
-        material: What study directories hold.
+        data: What study directories hold.
         problems: Gets a sentence for each task that cannot be analysed, and is left out.
 
     Warns:
         ReportWarning: A task, or a part of its analysis, is left out.
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
-    for record in material.records:
+    for record in data.records:
         groups.setdefault((record.task, record.model), []).append(record)
     problems = [] if problems is None else problems
     found: list[Analysis] = []
@@ -147,12 +147,12 @@ def analyse(material: Material, problems: list[str] | None = None) -> tuple[Anal
         alone = sum(name == task for name, _ in groups) == 1
         key = _key(task if alone else f"{task}-{model}", [each.key for each in found])
         said = f"Without {task} on {model}"
-        found += attempt(said, partial(_analyse_records, key, own, material), (), problems)
+        found += attempt(said, partial(_analyse_records, key, own, data), (), problems)
     return tuple(found)
 
 
-def _analyse_records(key: str, records: Sequence[RunRecord], material: Material) -> tuple[Analysis, ...]:
-    return tuple(_analyse(key, table, material) for table in tabulate(records))
+def _analyse_records(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[Analysis, ...]:
+    return tuple(_analyse(key, table, data) for table in tabulate(records))
 
 
 def _key(name: str, taken: Iterable[str]) -> str:
@@ -161,11 +161,11 @@ def _key(name: str, taken: Iterable[str]) -> str:
     return next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
 
 
-def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
+def _analyse(key: str, table: TaskTable, data: ReportData) -> Analysis:
     runs = [run for row in table.rows for run in row.runs]
-    examples = material.examples.get(table.task)
-    kept = {run.run_id: material.logits[run.run_id] for run in runs if run.run_id in material.logits}
-    task = material.tasks.get(table.task)
+    examples = data.examples.get(table.task)
+    kept = {run.run_id: data.logits[run.run_id] for run in runs if run.run_id in data.logits}
+    task = data.tasks.get(table.task)
     problems: list[str] = []
     nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
     predictions, misfits = attempt(
@@ -188,7 +188,7 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
     labels = {row.label for row in table.rows}
     pending = tuple(
         replace(run, label=run.label + study.label_suffix) if run.label + study.label_suffix in labels else run
-        for study in material.studies
+        for study in data.studies
         for run in study.status.runs
         if run.state == PENDING and (run.task, run.model) == (table.task, table.model)
     )
@@ -198,11 +198,11 @@ def _analyse(key: str, table: TaskTable, material: Material) -> Analysis:
         table=table,
         task=task,
         pending=pending,
-        histories={run.run_id: material.histories[run.run_id] for run in runs if run.run_id in material.histories},
+        histories={run.run_id: data.histories[run.run_id] for run in runs if run.run_id in data.histories},
         predictions=predictions,
         misfits=misfits,
         examples=examples,
-        structure=material.structures.get((table.task, table.model)),
+        structure=data.structures.get((table.task, table.model)),
         comparisons=attempt(
             "Methods could not be compared over seeds", lambda: compare_all(configurations), (), problems
         ),

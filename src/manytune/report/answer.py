@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from manytune.record import RunState
 from manytune.report.analysis import Analysis
 from manytune.report.sheets import show, signed
-from manytune.report.table import MethodRow
+from manytune.report.task_table import MethodRow
 from manytune.report.views import counted
 from manytune.stats import MINIMUM_SEEDS, Comparison, Verdict
-from manytune.text import listed
+from manytune.storage.record import RunState
+from manytune.utils.text import listed
 
 __all__ = ["Answer", "Point", "answer", "cheapest", "configuration_title", "method_title", "train_seconds"]
 

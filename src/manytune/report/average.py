@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from manytune.data.tasks import GLUE
 from manytune.report.analysis import Analysis, score_of
 from manytune.report.answer import configuration_title, method_title
 from manytune.report.sheets import Cell, Column, Sheet
-from manytune.report.table import MethodRow
-from manytune.tasks import GLUE
+from manytune.report.task_table import MethodRow
 
 __all__ = ["glue_sheet"]
 

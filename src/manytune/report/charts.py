@@ -11,12 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from manytune.metrics import Metric
+from manytune.data.metrics import Metric
 from manytune.report.analysis import Analysis
+from manytune.report.score_sheets import swept
 from manytune.report.series import COSTS, Curve, Look, curves, front, looks, quantities
 from manytune.report.sheets import show
-from manytune.report.table import MethodRow
-from manytune.report.tables import swept
+from manytune.report.task_table import MethodRow
 
 __all__ = ["Chart", "cost_chart", "curve_chart", "draw_curves", "rank_chart", "rate_chart", "score_chart"]
 

@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from manytune.metrics import METRICS
-from manytune.record import RunRecord
+from manytune.data.metrics import METRICS
 from manytune.report.sheets import UNKNOWN, show, signed
-from manytune.report.table import MethodRow, tabulate
+from manytune.report.task_table import MethodRow, tabulate
 from manytune.report.views import plain_table
 from manytune.stats import MINIMUM_SEEDS, Comparison, Configuration, compare
-from manytune.store import Store
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
 
 __all__ = ["Change", "StudyChanges", "compare_studies", "render_changes"]
 

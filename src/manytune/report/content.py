@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from manytune.record import RunRecord
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, answer
 from manytune.report.average import glue_sheet
@@ -17,10 +16,8 @@ from manytune.report.drawing import Drawing, draw
 from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import published_sheet
-from manytune.report.series import looks, loss_rises
-from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
-from manytune.report.source import Material
-from manytune.report.tables import (
+from manytune.report.report_data import ReportData
+from manytune.report.score_sheets import (
     comparison_sheet,
     cost_sheet,
     left_out_sheet,
@@ -31,14 +28,17 @@ from manytune.report.tables import (
     score_sheets,
     standing_sheet,
 )
+from manytune.report.series import looks, loss_rises
+from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
 from manytune.report.views import counted
 from manytune.stats import MINIMUM_SEEDS
+from manytune.storage.record import RunRecord
 
-__all__ = ["Content", "Part", "TaskContent", "compose"]
+__all__ = ["Content", "Section", "TaskContent", "compose"]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Section:
     """One part of a task's report."""
 
     key: str
@@ -60,7 +60,7 @@ class TaskContent:
 
     analysis: Analysis
     answer: Answer
-    parts: tuple[Part, ...]
+    parts: tuple[Section, ...]
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
@@ -99,34 +99,32 @@ class Content:
         return (*self.overall, *(sheet for task in self.tasks for sheet in task.sheets), *self.provenance)
 
 
-def compose(material: Material) -> Content:
-    """Put a report together; a pure function of the material.
+def compose(data: ReportData) -> Content:
+    """Put a report together; a pure function of the data.
 
     Warns:
         ReportWarning: A part could not be made; it says so where it would stand.
     """
-    problems = list(material.problems)
-    analyses = analyse(material, problems)
-    planned = {(run.task, run.model): None for study in material.studies for run in study.status.runs}
-    ended = {(run.task, run.model) for run in material.records}
+    problems = list(data.problems)
+    analyses = analyse(data, problems)
+    planned = {(run.task, run.model): None for study in data.studies for run in study.status.runs}
+    ended = {(run.task, run.model) for run in data.records}
     states = []
-    for study in material.studies:
+    for study in data.studies:
         counts = ", ".join(f"{count} {state}" for state, count in study.status.counts.items() if count)
         states.append(f"{study.study.name}: {counted(study.status.planned, 'run')}: {counts}")
     overall = attempt("GLUE's average could not be made", lambda: _writable(glue_sheet(analyses)), (), problems)
-    provenance = attempt(
-        "Provenance could not be listed", lambda: _writable(_provenance(material.records)), (), problems
-    )
+    provenance = attempt("Provenance could not be listed", lambda: _writable(_provenance(data.records)), (), problems)
     return Content(
-        title=", ".join(dict.fromkeys(study.study.name for study in material.studies)),
+        title=", ".join(dict.fromkeys(study.study.name for study in data.studies)),
         state=tuple(states),
-        complete=not any(study.status.counts["pending"] for study in material.studies),
+        complete=not any(study.status.counts["pending"] for study in data.studies),
         tasks=tuple(TaskContent(each, _answer(each), tuple(_parts(each))) for each in analyses),
         waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in ended),
         provenance=provenance,
         problems=tuple(problems),
         overall=overall,
-        studies=tuple((study.study.name, study.study.to_yaml()) for study in material.studies),
+        studies=tuple((study.study.name, study.study.to_yaml()) for study in data.studies),
     )
 
 
@@ -136,7 +134,7 @@ def _answer(analysis: Analysis) -> Answer:
     return said or Answer(problems[0], (), False)
 
 
-def _parts(analysis: Analysis) -> Iterable[Part]:
+def _parts(analysis: Analysis) -> Iterable[Section]:
     yield _part(
         analysis,
         "scores",
@@ -169,14 +167,14 @@ def _part(
     charts: Sequence[Callable[[Analysis], Any]] = (),
     sheets: Sequence[Callable[[Analysis], Any]] = (),
     folded: Sequence[Callable[[Analysis], Any]] = (),
-) -> Part:
+) -> Section:
     """A part, with a sentence in place of each chart and table that could not be made."""
     problems: list[str] = []
     said = _made(analysis, f"{title}: the text", text, problems)
     drawn = [chart for make in charts for chart in _made(analysis, f"{title}: a chart", make, problems)]
     tables = [sheet for make in sheets for sheet in _made(analysis, f"{title}: a table", make, problems)]
     closed = [sheet for make in folded for sheet in _made(analysis, f"{title}: a table", make, problems)]
-    return Part(key, title, (*said, *problems), tuple(drawn), tuple(tables), tuple(closed), figures=(key,))
+    return Section(key, title, (*said, *problems), tuple(drawn), tuple(tables), tuple(closed), figures=(key,))
 
 
 def _made(analysis: Analysis, what: str, make: Callable[[Analysis], Any], problems: list[str]) -> tuple[Any, ...]:
@@ -231,13 +229,13 @@ def _about_curves(analysis: Analysis) -> Iterable[str]:
         yield f"{counted(lacking, 'run')} without a history are not drawn."
 
 
-def _model(analysis: Analysis) -> Part:
+def _model(analysis: Analysis) -> Section:
     problems: list[str] = []
     drawing = attempt(f"{analysis.title}: the model could not be drawn", lambda: draw(analysis), None, problems)
     text = "The module tree was not kept with this study, so the model cannot be drawn."
     if drawing:
         text = "From the tokens above to the prediction below. A layer's parts are drawn once where layers are alike."
-    return Part("model", "The model: what trains where", tuple(problems) or (text,), drawing=drawing)
+    return Section("model", "The model: what trains where", tuple(problems) or (text,), drawing=drawing)
 
 
 def _provenance(records: Iterable[RunRecord]) -> tuple[Sheet, ...]:

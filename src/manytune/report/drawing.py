@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from manytune.evidence import Structure, Trained
 from manytune.report.analysis import Analysis
 from manytune.report.series import looks
+from manytune.storage.artifacts import Structure, Trained
 
-__all__ = ["Box", "Drawing", "Part", "draw"]
+__all__ = ["Block", "Box", "Drawing", "draw"]
 
 _LAYER = re.compile(r"(.*?)\.(\d+)\.(.*)")
 
@@ -33,7 +33,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Part:
+class Block:
     """One row of the drawing."""
 
     group: str
@@ -58,7 +58,7 @@ class Drawing:
     """What the configurations of each column are called."""
     colors: tuple[str, ...]
     """Name in the palette of each column."""
-    parts: tuple[Part, ...]
+    parts: tuple[Block, ...]
 
 
 def draw(analysis: Analysis) -> Drawing | None:
@@ -90,8 +90,8 @@ class _Way:
     ranks: tuple[int, ...]
 
 
-def _backbone(tree: Structure, columns: Sequence[_Way]) -> list[Part]:
-    stretches: list[tuple[str, int, int, list[Part]]] = []
+def _backbone(tree: Structure, columns: Sequence[_Way]) -> list[Block]:
+    stretches: list[tuple[str, int, int, list[Block]]] = []
     for group, number, modules in _grouped(tree.tensors):
         parts = [
             _part(group, name, f"{group}.{number}.{name}" if number >= 0 else _path(group, name), tensors, columns)
@@ -105,7 +105,7 @@ def _backbone(tree: Structure, columns: Sequence[_Way]) -> list[Part]:
     found = []
     for group, first, last, parts in stretches:
         title = group if first < 0 else f"{group}.{first}" if first == last else f"{group}.{first}–{last}"
-        found += [Part(title, p.name, p.shapes, p.parameters, last - first + 1, p.boxes) for p in parts]
+        found += [Block(title, p.name, p.shapes, p.parameters, last - first + 1, p.boxes) for p in parts]
     return found
 
 
@@ -128,9 +128,9 @@ def _grouped(tensors: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int, dic
     return [(group, number, modules) for (group, number), modules in found.items()]
 
 
-def _part(group: str, name: str, path: str, tensors: Mapping[str, tuple[int, ...]], columns: Sequence[_Way]) -> Part:
+def _part(group: str, name: str, path: str, tensors: Mapping[str, tuple[int, ...]], columns: Sequence[_Way]) -> Block:
     boxes = tuple(_box(path, tensors, way) for way in columns)
-    return Part(group, name or group, _shapes(tensors), sum(map(math.prod, tensors.values())), 1, boxes)
+    return Block(group, name or group, _shapes(tensors), sum(map(math.prod, tensors.values())), 1, boxes)
 
 
 def _box(path: str, tensors: Mapping[str, tuple[int, ...]], way: _Way) -> Box:
@@ -147,7 +147,7 @@ def _box(path: str, tensors: Mapping[str, tuple[int, ...]], way: _Way) -> Box:
     return Box("frozen", "frozen", (0,))
 
 
-def _head(tree: Structure, columns: Sequence[_Way]) -> list[Part]:
+def _head(tree: Structure, columns: Sequence[_Way]) -> list[Block]:
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for path, shape in tree.head.items():
         module, _, tensor = path.rpartition(".")
@@ -163,7 +163,7 @@ def _head(tree: Structure, columns: Sequence[_Way]) -> list[Part]:
             else:
                 boxes.append(Box("biases", "bias", (count,)) if own else Box("frozen", "frozen", (0,)))
         total = sum(map(math.prod, tensors.values()))
-        found.append(Part("head", module, _shapes(tensors), total, 1, tuple(boxes)))
+        found.append(Block("head", module, _shapes(tensors), total, 1, tuple(boxes)))
     return found
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from manytune.report.analysis import Analysis
 from manytune.report.guard import attempt
+from manytune.report.score_sheets import swept
 from manytune.report.series import COSTS, Look, curves, front, looks, quantities
-from manytune.report.table import MethodRow
-from manytune.report.tables import swept
+from manytune.report.task_table import MethodRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,10 @@ import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from manytune.errors import StoreError
-from manytune.files import locked, read_bytes, sweep_leftovers, write_file, writing
-from manytune.json_text import parse_json
-from manytune.text import listed
+from manytune.utils.errors import StoreError
+from manytune.utils.files import locked, read_bytes, sweep_leftovers, write_file, writing
+from manytune.utils.json_text import parse_json
+from manytune.utils.text import listed
 
 __all__ = ["MANIFEST", "manifest_of", "write_folder"]
 

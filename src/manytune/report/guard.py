@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from manytune.errors import ManytuneError
-from manytune.text import say, shortened
+from manytune.utils.errors import ManytuneError
+from manytune.utils.text import say, shortened
 
 __all__ = ["ReportWarning", "attempt", "warnings_as_lines"]
 

@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from manytune.errors import DependencyError
 from manytune.report.content import Content
 from manytune.report.sheets import UNKNOWN, Sheet
-from manytune.version import __version__
+from manytune.utils.errors import DependencyError
+from manytune.utils.version import __version__
 
 __all__ = ["embedded", "render_page", "render_template"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from manytune.plan import short_number
-from manytune.record import RunRecord
+from manytune.config.plan import short_number
 from manytune.report.analysis import Analysis
 from manytune.report.answer import configuration_title
 from manytune.report.sheets import Column, Sheet
-from manytune.report.table import MethodRow
+from manytune.report.task_table import MethodRow
+from manytune.storage.record import RunRecord
 
 __all__ = ["Figure", "figures", "published_sheet"]
 

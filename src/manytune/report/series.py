@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from manytune.metrics import Metric
-from manytune.record import HistoryRow, RunState
+from manytune.data.metrics import Metric
 from manytune.report.analysis import Analysis
 from manytune.report.answer import method_title, train_seconds
-from manytune.report.table import MethodRow
+from manytune.report.task_table import MethodRow
 from manytune.stats import summarize
-from manytune.text import printable
+from manytune.storage.record import HistoryRow, RunState
+from manytune.utils.text import printable
 
 __all__ = [
     "COSTS",
     "RUNNING",
     "STOPPED",
-    "Cost",
+    "CostAxis",
     "Curve",
     "Look",
     "Traced",
@@ -224,7 +224,7 @@ def loss_rises(analysis: Analysis) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostAxis:
     """What a configuration costs in one respect."""
 
     name: str
@@ -236,17 +236,17 @@ class Cost:
 
 
 COSTS = (
-    Cost("trainable", "trainable parameters", "count", True, lambda row: row.trainable),
-    Cost("train_seconds", "training time of a run", "seconds", True, train_seconds),
-    Cost("peak_memory_bytes", "peak memory of the pack", "bytes", True, lambda row: row.peak_memory_bytes),
-    Cost(
+    CostAxis("trainable", "trainable parameters", "count", True, lambda row: row.trainable),
+    CostAxis("train_seconds", "training time of a run", "seconds", True, train_seconds),
+    CostAxis("peak_memory_bytes", "peak memory of the pack", "bytes", True, lambda row: row.peak_memory_bytes),
+    CostAxis(
         "snapshot_bytes",
         "bytes on disk",
         "bytes",
         True,
         lambda row: summarize(run.cost.snapshot_bytes for run in row.finished).mean,
     ),
-    Cost("samples_per_second", "training samples a second", "count", False, lambda row: row.samples_per_second),
+    CostAxis("samples_per_second", "training samples a second", "count", False, lambda row: row.samples_per_second),
 )
 """What scores are drawn against."""
 

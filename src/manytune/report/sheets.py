@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from rich.filesize import decimal
 
-from manytune.text import markdown, printable
+from manytune.utils.text import markdown, printable
 
 __all__ = ["FORMATS", "Cell", "Column", "Sheet", "show", "signed", "tex", "to_csv", "to_markdown", "to_tex"]
 

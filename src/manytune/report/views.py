@@ -13,9 +13,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from manytune.record import Cost, HistoryRow, RunRecord
-from manytune.store import RunStatus, StudyStatus
-from manytune.text import cut, printable, shortened
+from manytune.storage.directory import RunStatus, StudyStatus
+from manytune.storage.record import Cost, HistoryRow, RunRecord
+from manytune.utils.text import cut, printable, shortened
 
 __all__ = [
     "MANY",

@@ -9,7 +9,6 @@ verdict.py    all of it for the methods of one task
 
 from __future__ import annotations
 
-from manytune.stats.choice import best_of, best_set, holm
 from manytune.stats.describe import Lead, Summary, leader, summarize
 from manytune.stats.examples import bootstrap_weights, combined_p, mcnemar, metric_draws
 from manytune.stats.paired import (
@@ -21,6 +20,7 @@ from manytune.stats.paired import (
     seeds_needed,
     sign_flip,
 )
+from manytune.stats.selection import best_of, best_set, holm
 from manytune.stats.verdict import (
     LEVEL,
     MINIMUM_SEEDS,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manytune.stats.choice import BestOf, best_of, best_of_draws, best_set, holm
 from manytune.stats.paired import detectable, differences, effect_size, seeds_needed, sign_flip
+from manytune.stats.selection import BestOf, best_of, best_of_draws, best_set, holm
 
 __all__ = [
     "LEVEL",

@@ -1,7 +1,7 @@
 """What a study tells trackers: one tracked run for each of its runs, with configuration, curves and final scores.
 
 Trackers keep a process-wide active run, wait for networks and fail in ways of their own. So each lives in a process of
-its own (`clerk`), which is fed through a pipe by a thread: whatever becomes of it, the study goes on.
+its own (`process`), which is fed through a pipe by a thread: whatever becomes of it, the study goes on.
 
 OUT/tracking/<tracker>/<run-id>.json   what it knows of a run, so that a study that goes on continues there
 OUT/tracking/<tracker>.log             what it said
@@ -23,10 +23,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from manytune.config import TRACKERS, Study
-from manytune.errors import DependencyError
-from manytune.plan import Run
-from manytune.record import HistoryRow, RunRecord
-from manytune.store import Store
+from manytune.config.plan import Run
+from manytune.storage.directory import Store
+from manytune.storage.record import HistoryRow, RunRecord
+from manytune.utils.errors import DependencyError
 
 __all__ = ["Trackers"]
 
@@ -51,7 +51,7 @@ class Trackers:
         self._study = study
         self._store = store
         self._warn = warn
-        self._clerks: list[_Clerk] = []
+        self._processes: list[_TrackerProcess] = []
         for name in study.tracking:
             package, extra = TRACKERS[name]
             for needed in ("accelerate", package):
@@ -62,8 +62,8 @@ class Trackers:
     def start(self, runs: Iterable[Run], records: Mapping[str, RunRecord]) -> None:
         """Tell of all runs: those that ended before too, where a tracker does not know of them."""
         folder = self._store.root / "tracking"
-        self._clerks = [_Clerk(name, folder, self._study.name) for name in self._study.tracking]
-        if not self._clerks:
+        self._processes = [_TrackerProcess(name, folder, self._study.name) for name in self._study.tracking]
+        if not self._processes:
             return
         for run in runs:
             self._tell({"run": run.id, "config": self._config(run)})
@@ -77,7 +77,7 @@ class Trackers:
 
     def ended(self, record: RunRecord) -> None:
         """Tell of the end of a run, and whatever of its history was not told."""
-        if not self._clerks:
+        if not self._processes:
             return
         final = {f"best/{name}": score for name, score in record.scores.items()}
         final |= {f"last/{name}": score for name, score in record.last_scores.items()}
@@ -105,19 +105,19 @@ class Trackers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for clerk in self._clerks:
-            clerk.close()
-        for clerk in self._clerks:
-            failure = clerk.end(_PATIENCE_SECONDS)
+        for process in self._processes:
+            process.close()
+        for process in self._processes:
+            failure = process.end(_PATIENCE_SECONDS)
             if failure:
                 self._warn(
-                    f"tracking: {clerk.name} failed: {failure} All results are in {self._store.root} as ever; "
-                    f"what {clerk.name} said is in {clerk.log}."
+                    f"tracking: {process.name} failed: {failure} All results are in {self._store.root} as ever; "
+                    f"what {process.name} said is in {process.log}."
                 )
 
     def _tell(self, message: Mapping[str, Any]) -> None:
-        for clerk in self._clerks:
-            clerk.tell(message)
+        for process in self._processes:
+            process.tell(message)
 
     def _config(self, run: Run) -> dict[str, Any]:
         study = self._study
@@ -137,7 +137,7 @@ class Trackers:
         return {key: v if isinstance(v, str | int | float) else str(v) for key, v in config.items() if v is not None}
 
 
-class _Clerk:
+class _TrackerProcess:
     """A process that keeps one tracker's books, and the thread that feeds it."""
 
     def __init__(self, name: str, folder: Path, project: str) -> None:
@@ -146,7 +146,7 @@ class _Clerk:
         folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "manytune.tracking.clerk", name, str(folder), project],
+                [sys.executable, "-m", "manytune.tracking.tracker_process", name, str(folder), project],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from manytune import hardware
 from manytune.config import Study
-from manytune.executors import Inline, Workers, best_place, choice, run_study
-from manytune.plan import plan_runs
-from manytune.progress import make_progress
-from manytune.store import Store
-from manytune.workload import TaskWork, prepare
+from manytune.config.plan import plan_runs
+from manytune.executors import Inline, Workers, auto, best_executor
+from manytune.storage.directory import Store
+from manytune.study import run_study
+from manytune.tracking.progress import make_progress
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils import hardware
 from tiny import make_tiny
 
 TASK = "builtin-similarity"
@@ -26,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two slow threads, and memory in plenty."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(hardware, "free_memory", lambda device: 10**12)
-    monkeypatch.setattr(choice, "_PRODUCTS_PER_SECOND", 1e10)
+    monkeypatch.setattr(auto, "_PRODUCTS_PER_SECOND", 1e10)
     return monkeypatch
 
 
@@ -43,7 +44,7 @@ def study(model: Path, method: str = "full", seeds: int = 2, steps: int = 10_000
 
 def chosen(what: Study, **changes: Any) -> Any:
     work: TaskWork = replace(prepare(what, TASK), **changes)
-    return best_place("auto", plan_runs(what), {TASK: work})
+    return best_executor("auto", plan_runs(what), {TASK: work})
 
 
 def test_runs_that_can_share_the_cores_do(model: Path) -> None:
@@ -77,9 +78,9 @@ def test_a_study_that_goes_on_does_so_as_it_was_begun(
 ) -> None:
     what = study(model, seeds=2, steps=1)
     quiet = make_progress(quiet=True)
-    run_study(what, tmp_path, place=Inline("cpu"), progress=quiet)
+    run_study(what, tmp_path, executor=Inline("cpu"), progress=quiet)
     store = Store.open(tmp_path)
-    assert store.read_place() == {"count": 0, "threads": 2}
+    assert store.read_executor() == {"count": 0, "threads": 2}
     store.write_plan(store.read_plan() or (), {"count": 3, "threads": 1})
     store.reset_run(plan_runs(what)[0].id)
     opened: list[Workers] = []
@@ -91,4 +92,4 @@ def test_a_study_that_goes_on_does_so_as_it_was_begun(
     monkeypatch.setattr(Workers, "open", instead)
     run_study(what, tmp_path, progress=quiet)
     assert opened == [Workers(3, 1)]
-    assert store.read_place() == {"count": 3, "threads": 1}
+    assert store.read_executor() == {"count": 3, "threads": 1}

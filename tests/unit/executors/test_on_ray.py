@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from manytune.errors import StudyError
-from manytune.executors import run_study
-from manytune.executors.on_ray import OnRay, Resources
+from manytune.executors.ray_executor import OnRay, Resources
 from manytune.executors.ray_node import Post, Storage, files_in, look, mirror
-from manytune.hardware import versions
-from manytune.progress import make_progress
+from manytune.study import run_study
+from manytune.tracking.progress import make_progress
+from manytune.utils.errors import StudyError
+from manytune.utils.hardware import versions
 from ray_cluster import ray_cluster
 from study_files import small_study
 from tiny import make_tiny
@@ -112,7 +112,7 @@ def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Pat
     study = small_study(make_tiny(tmp_path / "model"))
     place = OnRay(cluster.address, Resources(cpu=1, gpu=1))
     with pytest.raises(StudyError, match=r"--pack-resources: no node has room for one pack; the nodes have cpu="):
-        run_study(study, tmp_path / "out", place=place, progress=make_progress(quiet=True))
+        run_study(study, tmp_path / "out", executor=place, progress=make_progress(quiet=True))
     assert not (tmp_path / "out").exists()
     assert ray.is_initialized() is connected  # a connection of the caller's own is left alone
     ray.shutdown()

@@ -17,21 +17,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from manytune import metrics, snapshot
 from manytune.config import Study
-from manytune.errors import DataError, ManytuneError, StoreError
-from manytune.evaluate import Evaluation, evaluate
-from manytune.executors import StudyResult, run_study
+from manytune.config.plan import Run, plan_packs, plan_runs
+from manytune.data import metrics
+from manytune.data.tasks import Task, get_task
 from manytune.executors.job import PackJob
-from manytune.interrupts import StopRequest
-from manytune.lock import Lock
-from manytune.plan import Run, plan_packs, plan_runs
-from manytune.record import RunState
 from manytune.report.guard import ReportWarning
-from manytune.report.write import write_report
-from manytune.store import Store
-from manytune.tasks import Task, get_task
-from manytune.train import Outcome, PackData, train_pack
+from manytune.report.writing import write_report
+from manytune.storage.directory import Store
+from manytune.storage.lock import Lock
+from manytune.storage.record import RunState
+from manytune.study import StudyResult, run_study
+from manytune.training import snapshot
+from manytune.training.evaluation import Evaluation, evaluate
+from manytune.training.loop import Outcome, PackData, train_pack
+from manytune.utils.errors import DataError, ManytuneError, StoreError
+from manytune.utils.signals import StopRequest
 from tiny import make_tiny
 
 TASK = "builtin-similarity"
@@ -115,7 +116,7 @@ def constant(*args: Any, **options: Any) -> tuple[Evaluation, ...]:
 def test_a_run_that_is_constant_on_the_selecting_rows_alone_has_not_collapsed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manytune.train.evaluate", constant)
+    monkeypatch.setattr("manytune.training.loop.evaluate", constant)
     result, told = run(small(tiny, selection="train-split"), tmp_path)
     assert [record.state for record in result.records] == [FINISHED, FINISHED]
     assert all(record.best_score for record in result.records)
@@ -169,7 +170,7 @@ def test_with_a_split_of_train_dev_is_scored_once(
         scored.append(len(rows[0]))
         return evaluate(model, task, data, rows)
 
-    monkeypatch.setattr("manytune.train.evaluate", falling)
+    monkeypatch.setattr("manytune.training.loop.evaluate", falling)
     monkeypatch.setattr("manytune.executors.job.evaluate", counted)
     result, _ = run(small(tiny, seeds=[0], selection=selection), tmp_path)
     (record,) = result.records
@@ -218,7 +219,7 @@ def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
         peak["bytes"] = 10_000
         return evaluate(*args)
 
-    monkeypatch.setattr("manytune.hardware.PeakMemory", Memory)
+    monkeypatch.setattr("manytune.utils.hardware.PeakMemory", Memory)
     monkeypatch.setattr("manytune.executors.job.train_pack", train)
     monkeypatch.setattr("manytune.executors.job.evaluate", score)
     result, _ = run(small(tiny), tmp_path)
@@ -427,7 +428,7 @@ def test_a_process_that_the_system_killed_for_memory_is_not_started_like_that_ag
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(["boot 3", "boot 4", "boot 4", "boot 4"])
-    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: next(kills))
+    monkeypatch.setattr("manytune.utils.hardware.oom_kills", lambda: next(kills))
 
     killed(small(tiny), tmp_path, monkeypatch)
     result, told = run(small(tiny), tmp_path)
@@ -439,10 +440,10 @@ def test_a_process_that_the_system_killed_for_memory_is_not_started_like_that_ag
 def test_a_process_that_was_just_killed_goes_on_as_planned(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str | None
 ) -> None:
-    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: "boot 3")
+    monkeypatch.setattr("manytune.utils.hardware.oom_kills", lambda: "boot 3")
 
     killed(small(tiny), tmp_path, monkeypatch)
-    monkeypatch.setattr("manytune.hardware.oom_kills", lambda: later)
+    monkeypatch.setattr("manytune.utils.hardware.oom_kills", lambda: later)
     result, _ = run(small(tiny), tmp_path)
     assert [record.cost.pack_size for record in result.records] == [2, 2]
 
@@ -464,7 +465,7 @@ def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: 
     assert told.messages[0] == "1 of 4 runs have ended before."
     gone = f"1 run of before, such as {first.records[0].run_id}, no longer part of the study: in no table or report."
     assert gone in " ".join(told.messages)
-    structure = Store.open(tmp_path).task_files(TASK).structure()
+    structure = Store.open(tmp_path).task_artifacts(TASK).structure()
     assert structure is not None
     assert set(structure.trained) == {run.label for run in plan_runs(changed)}
     assert Store.open(tmp_path).study() == changed
@@ -509,9 +510,9 @@ def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: 
     three, two = ("x", "y", "z"), ("x", "y")
     first, _ = run(study(three, LORA), out)
     files = {name: (out / name).read_bytes() for name in ("ground.json", "tasks/own/learned.json", "plan.json")}
-    texts = Store.open(out).task_files("own").examples()
+    texts = Store.open(out).task_artifacts("own").examples()
     run_study(study(two, HEAD), out, device="cpu", progress=Told(), accept_changes=True)
-    dev = Store.open(out).task_files("own").examples()
+    dev = Store.open(out).task_artifacts("own").examples()
     assert dev is not None
     assert {text for (text,) in dev.texts} <= {f"item x {place}" for place in range(40)}
     assert set(dev.labels) <= {0, 1}, "rows of the runs that the study has now"
@@ -521,7 +522,7 @@ def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: 
     back = run_study(study(three, LORA), out, device="cpu", progress=(told := Told()), accept_changes=True)
     assert (back.records, told.packs) == (first.records, [])
     assert {name: (out / name).read_bytes() for name in files} == files
-    assert Store.open(out).task_files("own").examples() == texts
+    assert Store.open(out).task_artifacts("own").examples() == texts
 
 
 def test_classes_that_were_edited_are_made_anew_from_the_data(tiny: Path, tmp_path: Path) -> None:
@@ -650,7 +651,7 @@ def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path: Path, monkeypatch
     weights = folder / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(weights).items() if "pooler" not in name}
     save_file(kept, weights, metadata={"format": "pt"})
-    monkeypatch.setattr("manytune.backbones.stored_shapes", lambda folder: {})
+    monkeypatch.setattr("manytune.models.loading.stored_shapes", lambda folder: {})
     study = small(folder, [HEAD], seeds=[0])
     result, _ = run(study, tmp_path / "out")
     (record,) = result.records

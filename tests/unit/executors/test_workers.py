@@ -15,20 +15,21 @@ import psutil
 import pytest
 import torch
 
-from manytune import hardware
 from manytune.config import Study
-from manytune.errors import StudyError
-from manytune.executors import Inline, StudyResult, Workers, run_study
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.data.tasks import Task
+from manytune.executors import Inline, Workers
 from manytune.executors.base import PackEnd
 from manytune.executors.inline import train_apart
-from manytune.executors.material import Backbones, Material
 from manytune.executors.messages import Sender, encoded, end_in, end_message, pass_on
-from manytune.interrupts import StopRequest
-from manytune.plan import plan_packs, plan_runs
-from manytune.record import HistoryRow, RunState
-from manytune.store import Store
-from manytune.tasks import Task
-from manytune.workload import prepare
+from manytune.executors.pack_inputs import Backbones, PackInputs
+from manytune.storage.directory import Store
+from manytune.storage.record import HistoryRow, RunState
+from manytune.study import StudyResult, run_study
+from manytune.training.workload import prepare
+from manytune.utils import hardware
+from manytune.utils.errors import StudyError
+from manytune.utils.signals import StopRequest
 from study_files import results_in, small_study, write_small_study
 from tiny import make_tiny
 
@@ -42,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [each for each in psutil.Process(pid).children() if "manytune.executors.worker" in each.cmdline()]
+    return [each for each in psutil.Process(pid).children() if "manytune.executors.worker_process" in each.cmdline()]
 
 
 class Watcher:
@@ -76,7 +77,7 @@ class Watcher:
 
 def run(study: Study, out: Path, act: Callable[[str, int], None], place: Workers) -> tuple[StudyResult, Watcher]:
     told = Watcher(act)
-    return run_study(study, out, place=place, progress=told), told
+    return run_study(study, out, executor=place, progress=told), told
 
 
 def kill_workers() -> None:
@@ -86,7 +87,7 @@ def kill_workers() -> None:
 
 def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
     study = small_study(model)
-    run_study(study, tmp_path / "undisturbed", place=Inline("cpu"), progress=Watcher(lambda *_: None))
+    run_study(study, tmp_path / "undisturbed", executor=Inline("cpu"), progress=Watcher(lambda *_: None))
     killed: list[int] = []
     seats: list[tuple[list[int], str | None]] = []
 
@@ -178,7 +179,10 @@ def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None
 def test_a_device_that_is_not_there_is_refused_before_anything_starts(model: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"--devices: mps is not available|--devices: cuda:7 is not available"):
         run_study(
-            small_study(model), tmp_path / "out", place=Workers(devices=("cuda:7",)), progress=Watcher(lambda *_: None)
+            small_study(model),
+            tmp_path / "out",
+            executor=Workers(devices=("cuda:7",)),
+            progress=Watcher(lambda *_: None),
         )
     assert not (tmp_path / "out").exists()
 
@@ -218,14 +222,14 @@ def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatc
     study = small_study(model)
     store = Store.create_or_open(tmp_path, study)
     works = {"builtin-similarity": prepare(study, "builtin-similarity")}
-    material = Material(study, tmp_path, works, Backbones().of)
+    inputs = PackInputs(study, tmp_path, works, Backbones().of)
     (pack,) = plan_packs(plan_runs(study), 8)
 
     def broken(*_: object) -> None:
         raise MemoryError("no more")
 
     monkeypatch.setattr("manytune.executors.job.train_pack", broken)
-    end = train_apart(store, material, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
+    end = train_apart(store, inputs, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
     assert (end.how, end.out_of_memory) == ("broken", True)
     assert (end.reason or "").startswith("MemoryError: no more")
     assert "in broken" in (end.traceback or "")

@@ -6,7 +6,7 @@ import pytest
 
 from manytune.packing.kernels import Kernels
 from manytune.packing.kernels.compiled import Compiled, compiled_library
-from manytune.packing.kernels.plain import Plain
+from manytune.packing.kernels.reference import Plain
 
 
 @pytest.fixture(scope="session")

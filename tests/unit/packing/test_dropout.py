@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manytune.data import Encoded
+from manytune.data.splits import Encoded
 from manytune.packing.context import Context
 from manytune.packing.dropout import (
     Keys,
@@ -23,7 +23,7 @@ from manytune.packing.dropout import (
     keep_mask,
     site_key,
 )
-from manytune.packing.kernels.plain import Plain
+from manytune.packing.kernels.reference import Plain
 from manytune.packing.layout import Layout, build_layout
 
 SEQUENCES, LENGTH, CHANNELS = 32, 16, 64

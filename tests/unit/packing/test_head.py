@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manytune.anatomy import HeadLayer, HeadSpec
-from manytune.methods._head import trained_head
+from manytune.methods.task_head import trained_head
+from manytune.models.spec import HeadLayer, HeadSpec
 from manytune.packing.bank import Bank
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, site_key
-from manytune.packing.head import PackedHead, initial_head, reach
-from manytune.packing.kernels.plain import Plain
+from manytune.packing.heads import PackedHead, initial_head, reach
+from manytune.packing.kernels.reference import Plain
 from manytune.packing.layout import build_layout
 from tiny import random_rows
 

@@ -18,14 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manytune.caches import user_cache
 from manytune.packing.dropout import Drop, Keys, generator, site_key
-from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, choose_kernels
-from manytune.packing.kernels import library as kernel_library
+from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, build, choose_kernels
 from manytune.packing.kernels.compiled import Compiled, compiled_library
-from manytune.packing.kernels.plain import Plain
-from manytune.packing.kernels.plain import _reduced as reduced
+from manytune.packing.kernels.reference import Plain
+from manytune.packing.kernels.reference import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
+from manytune.utils.caches import user_cache
 from tiny import random_rows
 
 PLAIN = Plain()
@@ -562,7 +561,7 @@ def test_another_compiler_or_processor_makes_a_library_of_its_own(
     seen = []
     for own in (text, text.replace("17", "18"), text.replace("2000", "2001")):
         monkeypatch.setattr(Path, "read_text", lambda path, own=own: own)
-        seen.append(kernel_library._processor())
+        seen.append(build._processor())
     assert seen[0] != seen[1]
     assert seen[0] == seen[2]
 

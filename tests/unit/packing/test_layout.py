@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.data import Encoded
+from manytune.data.splits import Encoded
 from manytune.packing.layout import Layout, bucket_length, build_layout, row_count
 
 # Lengths near the buckets' edges, where an error by one shows.

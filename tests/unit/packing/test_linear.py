@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
-from manytune.packing.kernels.plain import Plain
+from manytune.packing.kernels.reference import Plain
 from manytune.packing.layout import build_layout
 from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows
 from tiny import random_rows

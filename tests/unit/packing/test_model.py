@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from manytune.backbones import Backbone, load_backbone
 from manytune.config import make_method
 from manytune.methods import adapt
+from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
 from tiny import make_tiny, random_rows
 
@@ -34,7 +34,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture
 def build(backbone: Backbone) -> Callable[..., PackedModel]:
     def packed(method: str, runs: int = 1, dtype: torch.dtype = torch.float32) -> PackedModel:
-        adaptation = adapt(METHODS[method], backbone.anatomy)
+        adaptation = adapt(METHODS[method], backbone.model_spec)
         return PackedModel(backbone, [Member(seed, adaptation) for seed in range(runs)], dtype=dtype)
 
     return packed
@@ -81,7 +81,7 @@ def test_in_bf16_the_encoders_products_are_rounded_and_nothing_else(
     assert len(pooler) == 2
     for name, tensor in pooler.items():
         assert torch.equal(tensor, backbone.model.get_parameter(f"pooler.dense.{name}"))
-    linears = {f"{path}.weight" for path in backbone.anatomy.linears}
+    linears = {f"{path}.weight" for path in backbone.model_spec.linears}
     for name, parameter in model._passes._encoder.named_parameters():
         assert parameter.dtype == (torch.bfloat16 if name in linears else torch.float32), name
     logits = model.forward(build_layout(ROWS, [np.arange(6)]))
@@ -94,7 +94,7 @@ def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_c
     build: Callable[..., PackedModel], backbone: Backbone
 ) -> None:
     model = build("full", dtype=torch.bfloat16)
-    products = {f"bert.{path}.weight" for path in backbone.anatomy.linears}
+    products = {f"bert.{path}.weight" for path in backbone.model_spec.linears}
     lows = {t.name: t for t in model.bank.tensors if t.low is not None}
     assert lows.keys() == {name for name in products if "pooler" not in name}
     assert all(tensor.value.dtype == torch.float32 for tensor in model.bank.tensors)
@@ -141,7 +141,7 @@ def spread(model: PackedModel, run: int) -> None:
 def test_runs_that_differ_in_alpha_alone_keep_their_own_scale(backbone: Backbone) -> None:
     """They share a group, also after one of them has left."""
     members = [
-        Member(5, adapt(make_method("lora", rank=2, alpha=alpha, learning_rate=1.0), backbone.anatomy))
+        Member(5, adapt(make_method("lora", rank=2, alpha=alpha, learning_rate=1.0), backbone.model_spec))
         for alpha in (1.0, 8.0, 64.0)
     ]
     together = PackedModel(backbone, members)

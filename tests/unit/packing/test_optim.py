@@ -20,7 +20,7 @@ from transformers import (
 
 from manytune.packing.bank import Bank, BankTensor, Group, decays
 from manytune.packing.dropout import generator
-from manytune.packing.kernels import Kernels, plain
+from manytune.packing.kernels import Kernels, reference
 from manytune.packing.optim import SCHEDULES, PackedAdamW, schedule_factor
 
 STEPS = 20
@@ -109,14 +109,14 @@ def test_every_run_moves_as_by_torchs_adamw(kernels: Kernels, max_grad_norm: flo
 def test_neighbours_of_one_rate_are_stepped_as_one_where_operations_are_launches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stretches, gpu = plain._stretches, torch.device("cuda")
+    stretches, gpu = reference._stretches, torch.device("cuda")
     assert stretches([1.0, 1.0, 2.0, 1.0], gpu) == ([1.0, 2.0, 1.0], [2, 1, 1])
     assert stretches([1.0, 1.0, 2.0], torch.device("cpu")) == ([1.0, 1.0, 2.0], [1, 1, 1])
     rates, found = [1e-2, 1e-2, 1e-2, 5e-4, 1e-2], []
     for where in (torch.device("cpu"), gpu):
-        monkeypatch.setattr(plain, "_stretches", lambda own, _, where=where: stretches(own, where))
+        monkeypatch.setattr(reference, "_stretches", lambda own, _, where=where: stretches(own, where))
         bank = make_bank()
-        optimizer = PackedAdamW(bank, plain.Plain(), max_grad_norm=1.0, **SETTINGS)
+        optimizer = PackedAdamW(bank, reference.Plain(), max_grad_norm=1.0, **SETTINGS)
         for step in range(3):
             put_gradients(bank, step, range(len(rates)))
             optimizer.step(rates)

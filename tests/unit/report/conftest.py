@@ -8,7 +8,7 @@ import pytest
 
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.content import Content, compose
-from manytune.report.source import Material, read
+from manytune.report.report_data import ReportData, read
 from study_factory import GLUE_LIKE, make_study_directory
 
 
@@ -36,7 +36,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of a version that kept neither predictions nor dev rows, with two seeds."""
     study = {**GLUE_LIKE, "tasks": ["cola"], "seeds": [0, 1]}
-    root = make_study_directory(tmp_path_factory.mktemp("studies") / "old", study, evidence=False).root
+    root = make_study_directory(tmp_path_factory.mktemp("studies") / "old", study, artifacts=False).root
     for path in root.glob("runs/*/history.csv"):
         path.unlink()
     return root
@@ -51,12 +51,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def material(directory: Path) -> Material:
+def material(directory: Path) -> ReportData:
     return read([directory])
 
 
 @pytest.fixture(scope="session")
-def analyses(material: Material) -> tuple[Analysis, ...]:
+def analyses(material: ReportData) -> tuple[Analysis, ...]:
     return analyse(material)
 
 
@@ -71,7 +71,7 @@ def stsb(analyses: tuple[Analysis, ...]) -> Analysis:
 
 
 @pytest.fixture(scope="session")
-def content(material: Material) -> Content:
+def content(material: ReportData) -> Content:
     return compose(material)
 
 

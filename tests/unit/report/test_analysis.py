@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manytune import metrics
+from manytune.data import metrics
+from manytune.data.tasks import TASKS
 from manytune.report.analysis import Analysis, analyse
-from manytune.report.source import read
+from manytune.report.report_data import read
 from manytune.stats import Verdict
-from manytune.tasks import TASKS
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}
@@ -26,7 +26,7 @@ def test_there_is_one_for_each_task_with_a_key_of_its_own(analyses: tuple[Analys
 def test_keys_are_safe_and_unique_where_a_task_has_several_backbones(tmp_path: Path) -> None:
     names = ("some/Model", "some-model")
     roots = [
-        make_study_directory(tmp_path / str(place), {**SMALL, "seeds": [0], "model": name}, evidence=False).root
+        make_study_directory(tmp_path / str(place), {**SMALL, "seeds": [0], "model": name}, artifacts=False).root
         for place, name in enumerate(names)
     ]
     assert [each.key for each in analyse(read(roots))] == ["cola-some-model", "cola-some-model-2"]
@@ -88,7 +88,7 @@ def test_a_study_that_goes_on_has_pending_runs(tmp_path: Path) -> None:
 
 
 def test_without_evidence_verdicts_are_over_seeds_alone(tmp_path: Path) -> None:
-    store = make_study_directory(tmp_path / "s", SMALL, evidence=False)
+    store = make_study_directory(tmp_path / "s", SMALL, artifacts=False)
     (analysis,) = analyse(read([store.root]))
     (found,) = analysis.comparisons
     assert found.verdict is Verdict.BETTER

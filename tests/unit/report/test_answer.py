@@ -9,8 +9,8 @@ import pytest
 
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, answer, cheapest
+from manytune.report.report_data import read
 from manytune.report.sheets import signed
-from manytune.report.source import read
 from study_factory import GLUE_LIKE, make_study_directory
 
 TWO = [{"method": "full", "learning_rate": 5e-5}, {"method": "lora", "rank": 8, "learning_rate": 4e-4}]

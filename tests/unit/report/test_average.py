@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from manytune.data.tasks import GLUE
 from manytune.report.content import compose
-from manytune.report.source import read
-from manytune.report.write import files_of
-from manytune.tasks import GLUE
+from manytune.report.report_data import read
+from manytune.report.writing import files_of
 from study_factory import make_study_directory
 
 STUDY: dict[str, Any] = {
@@ -21,7 +21,7 @@ STUDY: dict[str, Any] = {
 
 
 def test_the_average_is_over_tasks_and_their_metrics(tmp_path: Path) -> None:
-    store = make_study_directory(tmp_path / "out", STUDY, evidence=False)
+    store = make_study_directory(tmp_path / "out", STUDY, artifacts=False)
     content = compose(read([tmp_path / "out"]))
     (sheet,) = content.overall
     rows = [dict(zip([column.name for column in sheet.columns], row, strict=True)) for row in sheet.rows]
@@ -53,5 +53,5 @@ def test_the_average_is_over_tasks_and_their_metrics(tmp_path: Path) -> None:
 
 
 def test_eight_tasks_have_no_average(tmp_path: Path) -> None:
-    make_study_directory(tmp_path / "out", {**STUDY, "tasks": list(GLUE)[1:]}, evidence=False)
+    make_study_directory(tmp_path / "out", {**STUDY, "tasks": list(GLUE)[1:]}, artifacts=False)
     assert compose(read([tmp_path / "out"])).overall == ()

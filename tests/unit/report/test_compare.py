@@ -21,7 +21,7 @@ def text(changes: StudyChanges) -> str:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study_directory(tmp_path_factory.mktemp("c") / "a", TWO, evidence=False).root
+    return make_study_directory(tmp_path_factory.mktemp("c") / "a", TWO, artifacts=False).root
 
 
 def test_a_study_and_itself_are_the_same(first: Path) -> None:
@@ -37,7 +37,7 @@ def test_settings_machines_and_scores_that_differ(first: Path, tmp_path: Path) -
     study = {**TWO, "training": training, "methods": methods}
     changes = {"provenance": {"versions": {"torch": "2.14.0"}}}
     second = make_study_directory(
-        tmp_path / "b", study, evidence=False, quality={"full": 0.6, "head": 0.2}, changes=changes
+        tmp_path / "b", study, artifacts=False, quality={"full": 0.6, "head": 0.2}, changes=changes
     ).root
     found = compare_studies(first, second)
     assert ("training.epochs", "6.0", "3.0") in found.settings
@@ -64,7 +64,7 @@ def test_settings_machines_and_scores_that_differ(first: Path, tmp_path: Path) -
 
 def test_few_seeds_get_no_verdict(first: Path, tmp_path: Path) -> None:
     second = make_study_directory(
-        tmp_path / "b", {**TWO, "seeds": [0, 1]}, evidence=False, quality={"full": 0.5, "bitfit": 0.5}
+        tmp_path / "b", {**TWO, "seeds": [0, 1]}, artifacts=False, quality={"full": 0.5, "bitfit": 0.5}
     ).root
     found = compare_studies(first, second)
     assert {change.verdict for change in found.changes} == {"too few seeds for a verdict"}
@@ -73,5 +73,5 @@ def test_few_seeds_get_no_verdict(first: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_in_common_is_said(first: Path, tmp_path: Path) -> None:
-    second = make_study_directory(tmp_path / "b", {**TWO, "tasks": ["stsb"]}, evidence=False).root
+    second = make_study_directory(tmp_path / "b", {**TWO, "tasks": ["stsb"]}, artifacts=False).root
     assert "The two studies have no configuration in common." in text(compare_studies(first, second))

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from matplotlib import rc_context
 from matplotlib.text import Text
 
-from manytune.evidence import Structure, Trained
 from manytune.report import charts, figures
 from manytune.report.analysis import Analysis
 from manytune.report.drawing import draw
 from manytune.report.figures import PALETTE, draw_figures
 from manytune.report.series import COSTS, curves, front, looks, loss_rises, quantities, thinned
+from manytune.storage.artifacts import Structure, Trained
 
 
 def test_looks_are_short_and_told_apart_without_colour(cola: Analysis) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from manytune.errors import StoreError
 from manytune.report import folder as module
 from manytune.report.folder import MANIFEST, write_folder
+from manytune.utils.errors import StoreError
 
 SUMMARY = {"schema_version": 1, "studies": ["s"], "complete": True, "tasks": [{"key": "cola"}], "waiting": []}
 FIRST = {

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from manytune.lookup import chosen_records
-from manytune.record import HistoryRow, collapse_note
-from manytune.report import analysis, content, figures, write
+from manytune.report import analysis, content, figures, writing
 from manytune.report.compare import compare_studies, render_changes
 from manytune.report.guard import ReportWarning, attempt, warnings_as_lines
-from manytune.report.write import write_report
-from manytune.watch.state import Watched
+from manytune.report.live_page.state import Watched
+from manytune.report.writing import write_report
+from manytune.storage.lookup import chosen_records
+from manytune.storage.record import HistoryRow, collapse_note
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL: Mapping[str, Any] = {
@@ -91,7 +91,7 @@ def test_a_summary_that_fails_takes_no_other_along(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "_FIGURES", {})
-    monkeypatch.setattr(write, "_configuration", break_down)
+    monkeypatch.setattr(writing, "_configuration", break_down)
     with pytest.warns(ReportWarning, match=": no summary: IndexError"):
         page, _ = write_report([small], tmp_path / "report")
     assert json.loads((page.parent / "summary.json").read_text())["problems"]
@@ -167,10 +167,10 @@ STATES: dict[str, Mapping[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("evidence", [True, False])
+@pytest.mark.parametrize("artifacts", [True, False])
 @pytest.mark.parametrize("states", STATES.values(), ids=STATES)
 def test_every_state_of_a_study_has_a_whole_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Mapping[str, str], evidence: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: Mapping[str, str], artifacts: bool
 ) -> None:
     drawn: list[Any] = []
 
@@ -180,7 +180,7 @@ def test_every_state_of_a_study_has_a_whole_report(
 
     monkeypatch.setattr(figures, "_files", draw_alone)
     study = {**SMALL, "seeds": [0]}
-    store = make_study_directory(tmp_path / "s", study, states=states, evidence=evidence, evaluations=2)
+    store = make_study_directory(tmp_path / "s", study, states=states, artifacts=artifacts, evaluations=2)
     page, _ = write_report([store.root])
     text = page.read_text()
     assert len(drawn) == 2 * len(figures._FIGURES)

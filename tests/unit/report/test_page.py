@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from manytune.errors import DependencyError, StoreError
 from manytune.report import page as page_module
 from manytune.report.content import Content, compose
 from manytune.report.page import embedded, render_page
+from manytune.report.report_data import read
 from manytune.report.sheets import show, to_tex
-from manytune.report.source import read
-from manytune.report.write import files_of, write_report
+from manytune.report.writing import files_of, write_report
+from manytune.utils.errors import DependencyError, StoreError
 from study_factory import GLUE_LIKE, HOSTILE, make_study_directory
 
 
@@ -209,7 +209,7 @@ def test_hostile_texts_show_as_text(hostile: Path) -> None:
 def test_hostile_names_in_records_show_as_text(tmp_path: Path, name: str) -> None:
     study = {**GLUE_LIKE, "tasks": ["cola"], "seeds": [0], "methods": GLUE_LIKE["methods"][:1]}
     changes = {"label": name, "study": name, "model": name, "provenance": {"versions": {name: name}}}
-    store = make_study_directory(tmp_path / "s", study, evidence=False, changes=changes)
+    store = make_study_directory(tmp_path / "s", study, artifacts=False, changes=changes)
     files = files_of(compose(read([store.root])))
     page = Page(str(files["index.html"]))
     assert page.count("script") == 4

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from manytune.errors import StoreError
-from manytune.report.source import Material, read, without_examples
-from manytune.store import Store
+from manytune.report.report_data import ReportData, read, without_examples
+from manytune.storage.directory import Store
+from manytune.utils.errors import StoreError
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "seeds": [0], "methods": [{"method": "full", "learning_rate": 5e-5}]}
 
 
-def test_it_reads_all_that_is_there(directory: Path, material: Material) -> None:
+def test_it_reads_all_that_is_there(directory: Path, material: ReportData) -> None:
     store = Store.open(directory)
     assert [record.run_id for record in material.records] == [run.run_id for run in store.status().runs]
     assert len(material.records) == len(material.histories) == 70
@@ -29,7 +29,7 @@ def test_an_older_study_has_records_alone(old: Path) -> None:
     assert (found.histories, found.logits, found.examples, found.structures) == ({}, {}, {}, {})
 
 
-def test_sentences_can_be_left_out_with_everything_else_there(material: Material) -> None:
+def test_sentences_can_be_left_out_with_everything_else_there(material: ReportData) -> None:
     blank = without_examples(material)
     assert set(blank.examples["cola"].texts) == {()}
     assert blank.examples["cola"].labels == material.examples["cola"].labels

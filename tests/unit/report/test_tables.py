@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manytune import metrics
+from manytune.data import metrics
+from manytune.data.tasks import TASKS
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import figures, published_sheet
-from manytune.report.sheets import Sheet
-from manytune.report.source import read, without_examples
-from manytune.report.tables import (
+from manytune.report.report_data import read, without_examples
+from manytune.report.score_sheets import (
     comparison_sheet,
     cost_sheet,
     left_out_sheet,
@@ -24,8 +24,8 @@ from manytune.report.tables import (
     score_sheets,
     standing_sheet,
 )
+from manytune.report.sheets import Sheet
 from manytune.stats import combined_p, mcnemar
-from manytune.tasks import TASKS
 from study_factory import GLUE_LIKE, make_study_directory
 
 
@@ -121,7 +121,7 @@ def test_ranks_and_rates_are_series_in_their_order(cola: Analysis) -> None:
 def test_a_single_rank_or_rate_is_no_series(tmp_path: Path) -> None:
     methods = [{"method": "lora", "rank": 8, "learning_rate": 4e-4}, {"method": "full", "learning_rate": 5e-5}]
     study = {**GLUE_LIKE, "tasks": ["cola"], "seeds": [0], "methods": methods}
-    (analysis,) = analyse(read([make_study_directory(tmp_path / "s", study, evidence=False).root]))
+    (analysis,) = analyse(read([make_study_directory(tmp_path / "s", study, artifacts=False).root]))
     assert rank_sheet(analysis) is None
     assert rate_sheet(analysis) is None
 
@@ -185,7 +185,7 @@ def test_without_sentences_or_predictions_there_are_no_mistakes(directory: Path,
 class TestPublished:
     def roberta(self, root: Path, **study: Any) -> Analysis:
         data = {**GLUE_LIKE, "model": "FacebookAI/roberta-base@main", "tasks": ["cola"], "seeds": [0, 1], **study}
-        return analyse(read([make_study_directory(root / "s", data, evidence=False).root]))[0]
+        return analyse(read([make_study_directory(root / "s", data, artifacts=False).root]))[0]
 
     def test_every_figure_can_be_matched(self) -> None:
         assert len(figures()) == 12

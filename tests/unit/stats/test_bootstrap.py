@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from manytune import metrics
+from manytune.data import metrics
 from manytune.stats.examples import bootstrap_weights, combined_p, mcnemar, metric_draws
 
 METRICS = sorted(set(metrics.METRICS) - {"accuracy_mismatched"})  # which is not of dev

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from manytune.stats.choice import best_of, best_of_draws, best_set, holm
 from manytune.stats.paired import differences
+from manytune.stats.selection import best_of, best_of_draws, best_set, holm
 
 
 def draw(*shape: int, mean: float = 0.5) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from manytune.stats.choice import best_of, best_set, holm
 from manytune.stats.paired import differences
+from manytune.stats.selection import best_of, best_set, holm
 from manytune.stats.verdict import LEVEL, Configuration, Verdict, compare_all, standings
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
-from manytune.packing.kernels.library import load_library
-from manytune.packing.kernels.padded import padded_lora, padded_lora_grad
+from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
+from manytune.packing.kernels.build import load_library
 
 __all__ = ["Compiled", "compiled_library"]
 

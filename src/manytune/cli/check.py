@@ -1,0 +1,281 @@
+"""Look at a study's data and model without training: what would spoil a result, before it costs anything."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+
+from manytune.config import Study
+from manytune.data.cells import same_to_the_eye
+from manytune.data.splits import Encoded, Split, class_counts, leaked, uneven_classes
+from manytune.data.tasks import SPLITS, Task
+from manytune.models.loading import check_weights, load_config, load_tokenizer, model_spec
+from manytune.models.spec import ModelSpec
+from manytune.report.views import counted, percent, plain_table
+from manytune.training.workload import blank_rows, encode_split, load_splits, longest
+from manytune.utils.text import listed, shortened
+
+__all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
+
+_SHOWN = 5  # examples of a finding
+_NOTHING = frozenset({"null", "none", "nan", "na", "n/a", "<na>", "nil", "-", "?"})  # as tools write empty cells
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that would spoil a result, or that a reader of it should know.
+
+    Attributes:
+        what: In one sentence.
+        examples: Some of the rows.
+    """
+
+    what: str
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of a task.
+
+    Attributes:
+        source: Where the rows came from.
+        rows: How many are used.
+        left_out: Which rows are not, and why.
+        tokens: Median, 95th percentile and longest row in tokens, special ones included, before any is cut.
+        truncated: Rows that are cut.
+        classes: Class → rows; empty for regression.
+        targets: Lowest, mean, highest and standard deviation of the targets; empty for classification.
+    """
+
+    source: str
+    rows: int
+    left_out: tuple[str, ...]
+    tokens: Mapping[str, int]
+    truncated: int
+    classes: Mapping[str, int]
+    targets: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """One task of a study.
+
+    Attributes:
+        task: Its name.
+        kind: `classification` or `regression`.
+        splits: By name.
+        findings: What was found.
+    """
+
+    task: str
+    kind: str
+    splits: Mapping[str, SplitFacts]
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class StudyCheck:
+    """A study's model and data.
+
+    Attributes:
+        model: As in the study.
+        family: The architecture.
+        parameters: Of the backbone.
+        longest: Most tokens that the model takes.
+        tasks: In the study's order.
+    """
+
+    model: str
+    family: str
+    parameters: int
+    longest: int
+    tasks: tuple[TaskCheck, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    def render(self) -> Iterator[RenderableType]:
+        """As a terminal shows it."""
+        yield f"{self.model}: {self.family}, {self.parameters:,} parameters, at most {self.longest} tokens a row\n"
+        for task in self.tasks:
+            yield plain_table(
+                ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
+                [
+                    (name, s.rows, len(s.left_out), *s.tokens.values(), s.truncated, s.source)
+                    for name, s in task.splits.items()
+                ],
+                title=f"{task.task} ({task.kind})",
+            )
+            yield _labels_table(task)
+            for finding in task.findings or (Finding("Nothing was found that would spoil a result."),):
+                yield f"  {finding.what}"
+                yield from (f"    {example}" for example in finding.examples)
+            yield ""
+
+
+def check_study(study: Study) -> StudyCheck:
+    """Load and look at everything that a study trains on.
+
+    Raises:
+        ManytuneError: The data or the model cannot be used at all.
+    """
+    tokenizer = load_tokenizer(study.model)
+    parts = model_spec(study.model, 1)
+    check_weights(study.model)
+    tasks = []
+    for name in study.task_names:
+        task, splits = load_splits(study, name)
+        encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
+        whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
+        facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
+        blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
+        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(study, parts, task, splits, facts, blank))))
+    return StudyCheck(
+        model=study.model,
+        family=load_config(study.model, 1, shipped=True).model_type,
+        parameters=sum(int(np.prod(shape)) for shape in parts.tensors.values()),
+        longest=parts.max_length,
+        tasks=tuple(tasks),
+    )
+
+
+def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFacts:
+    lengths = whole.lengths
+    at = {"median": 50, "p95": 95, "longest": 100}
+    classes, targets = {}, {}
+    if task.kind == "classification":
+        classes = class_counts(task, rows)
+    else:
+        wide = rows.labels.astype(np.float64)
+        found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
+        targets = {name: float(value) for name, value in found.items()}
+    return SplitFacts(
+        source=rows.source,
+        rows=len(rows),
+        left_out=rows.left_out,
+        tokens={name: int(np.percentile(lengths, q, method="higher")) for name, q in at.items()},
+        truncated=encoded.truncated,
+        classes=classes,
+        targets=targets,
+    )
+
+
+def _labels_table(task: TaskCheck) -> RenderableType:
+    if task.kind == "regression":
+        columns = ("targets", *next(iter(task.splits.values())).targets)
+        rows = [(name, *map(_target, facts.targets.values())) for name, facts in task.splits.items()]
+        return plain_table(columns, rows)
+    columns = ("class", *(part for name in task.splits for part in (name, "of all")))
+    names = next(iter(task.splits.values())).classes
+    return plain_table(
+        columns,
+        [
+            (
+                name,
+                *(cell for s in task.splits.values() for cell in (s.classes[name], percent(s.classes[name], s.rows))),
+            )
+            for name in names
+        ],
+    )
+
+
+def _target(value: float) -> object:
+    """Large ones with all their digits: those of a date differ in the last alone."""
+    return f"{value:.12g}" if 1e4 <= abs(value) < 1e12 else value
+
+
+def _findings(
+    study: Study,
+    parts: ModelSpec,
+    task: Task,
+    splits: Mapping[str, Split],
+    facts: Mapping[str, SplitFacts],
+    blank: Mapping[str, Sequence[int]],
+) -> Iterator[Finding]:
+    most, whose = longest(study, parts)
+    for name, rows in splits.items():
+        yield from map(Finding, rows.notes)
+        if rows.left_out:
+            yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
+        if facts[name].truncated:
+            cut = facts[name]
+            yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at {most} tokens, {whose}.")
+        if blank[name]:
+            some = tuple(f"{rows.place(at)}: {_shown(rows.texts[at])!a}" for at in blank[name][:_SHOWN])
+            yield Finding(f"{counted(len(blank[name]), f'{name} row')} of which the tokenizer makes no token:", some)
+        yield from _repeated(task, name, rows)
+    train = splits["train"]
+    for name, rows in splits.items():
+        if name != "train" and (shared := leaked(train, rows)):
+            some = tuple(_shown(rows.texts[index]) for index in shared[:_SHOWN])
+            what = f"{counted(len(shared), f'{name} row')} of {len(rows):,} with the text of a training row, "
+            yield Finding(what + f"so scores on {name} are too high:", some)
+    yield from _odd_names(task)
+    yield from _uneven(study, task, train, facts)
+
+
+def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
+    labels = defaultdict(set)
+    for texts, label in zip(rows.texts, rows.labels.tolist(), strict=True):
+        labels[texts].add(label)
+    counts = Counter(rows.texts)
+    contradicting = [texts for texts, own in labels.items() if len(own) > 1]
+    if contradicting:
+        what = "labels" if task.kind == "classification" else "targets"
+        some = tuple(f"{_shown(texts)}: {_named(task, sorted(labels[texts]))}" for texts in contradicting[:_SHOWN])
+        number = counted(len(contradicting), f"{name} text")
+        yield Finding(f"{number} there more than once, with different {what}:", some)
+    twice = counts.total() - len(counts)
+    if twice:
+        some = tuple(f"{_shown(texts)}: {count} times" for texts, count in counts.most_common(_SHOWN) if count > 1)
+        yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
+
+
+def _odd_names(task: Task) -> Iterator[Finding]:
+    """Classes of a user's own task that may be meant as one, or as none."""
+    if task.own is None:
+        return
+    nothing = [name for name in task.labels if name.casefold() in _NOTHING]
+    if nothing:
+        yield Finding(f"A class like any other is called {listed(nothing)}; where it means none, empty those cells.")
+    alike = defaultdict(list)
+    for name in task.labels:
+        alike[same_to_the_eye(name)].append(name)
+    groups = tuple(", ".join(names) for names in alike.values() if len(names) > 1)
+    if groups:
+        yield Finding("Classes whose names differ in capitals or spelling alone, and may be meant as one:", groups)
+
+
+def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
+    for name in SPLITS:
+        lacking = [label for label, count in facts[name].classes.items() if count == 0]
+        if lacking:
+            yield Finding(f"No {name} row is of {listed(lacking)}.")
+    uneven = uneven_classes(task, train)
+    if uneven is not None:
+        (few, least), (many, most) = uneven
+        cures = [
+            *(["training.class_weights: balanced weighs"] if study.training.class_weights == "none" else []),
+            *(["metric: macro_f1 scores"] if task.own is not None and "macro_f1" not in task.metrics else []),
+        ]
+        what = f"The classes are uneven: {least} training rows of {few}, {most} of {many}."
+        yield Finding(" ".join([what, *(f"{cure} them alike." for cure in cures)]))
+
+
+def _named(task: Task, labels: Sequence[float]) -> str:
+    names = [
+        task.labels[int(label)] if task.kind == "classification" else f"{label:.10g}" if task.own else f"{label:g}"
+        for label in labels
+    ]
+    return listed(names, _SHOWN)
+
+
+def _shown(texts: tuple[str, ...]) -> str:
+    return " | ".join(shortened(text, 60) for text in texts)

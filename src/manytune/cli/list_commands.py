@@ -1,0 +1,101 @@
+"""What there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from manytune.cli.common import Json, app, joined, print_json, print_rich, say
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks."""
+    from manytune.data.tasks import TASKS
+    from manytune.report.views import plain_table
+
+    rows = [
+        {
+            "task": task.name,
+            "title": task.title,
+            "kind": task.kind,
+            "metrics": list(task.metrics),
+            "train": task.sizes.get("train"),
+            "dev": task.sizes.get("dev"),
+        }
+        for task in TASKS.values()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_rich(plain_table(list(rows[0]), [[joined(value) for value in row.values()] for row in rows]))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods and their hyper-parameters."""
+    from manytune.config import METHODS
+    from manytune.report.views import plain_table
+
+    rows = [
+        {
+            "method": name,
+            "summary": (kind.__doc__ or "").splitlines()[0],
+            "hyperparameters": [field for field in kind.model_fields if field != "method"],
+            "paper": kind.paper,
+        }
+        for name, kind in METHODS.items()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("method", "what it does", "hyper-parameters", "paper")
+    print_rich(plain_table(columns, [[joined(value) for value in row.values()] for row in rows]))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the study file.
+
+    An editor that is given it completes and checks study files.
+    """
+    from manytune.config import study_json_schema
+
+    print_json(study_json_schema())
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the encoder families, what LoRA adapts in them by default, and which models are in the local cache.
+
+    Any other encoder that transformers can classify with is trained too, in padded batches.
+    """
+    from manytune.models.families import FAMILIES, cached_models
+    from manytune.report.views import plain_table
+
+    cached = cached_models()
+    rows = [
+        {
+            "family": name,
+            "such as": family.checkpoint,
+            "batches": family.path,
+            "lora adapts": list(family.default_targets),
+            "query, key and value are one layer": family.is_fused,
+            "in the local cache": cached.pop(name, []),
+        }
+        for name, family in FAMILIES.items()
+    ]
+    if as_json:
+        print_json({"families": rows, "others in the local cache": cached})
+        return
+    columns = ("family", "such as", "batches", "lora adapts", "in the local cache")
+    print_rich(plain_table(columns, [[_shown(row, column) for column in columns] for row in rows]))
+    say("flat: the sequences of all runs end to end, no padding; padded: each run in its turn, slower.")
+    say("A layer with a * is query, key and value in one: all of it is adapted.")
+    for name, names in cached.items():
+        say(f"Also in the local cache, of {name}: {', '.join(names)}")
+
+
+def _shown(row: Mapping[str, Any], column: str) -> Any:
+    value = joined(row[column]) or "–"
+    return f"{value} *" if column == "lora adapts" and row["query, key and value are one layer"] else value

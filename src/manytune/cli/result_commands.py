@@ -1,0 +1,181 @@
+"""What a study came to."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manytune.cli.common import Directory, Json, app, print_json, print_rich, say
+from manytune.utils.errors import StoreError
+
+
+@app.command()
+def status(
+    directory: Directory,
+    every_run: Annotated[bool, typer.Option("--all", help="A line a run, however many there are.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
+    from manytune.report.views import MANY, status_line, status_summary, status_table
+    from manytune.storage.directory import Store
+
+    found = Store.open(directory).status()
+    if as_json:
+        print_json(found.to_dict())
+        return
+    table = status_table if every_run or found.planned <= MANY else status_summary
+    print_rich(status_line(found), table(found))
+
+
+@app.command()
+def show(
+    directory: Directory,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of one.")],
+    as_json: Json = False,
+) -> None:
+    """Show one run: its record and its history."""
+    from manytune.report.views import facts_table, history_table, record_facts
+    from manytune.storage.artifacts import PREDICTIONS
+    from manytune.storage.directory import Store
+    from manytune.storage.lookup import SNAPSHOT, altered, one_run
+
+    store = Store.open(directory)
+    run_id = one_run(run_id, [run.run_id for run in store.status().runs], directory)
+    record = store.read_record(run_id)
+    if record is None:
+        raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
+    if said := altered(store, record, (*SNAPSHOT, PREDICTIONS)):
+        say(f"warning: {said}", error=True)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    print_rich(facts_table(record_facts(record)))
+    if history := store.read_history(run_id):
+        print_rich(history_table(history))
+    if (snapshot := store.snapshot_dir(run_id)).exists():
+        say(f"Snapshot: {snapshot}")
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One or several study directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where to; DIR/report for one study. Files that no report wrote stay.", show_default=False
+        ),
+    ] = None,
+    examples: Annotated[bool, typer.Option(help="Show dev sentences, such as the worst mistakes.")] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it anew while the study goes on.")] = False,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks of --watch.")] = 20.0,
+) -> None:
+    """Turn records into an answer: a page, tables and figures.
+
+    It reads what is on disk alone, also of a study that is still going on.
+    """
+    from manytune.report.guard import warnings_as_lines
+    from manytune.report.views import watched
+    from manytune.report.writing import write_report
+
+    def write() -> tuple[Path, bool]:
+        with warnings_as_lines():
+            return write_report(directories, out, examples=examples)
+
+    for page, first in watched(write, every if watch else None):
+        if first:
+            say(f"Report: {page}")
+            if open_page:
+                typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A", help="A study directory.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Say what changed between two studies: settings, machines, scores."""
+    from manytune.report.compare import compare_studies, render_changes
+
+    changes = compare_studies(first, second)
+    if as_json:
+        print_json(changes.to_dict())
+        return
+    print_rich(render_changes(changes))
+
+
+@app.command()
+def clean(
+    name: Directory,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also what your cache directory holds for all studies: it is made again.")
+    ] = False,
+) -> None:
+    """Remove what a study no longer needs, such as checkpoints of packs that have ended; ask first.
+
+    Records, histories, snapshots, predictions and reports stay, and so do checkpoints that a run still needs.
+    """
+    from rich.filesize import decimal
+
+    from manytune.storage.clean import cached, remove, still_waste, unneeded
+    from manytune.storage.directory import Store
+    from manytune.storage.lock import Lock
+
+    store = Store.open(name)
+    Lock(store.root, say).look()
+    found, kept = unneeded(store)
+    if cache:
+        found += cached()
+    if kept:
+        say(f"{len(kept)} packs have runs that have not ended, or failed: their checkpoints stay.")
+    for waste in found:
+        say(f"{decimal(waste.bytes):>9}  {len(waste.paths):>5}  {waste.what}")
+    if not found:
+        say("There is nothing to remove.")
+        return
+    total = decimal(sum(waste.bytes for waste in found))
+    if dry_run:
+        say(f"{total} would be freed.")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise StoreError("Nobody is there to be asked: give --yes to remove it, or --dry-run to leave it.")
+        typer.confirm(f"Remove {total}?", abort=True)
+    with Lock(store.root, say).held():
+        now, _ = unneeded(store)  # while nobody held the lock, a checkpoint may have come to be needed
+        found = still_waste(found, [*now, *(cached() if cache else ())])
+        total = decimal(sum(waste.bytes for waste in found))
+        remove(found)
+    say(f"Freed {total}.")
+
+
+@app.command()
+def watch(
+    directory: Directory,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any that is free.")] = 8765,
+) -> None:
+    """Show a study in the browser while it runs: packs, curves, time left, failures, the machine.
+
+    The page is for this machine alone: it is served from 127.0.0.1, until Ctrl-C.
+    """
+    from manytune.report.live_page import serve
+    from manytune.storage.directory import Store
+
+    server = serve(Store.open(directory), port)
+
+    def end(number: int, frame: object) -> None:
+        threading.Thread(target=server.shutdown).start()  # it waits for the loop, which this signal has interrupted
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    with server:
+        say(f"http://127.0.0.1:{server.server_address[1]}/  (Ctrl-C ends it)")
+        server.serve_forever(poll_interval=0.2)

@@ -1,0 +1,201 @@
+"""Before and while a study runs."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich, say
+from manytune.cli.executor_options import (
+    Devices,
+    ExecutorName,
+    PackResources,
+    RayAddress,
+    RayStorage,
+    Threads,
+    WorkerCount,
+    executor_of,
+)
+from manytune.utils.errors import ManytuneError, StoreError
+
+_MOST_LABELS = 100_000
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
+) -> None:
+    """Write a commented study file to start from."""
+    from manytune.utils.files import check_output, is_stream, open_stream
+
+    template = (resources.files("manytune.config") / "study_template.yaml").read_text()
+    check_output(file, streams=True)
+    try:
+        if is_stream(file):
+            with open_stream(file) as stream:
+                stream.write(template)
+            return
+        with file.open("x", encoding="utf-8") as target:
+            try:
+                target.write(template)
+                target.flush()
+            except BaseException:
+                file.unlink()
+                raise
+    except FileExistsError:
+        raise StoreError(f"{file} exists already; give another name, or delete it.") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be written: {error.strerror}.") from error
+    say(f"Wrote {file}. Edit it, then: manytune run {file} --out results")
+
+
+@app.command()
+def check(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a study's data and model without training.
+
+    Sizes, labels, lengths in tokens, rows that are left out or cut, texts of dev that train has too, and the same text
+    with different labels.
+    """
+    from manytune.config import Study
+
+    study = Study.from_file(study_file, overrides or ())
+    from manytune.cli.check import check_study  # torch, so late
+
+    found = check_study(study)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_rich(*found.render())
+
+
+@app.command()
+def params(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A hub name, a folder, or minilm.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
+    labels: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_LABELS, help="Number of outputs; 1 for regression.", show_default="2")
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="Count for a study's methods instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count total and trainable parameters, by what trains.
+
+    The figures of common models come with manytune; of another model on the hub, its config is downloaded.
+    """
+    if (model is None) == (study is None):
+        raise typer.BadParameter("give a MODEL or --study, one of the two")
+    if study is not None and (method or rank or head or labels):
+        raise typer.BadParameter("--method, --rank, --head and --labels go with a MODEL; a study has its own")
+    from manytune.config import Study, choose_methods
+
+    loaded = None if study is None else Study.from_file(study)
+    chosen = choose_methods(method or (), rank or (), head or ())
+    from manytune.cli.parameters import count_for_model, count_for_study, parameter_table  # torch, so late
+
+    if loaded is not None:
+        rows = count_for_study(loaded)
+    else:
+        rows = count_for_model(
+            str(model), labels or 2, chosen, leave_out_too_wide=not rank, leave_out_without_biases=not method
+        )
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    print_rich(parameter_table(rows))
+
+
+@app.command()
+def run(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The study directory; goes on if it exists.", metavar="DIR", parser=directory),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
+    device: Device = "auto",
+    workers: WorkerCount = 0,
+    threads: Threads = 0,
+    devices: Devices = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
+    pack_resources: PackResources = None,
+    ray_storage: RayStorage = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Go on although study, data or versions differ from the directory's."),
+    ] = False,
+) -> None:
+    """Run a study, or go on with it.
+
+    Given the directory of a study that was begun, train the runs that have not ended yet.
+    """
+    from manytune.config import Study
+    from manytune.config.plan import plan_runs
+    from manytune.storage.directory import Store
+    from manytune.utils.devices import check_device
+
+    # What can be refused without torch is refused before it is imported.
+    study = Study.from_file(study_file, overrides or ())
+    plan_runs(study)
+    for name in [device, *(devices.split(",") if devices is not None else ())]:
+        check_device(name.strip(), "--devices" if devices is not None else "--device")
+    if out is not None:
+        Store.check(out, study, accept_changes=accept_changes)
+    elif not dry_run:
+        raise StoreError("--out is missing: give the directory that the results go to, such as --out results.")
+    options = (executor, device, devices, workers, threads, ray_address, pack_resources, ray_storage)
+    if out is None or dry_run:
+        from manytune.cli.dry_run import render_dry_run
+
+        print_rich(*render_dry_run(study, device, executor_of(*options)))
+        return
+    from manytune.report import render
+    from manytune.report.guard import warnings_as_lines
+    from manytune.report.views import closing_lines
+    from manytune.report.writing import write_report
+    from manytune.study import run_study
+    from manytune.tracking.progress import make_progress
+    from manytune.utils.signals import Interrupted
+
+    try:
+        result = run_study(
+            study,
+            out,
+            device=device,
+            executor=executor_of(*options),
+            progress=make_progress(quiet),
+            wait=wait,
+            retry_failed=retry_failed,
+            accept_changes=accept_changes,
+        )
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+        say("Interrupted. The same command goes on from what is kept.", error=True)
+        raise typer.Exit(128 + number) from None
+    print_rich(render(result.tables))
+    page = None
+    if report and result.records:
+        try:
+            with warnings_as_lines():
+                page, _ = write_report([result.directory])
+        except ManytuneError as error:  # the results are whole all the same
+            say(f"warning: no report: {error}", error=True)
+    say(*closing_lines(result.directory, result.failed, page))
+    if result.failed:
+        raise typer.Exit(1)

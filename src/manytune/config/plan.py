@@ -1,0 +1,332 @@
+"""Study → runs → packs, and how many steps a run takes: pure functions.
+
+A run's id says what it is and ends with a digest of everything that its result depends on, so it stays the
+same when a study grows by a rank, a method, a task or a seed: `cola-lora-r8-lr4e-4-s0-3fa92c`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from manytune.config import MEANS, Method, OwnTask, Study, Training, digest
+from manytune.utils.errors import StudyError
+
+__all__ = [
+    "EvaluationSteps",
+    "Pack",
+    "PackKind",
+    "Run",
+    "evaluation_steps",
+    "method_label",
+    "packs_from_json",
+    "packs_to_json",
+    "plan_packs",
+    "plan_runs",
+    "replan",
+    "short_number",
+    "smaller_packs",
+    "steps_per_epoch",
+    "total_steps",
+    "warmup_steps",
+]
+
+PackKind = Literal["full", "adapters", "head"]
+"""What the runs of a pack share: nothing (full), the frozen backbone with a backward pass through it
+(adapters), or the backbone's forward pass alone (head)."""
+
+_KINDS: Mapping[str, PackKind] = {"full": "full", "bitfit": "adapters", "lora": "adapters", "head": "head"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (model, task, method with its hyper-parameters, seed)."""
+
+    id: str
+    """Safe as a file name: letters, digits, `.`, `_` and `-`."""
+    model: str
+    task: str
+    method: Method
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """What tells this run's method from the study's others: "lora r=8, lr 4e-4"."""
+        return method_label(self.method)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs of one task that train together over one copy of the backbone."""
+
+    id: str
+    """Safe as a file name."""
+    task: str
+    kind: PackKind
+    runs: tuple[Run, ...]
+    micro_batch: int | None = None
+    """Rows of one run that go through at once, a part of the batch, where memory ran out before; else the batch."""
+    cut_from: int | None = None
+    """Runs of the pack that was planned first, where memory ran out for it."""
+
+
+def plan_runs(study: Study) -> tuple[Run, ...]:
+    """Every run of a study, by task, then method in the study's order, then seed.
+
+    Raises:
+        StudyError: two entries under `methods` come to the same run.
+    """
+    runs: dict[str, Run] = {}
+    first: dict[str, int] = {}
+    for task in study.task_names:
+        shared = _shared(study, task)
+        for index, sweep in enumerate(study.methods):
+            for method in sweep.expand(task):
+                named = _run_ids(shared, task, method)
+                for seed in study.seeds:
+                    run = Run(named(seed), study.model, task, method, seed)
+                    if run.id in runs:
+                        raise _repeated(runs[run.id], run, first[run.id], index)
+                    runs[run.id], first[run.id] = run, index
+    return tuple(runs.values())
+
+
+def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
+    """Put runs that can share a backbone into as few packs as possible, of equal size give or take one.
+
+    A pack holds runs of one task and one kind; a full run is alone. Within a task and kind the runs are
+    sorted by method, rank, dropout, targets, learning rate and seed, so that equal groups lie side by side.
+
+    Args:
+        runs: The runs.
+        most: How many runs a pack may hold, or that for each task.
+    """
+    limits = most.values() if isinstance(most, Mapping) else (most,)
+    if any(limit < 1 for limit in limits):
+        raise ValueError(f"a pack must hold at least 1 run, not {min(limits)}")
+    groups: dict[tuple[str, PackKind], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.task, _KINDS[run.method.method]), []).append(run)
+    tasks = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
+    order = sorted(groups, key=lambda group: (tasks[group[0]], list(_KINDS.values()).index(group[1])))
+    packs = []
+    for task, kind in order:
+        limit = most[task] if isinstance(most, Mapping) else most
+        parts = _parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else limit)
+        packs += [
+            Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
+            for number, part in enumerate(parts)
+        ]
+    return tuple(packs)
+
+
+def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[Pack, ...]:
+    """What to try where memory ran out for a pack.
+
+    Args:
+        pack: The pack.
+        ended: Ids of runs that have a record.
+        batch_size: Of the study.
+
+    Returns:
+        Its two halves; where but one run is left to train, the same pack with a smaller micro-batch that divides the
+        batch; nothing where that is one row already.
+    """
+    left = [run for run in pack.runs if run.id not in ended]
+    cut_from = pack.cut_from or len(pack.runs)
+    if len(left) > 1:
+        second = left[len(left) // 2 :]
+        later = {run.id for run in second}
+        first = [run for run in pack.runs if run.id not in later]
+        return tuple(
+            replace(pack, id=f"{pack.id}.{number}", runs=tuple(runs), cut_from=cut_from)
+            for number, runs in enumerate((first, second), 1)
+        )
+    now = pack.micro_batch or batch_size
+    micro = next((rows for rows in range(now // 2, 0, -1) if batch_size % rows == 0), None)
+    if micro is None:
+        return ()
+    stem = pack.id.removesuffix(f".m{pack.micro_batch}")
+    return (replace(pack, id=f"{stem}.m{micro}", micro_batch=micro, cut_from=cut_from),)
+
+
+def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
+    """The packs of a study that was changed: those all of whose runs it still has stay as they are.
+
+    Args:
+        packs: As they were planned.
+        runs: Of the changed study.
+        most: As for `plan_packs`, of the new packs.
+    """
+    wanted = {run.id: run for run in runs}
+    kept = tuple(pack for pack in packs if all(run.id in wanted for run in pack.runs))
+    placed = {run.id for pack in kept for run in pack.runs}
+    return kept + plan_packs([run for run in wanted.values() if run.id not in placed], most)
+
+
+def packs_to_json(packs: Iterable[Pack]) -> Any:
+    """Packs as JSON values."""
+    return _packs_adapter().dump_python(tuple(packs), mode="json")
+
+
+def packs_from_json(values: Any) -> tuple[Pack, ...]:
+    """What `packs_to_json` made.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return _packs_adapter().validate_python(values)
+
+
+@functools.cache
+def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
+    return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
+
+
+def method_label(method: Method) -> str:
+    """Name a method with what differs from its defaults; two different methods never have the same label.
+
+    Rank and learning rate are always shown, everything else where it is not the default.
+    """
+    shown = [_shown(name, value) for name, value in _telling(method).items()]
+    name = method.method
+    return f"{name} {', '.join(shown)}"
+
+
+def short_number(value: float) -> str:
+    """Write a number exactly and shortly, in scientific notation: 0.0004 is 4e-4, 1.5e-05 is 1.5e-5."""
+    sign, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
+    mantissa = "".join(map(str, digits))
+    point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
+    return f"{'-' if sign else ''}{mantissa[0]}{point}e{int(exponent) + len(mantissa) - 1}"
+
+
+def steps_per_epoch(n: int, batch_size: int, accumulate: int = 1) -> int:
+    """Optimizer steps in one pass over `n` training samples: the partial last batch counts, as in Trainer."""
+    if n < 1:
+        raise ValueError(f"there must be at least 1 training sample, not {n}")
+    return math.ceil(math.ceil(n / batch_size) / accumulate)
+
+
+def total_steps(training: Training, n: int) -> int:
+    """Optimizer steps of a run on `n` training samples: max_steps, or ceil(epochs x steps per epoch)."""
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.epochs is not None  # Training sees to it that one of the two is there
+    return math.ceil(training.epochs * steps_per_epoch(n, training.batch_size, training.accumulate))
+
+
+def warmup_steps(training: Training, total: int) -> int:
+    """Optimizer steps of warm-up in a run of `total` steps: warmup_steps, or ceil(warmup_ratio x total)."""
+    if training.warmup_ratio is not None:
+        return math.ceil(training.warmup_ratio * total)
+    return training.warmup_steps or 0
+
+
+@dataclass(frozen=True)
+class EvaluationSteps:
+    """The optimizer steps, counted from 1, after which runs are evaluated: every so many, and the last one.
+
+    Asked like a list of them, `step in steps`, `len(steps)` and `steps[0]`, and never written out: a study may ask
+    for a billion steps.
+    """
+
+    every: int
+    total: int
+
+    def __contains__(self, step: int) -> bool:
+        return step == self.total or (0 < step < self.total and step % self.every == 0)
+
+    def __len__(self) -> int:
+        return (self.total - 1) // self.every + 1
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} evaluations, and no number {index}")
+        return min((index + 1) * self.every, self.total)
+
+
+def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> EvaluationSteps:
+    """The optimizer steps, counted from 1, after which runs are evaluated; the last is always `total`."""
+    return EvaluationSteps(steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every), total)
+
+
+def _shared(study: Study, task: str) -> dict[str, Any]:
+    """What the results of all runs of a task depend on."""
+    # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
+    return {
+        "model": study.model,
+        "task": _what_it_is(study, task),
+        "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
+        "template": study.template,
+        "selection": study.selection,
+    }
+
+
+def _run_ids(shared: Mapping[str, Any], task: str, method: Method) -> Callable[[int], str]:
+    """Seed → a run's id."""
+    own = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
+    rank = f"-r{method.rank}" if method.method == "lora" else ""
+    stem = f"{task}-{method.method}{rank}-lr{short_number(method.learning_rate)}"
+    return lambda seed: f"{stem}-s{seed}-{digest({**shared, 'method': own, 'seed': seed}, 6)}"
+
+
+def _what_it_is(study: Study, name: str) -> Any:
+    """A task by its name; one's own by its description, wherever its files are: what is in them is looked at apart."""
+    own = next((entry for entry in study.tasks if isinstance(entry, OwnTask) and entry.name == name), None)
+    if own is None:
+        return name
+    described = own.model_dump(mode="json", exclude_defaults=True)
+    files = {"train", "dev"} if own.hub is None else set()
+    return {key: value for key, value in described.items() if key not in files or isinstance(value, float)}
+
+
+def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:
+    if one.method != other.method:
+        return StudyError(
+            f"Two runs of this study got the same id, {one.id}, by a rare chance. "
+            f"Change methods.{second} in a trifle, such as its learning rate by 1 %."
+        )
+    return StudyError(
+        f"methods.{first} and methods.{second} both come to the run {one.label!r} on {one.task}. "
+        "Each run may be there once: drop it from one of them."
+    )
+
+
+def _telling(method: Method) -> dict[str, Any]:
+    """The hyper-parameters to show: rank and learning rate first, then whatever differs from its default."""
+    fields = type(method).model_fields
+    always = [name for name in ("rank", "learning_rate") if name in fields]
+    changed = [name for name in fields if name not in always and getattr(method, name) != fields[name].default]
+    return {name: getattr(method, name) for name in [*always, *changed]}
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "rank":
+        return f"r={value}"
+    if name == "learning_rate":
+        return f"lr {short_number(value)}"
+    if isinstance(value, tuple):
+        return f"{name} {'+'.join(value)}"
+    return f"{name} {int(value) if isinstance(value, float) and value.is_integer() else value}"
+
+
+def _place(run: Run) -> tuple[Any, ...]:
+    """Where a run stands in its pack."""
+    method = run.method
+    lora = (method.rank, method.dropout, method.targets, method.alpha) if method.method == "lora" else ()
+    return (method.method, *lora, method.learning_rate, method.head, run.seed, run.id)
+
+
+def _parts(runs: Sequence[Run], most: int) -> list[tuple[Run, ...]]:
+    """Cut `runs` into the fewest parts of at most `most`, their sizes differing by at most one."""
+    count = math.ceil(len(runs) / most)
+    ends = [part * len(runs) // count for part in range(count + 1)]
+    return [tuple(runs[start:end]) for start, end in itertools.pairwise(ends)]

@@ -1,0 +1,319 @@
+"""Training and Study: what a study file says as a whole, and what cannot be said together."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema
+
+from manytune.config.methods import METHODS
+from manytune.config.own_task import OwnTask, TaskEntry
+from manytune.config.problems import MOST_PROBLEMS, Problem, from_pydantic, message, show
+from manytune.config.study_file import KeyPath, Source, dump, read
+from manytune.config.sweeps import AnySweep
+from manytune.config.values import (
+    MOST,
+    CheckpointEvery,
+    ClassWeights,
+    Count,
+    EvalEvery,
+    Fraction,
+    Frozen,
+    GradNorm,
+    MaxPack,
+    NotNegative,
+    PathOrName,
+    Positive,
+    Seed,
+    StudyName,
+    TrackerName,
+    WholeNumber,
+    distinct,
+    or_default,
+)
+from manytune.data.tasks import Task, get_task
+from manytune.utils.errors import StudyError, choices
+from manytune.utils.text import listed
+
+__all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
+
+MEANS: set[str] = {"checkpoint_every", "max_pack"}
+"""Training settings that say how results are reached: no result depends on them, so they may change on the way."""
+
+MOST_RUNS = 100_000
+"""Of one study: their plan alone takes a minute and 100 MB."""
+
+_MOST_CHARACTERS = 500_000  # a study directory keeps it with all defaults, which must be within what is read
+
+DEFAULT_EPOCHS = 3.0
+DEFAULT_WARMUP = 0
+
+
+class Training(Frozen):
+    """How every run of a study trains. A step is one update by the optimizer."""
+
+    batch_size: Count = 16
+    """Training samples of one run in one batch."""
+    epochs: Annotated[Positive, Field(le=1e6)] | None = Field(
+        default=None, json_schema_extra={"default": DEFAULT_EPOCHS}
+    )
+    """Passes over the training data, fractions included; 3 unless `max_steps` is given."""
+    max_steps: Count | None = None
+    """Length of the training in optimizer steps, instead of `epochs`."""
+    max_length: Annotated[int, Field(strict=True, ge=4, le=MOST)] = 512
+    """Longest input in tokens, special tokens included; what is longer is cut, counted and reported."""
+    warmup_steps: WholeNumber | None = Field(default=None, json_schema_extra={"default": DEFAULT_WARMUP})
+    """Optimizer steps in which the learning rate rises from 0 to its peak; instead of `warmup_ratio`."""
+    warmup_ratio: Fraction | None = None
+    """Length of the warm-up as a share of all optimizer steps, below 1; instead of `warmup_steps`."""
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """The learning rate after the warm-up: falls to 0 in a line, stays, or falls to 0 along a cosine."""
+    weight_decay: NotNegative = 0.0
+    """AdamW's decoupled weight decay; biases and norms are left out, as in transformers.Trainer."""
+    adam_beta1: Fraction = 0.9
+    """Decay of AdamW's mean of gradients."""
+    adam_beta2: Fraction = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: Positive = 1e-8
+    """What AdamW adds to its denominator."""
+    max_grad_norm: GradNorm = 1.0
+    """A run's gradient is scaled down to this norm where it is larger; 0 or null: never."""
+    accumulate: Count = 1
+    """Batches whose gradients make one optimizer step."""
+    eval_every: EvalEvery = "epoch"
+    """When to evaluate: every epoch, or every so many optimizer steps; the last step is always evaluated."""
+    early_stopping: Count | None = None
+    """Evaluations in a row without improvement after which a run ends; null: never."""
+    class_weights: ClassWeights = "none"
+    """Weights of the classes in a classification's loss: none, balanced (inverse to their frequency in the
+    training data), or a list with one number a class."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the backbone's computations; auto is bf16 where the hardware is fast at it."""
+    checkpoint_every: CheckpointEvery = "auto"
+    """When to write what a pack that is killed goes on from: every so many optimizer steps, or, auto, every five
+    minutes; and always after an evaluation and before a run ends. It changes no result."""
+    max_pack: MaxPack = "auto"
+    """Most runs that train together over one copy of the backbone: changes speed and memory, not results. Auto is as
+    many as make it faster and fit into memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """Fill in the length of the training and of the warm-up where none is given in either form."""
+        if not isinstance(data, Mapping):
+            return data
+        filled = dict(data)
+        for one, other, default in (
+            ("epochs", "max_steps", DEFAULT_EPOCHS),
+            ("warmup_steps", "warmup_ratio", DEFAULT_WARMUP),
+        ):
+            if filled.get(one) is None and filled.get(other) is None:
+                filled[one] = default
+        return filled
+
+    @field_validator("max_steps", "warmup_ratio")
+    @classmethod
+    def _one_form(cls, value: Any, info: ValidationInfo) -> Any:
+        other = {"max_steps": "epochs", "warmup_ratio": "warmup_steps"}[str(info.field_name)]
+        if value is not None and info.data.get(other) is not None:
+            raise ValueError(
+                f"it contradicts {other}, which is {show(info.data[other])}: give one of the two, "
+                "and leave the other out or set it to null"
+            )
+        return value
+
+
+class Study(Frozen):
+    """What one study file says: tasks x methods x hyper-parameters x seeds on one model.
+
+    Raises:
+        StudyError: at construction, however it is constructed; the message lists every problem.
+    """
+
+    name: StudyName
+    """What the study is called in reports."""
+    model: PathOrName = "minilm"
+    """The backbone: `minilm` (the offline default), a hub name (with @revision), or a local folder."""
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), distinct]
+    """The tasks to train on, each by itself: names of known ones, or descriptions of one's own."""
+    data_dir: PathOrName | None = None
+    """A folder of local data in GLUE's layout, instead of the hub; the built-in tasks need none."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), distinct]
+    """Every run is repeated with each of these; a seed fixes initialization, data order and dropout."""
+    template: Literal["native", "spaced"] = "native"
+    """How texts become tokens: as the tokenizer does it, or with a space before each special token."""
+    selection: Literal["dev", "train-split"] = "dev"
+    """What selects a run's best snapshot: the dev set itself, or a tenth of the training data, held out."""
+    training: Annotated[Training, or_default({})] = Training()
+    """How every run trains."""
+    methods: Annotated[tuple[AnySweep, ...], Field(min_length=1)]
+    """The ways to train. Lists multiply with each other, with the tasks and with the seeds."""
+    tracking: Annotated[tuple[TrackerName, ...], distinct] = ()
+    """Experiment trackers that are told of every run, beside the study directory."""
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a study from a YAML file, with `key.sub=value` overrides (see `source.apply_overrides`).
+
+        Raises:
+            StudyError: the file cannot be read, or it is not a study; the message lists every problem.
+        """
+        source = read(path, overrides)
+        return cls.model_validate(source.data, context=source)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a study of plain data, as a YAML file would hold it.
+
+        Raises:
+            StudyError: it is not a study; the message lists every problem.
+        """
+        return cls.model_validate(data)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, in the study's order."""
+        return tuple(entry.name if isinstance(entry, OwnTask) else entry for entry in self.tasks)
+
+    def task(self, name: str) -> Task:
+        """The task called `name`, as far as it is known without its data.
+
+        Raises:
+            StudyError: The study has no such task.
+        """
+        entries = dict(zip(self.task_names, self.tasks, strict=True))
+        if name not in entries:
+            raise StudyError(f"tasks: {choices(name, entries)}")
+        entry = entries[name]
+        return entry.to_task() if isinstance(entry, OwnTask) else get_task(entry)
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON.
+
+        `MEANS` and `tracking` are left out: no result depends on them.
+        """
+        return digest(self.model_dump(mode="json", exclude={"training": MEANS, "tracking": True}), 12)
+
+    def to_yaml(self) -> str:
+        """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""
+        return dump(self.model_dump(mode="json", exclude_none=True))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        source = info.context if isinstance(info.context, Source) else Source("The study", data)
+        try:
+            study = handler(data)
+            found = list(itertools.islice(_contradictions(study), MOST_PROBLEMS + 1))
+        except ValidationError as error:
+            found = from_pydantic(error, data, _unknown_key)
+        if found:
+            raise StudyError(message(source.name, found, source.where))
+        return study
+
+
+def _contradictions(study: Study) -> Iterator[Problem]:
+    """What is wrong although every value is right by itself."""
+    names = study.task_names
+    first = {name: index for index, name in reversed(list(enumerate(names)))}
+    for index, name in enumerate(names):
+        if first[name] != index:
+            yield Problem(("tasks", index), f"there is a task {name!r} already; give this one another name.")
+    uncovered = False
+    for index, sweep in enumerate(study.methods):
+        for name in type(sweep).model_fields:
+            axis = getattr(sweep, name)
+            for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
+                uncovered = True
+                yield problem
+    runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
+    if runs > MOST_RUNS:
+        yield Problem(
+            (),
+            f"it comes to {show(runs)} runs, since lists multiply with each other, with tasks and with seeds; a "
+            f"study can have {MOST_RUNS:,}. Make several studies of it; one report can take them together.",
+        )
+    if len(json.dumps(study.model_dump(mode="json"))) > _MOST_CHARACTERS:
+        yield Problem((), f"with its defaults it takes more than {_MOST_CHARACTERS:,} characters. Make several of it.")
+    tasks = [entry.to_task() if isinstance(entry, OwnTask) else get_task(entry) for entry in study.tasks]
+    classified = [task for task in tasks if task.kind == "classification"]
+    classes = {task.name: len(task.labels) for task in classified if task.labels}
+    weights = study.training.class_weights
+    if weights != "none" and not classified:
+        what = "but no task of this study is a classification. Leave it out."
+        yield Problem(("training", "class_weights"), f"received {show(weights)}, {what}")
+    for name, count in classes.items():
+        if isinstance(weights, tuple) and len(weights) != count:
+            what = f"received {len(weights)} numbers, but {name} has {count} classes. Give one number a class."
+            yield Problem(("training", "class_weights"), what)
+
+
+def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) -> Iterator[Problem]:
+    known = set(tasks)
+    for name in by_task:
+        if name not in known:
+            yield Problem((*path, name), f"this is no task of the study. {choices(name, tasks)}")
+    missing = [name for name in tasks if name not in by_task]
+    if missing:
+        what = f"it chooses by task, but has nothing for {listed(missing)}. Every task needs a value."
+        yield Problem(path, what)
+
+
+def _unknown_key(place: KeyPath, key: str) -> str:
+    """Which keys are allowed where `key` is not; `place` is pydantic's location of the mapping with it."""
+    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, "own": OwnTask, **METHODS}
+    here = str(place[-1]).strip("<>") if place else ""
+    own = homes[here].model_fields
+    if here == "own":
+        return choices(key, own)
+    del homes["own"]
+    everywhere = {name for model in homes.values() for name in model.model_fields}
+    if key not in everywhere and not difflib.get_close_matches(key[:80], own):
+        near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
+        return f"Did you mean {near[0]!r}? {_unknown_key(place, near[0])}" if near else choices(key, own)
+    elsewhere = [home for home, model in homes.items() if home != here and key in model.model_fields]
+    if not elsewhere:
+        return choices(key, own)
+    if "training" in elsewhere:
+        return f"It belongs under 'training': training.{key}."
+    if "" in elsewhere:
+        return "It belongs at the top level of the file."
+    if here not in METHODS:
+        return f"It belongs to an entry of 'methods' ({', '.join(elsewhere)})."
+    return f"It belongs to {', '.join(elsewhere)}; {here} takes: {', '.join(own)}."
+
+
+class _Schema(GenerateJsonSchema):
+    """Leaves out pydantic's titles, which only repeat the fields' names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def study_json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the study file, by which editors complete and check it."""
+    schema = Study.model_json_schema(mode="validation", schema_generator=_Schema)
+    heading = {"title": "manytune study", "description": (Study.__doc__ or "").partition("\n")[0]}
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema, **heading}
+
+
+def digest(data: Any, digits: int) -> str:
+    """The first hexadecimal digits of the SHA-256 of `data` as canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -1,0 +1,1 @@
+"""Tasks, their rows, metrics and encoding."""

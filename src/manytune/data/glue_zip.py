@@ -1,0 +1,186 @@
+"""What GLUE's server takes: a zip of eleven TSV files. Write one, and say what is wrong with one.
+
+The names, the columns `index` and `prediction`, and the labels are those of https://gluebenchmark.com/faq.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manytune.data.tasks import GLUE, Task
+from manytune.utils.errors import DataError, StoreError
+from manytune.utils.files import check_output, output_file
+
+__all__ = ["FILES", "SubmissionFile", "check_zip", "refuse_to_replace", "write_zip"]
+
+_HEADER = "index\tprediction"
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same predictions give the same bytes
+_MOST_BYTES = 100 << 20  # of one file; the largest of a real submission has 5 MB
+_SHOWN = 3  # problems of one file that are named
+
+
+@dataclass(frozen=True)
+class SubmissionFile:
+    """One file of a submission."""
+
+    name: str
+    """Its name in the zip."""
+    task: str
+    """The task that predicts it."""
+    split: str
+    """The task's split that is predicted."""
+    in_words: bool = False
+    """Whether classes are written by their names, or by their numbers."""
+
+    @property
+    def of(self) -> Task:
+        """The task."""
+        return GLUE[self.task]
+
+    @property
+    def rows(self) -> int:
+        """How many predictions the server wants."""
+        return self.of.sizes[self.split]
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for a task that was not trained: its first class, or the middle of its range."""
+        return self.written(0.0 if self.of.kind == "classification" else 2.5)
+
+    def written(self, prediction: float) -> str:
+        """A class index, or a score, as the server takes it."""
+        if self.of.target_range is not None:
+            low, high = self.of.target_range
+            return f"{min(max(prediction, low), high):.3f}"
+        return self.of.labels[int(prediction)] if self.in_words else str(int(prediction))
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with a prediction, if anything is."""
+        if self.of.target_range is not None:
+            low, high = self.of.target_range
+            try:
+                right = low <= float(text) <= high
+            except ValueError:
+                right = False
+            return None if right else f"{text!r} is no number from {low:g} to {high:g}"
+        allowed = self.of.labels if self.in_words else tuple(map(str, range(len(self.of.labels))))
+        return None if text in allowed else f"{text!r} is not one of: {', '.join(allowed)}"
+
+
+FILES: Mapping[str, SubmissionFile] = {
+    file.name: file
+    for file in (
+        SubmissionFile("CoLA.tsv", "cola", "test"),
+        SubmissionFile("SST-2.tsv", "sst2", "test"),
+        SubmissionFile("MRPC.tsv", "mrpc", "test"),
+        SubmissionFile("STS-B.tsv", "stsb", "test"),
+        SubmissionFile("QQP.tsv", "qqp", "test"),
+        SubmissionFile("MNLI-m.tsv", "mnli", "test", in_words=True),
+        SubmissionFile("MNLI-mm.tsv", "mnli", "test_mismatched", in_words=True),
+        SubmissionFile("QNLI.tsv", "qnli", "test", in_words=True),
+        SubmissionFile("RTE.tsv", "rte", "test", in_words=True),
+        SubmissionFile("WNLI.tsv", "wnli", "test"),
+        SubmissionFile("AX.tsv", "mnli", "diagnostic", in_words=True),
+    )
+}
+"""The eleven files by their names; AX, the diagnostic set, is predicted by what was trained on MNLI."""
+
+
+def write_zip(out: Path, predictions: Mapping[str, Sequence[float]]) -> None:
+    """Write a submission, whole or not at all; files without predictions are filled with placeholders.
+
+    Args:
+        out: Where to.
+        predictions: Name of a file → class indices or scores, in the order of the test rows.
+
+    Raises:
+        StoreError: As for `refuse_to_replace`.
+    """
+    refuse_to_replace(out)
+    with output_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in FILES.values():
+            found = predictions.get(file.name)
+            texts = [file.placeholder] * file.rows if found is None else [file.written(value) for value in found]
+            lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(texts))]
+            entry = zipfile.ZipInfo(file.name, date_time=_NO_DATE)
+            archive.writestr(entry, "\n".join(lines) + "\n", compress_type=zipfile.ZIP_DEFLATED)
+
+
+def refuse_to_replace(out: Path) -> None:
+    """Refuse to write a submission where it cannot be, or over a file that is neither empty nor a submission.
+
+    Raises:
+        StoreError: It cannot be written, or another file is there.
+    """
+    check_output(out)
+    if not out.exists() or not out.stat().st_size:
+        return
+    try:
+        with zipfile.ZipFile(out) as archive:
+            ours = not FILES.keys().isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{out} is there and is no submission to GLUE; give another --out, or delete it.")
+
+
+def check_zip(path: Path) -> list[str]:
+    """What GLUE's server would not take of a submission; nothing if it is right.
+
+    Args:
+        path: Any zip, also of another program.
+
+    Raises:
+        DataError: It cannot be read, or is no zip.
+    """
+    problems = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist()}
+            for name, file in FILES.items():
+                if name not in entries:
+                    nested = [each for each in entries if each.endswith(f"/{name}")]
+                    where = f" It is in a folder, as {nested[0]}; it must be at the top." if nested else ""
+                    problems.append(f"{name} is missing.{where}")
+                elif entries[name].file_size > _MOST_BYTES:
+                    problems.append(f"{name} has {entries[name].file_size:,} bytes, far more than {file.rows:,} rows.")
+                else:
+                    problems += _few(f"{name}, {each}" for each in _problems(file, archive.read(name)))
+            problems += [f"{name} is no file of a submission." for name in entries if not _belongs(name)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} cannot be read as a zip: {error}") from error
+    return problems
+
+
+def _belongs(name: str) -> bool:
+    return name in FILES or any(name.endswith(f"/{known}") for known in FILES) or name.endswith("/")
+
+
+def _problems(file: SubmissionFile, content: bytes) -> Iterator[str]:
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        yield "it is not UTF-8"
+        return
+    if lines[:1] != [_HEADER]:
+        yield f"line 1: the header must be index and prediction with a tab between, not {lines[0] if lines else ''!r}"
+        return
+    for index, line in enumerate(lines[1:]):
+        at, _, text = line.partition("\t")
+        if at != str(index):
+            yield f"line {index + 2}: the index must be {index}, not {at!r}"
+        elif problem := file.problem(text):
+            yield f"line {index + 2}: {problem}"
+    if len(lines) - 1 != file.rows:
+        yield f"it has {len(lines) - 1:,} predictions, but {file.rows:,} are wanted"
+
+
+def _few(problems: Iterable[str]) -> list[str]:
+    found = list(problems)
+    more = len(found) - _SHOWN
+    return found if more <= 0 else [*found[:_SHOWN], f"{found[0].partition(',')[0]}: {more:,} more problems"]

@@ -1,0 +1,183 @@
+"""Metrics, which direction of each is better, and when a prediction is constant.
+
+The figures come from scikit-learn and scipy, imported at the first use: they take a second or more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manytune.utils.errors import choices
+
+if TYPE_CHECKING:
+    from manytune.data.tasks import Scale, Task
+
+__all__ = ["METRICS", "Metric", "evaluate", "is_constant"]
+
+Array = NDArray[Any]
+
+# Equal inputs leave an fp32 encoder of two dozen layers equal to about 1e-6: SDPA and matrix products
+# give other bits for other batch layouts. A spread ten times that is still no prediction.
+_ROUNDING = 1e-5
+
+_CORRELATIONS = ("pearson", "spearman")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure computed from predictions and labels."""
+
+    name: str
+    """The name in studies, records and CSV headers."""
+    title: str
+    """What tables and figures call it."""
+    higher_is_better: bool
+    """Which of two scores is the better one."""
+    compute: Callable[[Array, Array], float]
+    """`compute(predictions [N], labels [N])`: class indices, or numbers for a regression metric."""
+    kind: Literal["classification", "regression"] = "classification"
+    """Of which kind of task it is."""
+
+
+def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
+    """Say whether a model predicts the same thing for every row: one class, or one number.
+
+    Arguments:
+        predictions: `[N]` class indices (integers), or numbers, which count as one number where they
+            differ by no more than rounding; where some are not finite they are not constant.
+        scale: how a regression's targets look inside, where the model computes and rounds.
+
+    Raises:
+        ValueError: there are no predictions.
+    """
+    values = np.asarray(predictions)
+    if values.size == 0:
+        raise ValueError("no predictions: constant or not cannot be said of an empty array")
+    if not np.issubdtype(values.dtype, np.floating):
+        return bool((values == values.flat[0]).all())
+    if not np.isfinite(values).all():  # a failure, which is another thing than a collapse
+        return False
+    low, high = float(values.min()), float(values.max())
+    center, least = (0.0, 0.0) if scale is None else (scale.center, scale.spread)
+    return high - low <= _ROUNDING * max(center - low, high - center, least)
+
+
+def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
+    """Compute all of the task's metrics, in the task's order.
+
+    Arguments:
+        task: names the metrics.
+        predictions: `[N]` class indices for classification, numbers for regression.
+        labels: `[N]` likewise.
+
+    Returns:
+        Metric name to score. Numbers that are not finite score NaN. A constant prediction scores 0 in
+        a correlation; `is_constant` tells it from an honest 0.
+
+    Raises:
+        ValueError: the two arrays differ in shape, are empty, or are not one-dimensional.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1")
+    own, inside = (predictions, labels), (predictions, labels)
+    if task.scale is not None and np.isfinite(predictions).all():
+        # A correlation does not depend on the scale, but is less exact of large numbers with a small spread.
+        scaled = task.inside(predictions.astype(np.float64))
+        constant = is_constant(predictions, task.scale)
+        inside = np.zeros_like(scaled) if constant else scaled, task.inside(labels.astype(np.float64))
+    return {name: _metric(name).compute(*(inside if name in _CORRELATIONS else own)) for name in task.metrics}
+
+
+def _metric(name: str) -> Metric:
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise ValueError(f"metric {choices(name, METRICS)}") from None
+
+
+def _matthews(predictions: Array, labels: Array) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    if is_constant(predictions):  # 0/0 by the formula; scikit-learn says 0 too, with a warning
+        return 0.0
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def _accuracy(predictions: Array, labels: Array) -> float:
+    return float(np.mean(predictions == labels))
+
+
+def _f1(predictions: Array, labels: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="binary", pos_label=1, zero_division=0.0))
+
+
+def _macro_f1(predictions: Array, labels: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def _pearson(predictions: Array, labels: Array) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, labels)
+
+
+def _spearman(predictions: Array, labels: Array) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, labels)
+
+
+def _correlation(correlate: Callable[[Array, Array], Any], predictions: Array, labels: Array) -> float:
+    predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
+    # Constant labels are the data's fault, and no figure is right for them; a constant prediction is
+    # the model's, and tells nothing about the labels: 0.
+    if not np.isfinite(predictions).all() or (labels == labels[0]).all():
+        return math.nan
+    if is_constant(predictions):
+        return 0.0
+    return float(correlate(predictions, labels).statistic)
+
+
+def _rmse(predictions: Array, labels: Array) -> float:
+    return float(np.sqrt(np.mean(_errors(predictions, labels) ** 2)))
+
+
+def _mae(predictions: Array, labels: Array) -> float:
+    return float(np.mean(np.abs(_errors(predictions, labels))))
+
+
+def _errors(predictions: Array, labels: Array) -> Array:
+    errors: Array = predictions.astype(np.float64) - labels.astype(np.float64)
+    return errors if np.isfinite(errors).all() else np.array([math.nan])
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("matthews_correlation", "MCC", True, _matthews),
+            Metric("accuracy", "Accuracy", True, _accuracy),
+            Metric("f1", "F1", True, _f1),
+            Metric("macro_f1", "Macro F1", True, _macro_f1),
+            Metric("accuracy_mismatched", "Accuracy (mismatched)", True, _accuracy),
+            Metric("pearson", "Pearson", True, _pearson, "regression"),
+            Metric("spearman", "Spearman", True, _spearman, "regression"),
+            Metric("rmse", "RMSE", False, _rmse, "regression"),
+            Metric("mae", "MAE", False, _mae, "regression"),
+        )
+    }
+)
+"""Every metric by its name; `f1` is class 1's among two, `macro_f1` averages over the classes present; the errors are
+in the targets' own unit. `accuracy_mismatched` is the accuracy on MNLI's second dev split, of other genres."""

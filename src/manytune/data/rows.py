@@ -1,0 +1,356 @@
+"""Rows of a split before any check, and files of rows, read and written a part at a time: they may outgrow memory.
+
+CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from manytune.data.row_writers import PART, Csv, JsonWriter, ParquetWriter, Row, RowBatch, RowWriter, TableWriter, Tsv
+from manytune.data.text_rows import (
+    MOST_IN_CELL,
+    FileFacts,
+    Placed,
+    json_rows,
+    open_lines,
+    open_table,
+    refuse_twice,
+)
+from manytune.utils.errors import DataError
+from manytune.utils.files import check_output, is_stream, open_stream, output_file, writing
+from manytune.utils.text import listed, no_column
+
+__all__ = [
+    "FileFacts",
+    "RawRows",
+    "Row",
+    "RowBatch",
+    "RowWriter",
+    "check_format",
+    "output_format",
+    "read_parts",
+    "read_placed",
+    "refuse_taken",
+    "writer",
+]
+
+
+class RawRows(NamedTuple):
+    """The rows of a split, before any check."""
+
+    texts: Sequence[tuple[Any, ...]]
+    """N rows of one or two cells that hold sentences."""
+    labels: Sequence[object]
+    """N cells that hold labels; None where there is none."""
+    source: str
+    """A path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
+    place: Callable[[int], str]
+    """Row index to the words that let a user find the row."""
+    left_out: tuple[str, ...] = ()
+    """Which rows are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
+
+
+_PART_SIZE = 1 << 25
+"""Characters of a part, after which no row is added to it."""
+
+_MOST_BYTES = 1 << 28
+"""Text in `PART` rows of a Parquet file, where a small file may stand for very much of it."""
+
+
+_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": Csv, ".tsv": Tsv}
+_FORMATS = (*_DIALECTS, ".jsonl", ".parquet")
+
+
+def check_format(name: str) -> str:
+    """The format of a file, by its ending.
+
+    Raises:
+        DataError: It has none that can be read and written.
+    """
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if name == "-" or (not suffix and (name.startswith("/dev/") or path.is_fifo())):
+        return ".csv"
+    if suffix not in _FORMATS:
+        packed = (
+            " Compressed files are not read: decompress it." if suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
+        )
+        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV.{packed}")
+    return suffix
+
+
+def read_parts(
+    name: str,
+    columns: Sequence[str],
+    *,
+    quoting: str | None = None,
+    added: Collection[str] = (),
+    facts: FileFacts | None = None,
+) -> Iterator[RowBatch]:
+    """The rows of a file, some at a time; of a file without rows one empty part.
+
+    Args:
+        name: The file, or `-`.
+        columns: Those that it must have; others are handed on.
+        quoting: As for `read_placed`.
+        added: Columns that it must not have, because they will be added.
+        facts: Gets counts.
+
+    Raises:
+        DataError: As for `read_placed`; or it has one of `added`.
+    """
+    facts = FileFacts() if facts is None else facts
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as file:
+                refuse_taken(name, file.schema_arrow.names, added)
+                yield from _parquet_parts(name, file, columns, every=True)
+            return
+        with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
+            refuse_taken(name, names or (), added)
+            part: list[Row] = []
+            size = 0
+            for place, row, characters in rows:
+                if names is None:
+                    refuse_taken(place, row, added)
+                part.append(row)
+                size += characters
+                if len(part) == PART or size > _PART_SIZE:
+                    yield RowBatch(part, names)
+                    part, size = [], 0
+            if part or not facts.rows:
+                yield RowBatch(part, names if facts.rows else names or tuple(columns))
+
+
+def read_placed(
+    name: str, columns: Sequence[str], *, quoting: str | None = None, facts: FileFacts | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, each with the words that let a user find it; nothing but `columns` is looked at.
+
+    Args:
+        name: The file, or `-`.
+        columns: Those that rows are to have.
+        quoting: `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
+            any other; None for what is usual: `double` in CSV, `none` in TSV.
+        facts: Gets counts.
+
+    Raises:
+        DataError: It cannot be read, a row is malformed, or a column is missing or there twice.
+    """
+    with _readable(name):
+        if check_format(name) == ".parquet":
+            with _open_parquet(name) as file:
+                number = size = 0
+                for part in _parquet_parts(name, file, columns, every=False):
+                    size += part.batch.nbytes
+                    if size > max(4 * _MOST_BYTES, 500 * Path(name).stat().st_size):
+                        raise DataError(
+                            f"{name} unpacks to more than {size:,} bytes until row {number:,}, which is too much"
+                        )
+                    for row in part.rows:
+                        number += 1
+                        yield f"{name}, row {number}", row
+            return
+        with _open_text(name, columns, quoting, every=False, facts=facts or FileFacts()) as (_, rows):
+            for placed in rows:
+                yield placed[:2]
+
+
+def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> None:
+    """Refuse rows that have a column which will be added to them.
+
+    Raises:
+        DataError: They have one.
+    """
+    taken = [name for name in added if name in names]
+    if taken:
+        raise DataError(
+            f"{place}: it has columns that the predictions are written to: {listed(taken, 5)}. Rename or remove them "
+            "there, or give the file without predictions."
+        )
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _open_text(
+    name: str, columns: Sequence[str], quoting: str | None, *, every: bool, facts: FileFacts
+) -> Iterator[tuple[tuple[str, ...] | None, Iterator[Placed]]]:
+    """The columns of a CSV, TSV or JSONL file, of which the last has none of its own, and its rows."""
+    suffix = check_format(name)
+    if suffix == ".jsonl":
+        with open_lines(name) as lines:
+            yield None, json_rows(lines, columns, every=every, facts=facts)
+        return
+    quoted = (quoting or ("double" if suffix == ".csv" else "none")) == "double"
+    with open_table(name, _DIALECTS[suffix].delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
+        yield table
+
+
+@contextmanager
+def _open_parquet(name: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Without a buffer, a row group's part of a column would be read at once, whatever its size.
+        with pq.ParquetFile(name, buffer_size=1 << 20) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
+
+
+def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[RowBatch]:
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    refuse_twice(name, schema.names, None if every else columns)
+    for column in columns:
+        if column not in schema.names:
+            raise DataError(f"{name}: {no_column(column, schema.names)}")
+    if not every:
+        schema = pa.schema([schema.field(column) for column in columns])
+    at_once = _rows_at_once(name, file.metadata, schema)
+    first = 1
+    for batch in file.iter_batches(at_once, columns=schema.names):
+        values = [_wanted(name, first, column, batch.column(column)) for column in columns]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        yield RowBatch(rows, tuple(schema.names), batch)
+        first += batch.num_rows
+    if first == 1:
+        yield RowBatch([], tuple(schema.names), pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _rows_at_once(name: str, metadata: Any, schema: Any) -> int:
+    """How many rows may be read together: a small file can stand for texts that no memory holds.
+
+    Raises:
+        DataError: A column unpacks to so much more than its size that hardly any data would.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = frozenset(schema.names)
+    for group, index in product(range(metadata.num_row_groups), range(metadata.num_columns)):
+        chunk = metadata.row_group(group).column(index)
+        unpacked, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+        path = chunk.path_in_schema
+        column = path if path in names else path.partition(".")[0]
+        if column in names and unpacked > max(_MOST_BYTES, 500 * packed):
+            raise DataError(
+                f"{name}: {column[:40]} unpacks from {packed:,} to {unpacked:,} bytes in row group {group + 1}. "
+                "If that is right, write the file in smaller row groups."
+            )
+    # One value of a dictionary can stand for many rows. Each dictionary is there with the first row of its group.
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    texts = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
+    longest = 1
+    with pq.ParquetFile(name, read_dictionary=texts, buffer_size=1 << 20) as file:
+        for group in range(metadata.num_row_groups if texts else 0):
+            for batch in islice(file.iter_batches(1, row_groups=[group], columns=texts), 1):
+                for column in batch.columns:
+                    if pa.types.is_dictionary(column.type) and not pa.types.is_primitive(column.type.value_type):
+                        longest = max(longest, pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    return max(1, min(PART, _MOST_BYTES // longest))
+
+
+def _wanted(name: str, first: int, column: str, values: Any) -> list[Any]:
+    """A column as Python's values; a cell that has none, or a far too long one, is named."""
+    found: list[Any] = []
+    for index, value in enumerate(values):
+        try:
+            found.append(value.as_py())
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{name}, row {first + index}: {column} cannot be read: {_first_line(error)}") from error
+        if isinstance(found[-1], str) and len(found[-1]) > MOST_IN_CELL:
+            raise DataError(f"{name}, row {first + index}: {column} has more than {MOST_IN_CELL:,} characters")
+    return found
+
+
+@contextmanager
+def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
+    """Write rows to `-`, a device or a named pipe as they come, or to a file, which is there when the context ends
+    without an error, and else as it was before.
+
+    Args:
+        name: The file, or `-`.
+        added: Name of each column that is added to the rows → `str` or `float`.
+
+    Raises:
+        ManytuneError: As for `output_format`.
+        DataError: A value is none that the format can hold.
+    """
+    suffix, path = output_format(name), Path(name)
+    if name == "-":
+        with _text_writer(sys.stdout, suffix, added, None) as rows:
+            yield rows
+        return
+    if is_stream(path):
+        with writing(path), open_stream(path) as file, _text_writer(file, suffix, added, None) as rows:
+            yield rows
+        return
+    with output_file(path) as temporary:
+        if suffix == ".parquet":
+            with ParquetWriter(temporary, added) as rows:
+                yield rows
+        else:
+            # Bytes of the input that are not UTF-8 are handed on as they were.
+            with (
+                temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+                _text_writer(file, suffix, added, temporary.parent) as rows,
+            ):
+                yield rows
+
+
+@contextmanager
+def _text_writer(file: TextIO, suffix: str, added: Mapping[str, type], spool: Path | None) -> Iterator[RowWriter]:
+    if suffix == ".jsonl":
+        yield JsonWriter(file)
+    else:
+        with TableWriter(file, _DIALECTS[suffix], added, spool) as rows:
+            yield rows
+
+
+def output_format(name: str, source: str = "-") -> str:
+    """The format that rows are written in: a file's by its ending, else CSV.
+
+    Args:
+        name: What is to be written: a file, a device, a named pipe, or `-`.
+        source: The file that the rows are read from.
+
+    Raises:
+        DataError: It has no format that can be written there, or it is the source itself.
+        StoreError: It cannot be written.
+    """
+    path = Path(name)
+    if name == "-" or (is_stream(path) and path.suffix.lower() not in _FORMATS):
+        return ".csv"
+    suffix = check_format(name)
+    check_output(path, streams=True)
+    if is_stream(path) and suffix == ".parquet":
+        raise DataError(
+            f"{name}: Parquet needs a file, and cannot go through a pipe or to a device; give .csv or .jsonl"
+        )
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise DataError(f"{name} is the file that the rows are read from; give another name")
+    return suffix

@@ -1,0 +1,488 @@
+"""Load a task's split, check it row by row, encode it, and say in which order rows are seen.
+
+A split comes from the built-in grammar, a local GLUE folder or the Hugging Face hub. All three go through
+the same checks: a row that cannot be right is refused with its place, never skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manytune.data.cells import classes_of, is_empty, label_of, label_parser, text_of
+from manytune.data.rows import RawRows
+from manytune.data.sources import read_rows
+from manytune.data.tasks import SPLITS, UNLABELLED, Scale, Task
+from manytune.utils.errors import DataError, ModelError, StudyError, choices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Encoded",
+    "Split",
+    "all_alike",
+    "class_counts",
+    "encode",
+    "epoch_order",
+    "leaked",
+    "load_split",
+    "load_task",
+    "train_split",
+    "uneven_classes",
+]
+
+Array = NDArray[Any]
+
+_CUT_AT_ONCE = 256  # rows
+_UNEVEN = 10  # as many rows of one class as of another
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one split of a task, in the source's order."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """N rows of one or two sentences, stripped, none of them empty."""
+    labels: Array
+    """`[N]`: int64 class indices, or targets: float64, of GLUE's and the built-in tasks float32."""
+    fingerprint: str
+    """SHA-256 (hex) over texts and labels: the same rows have the same one wherever they came from."""
+    source: str
+    """Where the rows came from: a path, `hub:nyu-mll/glue@<revision>`, or `builtin`."""
+    left_out: tuple[str, ...] = ()
+    """Which rows of the source are not among these, and why."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the data should know of its file."""
+    place: Callable[[int], str] = lambda index: f"row {index + 1}"
+    """Row index to the words that let a user find the row in the source."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A split as token ids, all rows end to end, without padding."""
+
+    ids: Array
+    """`[tokens]` int64."""
+    types: Array
+    """`[tokens]` int64 token type ids; zeros where the tokenizer makes none."""
+    offsets: Array
+    """`[N + 1]` int64: row i is `ids[offsets[i]:offsets[i + 1]]`."""
+    labels: Array
+    """`[N]`, as in `Split`."""
+    truncated: int
+    """How many rows were cut at `max_length`."""
+
+    @property
+    def size(self) -> int:
+        """The number of rows, N."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Array:
+        """`[N]` int64: the tokens of each row, special ones included."""
+        return np.diff(self.offsets)
+
+
+def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, Split]]:
+    """Load and check a task's train and dev splits, and whatever else of it is scored.
+
+    Returns:
+        The task, with what only its data says of a user's own task: classes, range and scale of the targets; and
+        its splits by name.
+
+    Raises:
+        DataError: As for `load_split`.
+    """
+    if task.own is None:
+        return task, {split: load_split(task, split, data_dir) for split in (*SPLITS, *task.also_scored)}
+    raw = _read(task, "train")
+    if task.kind == "classification":
+        try:
+            task = replace(task, labels=task.labels or classes_of(task, raw.labels))
+        except ValueError as error:
+            raise DataError(f"{raw.source}: {error}") from None
+    train = _checked(task, "train", raw)
+    if "f1" in task.metrics and len(task.labels) != 2:
+        raise DataError(
+            f"task {task.name}: the metric f1 is of two classes, but there are {len(task.labels)}; take macro_f1"
+        )
+    if task.kind == "regression":
+        task = _learned(task, train.labels)
+    assert task.own is not None
+    if isinstance(task.own.dev, str):
+        return task, {"train": train, "dev": _checked(task, "dev", _read(task, "dev"))}
+    what, cure = f"task {task.name}: dev: {task.own.dev:g}", "give more rows, or a file of rows as dev"
+    kept, aside = train_split(len(train), 0, task.own.dev, train.labels, what=what, cure=cure)
+    rest = replace(_part(train, kept, train.left_out), notes=train.notes)
+    return task, {"train": rest, "dev": _part(train, aside, ())}
+
+
+def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
+    """Load and check one split of a task.
+
+    A built-in task is generated. Else rows come from the first of: `data_dir`, the folder that
+    MANYTUNE_GLUE_DIR names if it holds the task, the Hugging Face hub (or its cache, offline).
+
+    Arguments:
+        task: what the rows must look like; its classes must be known.
+        split: "train", "dev" or another that the task has. The labels of `tasks.UNLABELLED` ones are 0.
+        data_dir: a folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`.
+
+    Raises:
+        DataError: the data cannot be found or reached, a row is malformed, or the split has not the
+            size that it must have.
+    """
+    known = (*SPLITS, *(name for name in task.hub_splits if name not in SPLITS))
+    if split not in known:
+        raise DataError(f"split of task {task.name}: {choices(split, known)}")
+    return _checked(task, split, _read(task, split, data_dir))
+
+
+def leaked(train: Split, dev: Split) -> list[int]:
+    """The dev rows whose texts are those of a training row, whatever its label."""
+    known = set(train.texts)
+    return [index for index, row in enumerate(dev.texts) if row in known]
+
+
+def uneven_classes(task: Task, train: Split) -> tuple[tuple[str, int], tuple[str, int]] | None:
+    """The rarest class that has rows and the commonest, where the one has a tenth of the other's rows or less."""
+    if task.kind == "regression":
+        return None
+    counts = sorted(class_counts(task, train).items(), key=lambda item: item[1])
+    few, many = next(item for item in counts if item[1] > 0), counts[-1]
+    return (few, many) if many[1] >= _UNEVEN * few[1] else None
+
+
+def class_counts(task: Task, split: Split) -> dict[str, int]:
+    """Class → rows of it, in the classes' order."""
+    return dict(zip(task.labels, np.bincount(split.labels, minlength=len(task.labels)).tolist(), strict=True))
+
+
+def _read(task: Task, split: str, data_dir: str | None = None) -> RawRows:
+    """The rows of a split with their texts as text and, of a user's own task, its classes' names likewise."""
+    raw = read_rows(task, split, data_dir)
+
+    def understood(understand: Callable[[object], str], cell: object, column: str, index: int) -> str:
+        try:
+            return understand(cell)
+        except ValueError as error:
+            raise DataError(f"{raw.place(index)}: {column} {error}") from None
+
+    texts = [
+        tuple(understood(text_of, cell, column, index) for column, cell in zip(task.text_columns, row, strict=True))
+        for index, row in enumerate(raw.texts)
+    ]
+    labels = raw.labels
+    if task.own is not None and task.kind == "classification":
+        labels = [understood(label_of, label, task.label_column, index) for index, label in enumerate(labels)]
+    return raw._replace(texts=texts, labels=labels)
+
+
+def _checked(task: Task, split: str, raw: RawRows) -> Split:
+    kept, left_out = _whole_rows(task, split, raw)
+    if not kept:
+        reason = f": all {len(raw.texts)} were left out, the first because of {left_out[0]}" if left_out else ""
+        raise DataError(f"{raw.source}: no rows, so there is nothing to learn from or to score{reason}")
+    values = [0.0] * len(kept) if split in UNLABELLED else _label_values(task, raw, kept)
+    # GLUE's and the built-in targets have few digits, and results of them are kept to the bit.
+    target = np.float32 if task.own is None else np.float64
+    labels = np.array(values, dtype=np.int64 if task.kind == "classification" else target)
+    _check_size(task, split, len(kept), raw.source)
+    if split == "train" and (alike := all_alike(task, labels)):
+        raise DataError(f"{raw.source}: in all {len(kept)} rows the {alike}; there is nothing to tell apart")
+    rows = tuple(raw.texts[index] for index in kept)
+    return Split(
+        rows,
+        labels,
+        _fingerprint(rows, labels),
+        raw.source,
+        (*raw.left_out, *left_out),
+        raw.notes,
+        lambda index: raw.place(kept[index]),
+    )
+
+
+def _label_values(task: Task, raw: RawRows, kept: Sequence[int]) -> list[float]:
+    parse, values = label_parser(task), []
+    for index in kept:
+        try:
+            values.append(parse(raw.labels[index]))
+        except ValueError as error:
+            raise DataError(f"{raw.place(index)}: {error}") from None
+    return values
+
+
+def all_alike(task: Task, labels: Array) -> str | None:
+    """What all labels are, such as "label is 'billing'" or "target is 3"; None if they are not the same."""
+    if (labels != labels[0]).any():
+        return None
+    if task.kind == "regression":
+        return f"target is {labels[0]:.10g}"
+    name = task.labels[int(labels[0])]
+    return f"label is {name!r}" if task.own is not None else f"label is {labels[0]} ({name})"
+
+
+def _whole_rows(task: Task, split: str, raw: RawRows) -> tuple[Sequence[int], tuple[str, ...]]:
+    """The rows that have texts and a label, and why the others are left out; of GLUE's, none may lack a text."""
+    kept, left_out = [], []
+    for index, row in enumerate(raw.texts):
+        if task.is_whole(row) or split in UNLABELLED:
+            if task.own is not None and is_empty(raw.labels[index]):
+                left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
+            else:
+                kept.append(index)
+        elif task.own is not None:
+            left_out.append(f"{raw.place(index)}: {_empty(task.text_columns)}")
+        else:
+            column = task.text_columns[row.index("")]
+            raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
+    return kept, tuple(left_out)
+
+
+def _empty(columns: Sequence[str]) -> str:
+    return f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} empty"
+
+
+def _learned(task: Task, targets: Array) -> Task:
+    """The task with the range of its training targets, and their scale if it is scaled."""
+    scale = None
+    if task.own is not None and task.own.scaled:
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of that is refused with the other targets
+            scale = Scale(float(targets.mean()), float(targets.std()))
+    return replace(task, target_range=(float(targets.min()), float(targets.max())), scale=scale)
+
+
+def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
+    texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
+    place = whole.place
+    fingerprint = _fingerprint(texts, labels)
+    return Split(texts, labels, fingerprint, whole.source, left_out, place=lambda index: place(int(rows[index])))
+
+
+def _check_size(task: Task, split: str, rows: int, source: str) -> None:
+    wanted = task.sizes.get(split)
+    if wanted is None or rows == wanted:
+        return
+    raise DataError(
+        f"{source}: {rows} rows, but {task.title}'s {split} split has {wanted}. The usual cause is a copy "
+        "written by a reader with quoting on: GLUE's text contains bare double quotes, so such a reader "
+        "joins or drops rows without a word (pandas' default, bad lines skipped, leaves 5706 and 1465 rows "
+        "of STS-B's 5749 and 1500). Use GLUE's own files, unchanged, read with csv.QUOTE_NONE"
+    )
+
+
+def _fingerprint(texts: Iterable[tuple[str, ...]], labels: Array) -> str:
+    if labels.dtype == np.float64:
+        # In fp32, as earlier versions had targets, unless it takes some for the same.
+        with np.errstate(over="ignore"):
+            narrow = labels.astype(np.float32)
+        labels = narrow if len(np.unique(narrow)) == len(np.unique(labels)) else labels
+    digest = hashlib.sha256()
+    for row in texts:
+        for text in row:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little"))  # the length keeps "ab","c" from "a","bc"
+            digest.update(encoded)
+    digest.update(labels.astype(labels.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+class _Rows(NamedTuple):
+    """Token ids and token type ids, row by row."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+
+
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int) -> Encoded:
+    """Turn the rows of a split into token ids.
+
+    Arguments:
+        split: the rows.
+        tokenizer: a transformers tokenizer.
+        template: "native", the tokenizer's own form; or "spaced", its separators set off by spaces:
+            `<s> {s} </s>` and `<s> {s1} </s></s> {s2} </s>`, or `[CLS] {s1} [SEP] {s2} [SEP]`.
+        max_length: the longest row, in tokens, special ones included. Of a pair, the longer sentence is
+            cut first; the separators stay.
+
+    Raises:
+        StudyError: there is no such template, or `max_length` leaves no room for a token of each sentence.
+        ModelError: the template needs separators that the tokenizer has not.
+    """
+    if template not in _TEMPLATES:
+        raise StudyError(f"template: {choices(template, _TEMPLATES)}")
+    pair = len(split.texts[0]) == 2
+    least = tokenizer.num_special_tokens_to_add(pair=pair) + len(split.texts[0])
+    if max_length < least:
+        raise StudyError(
+            f"training.max_length: {max_length} tokens leave no room for the special tokens and a token of "
+            f"each sentence; it must be at least {least}"
+        )
+    columns = [list(column) for column in zip(*split.texts, strict=True)]
+    rows, truncated = _TEMPLATES[template](tokenizer, columns, max_length)
+    lengths = np.fromiter(map(len, rows.ids), dtype=np.int64, count=len(rows.ids))
+    total = int(lengths.sum())
+    return Encoded(
+        ids=np.fromiter(chain.from_iterable(rows.ids), dtype=np.int64, count=total),
+        types=np.fromiter(chain.from_iterable(rows.types), dtype=np.int64, count=total),
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+        labels=split.labels,
+        truncated=truncated,
+    )
+
+
+def _tokenize(tokenizer: Any, columns: Sequence[list[str]], **options: Any) -> _Rows:
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    output = tokenizer(*columns, return_attention_mask=False, return_token_type_ids=has_types, verbose=False, **options)
+    ids = output["input_ids"]
+    return _Rows(ids, output["token_type_ids"] if has_types else [[0] * len(row) for row in ids])
+
+
+def _native(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tuple[_Rows, int]:
+    rows = _tokenize(tokenizer, columns)
+    long = [index for index, row in enumerate(rows.ids) if len(row) > max_length]
+    # A few at a time: the library keeps every piece that it cuts off, gigabytes of them where most rows are cut.
+    for first in range(0, len(long), _CUT_AT_ONCE):
+        few = long[first : first + _CUT_AT_ONCE]
+        texts = [[column[index] for index in few] for column in columns]
+        cut = _tokenize(tokenizer, texts, truncation="longest_first", max_length=max_length)
+        for index, ids, types in zip(few, cut.ids, cut.types, strict=True):
+            rows.ids[index], rows.types[index] = ids, types
+    return rows, len(long)
+
+
+def _spaced(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tuple[_Rows, int]:
+    form = _spaced_form(tokenizer)
+    pair = len(columns) == 2
+    heads = [f"{form.cls} {first} {form.sep * (form.between if pair else 1)}" for first in columns[0]]
+    whole = [f"{head} {second} {form.sep}" for head, second in zip(heads, columns[1], strict=True)] if pair else heads
+    ids = _tokenize(tokenizer, [whole], add_special_tokens=False).ids
+    # Special tokens split the text before anything else does: a row begins as its head alone would.
+    head_ids = _tokenize(tokenizer, [heads], add_special_tokens=False).ids if pair else ids
+    ends = [len(head) for head in head_ids]
+    types = [[0] * end + [form.second_type] * (len(row) - end) for row, end in zip(ids, ends, strict=True)]
+    long = [index for index, row in enumerate(ids) if len(row) > max_length]
+    for index in long:
+        kept = _kept(len(ids[index]), ends[index], form.between, max_length)
+        ids[index] = [ids[index][at] for at in kept]
+        types[index] = [types[index][at] for at in kept]
+    return _Rows(ids, types), len(long)
+
+
+class _SpacedForm(NamedTuple):
+    cls: str
+    sep: str
+    between: int  # separators between the sentences of a pair: 2 for RoBERTa, 1 for BERT
+    second_type: int  # the token type of a pair's second sentence
+
+
+def _spaced_form(tokenizer: Any) -> _SpacedForm:
+    """Read from the tokenizer's native form how it sets sentences apart."""
+    cls, sep = tokenizer.cls_token, tokenizer.sep_token
+    refusal = f"template: spaced cannot be used with {type(tokenizer).__name__}; use template: native. "
+    if cls is None or sep is None:
+        raise ModelError(f"{refusal}It has no cls and sep tokens")
+    pair = _tokenize(tokenizer, [["a"], ["b"]])
+    between = pair.ids[0].count(tokenizer.sep_token_id) - 1
+    spaced = _tokenize(tokenizer, [[f"{cls} a {sep}"]], add_special_tokens=False).ids[0]
+    if between < 1 or spaced[0] != tokenizer.cls_token_id or spaced[-1] != tokenizer.sep_token_id:
+        raise ModelError(f"{refusal}Its form of a pair is not: {cls} first {sep} second {sep}")
+    return _SpacedForm(cls, sep, between, pair.types[0][-1])
+
+
+def _kept(length: int, end: int, between: int, max_length: int) -> list[int]:
+    """The positions that stay when a spaced row is cut to `max_length` tokens: all separators among them.
+
+    Arguments:
+        length: the row's tokens, the first being cls and the last sep.
+        end: where a pair's first sentence ends, its separators included; `length` for a single sentence.
+        between: the separators between the sentences of a pair.
+        max_length: how many positions stay.
+    """
+    last = length - 1
+    if end == length:
+        return [*range(max_length - 1), last]
+    one, two = end - between - 1, last - end  # tokens of each sentence
+    room = max_length - (length - one - two)
+    # As the tokenizers library cuts longest first: of equals, the second one keeps an odd token.
+    short = min(one, two, room // 2)
+    one, two = (short, room - short) if one <= two else (room - short, short)
+    return [*range(1 + one), *range(end - between, end + two), last]
+
+
+_TEMPLATES: dict[str, Callable[[Any, Sequence[list[str]], int], tuple[_Rows, int]]] = {
+    "native": _native,
+    "spaced": _spaced,
+}
+
+# Words of Philox's counter that keep the two uses of a seed apart.
+_EPOCH_STREAM = 1
+_SELECTION_STREAM = 2
+
+
+def train_split(
+    n: int,
+    seed: int,
+    share: float = 0.1,
+    labels: Array | None = None,
+    *,
+    what: str = "selection: train-split",
+    cure: str = "use selection: dev",
+) -> tuple[Array, Array]:
+    """Set a seeded share of the training rows aside, to select snapshots on.
+
+    Arguments:
+        n: the number of training rows.
+        seed: which rows go; how many never depends on it.
+        share: the part to set aside, above 0 and below 1.
+        labels: `[n]`; classes (integers) are each split in the same share, at least one row of every
+            class that has two on either side. Numbers are not looked at.
+        what: the setting that asks for it, for a message.
+        cure: what to do where it cannot be done, likewise.
+
+    Returns:
+        The rows to train on and the rows to select on: int64, ascending, disjoint, all of `n` together.
+
+    Raises:
+        DataError: there are too few rows to have one on either side.
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share {share} is not above 0 and below 1")
+    order = _permutation(n, seed, 0, _SELECTION_STREAM)
+    stratified = labels is not None and np.issubdtype(labels.dtype, np.integer)
+    groups = labels if labels is not None and stratified else np.zeros(n, dtype=np.int64)
+    parts = [order[groups[order] == group] for group in np.unique(groups)]
+    selecting = np.sort(np.concatenate([order[:0], *(rows[: _quota(len(rows), share)] for rows in parts)]))
+    if selecting.size == 0:
+        no_two = "there is one training row alone" if n == 1 else f"no class has two rows among the {n} training rows"
+        raise DataError(f"{what} sets training rows of each class aside, but {no_two}; {cure}")
+    return np.setdiff1d(np.arange(n), selecting, assume_unique=True), selecting
+
+
+def _quota(rows: int, share: float) -> int:
+    return max(1, min(rows - 1, math.floor(rows * share + 0.5))) if rows > 1 else 0
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Array:
+    """The order in which an epoch sees the rows: `[n]` int64, a permutation keyed by seed and epoch.
+
+    It is drawn from Philox's raw words, which numpy keeps the same from version to version.
+    """
+    return _permutation(n, seed, epoch, _EPOCH_STREAM)
+
+
+def _permutation(n: int, seed: int, epoch: int, stream: int) -> Array:
+    key = np.array([seed, epoch], dtype=np.uint64)
+    philox = np.random.Philox(counter=np.array([0, 0, 0, stream], dtype=np.uint64), key=key)
+    return np.argsort(philox.random_raw(n), kind="stable").astype(np.int64)

@@ -1,0 +1,345 @@
+"""Packs as tasks of a Ray cluster.
+
+The driver alone writes the study directory. It puts each task's encoded rows and the backbone into Ray's object store
+once; a node fetches them once, and needs neither data nor models of its own. A pack trains in a folder of its node's
+own; what must outlive the node goes to the driver, or to a storage that all nodes see, as soon as it is there: each
+checkpoint, and each run that has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from manytune.config.plan import Pack
+from manytune.executors.base import PackEnd, Reports
+from manytune.executors.estimate import HardwareProfile
+from manytune.executors.messages import end_in, pack_message, pass_on
+from manytune.executors.pack_inputs import PackInputs
+from manytune.executors.ray_node import (
+    Files,
+    Order,
+    Post,
+    Storage,
+    files_in,
+    first_line,
+    look,
+    measure,
+    mirror,
+    train,
+)
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord
+from manytune.utils import hardware
+from manytune.utils.errors import DependencyError, StudyError
+from manytune.utils.files import write_file
+from manytune.utils.signals import StopRequest
+
+__all__ = ["OnRay", "Resources"]
+
+_LOOK_SECONDS = 0.05
+"""Between two looks for news, and whether somebody asked to stop."""
+
+_NODES_SECONDS = 2.0
+"""Between two looks at which nodes there are."""
+
+_PREFLIGHT_SECONDS = 120.0
+"""That a node has to start Python and import torch."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each pack is given of a node."""
+
+    cpu: float = 1.0
+    gpu: float = 0.0
+    memory: int = 0
+    """Bytes; 0 asks for none."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "gpu=1,cpu=4,memory=8e9".
+
+        Raises:
+            StudyError: It says something else.
+        """
+        values: dict[str, float] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            try:
+                number = float(value)
+            except ValueError:
+                number = -1.0
+            if name not in ("cpu", "gpu", "memory") or not 0 <= number < float("inf"):
+                raise StudyError(
+                    f"--pack-resources: {part!r} is not one of cpu=N, gpu=N (may be a fraction), memory=BYTES."
+                )
+            values[name] = number
+        chosen = cls(values.get("cpu", 1.0), values.get("gpu", 0.0), int(values.get("memory", 0)))
+        if chosen.cpu < 1:
+            raise StudyError(f"--pack-resources: a pack needs at least cpu=1, not {chosen.cpu:g}.")
+        return chosen
+
+    def fit(self, node: Mapping[str, float]) -> int:
+        """Packs that a node has room for at once."""
+        asked = {"CPU": self.cpu, "GPU": self.gpu, "memory": float(self.memory)}
+        return min(int(node.get(name, 0.0) / wanted + 1e-9) for name, wanted in asked.items() if wanted)
+
+    def options(self) -> dict[str, Any]:
+        """As Ray's tasks take them."""
+        return {"num_cpus": self.cpu, "num_gpus": self.gpu, **({"memory": self.memory} if self.memory else {})}
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """A Ray cluster.
+
+    Attributes:
+        address: `auto` for the cluster that this machine belongs to, or HOST:PORT of a head; None: that of RAY_ADDRESS,
+            else one of this machine alone, which is started.
+        resources: What each pack is given.
+        storage: A path or an fsspec URL that all nodes see, for checkpoints; None: they go to the driver.
+    """
+
+    address: str | None = None
+    resources: Resources = field(default_factory=Resources)
+    storage: str | None = None
+    _connected: ClassVar[bool] = False
+    """Whether this process's one connection was made here, and is to be ended here."""
+
+    def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
+        """As many packs as the nodes have room for now; what one has is measured on one of them."""
+        ray = self._connect()
+        try:
+            capacity = self._capacity(ray)
+            self._refuse_unlike_nodes(ray)
+            most = max(self.resources.fit(node["Resources"]) for node in _alive(ray))
+            task = ray.remote(max_retries=0, **self.resources.options())(measure)
+            there = task.remote(precision, width, int(self.resources.cpu), self._device, most)
+            return capacity, ray.get(there)
+        except BaseException:
+            self._disconnect(ray)
+            raise
+
+    def open(self, inputs: PackInputs, reports: Reports) -> RayExecutor:
+        """The executor."""
+        return RayExecutor(self._connect(), self, inputs, reports)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.resources.gpu else "cpu"
+
+    def _connect(self) -> Any:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise DependencyError("--executor ray needs the package ray: pip install 'manytune[ray]'") from None
+        if not ray.is_initialized():
+            try:
+                quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+                with _own_signals():
+                    ray.init(address=self.address, **quiet)
+            except ConnectionError as error:
+                where = self.address or "the cluster that RAY_ADDRESS names"
+                raise StudyError(
+                    f"--ray-address: {where} cannot be reached: {first_line(error)} Start a cluster "
+                    "(ray start --head), give another address, or leave it out to use this machine alone."
+                ) from error
+            OnRay._connected = True
+        return ray
+
+    def _disconnect(self, ray: Any) -> None:
+        """End the connection, unless the caller of manytune had made it before."""
+        if OnRay._connected:
+            OnRay._connected = False
+            ray.shutdown()
+
+    def _room(self, ray: Any) -> int:
+        """Packs that the nodes which are there now have room for."""
+        return sum(self.resources.fit(node["Resources"]) for node in _alive(ray))
+
+    def _capacity(self, ray: Any) -> int:
+        capacity = self._room(ray)
+        if not capacity:
+            nodes = [node["Resources"] for node in _alive(ray)]
+            has = "; ".join(
+                ", ".join(f"{kind.lower()}={node.get(kind, 0):g}" for kind in ("CPU", "GPU", "memory"))
+                for node in nodes
+            )
+            raise StudyError(f"--pack-resources: no node has room for one pack; the nodes have {has}.")
+        return capacity
+
+    def _refuse_unlike_nodes(self, ray: Any) -> None:
+        """Have every node say that it has the same packages and sees the storage, before anything starts."""
+        probe = None
+        if self.storage is not None:
+            probe = Storage(self.storage, f"probe-{time.time_ns()}")
+            probe.push({"probe": b"seen"}, ["probe"])
+        asked = {}
+        for node in _alive(ray):
+            if self.resources.fit(node["Resources"]):
+                task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=_on(node["NodeID"]))(look)
+                asked[node["NodeManagerHostname"], node["NodeID"]] = task.remote(hardware.versions(), probe)
+        try:
+            for (host, node_id), answer in asked.items():
+                try:
+                    wrong = ray.get(answer, timeout=_PREFLIGHT_SECONDS)
+                except Exception as error:  # manytune is not there, or Python does not start
+                    wrong = f"cannot import manytune: {first_line(error)}"
+                if wrong:
+                    raise StudyError(f"--executor ray: the node {host} ({node_id[:8]}) {wrong}")
+        finally:
+            if probe is not None:
+                probe.remove()
+
+
+class RayExecutor:
+    """A task for each pack; a small actor through which tasks and driver talk."""
+
+    def __init__(self, ray: Any, executor: OnRay, inputs: PackInputs, reports: Reports) -> None:
+        self._ray = ray
+        self._executor = executor
+        self._inputs = inputs
+        self._reports = reports
+        self._store = Store(inputs.root)
+        self._tasks: dict[Any, tuple[Pack, int]] = {}
+        self._attempts: dict[str, int] = {}
+        self._told_to_stop = False
+        self._capacity = executor._room(ray)
+        self._looked_at = time.monotonic()
+        # Beside the driver: a node that dies must not take it along.
+        beside = _on(ray.get_runtime_context().get_node_id())
+        self._post = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=beside)(Post).remote()
+        self._shipped: dict[str | int, Any] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Packs that the nodes which are there now have room for."""
+        if time.monotonic() - self._looked_at >= _NODES_SECONDS:
+            self._looked_at = time.monotonic()
+            self._capacity = self._executor._room(self._ray)
+        return max(self._capacity, 1)  # with none, a pack waits for a node to join
+
+    def submit(self, pack: Pack, ended: Collection[str]) -> None:
+        """Start a task."""
+        attempt = self._attempts[pack.id] = self._attempts.get(pack.id, 0) + 1
+        work, backbone = self._inputs.backbone(self._inputs.works[pack.task])
+        task = self._ray.remote(max_retries=0, **self._executor.resources.options())(train)
+        reference = task.remote(
+            Order(
+                message=pack_message(pack, [run.id for run in pack.runs if run.id in ended]),
+                attempt=attempt,
+                device=self._executor._device,
+                threads=int(self._executor.resources.cpu),
+                versions=hardware.versions(),
+                storage=self._storage(pack.id),
+                work=self._ship(pack.task, work),
+                backbone=self._ship(work.task.num_outputs, backbone),
+            ),
+            self._post,
+            {} if self._executor.storage else files_in(self._store.pack_dir(pack.id)),
+        )
+        self._tasks[reference] = (pack, attempt)
+
+    def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
+        """Take in what tasks sent, then look which have ended: all that they sent has been taken in by then."""
+        if stop.number is not None and not self._told_to_stop:
+            self._told_to_stop = True
+            self._post.stop.remote(stop.number)
+            for reference in self._waiting():  # tasks that have not begun would begin
+                self._ray.cancel(reference)
+        done, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_LOOK_SECONDS)
+        for pack_id, attempt, message, files in self._ray.get(self._post.take.remote()):
+            if self._attempts.get(pack_id) == attempt:  # else it is of a task that was given up
+                self._take_in(pack_id, message, files)
+        return [self._ended(reference) for reference in done]
+
+    def _waiting(self) -> list[Any]:
+        begun = set(self._ray.get(self._post.begun.remote()))
+        return [task for task, (pack, attempt) in self._tasks.items() if (pack.id, attempt) not in begun]
+
+    def _take_in(self, pack_id: str, message: dict[str, Any], files: Files) -> None:
+        if "kept" in message:
+            mirror(self._store.pack_dir(pack_id), files, message["kept"])
+            return
+        if message["tell"] == "run_ended":
+            run_id = RunRecord.from_json(message["record"]).run_id
+            for name, content in files.items():
+                write_file(self._store.run_dir(run_id) / name, content)
+        pass_on(message, self._reports)
+
+    def _ended(self, reference: Any) -> PackEnd:
+        pack, _ = self._tasks.pop(reference)
+        exceptions = self._ray.exceptions
+        try:
+            end = end_in(json.loads(self._ray.get(reference)))
+        except exceptions.TaskCancelledError:
+            return PackEnd(pack.id, "stopped")
+        except exceptions.OutOfMemoryError as error:  # Ray killed it before the system would
+            return PackEnd(pack.id, "broken", reason=first_line(error), out_of_memory=True)
+        except exceptions.RayTaskError as error:
+            return PackEnd(pack.id, "broken", reason=first_line(error), traceback=str(error))
+        except exceptions.RayError as error:
+            return PackEnd(pack.id, "lost", reason=f"its worker or node is gone ({type(error).__name__})")
+        assert end is not None
+        if end.how == "done" and (storage := self._storage(pack.id)) is not None:
+            storage.remove()
+        return end
+
+    def _storage(self, pack_id: str) -> Storage | None:
+        where = self._executor.storage
+        return None if where is None else Storage(where, f"{self._inputs.study.hash}-{pack_id}")
+
+    def _ship(self, key: str | int, value: Any) -> Any:
+        """A reference to a task's work, or to the backbone with so many outputs, put into the object store once."""
+        if key not in self._shipped:
+            self._shipped[key] = self._ray.put(value)
+        return self._shipped[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for reference in self._tasks:
+            with suppress(Exception):
+                self._ray.cancel(reference, force=True)
+        with suppress(Exception):
+            self._ray.kill(self._post)
+        self._executor._disconnect(self._ray)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our way with SIGTERM: Ray would end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _on(node_id: str) -> Any:
+    """On that node and no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def _alive(ray: Any) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]

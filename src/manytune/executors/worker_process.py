@@ -1,0 +1,90 @@
+"""A worker process: trains the packs that it is given, one after the other, until its pipe ends.
+
+python -m manytune.executors.worker_process FD
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manytune.executors.inline import train_apart
+from manytune.executors.messages import Sender, encoded, end_message, pack_in
+from manytune.executors.pack_inputs import Backbones, PackInputs
+from manytune.storage.directory import Store
+from manytune.storage.lock import Held
+from manytune.training.workload import TaskWork, prepare
+from manytune.utils import hardware
+from manytune.utils.errors import DataError
+from manytune.utils.signals import StopRequest
+
+__all__: list[str] = []
+
+
+class _Works(dict[str, TaskWork]):
+    """Task name → its work, made ready when it is first asked for."""
+
+    def __init__(self, store: Store, fingerprints: dict[str, str]) -> None:
+        super().__init__()
+        self._study = store.study()
+        self._fingerprints = fingerprints
+
+    def __missing__(self, name: str) -> TaskWork:
+        work = self[name] = prepare(self._study, name)
+        if work.fingerprint != self._fingerprints[name]:
+            raise DataError(f"The data of {name} has changed since the study was started. Start it again.")
+        return work
+
+
+def main(descriptor: int) -> None:
+    """Train what comes through the pipe."""
+    connection = Connection(descriptor)
+    setup = json.loads(connection.recv_bytes())
+    if setup["cores"]:
+        os.sched_setaffinity(0, setup["cores"])
+    torch.set_num_threads(setup["threads"])
+    device = torch.device(setup["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    hardware.keep_freed_memory()
+    stop = StopRequest()
+    packs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, packs, stop), daemon=True).start()
+
+    def send(message: dict[str, Any]) -> None:
+        with suppress(OSError):  # the driver is gone: so are we, in a moment
+            connection.send_bytes(encoded(message))
+
+    store = Store(Path(setup["root"]))
+    works = _Works(store, setup["fingerprints"])
+    held = Held(store.root, setup["lock"]) if setup["lock"] else None
+    inputs = PackInputs(store.study(), store.root, works, Backbones().of, held)
+    while True:
+        pack, ended = pack_in(packs.get())
+        send(end_message(train_apart(store, inputs, pack, ended, device, Sender(send), stop)))
+
+
+def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:
+    """Take in what the driver says; where it is gone, end: another driver may have taken the directory over."""
+    while True:
+        try:
+            message = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+        if "stop" in message:
+            stop.number = message["stop"]
+        else:
+            packs.put(message)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Trained runs in use: predict, export, submit, push."""

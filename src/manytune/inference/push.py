@@ -1,0 +1,72 @@
+"""Upload an exported folder to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
+
+from manytune.utils.errors import StoreError
+
+__all__ = ["may_push", "push"]
+
+
+def may_push(name: str) -> None:
+    """Refuse before anything is exported what could not be uploaded.
+
+    Args:
+        name: Of the repository: owner/name, or a name in one's own account.
+
+    Raises:
+        StoreError: The name cannot be one, the hub is switched off, or there is no token.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise StoreError(f"--push: {name!r} cannot be a repository: {str(error).splitlines()[0]}") from error
+    if is_offline_mode():
+        raise StoreError("--push: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
+    if get_token() is None:
+        raise StoreError(
+            "--push: there is no token of the Hugging Face hub. Log in with `hf auth login`, or give a token that may "
+            "write in the environment as HF_TOKEN."
+        )
+
+
+def push(folder: Path, name: str, *, public: bool = False) -> str:
+    """Upload a folder as a model; the repository is made if need be, private unless `public`.
+
+    Args:
+        folder: What `export` wrote.
+        name: Of the repository.
+        public: Whether everybody may see one that is made now; one that is there stays as it is.
+
+    Returns:
+        Its address.
+
+    Raises:
+        StoreError: The hub does not answer, or does not allow it; the folder stays.
+    """
+    api = HfApi()
+    try:
+        made = api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by manytune")
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = str(error).strip().splitlines()[-1]
+        cure = _CURES.get(status, "")
+        raise StoreError(f"--push: the hub refused {name} ({status}): {reason}{cure}\n{folder} is whole.") from error
+    # Connections, proxies, time-outs: the library's exceptions for these differ from version to version.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StoreError(f"--push: {name} could not be uploaded ({reason}).\n{folder} is whole; try again.") from error
+    return str(made)
+
+
+_CURES = {
+    401: " The token is not known there: log in anew with `hf auth login`.",
+    403: " The token may not write there: make one that may, or choose a name in an account of yours.",
+    404: " There is no such account, or the token may not see it.",
+}

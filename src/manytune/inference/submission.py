@@ -1,0 +1,98 @@
+"""Predict GLUE's unlabelled test splits with the best runs, and pack them for its server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manytune.data.glue_zip import FILES, refuse_to_replace, write_zip
+from manytune.data.splits import load_split
+from manytune.data.tasks import GLUE
+from manytune.inference.predictor import Predictor
+from manytune.storage.directory import Store
+from manytune.storage.lookup import chosen_records, refuse_own_folders
+from manytune.storage.record import RunRecord, RunState
+from manytune.utils.errors import StudyError
+
+__all__ = ["Submission", "submit"]
+
+_AT_ONCE = 4096
+"""Rows that are predicted before the next are encoded."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was written.
+
+    Attributes:
+        path: The zip.
+        runs: Name of a file → the runs that predicted it; none where a placeholder stands.
+        notes: What could not be checked of the runs, a sentence each.
+    """
+
+    path: Path
+    runs: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def submit(
+    stores: Sequence[Store], out: Path, *, run: str | None = None, data_dir: str | None = None, device: str = "auto"
+) -> Submission:
+    """Write a submission to GLUE's server.
+
+    Args:
+        stores: Studies that trained GLUE's tasks; where several have a task, the best run of all counts.
+        out: The zip to write; an earlier submission that is there is replaced.
+        run: Ids of runs, with commas between, instead of the best; several of one task are an ensemble.
+        data_dir: A folder in GLUE's layout, instead of the studies' own.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        ManytuneError: No run is of a GLUE task, its test rows or weights cannot be had, or the zip cannot be written.
+    """
+    refuse_own_folders(stores, out)
+    refuse_to_replace(out)  # before hours of predictions
+    chosen = _chosen(stores, run)
+    if not chosen:
+        raise StudyError(f"No run that has finished is of one of GLUE's tasks: {', '.join(GLUE)}.")
+    predictions: dict[str, Sequence[float]] = {}
+    runs: dict[str, tuple[str, ...]] = dict.fromkeys(FILES, ())
+    notes: list[str] = []
+    for task, (store, records) in chosen.items():
+        predictor = Predictor(store, records, device)
+        notes += predictor.notes
+        for file in FILES.values():
+            if file.task != task:
+                continue
+            rows = load_split(GLUE[task], file.split, data_dir or store.study().data_dir)
+            parts = [rows.texts[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
+            predictions[file.name] = [value for part in parts for value in predictor.values(part)]
+            runs[file.name] = tuple(record.run_id for record in records)
+    write_zip(out, predictions)
+    return Submission(out, runs, tuple(notes))
+
+
+def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, tuple[RunRecord, ...]]]:
+    """Task → where its runs are, and which."""
+    chosen: dict[str, tuple[Store, tuple[RunRecord, ...]]] = {}
+    if run is not None:
+        (store,) = stores if len(stores) == 1 else (None,)
+        if store is None:
+            raise StudyError("--run: the ids are of one study; give one directory")
+        for name in run.split(","):
+            (record,) = chosen_records(store, name, None)
+            _, before = chosen.get(record.task, (store, ()))
+            chosen[record.task] = (store, (*before, record))
+        return {task: found for task, found in chosen.items() if task in GLUE}
+    for store in stores:
+        ended = store.finished_runs().values()
+        finished = [
+            record.task for record in ended if record.state is RunState.FINISHED and record.best_score is not None
+        ]
+        for task in dict.fromkeys(name for name in finished if name in GLUE):
+            (record,) = chosen_records(store, "best", task)
+            there = chosen.get(task)
+            if there is None or (record.best_score or 0.0) > (there[1][0].best_score or 0.0):
+                chosen[task] = (store, (record,))
+    return chosen

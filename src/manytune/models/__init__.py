@@ -1,0 +1,1 @@
+"""Encoder families, the tensors of a model without their values, and loading."""

@@ -1,0 +1,133 @@
+"""The heads of a pack: a task's classifier or regressor on top of the backbone, one for each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from manytune.models.spec import HeadLayer, HeadNorm, HeadSpec
+from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.context import Context
+from manytune.packing.dropout import dropout_scale, generator
+
+__all__ = ["PackedHead", "initial_head", "reach"]
+
+
+def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
+    """Fresh head tensors by name, as transformers has them: normal weights, zero biases, norms that leave be.
+
+    Every method of the same seed starts from the same head.
+    """
+    tensors = {}
+    for tensor in spec.tensors():
+        value = torch.full(tensor.shape, tensor.fill)
+        if tensor.std is not None:
+            draw = generator("head", seed, tensor.name.rpartition(".")[0])
+            if tensor.cutoff is None:
+                value.normal_(0.0, tensor.std, generator=draw)
+            else:
+                far = tensor.cutoff * tensor.std
+                nn.init.trunc_normal_(value, 0.0, tensor.std, -far, far, generator=draw)
+        tensors[tensor.name] = value
+    return tensors
+
+
+def reach(spec: HeadSpec, seed: int) -> float:
+    """How far from its bias a frozen one-output head can predict, whatever its features are.
+
+    Where tanh makes the inputs of the last layer they lie between -1 and 1, so the output cannot move further
+    than the sum of the weights' magnitudes; without tanh, or of a head whose layers are not known, there is no bound.
+
+    Args:
+        spec: The head. A head of one known layer sees the output of the encoder's pooler, which ends in tanh.
+        seed: Of the run, which the frozen weights derive from.
+    """
+    if not spec.layers:
+        return math.inf
+    last = spec.layers[-1]
+    if len(spec.layers) > 1 and spec.layers[-2].activation != "tanh":
+        return math.inf
+    return float(initial_head(spec, seed)[f"{last.name}.weight"].abs().sum())
+
+
+class PackedHead:
+    """The heads of all runs; runs next to each other that train the same head tensors are computed together."""
+
+    def __init__(
+        self,
+        spec: HeadSpec,
+        seeds: Sequence[int],
+        trained: Sequence[tuple[str, ...]],
+        bank: Bank,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.groups: list[dict[str, BankTensor]] = []
+        first = 0
+        for names, members in groupby(trained):
+            count = len(list(members))
+            group = bank.group(first, first + count)
+            fresh = [initial_head(spec, seed) for seed in seeds[first : first + count]]
+            self.groups.append(
+                {
+                    name: bank.add(
+                        BankTensor(
+                            name,
+                            "head",
+                            group,
+                            nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names),
+                        )
+                    )
+                    for name in fresh[0]
+                }
+            )
+            first += count
+
+    def of(self, run: int) -> dict[str, Tensor]:
+        """The head's tensors of one run of the pack, views that gradients flow through."""
+        (tensors,) = (tensors for tensors in self.groups if next(iter(tensors.values())).holds(run))
+        return {name: tensor.value[run - tensor.group.first] for name, tensor in tensors.items()}
+
+    def __call__(self, features: Tensor, context: Context) -> Tensor:
+        """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
+        bounds = context.segments.bounds
+        per_run = bounds[1] - bounds[0]
+        calls = [(layer, context.site(layer.name)) for layer in self.spec.layers]
+        logits = []
+        for tensors in self.groups:
+            group = next(iter(tensors.values())).group
+            if len(group) == 0:
+                continue
+            x = features[bounds[group.first] : bounds[group.last]]
+            keys = context.row_keys
+            if keys is not None:
+                keys = keys[bounds[group.first] : bounds[group.last]]
+            x = x.view(len(group), per_run, -1)
+            for layer, site in calls:
+                x = self._layer(x, layer, tensors, keys, site)
+            logits.append(x)
+        return torch.cat(logits)
+
+    def _layer(
+        self, x: Tensor, layer: HeadLayer, tensors: dict[str, BankTensor], keys: Tensor | None, site: int
+    ) -> Tensor:
+        """[G, B, in] → [G, B, out]."""
+        if layer.dropout > 0 and keys is not None:
+            x = x * dropout_scale(keys, site, x.shape[-1], layer.dropout, x.dtype).view(x.shape)
+        y = torch.bmm(x, tensors[f"{layer.name}.weight"].value.mT)
+        if layer.bias:
+            y = y + tensors[f"{layer.name}.bias"].value[:, None, :]
+        if layer.activation != "none":
+            y = ACT2FN[layer.activation](y)
+        return y if layer.norm is None else _normed(y, layer.norm, tensors)
+
+
+def _normed(x: Tensor, norm: HeadNorm, tensors: dict[str, BankTensor]) -> Tensor:
+    """LayerNorm of x [G, B, c], each run with its own gain and shift."""
+    y = nn.functional.layer_norm(x, x.shape[-1:], eps=norm.epsilon) * tensors[f"{norm.name}.weight"].value[:, None, :]
+    return y + tensors[f"{norm.name}.bias"].value[:, None, :] if norm.bias else y

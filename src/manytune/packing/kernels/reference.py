@@ -1,0 +1,205 @@
+"""The kernels in plain torch: for GPUs, for machines without a C++ compiler, and to say what is computed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from manytune.packing.buckets import attend
+from manytune.packing.dropout import Drop, dropout_scale
+from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
+from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
+
+__all__ = ["Plain"]
+
+
+class Plain:
+    """See `Kernels` for what each function computes."""
+
+    name = "plain"
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        return _attention(call, call.q, call.k, call.v)
+
+    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in (call.q, call.k, call.v)]
+            out = _attention(call, *inputs)
+        for to, found in zip((dq, dk, dv), torch.autograd.grad(out, inputs, grad), strict=True):
+            to.copy_(found)
+
+    def residual_norm(
+        self,
+        y: Tensor,
+        bias: Tensor,
+        residual: Tensor,
+        segments: Segments,
+        drop: Drop | None,
+        gain: Tensor,
+        shift: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z = residual + _dropped(y.float() + _rows(bias, segments.runs), drop)
+        centred = z - z.mean(1, keepdim=True)
+        rstd = (centred.square().mean(1) + epsilon).rsqrt()
+        normed = centred * rstd[:, None]
+        out = normed * gain + _rows(shift, segments.runs)
+        # A tensor of its own in fp32 too: two outputs of an autograd node must not be one tensor.
+        return out, out.to(y.dtype, copy=True), normed, rstd
+
+    def residual_norm_grad(
+        self,
+        grad: Tensor,
+        grad_low: Tensor | None,
+        normed: Tensor,
+        rstd: Tensor,
+        gain: Tensor,
+        drop: Drop | None,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        g = _total(grad, grad_low) * gain
+        slope = (g * normed).mean(1, keepdim=True)
+        dz = (g - g.mean(1, keepdim=True) - normed * slope) * rstd[:, None]
+        return dz, _dropped(dz, drop).to(dtype)
+
+    def norm_sums(
+        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+    ) -> tuple[Tensor, Tensor]:
+        total = _total(grad, grad_low)
+        return self.segment_sums(total, segments), self.segment_sums(total * normed, segments)
+
+    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
+        # Each run's rows alone rather than an index: what a neighbour holds, NaN included, never enters its sum.
+        own = rows[: segments.bounds[-1]]
+        if rows.device.type == "cpu":  # where the other way takes five times as long
+            parts = own.split(segments.counts.tolist())
+            return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
+        return _reduced(own, segments)
+
+    def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        return F.gelu(x.float() + _rows(bias, segments.runs)).to(x.dtype)
+
+    def gelu_grad_(self, grad: Tensor, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+        u = x.float() + _rows(bias, segments.runs)
+        slope = 0.5 * (1 + torch.erf(u / math.sqrt(2))) + u * torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
+        return grad.mul_(slope)
+
+    def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
+        padded = x.new_zeros(len(segments), segments.longest, x.shape[1])
+        padded[segments.runs, segments.within] = _dropped(x, drop)
+        return padded
+
+    def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
+        y += _dropped(padded[segments.runs, segments.within], drop)
+
+    def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
+        return padded_lora(self, y, call)
+
+    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        return padded_lora_grad(self, grad, low, call, grad_x)
+
+    def drop(self, x: Tensor, drop: Drop) -> Tensor:
+        return _dropped(x, drop)
+
+    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
+        # torch's own fused AdamW, a call for all slices of one rate.
+        grads = [_dense(tensor) for tensor in tensors]
+        if step.max_grad_norm > 0:
+            _clip_(tensors, grads, step)
+        slices: defaultdict[tuple[float, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
+        for tensor, grad in zip(tensors, grads, strict=True):
+            rates, counts = _stretches(step.rates[tensor.first : tensor.first + len(grad)], grad.device)
+            parts = zip(*(x.split(counts) for x in (tensor.value, grad, tensor.mean, tensor.mean_square)), strict=True)
+            for rate, part in zip(rates, parts, strict=True):
+                slices[rate, tensor.decays].append(part)
+        for (rate, decay), own in slices.items():
+            before = torch.full((len(own),), step.number - 1.0, device=own[0][0].device)
+            values, slopes, means, mean_squares = map(list, zip(*own, strict=True))
+            adamw(
+                values,
+                slopes,
+                means,
+                mean_squares,
+                [],
+                list(before.unbind()),
+                fused=True,
+                amsgrad=False,
+                beta1=step.betas[0],
+                beta2=step.betas[1],
+                lr=rate,
+                weight_decay=step.weight_decay if decay else 0.0,
+                eps=step.epsilon,
+                maximize=False,
+            )
+        for tensor in tensors:
+            if tensor.low is not None:
+                tensor.low.copy_(tensor.value)
+
+
+def _dense(tensor: Stepped) -> Tensor:
+    """The gradient [G, ...] in fp32."""
+    grad = tensor.grad.to_dense()[None] if tensor.grad.is_sparse else tensor.grad
+    return grad.float()
+
+
+def _stretches(rates: Sequence[float], device: torch.device) -> tuple[list[float], list[int]]:
+    """Neighbouring runs of one rate, which are stepped as one slice: the rates, and how many runs have each.
+
+    On a CPU every run is a slice of its own. There torch rounds the last elements of a tensor, which fill no vector,
+    in another way than the others, and what a run's update comes to must not depend on its pack.
+    """
+    if device.type == "cpu":
+        return list(rates), [1] * len(rates)
+    found = [(rate, len(list(runs))) for rate, runs in groupby(rates)]
+    return [rate for rate, _ in found], [count for _, count in found]
+
+
+def _clip_(tensors: Sequence[Stepped], grads: Sequence[Tensor], step: Step) -> None:
+    """Scale each run's gradient, as `torch.nn.utils.clip_grad_norm_` does."""
+    squares = torch.zeros(len(step.rates), device=grads[0].device)
+    for tensor, grad in zip(tensors, grads, strict=True):
+        squares[tensor.first : tensor.first + len(grad)] += grad.flatten(1).norm(dim=1).square()
+    factors = (step.max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for tensor, grad in zip(tensors, grads, strict=True):
+        own = factors[tensor.first : tensor.first + len(grad)]
+        grad.mul_(own.view(-1, *[1] * (grad.dim() - 1)))
+
+
+def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    layout = call.layout
+    biases = call.bias.chunk(3, 1)
+    runs = layout.token_run
+    if call.first_only:  # every token asks, and only what the first ones get is used
+        q = q.new_zeros(k.shape).index_copy(0, layout.starts, q)
+    q, k, v = (x + _rows(b, runs).to(x.dtype) for x, b in zip((q, k, v), biases, strict=True))
+    out = attend(q, k, v, layout, call.heads, call.scale, call.drop)
+    return out.index_select(0, layout.starts) if call.first_only else out
+
+
+def _reduced(rows: Tensor, segments: Segments) -> Tensor:
+    """[R, c] fp32: the sums of the runs' rows in one operation, where each costs a launch."""
+    return torch.segment_reduce(rows.float(), "sum", lengths=segments.counts, unsafe=True)
+
+
+def _rows(by_run: Tensor, runs: Tensor) -> Tensor:
+    """[R or 1, c] → [n or 1, c]."""
+    return by_run if len(by_run) == 1 else by_run[runs]
+
+
+def _dropped(x: Tensor, drop: Drop | None) -> Tensor:
+    if drop is None:
+        return x
+    # In fp32, and then rounded: 1 / (1 - p) rounded to bf16 would scale every element by the same error.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (x * dropout_scale(drop.keys, drop.site, x.shape[1], drop.p, wide)).to(x.dtype)
+
+
+def _total(grad: Tensor, grad_low: Tensor | None) -> Tensor:
+    return grad if grad_low is None else grad + grad_low

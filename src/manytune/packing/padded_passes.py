@@ -1,0 +1,242 @@
+"""Each run in its turn through transformers' unmodified model, in padded batches.
+
+This is for architectures whose attention does not go through transformers' interface, and for those that have no row
+in the table of families. DeBERTa projects its position embeddings, which belong to no sequence, by the very layers
+that runs adapt: so one pass cannot serve several runs. The frozen tensors are shared all the same. A run's biases and
+head stand in for the model's own while its turn lasts, LoRA's update is added behind the layer that it is for, and
+dropout is keyed wherever it is called. A turn sees one run alone, so neither a neighbour's NaN nor its lengths count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from manytune.models.families import family_of
+from manytune.models.loading import Backbone
+from manytune.packing.bank import Bank, BankTensor, Member
+from manytune.packing.context import Context, dropped
+from manytune.packing.dropout import Drop, head_keys, numbered_keys
+from manytune.packing.fill import add_adapters, add_biases, keep_sites
+from manytune.packing.heads import PackedHead
+from manytune.packing.layout import Layout
+from manytune.packing.linear import LoraSite
+from manytune.packing.sharing import shared
+from manytune.utils.errors import ModelError
+
+__all__ = ["PaddedPasses"]
+
+
+class PaddedPasses:
+    """Forward passes of one run after the other."""
+
+    def __init__(
+        self, backbone: Backbone, members: Sequence[Member], bank: Bank, context: Context, device: torch.device
+    ) -> None:
+        """Share out the model and put what the runs train into the bank; see `PackedModel`."""
+        self.context = context
+        self._backbone = backbone
+        self._device = device
+        full = any(member.adaptation.weights for member in members)
+        self._dtype = context.dtype if family_of(backbone.family).bf16 else torch.float32
+        self.model = shared(backbone.whole, full, self._dtype, device)
+        self.model.set_attn_implementation("eager")  # whose dropout is a call that can be keyed
+        self._biases: list[BankTensor] = []
+        self._sites: list[LoraSite] = []
+        self._turn: _Turn | None = None
+        prefix = backbone.model_spec.prefix
+        encoder = self.model.base_model
+        if full:
+            group = bank.group(0, 1)
+            for name in backbone.model_spec.tensors:
+                parameter = encoder.get_parameter(name).requires_grad_(True)
+                bank.add(BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False))
+        else:
+            biases = [member.adaptation.biases for member in members]
+            self._biases = [bias for _, bias in add_biases(bank, biases, prefix, encoder.get_parameter)]
+            updates: dict[str, list[LoraSite]] = {}
+            for path, site in add_adapters(
+                bank,
+                [member.adaptation.lora for member in members],
+                [member.seed for member in members],
+                prefix,
+                lambda path: encoder.get_parameter(f"{path}.weight"),
+            ):
+                updates.setdefault(path, []).append(site)
+            for path, sites in updates.items():
+                encoder.get_submodule(path).register_forward_hook(self._update(path, sites))
+                self._sites += sites
+        if self._dtype != torch.float32:
+            pooler = [child for name, child in encoder.named_children() if name == "pooler"]
+            for part in [child for child in self.model.children() if child is not encoder] + pooler:
+                part.forward = _in_fp32(part.forward, device.type)
+
+    def logits(self, layout: Layout, head: PackedHead) -> Tensor:
+        """[R, B, outputs] fp32."""
+        training = self.context.keys is not None
+        if self.model.training is not training:
+            self.model.train(training)
+        return torch.stack([self._of_run(layout, run, head.of(run)) for run in range(layout.runs)])
+
+    def keep(self, runs: Sequence[int]) -> None:
+        """Shrink what is beside the bank to some of the runs, before the bank shrinks."""
+        keep_sites(self._sites, runs)
+
+    def forget_empty(self) -> None:
+        """Let go of what no run of the pack has any more."""
+        self._biases = [bias for bias in self._biases if len(bias.group)]
+
+    def _of_run(self, layout: Layout, run: int, own: Mapping[str, Tensor]) -> Tensor:
+        """[B, outputs] fp32 of one run, with its own head tensors."""
+        turn = self._begin(layout, run)
+        biases = {b.name: b.value[run - b.group.first] for b in self._biases if b.holds(run)}
+        inputs = {"input_ids": turn.ids, "attention_mask": turn.mask.long()}
+        if self._backbone.model_spec.token_types:
+            inputs["token_type_ids"] = turn.types
+        self._turn = turn
+        with turn, self._precision():
+            logits: Tensor = functional_call(self.model, {**own, **biases}, kwargs=inputs).logits
+        self._turn = None
+        return logits.float()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._dtype)
+
+    def _begin(self, layout: Layout, run: int) -> _Turn:
+        """A run's sequences, padded to the longest of them."""
+        self.context.next_turn()
+        own = slice(layout.sequence_bounds[run], layout.sequence_bounds[run + 1])
+        starts, lengths = layout.starts[own], layout.lengths[own]
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        mask = places < lengths[:, None]
+        token = starts[:, None] + places * mask  # of padding: its sequence's first
+        keys = self.context.keys
+        return _Turn(
+            run,
+            self.context,
+            ids=layout.ids[0][token].masked_fill(~mask, self._backbone.config.pad_token_id or 0),
+            types=layout.types[0][token].masked_fill(~mask, 0),
+            mask=mask,
+            keys=None if keys is None else _TurnKeys(keys.tokens[token], keys.sequences[own], keys.runs[run]),
+        )
+
+    def _update(self, path: str, sites: Sequence[LoraSite]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        """A hook that adds a run's own update to what its layer gives."""
+
+        def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            turn = self._turn
+            assert turn is not None
+            for site in sites:
+                if not site.a.holds(turn.run):
+                    continue
+                place = turn.run - site.group.first
+                x = turn.drop(inputs[0], site.dropout, f"{path}.lora")
+                update = x @ site.a.value[place] @ site.b.value[place] * site.scale[place]
+                output = output + update.to(output.dtype)
+            return output
+
+        return add
+
+
+@dataclass(frozen=True)
+class _TurnKeys:
+    """Dropout keys of a turn.
+
+    Attributes:
+        slots: [B, L] int32, those of the tokens, as they are in the flat layout.
+        sequences: [B] int32.
+        run: [] int32, for rows that are of no sequence.
+    """
+
+    slots: Tensor
+    sequences: Tensor
+    run: Tensor
+
+    def of(self, shape: torch.Size) -> Tensor:
+        """[n] int32 keys of the rows of what has the shape [..., c]; they do not depend on the padded length.
+
+        What a row is, its shape says: a token [B, L, c], a query of a head [B, heads, L, c], a sequence [B, c].
+        """
+        batch, length = self.slots.shape
+        rows = tuple(shape[:-1])
+        if rows == (batch, length):
+            return self.slots.flatten()
+        if len(rows) == 3 and rows[::2] == (batch, length):
+            return head_keys(self.slots, rows[1]).flatten()
+        if rows == (batch,):
+            return self.sequences
+        return numbered_keys(self.run, math.prod(rows))
+
+
+class _Turn(TorchFunctionMode):
+    """The turn of one run; while it lasts, every dropout is keyed and nothing else may be drawn.
+
+    Attributes:
+        run: Its number in the pack.
+        ids: [B, L] int64.
+        types: [B, L] int64.
+        mask: [B, L] bool, False where a slot is padding.
+    """
+
+    def __init__(
+        self, run: int, context: Context, *, ids: Tensor, types: Tensor, mask: Tensor, keys: _TurnKeys | None
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.ids = ids
+        self.types = types
+        self.mask = mask
+        self._context = context
+        self._keys = keys
+
+    def drop(self, x: Tensor, p: float, site: str) -> Tensor:
+        """Keyed dropout of x [..., c] at this call of a site."""
+        key = self._context.site(site)
+        if self._keys is None or p == 0:
+            return x
+        return dropped(x, Drop(self._keys.of(x.shape), key, p), self._context.kernels)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if func in _DRAWS and self._keys is not None:
+            raise ModelError(
+                f"model: this architecture draws random numbers of its own ({func.__name__}) while it trains, so a "
+                "run would not come out the same in another pack. Choose one that draws for dropout alone."
+            )
+        return func(*args, **kwargs)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return self.drop(input, p, "dropout") if training else input
+
+
+_DRAWS = frozenset(
+    {
+        *(torch.rand, torch.rand_like, torch.randn, torch.randn_like, torch.randint, torch.randperm, torch.bernoulli),
+        *(torch.multinomial, Tensor.uniform_, Tensor.normal_, Tensor.bernoulli_),
+        *(F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    }
+)
+
+
+def _in_fp32(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """The forward of a part of the head, or of the pooler: in fp32, whatever the layers below compute in."""
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            raised = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+            return forward(*raised, **named)
+
+    return call

@@ -1,0 +1,165 @@
+"""Write a report: the page, Markdown, tables, figures and a summary for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from manytune.report.content import Content, TaskContent, compose
+from manytune.report.figures import draw_figures
+from manytune.report.folder import MANIFEST, manifest_of, write_folder
+from manytune.report.guard import attempt
+from manytune.report.page import render_page
+from manytune.report.report_data import read, without_examples
+from manytune.report.sheets import to_csv, to_markdown, to_tex
+from manytune.report.task_table import MethodRow
+from manytune.storage.directory import Store
+from manytune.storage.lookup import refuse_own_folders
+from manytune.storage.record import plain
+from manytune.utils.errors import StoreError
+from manytune.utils.text import markdown
+
+__all__ = ["files_of", "write_report"]
+
+SUMMARY_VERSION = 1
+
+
+def write_report(
+    directories: Sequence[Path | str], out: Path | str | None = None, *, examples: bool = True
+) -> tuple[Path, bool]:
+    """Write the report of one study, or of several together.
+
+    What it says is a pure function of what the directories hold: the same input gives the same bytes. Files of an
+    earlier report are replaced, or removed where this one has them no more; other files in the folder stay.
+
+    Args:
+        directories: Study directories.
+        out: Where to; `report` in the study directory by default.
+        examples: Whether dev sentences are shown; without them a report can be handed on where the data may not.
+
+    Returns:
+        The page's path, and whether every planned run has ended.
+
+    Raises:
+        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written, as
+            where a file that no report wrote is in its way.
+    """
+    if out is None and len(directories) != 1:
+        raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
+    stores = [Store.open(directory) for directory in directories]
+    target = Path(out) if out is not None else stores[0].report_dir
+    if out is None and target.is_symlink():
+        raise StoreError(f"{target} is a link, which a report does not follow by itself. Name the folder with --out.")
+    refuse_own_folders(stores, target)
+    for store in stores:
+        if target.exists() and target.samefile(store.root):
+            raise StoreError(f"{target} is the study directory; give a folder of its own, such as {store.report_dir}.")
+    data = read(directories)
+    content = compose(data if examples else without_examples(data))
+    write_folder(target, files_of(content))
+    return target / "index.html", content.complete
+
+
+def files_of(content: Content) -> dict[str, str | bytes]:
+    """Every file of the report: path inside its directory → content; the page and the manifest come last."""
+    files: dict[str, str | bytes] = {}
+    for sheet in content.sheets:
+        files[f"tables/{sheet.name}.csv"] = to_csv(sheet)
+        files[f"tables/{sheet.name}.tex"] = to_tex(sheet)
+    problems = list(content.problems)
+    for task in content.tasks:
+        files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis, problems).items()}
+    tasks = [
+        attempt(f"{task.analysis.title}: no summary", partial(_plain_summary, task), None, problems)
+        for task in content.tasks
+    ]
+    content = replace(content, problems=tuple(problems))
+    files["report.md"] = _markdown(content, files)
+    files["summary.json"] = json.dumps(_summary(content, tasks), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files["index.html"] = render_page(content)
+    files[MANIFEST] = manifest_of(files)
+    return files
+
+
+def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
+    lines = [f"# {markdown(content.title)}", *map(markdown, content.state), *map(markdown, content.problems)]
+    if not content.complete:
+        lines.append("This study is not complete: what follows is a report so far.")
+    for sheet in content.overall:
+        lines += [f"## {markdown(sheet.title)}", markdown(sheet.caption), to_markdown(sheet).rstrip()]
+    for task in content.tasks:
+        analysis = task.analysis
+        lines.append(f"## {markdown(analysis.title)} on {markdown(analysis.table.model)}")
+        lines.append(f"**{markdown(task.answer.headline)}**")
+        lines.append("\n".join(f"- {markdown(point.text)}" for point in task.answer.points))
+        for part in task.parts:
+            lines.append(f"### {part.title}")
+            lines += [markdown(text) for text in part.text]
+            for stem in part.figures:
+                name = f"figures/{analysis.key}-{stem}.png"
+                if name in files:
+                    alt = next((chart.alt for chart in part.charts), part.title)
+                    lines.append(f"![{markdown(alt)}]({name})")
+            for sheet in (*part.sheets, *part.folded):
+                lines += [f"**{markdown(sheet.title)}** {markdown(sheet.caption)}", to_markdown(sheet).rstrip()]
+    for sheet in content.provenance:
+        lines += [f"## {markdown(sheet.title)}", to_markdown(sheet).rstrip()]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _summary(content: Content, tasks: Sequence[Any]) -> dict[str, Any]:
+    """The report for programs."""
+    return {
+        "schema_version": SUMMARY_VERSION,
+        "studies": [name for name, _ in content.studies],
+        "complete": content.complete,
+        "tasks": [task for task in tasks if task is not None],
+        "waiting": list(content.waiting),
+        "problems": list(content.problems),
+    }
+
+
+def _plain_summary(task: TaskContent) -> Any:
+    """A task's summary, without what JSON has no word for."""
+    return plain(_task_summary(task))
+
+
+def _task_summary(task: TaskContent) -> dict[str, Any]:
+    analysis = task.analysis
+    comparisons = [asdict(each) for each in analysis.comparisons]
+    return {
+        "key": analysis.key,
+        "task": analysis.table.task,
+        "model": analysis.table.model,
+        "metric": analysis.metric.name,
+        "higher_is_better": analysis.metric.higher_is_better,
+        "selection": list(analysis.selections),
+        "answer": {
+            "headline": task.answer.headline,
+            "decided": task.answer.decided,
+            "points": [asdict(point) for point in task.answer.points],
+        },
+        "configurations": [_configuration(task, row) for row in analysis.rows],
+        "comparisons": comparisons,
+        "pending": [run.run_id for run in analysis.pending],
+    }
+
+
+def _configuration(task: TaskContent, row: MethodRow) -> dict[str, Any]:
+    standing = task.analysis.standings.get(row.label)
+    low, high = task.analysis.intervals.get(row.label, (None, None))
+    return {
+        "label": row.label,
+        "method": row.runs[0].method,
+        "metrics": {each.metric.name: {"best": asdict(each.best), "last": asdict(each.last)} for each in row.metrics},
+        "scores": {str(run.seed): run.best_score for run in row.finished},
+        "examples_interval": None if low is None else [low, high],
+        "may_be_best": standing.in_reach if standing else None,
+        "trainable": row.trainable,
+        "trainable_share": row.trainable_share,
+        "runs": {run.run_id: str(run.state) for run in row.runs},
+    }

@@ -1,0 +1,1 @@
+"""What a study directory holds, and how it is read and written."""

@@ -1,0 +1,491 @@
+"""The study directory: what is planned, and what is finished.
+
+OUT/study.yaml                 the effective study
+OUT/plan.json                  the packs, as the first start planned them
+OUT/ground.json                what results rest on beside the study; see `ground`
+OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
+OUT/runs/<run-id>/history.csv  one row an evaluation
+OUT/runs/<run-id>/best/        the snapshot
+OUT/runs/<run-id>/predictions.npz, OUT/tasks/<task>/  see `artifacts`
+OUT/packs/<pack-id>/           what a killed pack needs to go on
+OUT/report/                    the page, tables and figures
+OUT/lock                       who works on it, while someone does; see `lock`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from manytune.config import Study
+from manytune.config.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
+from manytune.data.tasks import Task
+from manytune.storage.artifacts import PREDICTIONS, predictions_from_bytes, predictions_to_bytes
+from manytune.storage.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
+from manytune.storage.task_artifacts import TaskArtifacts
+from manytune.utils.errors import StoreError, StudyError
+from manytune.utils.files import (
+    read_bytes,
+    read_text,
+    sweep_leftovers,
+    sync,
+    sync_tree,
+    write_atomically,
+    write_file,
+    writing,
+)
+from manytune.utils.json_text import parse_json
+from manytune.utils.text import listed, shortened
+
+__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory"]
+
+T = TypeVar("T")
+
+
+PENDING = "pending"
+"""The state of a run that has no record yet."""
+
+_PLAN_VERSION = 1
+_MOST_PLAN_BYTES = 2**29  # 100,000 runs take about 100 MB
+_MOST_LOGITS_BYTES = 2**32
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+OWN_FOLDERS = ("runs", "packs", "tasks", "live")
+"""Of a study directory: only who holds the lock writes into them."""
+
+_NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp|lock")  # macOS' folder notes; our own files cut short by a crash
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where one run stands."""
+
+    run_id: str
+    task: str
+    model: str
+    label: str
+    """What tells the method from the study's others, as in the report."""
+    seed: int
+    state: str
+    """finished, failed, collapsed, pruned or pending."""
+    primary_metric: str | None
+    best_score: float | None
+    best_step: int | None
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Where a study stands."""
+
+    study: str
+    """Name of the study."""
+    directory: str
+    planned: int
+    """Number of planned runs."""
+    counts: Mapping[str, int]
+    """State → number of planned runs in it; every state is there, `pending` last."""
+    runs: tuple[RunStatus, ...]
+    """Each planned run, in the study's order."""
+    unplanned: tuple[str, ...]
+    """Ids of runs that have a record here although the plan does not name them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists, strings and numbers, ready for JSON."""
+        return asdict(self) | {
+            "counts": dict(self.counts),
+            "runs": [asdict(run) for run in self.runs],
+            "unplanned": list(self.unplanned),
+        }
+
+
+@dataclass(frozen=True)
+class Store:
+    """One study directory.
+
+    Make it with `create_or_open` or `open`; all methods raise StoreError for what is missing, damaged or
+    cannot be written.
+    """
+
+    root: Path
+
+    @classmethod
+    def create_or_open(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
+        """Start a study directory, or go on with the one that is there.
+
+        Args:
+            root: The directory; it may be missing or empty, or hold the same study.
+            study: The effective study.
+            accept_changes: Let it take the place of another study that the directory holds.
+
+        Raises:
+            StoreError: The directory holds another study, or other files and no study.
+        """
+        store = cls.check(root, study, accept_changes=accept_changes)
+        _refuse_unwritable(store.root)
+        if not store._study_file.exists() or store.study().hash != study.hash:
+            write_atomically(store._study_file, study.to_yaml())
+        return store
+
+    @classmethod
+    def check(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
+        """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet.
+
+        Raises:
+            StoreError: The directory holds another study, or other files and no study, or cannot be made.
+        """
+        store = cls(named_directory(root))
+        with writing(store.root):
+            if store._study_file.exists():
+                if not accept_changes:
+                    store._refuse_another(study)
+            else:
+                store._refuse_foreign_files()
+        return store
+
+    @classmethod
+    def open(cls, root: Path | str) -> Store:
+        """Open a study directory that is there.
+
+        Raises:
+            StoreError: There is no study in it.
+        """
+        store = cls(named_directory(root))
+        try:
+            found = store._study_file.is_file()
+        except OSError as error:
+            raise StoreError(f"{store.root} cannot be read: {error.strerror or error}.") from error
+        if not found:
+            what = "there is no such directory" if not store.root.exists() else "it has no study.yaml"
+            raise StoreError(
+                f"{store.root} is not a study directory: {what}. "
+                "Give the directory that `manytune run STUDY.yaml --out DIR` wrote to."
+            )
+        return store
+
+    def study(self) -> Study:
+        """The effective study."""
+        if self._study_file.is_fifo():
+            raise StoreError(f"{self._study_file} is a pipe, and no file. Give another --out.")
+        try:
+            return Study.from_file(self._study_file)
+        except StudyError as error:
+            raise StoreError(
+                f"The study in {self.root} cannot be read by this version of manytune: {error} "
+                "Use the version that wrote it, give another --out, or delete the directory."
+            ) from error
+
+    def run_dir(self, run_id: str) -> Path:
+        """Directory of a run; it need not be there yet."""
+        return self.root / "runs" / _checked_id(run_id, "run")
+
+    def snapshot_dir(self, run_id: str) -> Path:
+        """Directory of a run's best snapshot; whoever saves into it makes it."""
+        return self.run_dir(run_id) / "best"
+
+    def pack_dir(self, pack_id: str) -> Path:
+        """Directory for what a killed pack needs to go on; whoever saves into it makes it."""
+        return self.root / "packs" / _checked_id(pack_id, "pack")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half-written; for whoever alone works on the directory.
+
+        In the report, and beside the folders of the study, other processes may be writing without the lock.
+        """
+        for folder, _, _ in os.walk(self.root):
+            inside, *_ = (*Path(folder).relative_to(self.root).parts, "")
+            sweep_leftovers(Path(folder), alone=inside in OWN_FOLDERS)
+        with writing(self.root):
+            for path in self.root.glob(".lock.*.tmp"):
+                path.unlink(missing_ok=True)
+
+    def note_start(self, pack_id: str, oom_kills: str | None) -> str | None:
+        """Keep the system's count of killed processes at the start of a pack; returns that of the start before."""
+        path = self.pack_dir(pack_id) / "oom-kills.txt"
+        before = read_text(path)
+        if oom_kills is not None:
+            write_file(path, oom_kills)
+        return before
+
+    def write_traceback(self, pack_id: str, text: str) -> Path:
+        """Keep where a pack broke."""
+        path = self.pack_dir(pack_id) / "traceback.txt"
+        write_atomically(path, text)
+        return path
+
+    def remove_pack(self, pack_id: str) -> None:
+        """Remove what a pack needed to go on."""
+        directory = self.pack_dir(pack_id)
+        with writing(directory):
+            if directory.exists():
+                shutil.rmtree(directory)
+
+    @property
+    def report_dir(self) -> Path:
+        """Directory of the report."""
+        return self.root / "report"
+
+    @property
+    def _study_file(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def _plan_file(self) -> Path:
+        return self.root / "plan.json"
+
+    def write_plan(self, packs: Sequence[Pack], place: Mapping[str, int] | None = None) -> None:
+        """Keep the packs, so that every later start trains the same runs together.
+
+        Args:
+            packs: The packs.
+            place: How many workers train them, 0 for none, and threads of each; None: as it was kept before.
+        """
+        place = self.read_executor() if place is None else place
+        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs), **({"place": place} if place else {})}
+        write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> tuple[Pack, ...] | None:
+        """The packs that were kept; None if none were."""
+        return self._plan(lambda plan: packs_from_json(plan["packs"]))
+
+    def read_executor(self) -> dict[str, int] | None:
+        """How many workers, and threads of each, trained the packs; None if it was not kept."""
+        return self._plan(
+            lambda plan: {name: int(plan["place"][name]) for name in ("count", "threads")} if "place" in plan else None
+        )
+
+    def _plan(self, read: Callable[[Any], T]) -> T | None:
+        text = read_text(self._plan_file, _MOST_PLAN_BYTES)
+        if text is None:
+            return None
+        try:
+            plan = parse_json(text)
+            version = plan["schema_version"]
+            if version != _PLAN_VERSION:
+                raise StoreError(
+                    f"{self._plan_file} has schema version {shortened(version)}; this manytune reads version "
+                    f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
+                )
+            return read(plan)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise StoreError(
+                f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "
+                "Delete it to have the packs planned anew; runs that ended are kept."
+            ) from error
+
+    def write_history(self, run_id: str, rows: Sequence[HistoryRow]) -> None:
+        """Write a run's history."""
+        write_atomically(self.run_dir(run_id) / "history.csv", history_to_csv(rows))
+
+    def read_history(self, run_id: str) -> tuple[HistoryRow, ...]:
+        """A run's history; empty if none was written."""
+        path = self.run_dir(run_id) / "history.csv"
+        text = read_text(path)
+        return () if text is None else history_from_csv(text, where=str(path))
+
+    def write_predictions(self, run_id: str, logits: NDArray[Any]) -> None:
+        """Keep a run's logits `[N, outputs]` on dev, those of its best snapshot."""
+        write_atomically(self.run_dir(run_id) / PREDICTIONS, predictions_to_bytes(logits))
+
+    def read_predictions(self, run_id: str) -> NDArray[Any] | None:
+        """A run's logits `[N, outputs]` on dev; None if none were kept."""
+        path = self.run_dir(run_id) / PREDICTIONS
+        data = read_bytes(path, _MOST_LOGITS_BYTES)
+        return None if data is None else predictions_from_bytes(data, where=str(path))
+
+    def task_artifacts(self, task: str) -> TaskArtifacts:
+        """What is kept of a task."""
+        return TaskArtifacts(self.root / "tasks" / _checked_id(task, "task"))
+
+    def task(self, name: str) -> Task:
+        """A task of the study, with what its data said.
+
+        Raises:
+            StoreError: It is a user's own, and what its data said is not there, or damaged.
+            StudyError: The study has no such task.
+        """
+        return self.task_artifacts(name).complete(self.study().task(name))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write a run's record, which says that the run has ended: call it last.
+
+        Whatever else is in the run's directory is brought to the disk before.
+        """
+        directory = self.run_dir(record.run_id)
+        with writing(directory):
+            sync_tree(directory)
+        write_atomically(directory / "record.json", record.to_json())
+        with writing(directory):
+            sync(directory.parent)
+            sync(self.root)
+
+    def read_record(self, run_id: str) -> RunRecord | None:
+        """A run's record; None if it has not ended."""
+        path = self.run_dir(run_id) / "record.json"
+        text = read_text(path)
+        if text is None:
+            return None
+        record = RunRecord.from_json(text, where=str(path))
+        if record.run_id != run_id:
+            raise StoreError(
+                f"{path} is the record of {record.run_id!r}; in this directory it must be of {run_id!r}. "
+                "Move or delete the directory."
+            )
+        return record
+
+    def finished_runs(self) -> dict[str, RunRecord]:
+        """Run id → record, of every run of the study that has ended, in whatever state; in the study's order of runs.
+
+        Runs that were part of the study once, before changes to it were accepted, are not among them.
+        """
+        if not self._study_file.exists():  # `check` allows that: nothing has begun
+            return {}
+        planned = self._planned_runs(self.study())
+        records = self._records(planned)
+        return {run.id: records[run.id] for run in planned if run.id in records}
+
+    def reset_run(self, run_id: str) -> None:
+        """Remove all that was written of a run, its record first, so that it is pending again."""
+        directory = self.run_dir(run_id)
+        with writing(directory):
+            (directory / "record.json").unlink(missing_ok=True)
+            if directory.exists():
+                sync(directory)
+                shutil.rmtree(directory)
+
+    def _run_ids(self) -> list[str]:
+        try:
+            names = os.listdir(self.root / "runs")
+        except FileNotFoundError:
+            return []
+        return [name for name in names if _ID.fullmatch(name)]
+
+    def runs(self) -> list[Run]:
+        """All runs of the study, in its order."""
+        return self._planned_runs(self.study())
+
+    def _planned_runs(self, study: Study) -> list[Run]:
+        """All runs in the study's order; which runs there are is the kept plan's to say."""
+        in_study = plan_runs(study)
+        packs = self.read_plan()
+        if packs is None:  # not started, or killed before the plan was written
+            return list(in_study)
+        order = {run.id: place for place, run in enumerate(in_study)}
+        kept = [run for pack in packs for run in pack.runs]
+        return sorted(kept, key=lambda run: order.get(run.id, len(order)))
+
+    def _records(self, planned: Sequence[Run]) -> dict[str, RunRecord]:
+        """All records, in the order of `planned`, then those that it does not name, by id."""
+        order = {run.id: place for place, run in enumerate(planned)}
+        run_ids = sorted(self._run_ids(), key=lambda run_id: (order.get(run_id, len(order)), run_id))
+        records = {run_id: self.read_record(run_id) for run_id in run_ids}
+        return {run_id: record for run_id, record in records.items() if record is not None}
+
+    def status(self) -> StudyStatus:
+        """Where the study stands: each planned run's state."""
+        study = self.study()
+        planned = self._planned_runs(study)
+        records = self._records(planned)
+        rows = tuple(_run_status(run, records.pop(run.id, None)) for run in planned)
+        counted = Counter(row.state for row in rows)
+        return StudyStatus(
+            study=study.name,
+            directory=str(self.root),
+            planned=len(rows),
+            counts={state: counted[state] for state in (*map(str, RunState), PENDING)},
+            runs=rows,
+            unplanned=tuple(records),
+        )
+
+    def _refuse_another(self, study: Study) -> None:
+        there = self.study()
+        if there.hash == study.hash:
+            return
+        different = differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
+        lines = "\n".join(f"  {line}" for line in different)
+        raise StoreError(
+            f"{self.root} already holds a study that differs from this one:\n{lines}\n"
+            "Give another --out, or --accept-changes to go on with this one: runs that are in both are kept."
+        )
+
+    def _refuse_foreign_files(self) -> None:
+        _refuse_unwritable(self.root)
+        if not self.root.exists():
+            return
+        foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
+        if foreign:
+            raise StoreError(
+                f"{self.root} holds files but no study ({listed(foreign, 5)}). "
+                "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
+            )
+
+
+def named_directory(root: Path | str) -> Path:
+    """The directory that a user names.
+
+    Raises:
+        StoreError: The name is empty, which would mean the present directory, hardly on purpose.
+    """
+    if root == "":
+        raise StoreError("The name of the study directory is empty. Give one, such as results; . is the present one.")
+    return Path(root)
+
+
+def _refuse_unwritable(root: Path) -> None:
+    """Refuse a directory that cannot be written to or made, before hours of training show it."""
+    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        what = "is not a directory" if nearest == root else f"cannot be made: {nearest} is not a directory"
+        raise StoreError(f"{root} {what}. Give another --out.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        what = "cannot be written to" if nearest == root else f"cannot be made: {nearest} cannot be written to"
+        raise StoreError(f"{root} {what}. Check its permissions, or give another --out.")
+
+
+def _checked_id(name: str, what: str) -> str:
+    """`name`, if it can be a directory's name and nothing more: no path, no hidden file."""
+    if not _ID.fullmatch(name):
+        raise StoreError(
+            f"{shortened(name)!r} is no {what} id. An id has letters, digits and . _ + = -, starts with a letter or a "
+            "digit, and is at most 200 characters long."
+        )
+    return name
+
+
+def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
+    return RunStatus(
+        run_id=run.id,
+        task=run.task,
+        model=run.model,
+        label=run.label,
+        seed=run.seed,
+        state=str(record.state) if record else PENDING,
+        primary_metric=record.primary_metric if record else None,
+        best_score=record.best_score if record else None,
+        best_step=record.best_step if record else None,
+        failure=record.failure if record else None,
+    )
+
+
+def differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """The keys whose values differ, as lines "key: <there> there, <here> here"."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = list(dict.fromkeys([*there, *here]))
+        inner = (differences(there.get(name), here.get(name), f"{key}.{name}".lstrip(".")) for name in names)
+        return [line for lines in inner for line in lines]
+    if there == here:
+        return []
+    if isinstance(there, list) and isinstance(here, list) and any(isinstance(entry, Mapping) for entry in there):
+        if len(there) != len(here):
+            return [f"{key}: {len(there)} entries there, {len(here)} here"]
+        pairs = enumerate(zip(there, here, strict=True))
+        return [line for index, pair in pairs for line in differences(*pair, f"{key}.{index}")]
+    return [f"{key}: {shortened(json.dumps(there))} there, {shortened(json.dumps(here))} here"]

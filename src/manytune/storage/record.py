@@ -1,0 +1,371 @@
+"""What is known of a run once it has ended: its record and its history, a versioned schema.
+
+Unknown is None (null in JSON, an empty cell in CSV), never a made-up number. NaN and infinity are unknown
+too: JSON has no word for them. Values of numpy and torch become plain numbers when a record is made.
+
+A field that is added, renamed or dropped raises `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from manytune.utils.errors import StoreError
+from manytune.utils.json_text import parse_json
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Cost",
+    "HistoryRow",
+    "Parameters",
+    "Provenance",
+    "RunRecord",
+    "RunState",
+    "Scores",
+    "Whole",
+    "collapse_note",
+    "history_from_csv",
+    "history_to_csv",
+    "plain",
+]
+
+SCHEMA_VERSION = 2
+
+_FEW_STEPS = 100
+"""Optimizer steps below which a run that collapsed is first of all a short one."""
+
+_ROSE = 1.5
+"""The last training loss over the lowest one, or over that of guessing: by less, it rises by chance."""
+
+_PLAIN = "plain"
+"""Validation's context where all values are plain already: looking at each once is enough."""
+
+
+def plain(value: Any) -> Any:
+    """`value` with numpy's and torch's numbers as Python's, and whatever is not finite as None."""
+    if isinstance(value, float):  # numpy's float64 is one too
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):  # most values: a study of thousands of runs reads fast
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    # By name, because importing either library would make every start slower.
+    if type(value).__module__.partition(".")[0] in {"numpy", "torch"}:
+        return plain(value.tolist())
+    return value
+
+
+Whole = Annotated[int, Field(gt=-(10**100), lt=10**100)]
+"""A whole number that a float can hold, so that it can be shown and drawn."""
+
+
+class _FrozenModel(BaseModel):
+    """Frozen facts; a key that the schema does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any, info: ValidationInfo) -> Any:
+        return values if info.context is _PLAIN else plain(values)
+
+
+class RunState(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    """It trained to its end, or to its early stop."""
+    FAILED = "failed"
+    """It could not go on (its loss was no number, memory ran out, …); the record's `failure` says why."""
+    COLLAPSED = "collapsed"
+    """Its best snapshot predicts one constant: the same class, or the same number, for every dev row."""
+    PRUNED = "pruned"
+    """A search ended it early because others were better."""
+
+
+Scores = dict[str, float | None]
+"""Metric name → score, in the task's order of metrics, the primary one first; None where there is none."""
+
+
+class Parameters(_FrozenModel):
+    """How many numbers the run's model has, and which of them trained.
+
+    `trainable` = `backbone` + `bias` + `adapter` + `head`.
+    """
+
+    total: Whole | None = None
+    """All parameters of the model, adapters included."""
+    trainable: Whole | None = None
+    """Parameters that trained."""
+    backbone: Whole | None = None
+    """Trained parameters of the backbone other than biases that trained by themselves (BitFit)."""
+    bias: Whole | None = None
+    """Trained biases of the backbone, where only its biases train."""
+    adapter: Whole | None = None
+    """Trained parameters that were added to the backbone, such as LoRA's A and B."""
+    head: Whole | None = None
+    """Trained parameters of the head."""
+
+
+class Cost(_FrozenModel):
+    """What the run took; where it trained in a pack, its share of the pack's time."""
+
+    train_seconds: float | None = None
+    """Seconds of training: the pack's, divided by the runs that were in it."""
+    eval_seconds: float | None = None
+    """Seconds of evaluation, shared in the same way."""
+    peak_memory_bytes: Whole | None = None
+    """Most memory held at once while the whole pack trained: of the process (CPU) or on the GPU."""
+    samples_per_second: float | None = None
+    """Training samples of this run a second of `train_seconds`."""
+    snapshot_bytes: Whole | None = None
+    """Size of the best snapshot on disk."""
+    pack_size: Whole | None = None
+    """Runs that started in the pack."""
+
+
+class Provenance(_FrozenModel):
+    """Where the result comes from: enough to repeat it."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Package → version, Python among them."""
+    model_revision: str | None = None
+    """Commit or digest of the pretrained weights."""
+    data_fingerprint: str | None = None
+    """Digest over the texts and labels that the run trained on and was scored on."""
+    git_commit: str | None = None
+    """Commit of the source tree that ran, if it was one."""
+    hardware: dict[str, JsonValue] = Field(default_factory=dict)
+    """What it ran on: processor, cores, memory, accelerator."""
+    started: AwareDatetime | None = None
+    """When the pack started (with time zone)."""
+    finished: AwareDatetime | None = None
+    """When the run ended (with time zone)."""
+
+
+class RunRecord(_FrozenModel):
+    """The facts of one ended run; `record.json` holds exactly this."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+    """Version of this schema."""
+    run_id: str
+    """The run's id, its directory's name."""
+    study: str
+    """Name of the study."""
+    study_hash: str | None = None
+    """Hash of the effective study."""
+    task: str
+    """Name of the task."""
+    model: str
+    """Name of the backbone, as the study gave it."""
+    method: str
+    """Name of the method."""
+    label: str
+    """What tells the method from the study's others: "lora r=8, lr 4e-4"; the same for all seeds."""
+    hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
+    """The method's hyper-parameters and the training settings, as the run used them."""
+    template: str | None = None
+    """How texts were laid out for the tokenizer: native or spaced."""
+    selection: str | None = None
+    """What selected the best snapshot: dev or train-split."""
+    seed: Whole
+    """The run's seed."""
+    state: RunState
+    """How the run ended."""
+    failure: str | None = None
+    """Why it failed: what happened and at which step; set exactly when `state` is failed."""
+    notes: list[str] = Field(default_factory=list)
+    """What a reader should know: advice for a collapsed run, truncated rows, …"""
+    primary_metric: str
+    """Name of the metric that selects."""
+    best_score: float | None = None
+    """The primary metric of the best snapshot, scored once more at the end, alone and in fp32."""
+    best_step: Whole | None = None
+    """Optimizer step of the best snapshot."""
+    last_score: float | None = None
+    """The primary metric of the run's last tensors, scored like `best_score`; null where a share of train selects."""
+    last_collapsed: bool = False
+    """Whether the predictions of the last evaluation were one constant."""
+    scores: Scores = Field(default_factory=dict)
+    """All metrics of the best snapshot."""
+    last_scores: Scores = Field(default_factory=dict)
+    """All metrics of the run's last tensors; empty where `last_score` is null."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path in the run's directory → SHA-256, of its snapshot and predictions; not known before version 2."""
+    learned: str | None = None
+    """SHA-256 of a user's own task's classes, or of its targets' scale; None for other tasks, and before version 2."""
+    epochs_done: float | None = None
+    """Passes over the training data."""
+    steps: Whole | None = None
+    """Optimizer steps taken."""
+    parameters: Parameters = Parameters()
+    """Parameter counts."""
+    cost: Cost = Cost()
+    """Time and memory."""
+    provenance: Provenance = Provenance()
+    """Where the result comes from."""
+
+    @model_validator(mode="after")
+    def _failure_has_a_reason(self) -> Self:
+        if (self.state is RunState.FAILED) != bool(self.failure):
+            raise ValueError("`failure` must say why a failed run failed, and be null in any other state")
+        return self
+
+    def to_json(self) -> str:
+        """The text of `record.json`, indented, ending in a newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "record") -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON text.
+            where: What to call the text in an error message, such as its path.
+
+        Raises:
+            StoreError: The text is no record, or a newer version of manytune wrote it.
+        """
+        try:
+            values = parse_json(text)
+            version = values["schema_version"] if isinstance(values, dict) else None
+            if isinstance(version, int) and version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{where} has schema version {version}; this manytune reads versions up to "
+                    f"{SCHEMA_VERSION}. Use the newer manytune that wrote it."
+                )
+            return cls.model_validate(plain(values), context=_PLAIN)
+        except (ValueError, KeyError) as error:  # JSON's and pydantic's errors are ValueErrors
+            raise StoreError(
+                f"{where} is not a record of a run: {_first_problem(error)}. "
+                "Delete the run's directory to have the run trained again."
+            ) from error
+
+
+def collapse_note(
+    title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: int | None = None
+) -> str:
+    """What a reader should know of a run that collapsed: its first note.
+
+    Args:
+        title: Of the metric.
+        score: The best snapshot's.
+        steps: Optimizer steps that were taken.
+        history: The run's evaluations.
+        classes: How many there are; None for a regression.
+    """
+    scored = "" if score is None else f" ({title} {score:.3f})"
+    said = f"It predicts one constant for all dev rows{scored}, whatever their text."
+    losses = [row.train_loss for row in history if row.train_loss is not None]
+    guessing = [] if classes is None else [math.log(classes)]  # cross-entropy where all classes are as likely
+    if losses and losses[-1] > _ROSE * min(*losses, *guessing, losses[-1]):
+        return (
+            f"{said} Its training loss rose to {losses[-1]:.3g}, from {min(losses + guessing):.3g}. "
+            "Use a lower learning rate or a longer warm-up."
+        )
+    if steps < _FEW_STEPS:
+        return f"{said} It took only {steps} steps: train longer."
+    return (
+        f"{said} Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
+    )
+
+
+class HistoryRow(_FrozenModel):
+    """What one evaluation saw."""
+
+    step: Whole
+    """Optimizer steps taken."""
+    epoch: float | None = None
+    """Passes over the training data, with its fraction."""
+    samples_seen: Whole | None = None
+    """Training samples taken, repeats counted."""
+    train_loss: float | None = None
+    """Mean training loss since the evaluation before."""
+    learning_rate: float | None = None
+    """The learning rate of the last step."""
+    eval_loss: float | None = None
+    """Mean loss on the evaluated split."""
+    metrics: Scores = Field(default_factory=dict)
+    """Metric name → score."""
+    seconds: float | None = None
+    """Seconds since the pack started."""
+
+
+_BEFORE_METRICS = ("step", "epoch", "samples_seen", "train_loss", "learning_rate", "eval_loss")
+_AFTER_METRICS = ("seconds",)
+
+
+def history_to_csv(rows: Sequence[HistoryRow]) -> str:
+    """The text of `history.csv`: a header, then one line a row; each metric has the column of its name."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_BEFORE_METRICS, *metrics, *_AFTER_METRICS])
+    for row in rows:
+        before = [getattr(row, name) for name in _BEFORE_METRICS]
+        scores = [row.metrics.get(name) for name in metrics]
+        after = [getattr(row, name) for name in _AFTER_METRICS]
+        writer.writerow([*before, *scores, *after])  # floats by repr: they read back bit for bit
+    return text.getvalue()
+
+
+def history_from_csv(text: str, where: str = "history") -> tuple[HistoryRow, ...]:
+    """Read what `history_to_csv` wrote.
+
+    Args:
+        text: The CSV text.
+        where: What to call the text in an error message, such as its path.
+
+    Raises:
+        StoreError: Columns are missing or out of order, or a cell is not a number.
+    """
+    try:
+        header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    except csv.Error as error:
+        raise StoreError(f"{where} cannot be read: {error}.") from error
+    start, stop = len(_BEFORE_METRICS), len(header) - len(_AFTER_METRICS)
+    if stop < start or (*header[:start], *header[stop:]) != (*_BEFORE_METRICS, *_AFTER_METRICS):
+        raise StoreError(
+            f"{where} has the columns {', '.join(header) or '(none)'}; they must be "
+            f"{', '.join(_BEFORE_METRICS)}, one for each metric, {', '.join(_AFTER_METRICS)}."
+        )
+    try:
+        return tuple(_history_row(header, line, metrics=header[start:stop]) for line in lines)
+    except ValueError as error:
+        raise StoreError(f"{where} cannot be read: {_first_problem(error)}.") from error
+
+
+def _history_row(header: list[str], line: list[str], metrics: list[str]) -> HistoryRow:
+    cells = {name: cell or None for name, cell in zip(header, line, strict=True)}
+    scores = {name: cells.pop(name) for name in metrics}
+    return HistoryRow.model_validate({**cells, "metrics": scores})
+
+
+def _first_problem(error: Exception) -> str:
+    """One line for the first thing that is wrong: the field, what is the matter, the value."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        return f"{place}: {first['msg']} (received {str(first['input'])[:80]!r})"
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
+    return str(error)

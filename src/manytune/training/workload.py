@@ -1,0 +1,287 @@
+"""What a study asks for, made ready to train: a task's rows as token ids, and what each run trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from manytune.config import Study
+from manytune.config.plan import Run, total_steps, warmup_steps
+from manytune.data.encodings import encode_cached
+from manytune.data.splits import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
+from manytune.data.tasks import SPLITS, Task
+from manytune.methods import ParameterCount, adapt, count_parameters
+from manytune.models.loading import load_tokenizer, model_spec
+from manytune.models.spec import ModelSpec
+from manytune.packing import Adaptation
+from manytune.packing.heads import reach
+from manytune.training.learnable import refuse_unlearnable
+from manytune.training.loop import PackData
+from manytune.utils.errors import DataError, ModelError
+from manytune.utils.text import listed
+
+__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "longest", "prepare"]
+
+_NEVER = 10**9  # tokens at which a row is cut
+_REASONS = 3  # that a note gives
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """One task of a study, encoded for its backbone.
+
+    Attributes:
+        study: The study.
+        task: The task.
+        train: Its training split.
+        dev: Its dev split.
+        model_spec: The backbone's tensors and the task's head, without values.
+        fingerprint: SHA-256 over both splits.
+        sources: Where the rows came from.
+        dev_texts: The dev split's sentences, one or two a row.
+        also: Other splits that a run's best snapshot is scored on.
+        data_notes: What was found in the rows that a reader of the results should know.
+    """
+
+    study: Study
+    task: Task
+    train: Encoded
+    dev: Encoded
+    model_spec: ModelSpec
+    fingerprint: str
+    sources: tuple[str, ...]
+    dev_texts: tuple[tuple[str, ...], ...]
+    also: Mapping[str, Encoded] = field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know of the data."""
+        most, whose = longest(self.study, self.model_spec)
+        parts = (("train", self.train), ("dev", self.dev))
+        return [*self.data_notes] + [
+            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {most} tokens, {whose}."
+            for name, data in parts
+            if data.truncated
+        ]
+
+    @property
+    def width(self) -> int:
+        """Hidden width of the backbone."""
+        return next(iter(self.model_spec.linears.values()))[0]
+
+    @cached_property
+    def train_size(self) -> int:
+        """Rows that each run trains on."""
+        return len(self._split(seed=0)[0])
+
+    def adaptation(self, run: Run) -> Adaptation:
+        """What a run trains.
+
+        Raises:
+            StudyError: Its method does not fit the backbone.
+        """
+        return adapt(run.method, self.model_spec)
+
+    def parameters(self, run: Run) -> ParameterCount:
+        """How many parameters a run has and trains."""
+        return count_parameters(self.model_spec, self.adaptation(run))
+
+    def pack_data(self, runs: Sequence[Run]) -> PackData:
+        """The rows that each run trains on and is selected by."""
+        if self.study.selection == "dev":
+            everything = np.arange(self.train.size)
+            dev = np.arange(self.dev.size)
+            return PackData(self.train, self.dev, (everything,) * len(runs), (dev,) * len(runs))
+        splits = [self._split(run.seed) for run in runs]
+        return PackData(
+            self.train, self.train, tuple(train for train, _ in splits), tuple(select for _, select in splits)
+        )
+
+    def warnings(self, runs: Sequence[Run]) -> list[str]:
+        """What should be said before training: settings that cannot work as they are meant."""
+        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs), *self._fused_targets(runs)]
+
+    def _fused_targets(self, runs: Sequence[Run]) -> list[str]:
+        fused = self.model_spec.fused
+        if fused is None or not any(
+            run.method.method == "lora" and set(run.method.targets) & self.model_spec.targets.keys() for run in runs
+        ):
+            return []
+        return [
+            f"{self.task.name}: query, key and value are one layer, {fused}; where lora's targets name one of them, "
+            "all of that layer is adapted."
+        ]
+
+    def _warm_up_without_end(self) -> list[str]:
+        total = total_steps(self.study.training, self.train_size)
+        warmup = warmup_steps(self.study.training, total)
+        if warmup < total:
+            return []
+        key = "warmup_steps" if self.study.training.warmup_ratio is None else "warmup_ratio"
+        return [
+            f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
+            f"Lower training.{key}, or train longer."
+        ]
+
+    def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
+        if self.task.target_range is None:
+            return []
+        low, high = self.task.inside(np.array(self.task.target_range))
+        said = []
+        for run in {run.label: run for run in runs}.values():
+            if run.method.head == "full":
+                continue
+            far = reach(self.model_spec.head, run.seed)
+            center = (low + high) / 2 if run.method.head == "bias" else 0.0
+            if center - far > low or center + far < high:
+                said.append(
+                    f"{self.task.name}: {run.label} keeps the head's random weights, so its predictions "
+                    f"cannot span more than {2 * far:.2g}, from {center - far:.2g} to {center + far:.2g}, "
+                    f"while targets go from {low:g} to {high:g}. Train the head (head: full) to reach them."
+                )
+        return said
+
+    def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.study.selection == "dev":
+            return np.arange(self.train.size), np.arange(self.dev.size)
+        return train_split(self.train.size, seed, labels=self.train.labels)
+
+
+def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
+    """A task of a study and its splits by name, of which runs can learn and by which they can be scored.
+
+    Raises:
+        ManytuneError: The data cannot be had, or does not fit the study.
+    """
+    task, splits = load_task(study.task(name), study.data_dir)
+    refuse_unlearnable(study, task, splits)
+    return task, splits
+
+
+def prepare(study: Study, name: str) -> TaskWork:
+    """Load, check and encode a task's rows, and look at its backbone without loading weights.
+
+    Raises:
+        ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
+    """
+    task, splits = load_splits(study, name)
+    parts = model_spec(study.model, task.num_outputs)
+    tokenizer = load_tokenizer(study.model)
+    encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
+    both = "".join(rows.fingerprint for rows in splits.values())
+    return TaskWork(
+        study,
+        task,
+        encoded["train"],
+        encoded["dev"],
+        parts,
+        hashlib.sha256(both.encode()).hexdigest(),
+        tuple(rows.source for rows in splits.values()),
+        splits["dev"].texts,
+        {split: rows for split, rows in encoded.items() if split not in SPLITS},
+        (*_data_notes(study, task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
+    )
+
+
+def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
+    """Rows left out, and of a user's own data, what a result would be blamed for later."""
+    for name, rows in splits.items():
+        if rows.left_out:
+            some = "; ".join(rows.left_out[:_REASONS]) + ("; …" if len(rows.left_out) > _REASONS else "")
+            yield f"{task.name}: {len(rows.left_out)} {name} rows were left out ({some})."
+    if task.own is None:
+        return
+    shared = leaked(splits["train"], splits["dev"])
+    if shared:
+        yield (
+            f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
+            "on dev are too high. `manytune check` lists them."
+        )
+    lacking = [] if task.kind == "regression" else class_counts(task, splits["train"]).items()
+    if never := [name for name, count in lacking if count == 0]:
+        yield f"{task.name}: no training row is of {listed(never)}, so no run learns to tell it."
+    uneven = uneven_classes(task, splits["train"])
+    if uneven is not None:
+        (few, least), (many, most) = uneven
+        yield (
+            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many})"
+            + ("; see training.class_weights: balanced." if study.training.class_weights == "none" else ".")
+        )
+
+
+def _blank_notes(
+    task: Task, tokenizer: Any, splits: Mapping[str, Split], encoded: Mapping[str, Encoded]
+) -> Iterator[str]:
+    for name, rows in splits.items():
+        blank = blank_rows(tokenizer, rows, encoded[name])
+        if blank:
+            where = rows.place(blank[0])
+            yield f"{task.name}: {len(blank)} {name} rows have no token of their own, the first is {where}."
+
+
+def blank_rows(tokenizer: Any, rows: Split, encoded: Encoded) -> list[int]:
+    """The rows of which the tokenizer leaves special tokens alone: a model cannot tell them apart."""
+    special = tokenizer.num_special_tokens_to_add(pair=len(rows.texts[0]) == 2)
+    found: list[int] = np.flatnonzero(encoded.lengths <= special).tolist()
+    return found
+
+
+def encode_texts(
+    study: Study, task: Task, parts: ModelSpec, tokenizer: Any, texts: Sequence[tuple[str, ...]]
+) -> Encoded:
+    """Encode rows without labels as the study encodes those of a task."""
+    labels = np.zeros(len(texts), dtype=np.int64 if task.kind == "classification" else np.float32)
+    return encode_split(study, parts, tokenizer, Split(tuple(texts), labels, "", ""))
+
+
+def encode_split(study: Study, parts: ModelSpec, tokenizer: Any, rows: Split, *, whole: bool = False) -> Encoded:
+    """Encode rows as the study does, cut at its longest length, or with `whole` as long as they are.
+
+    Raises:
+        ManytuneError: The tokenizer does not belong to the backbone, makes no token of a row, or could cut none so.
+    """
+    limit = _NEVER if whole else longest(study, parts)[0]
+    encoder = encode_cached if rows.fingerprint else encode
+    encoded = encoder(rows, tokenizer, template=study.template, max_length=limit)
+    empty = np.flatnonzero(encoded.lengths == 0)
+    if len(empty):
+        row = int(empty[0])
+        raise DataError(
+            f"{rows.place(row)}: the tokenizer of {study.model} makes no token of {' | '.join(rows.texts[row])!a:.80}"
+            f", one of {len(empty)} such rows. Leave them out, or choose another model: most tokenizers put special "
+            "tokens around every row."
+        )
+    return _fitted(study.model, encoded, parts)
+
+
+def longest(study: Study, parts: ModelSpec) -> tuple[int, str]:
+    """The most tokens that a row may have, and what says so."""
+    asked, positions = study.training.max_length, parts.max_length
+    if positions < asked:
+        return positions, f"the most that {study.model} takes"
+    return asked, "which is training.max_length"
+
+
+def _fitted(model: str, rows: Encoded, parts: ModelSpec) -> Encoded:
+    """The rows, if the backbone has an embedding for each of their ids.
+
+    Where it knows one token type or none, all tokens are of that type, as transformers has it by default.
+    """
+    if parts.token_types <= 1:
+        rows = replace(rows, types=np.zeros_like(rows.types))
+    known_of = (("token id", parts.vocabulary, rows.ids), ("token type", max(parts.token_types, 1), rows.types))
+    for what, known, values in known_of:
+        highest = int(values.max(initial=0))
+        if highest >= known:
+            raise ModelError(
+                f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "
+                f"for 0 to {known - 1} alone: the two do not belong together. Put the tokenizer's files that the "
+                "model was trained with beside its config.json."
+            )
+    return rows

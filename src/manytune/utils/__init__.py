@@ -1,0 +1,1 @@
+"""What every other package uses: texts, files, errors, signals, the machine."""

@@ -1,0 +1,259 @@
+"""The machine: which device and precision to use, what it is, and how much memory was held."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manytune.utils.devices import check_device
+from manytune.utils.errors import StudyError
+
+__all__ = [
+    "PeakMemory",
+    "choose_device",
+    "choose_dtype",
+    "describe",
+    "free_memory",
+    "git_commit",
+    "keep_freed_memory",
+    "versions",
+]
+
+_AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "cpu": lambda: True,
+}
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch's allocators say."""
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "datasets",
+)
+
+
+def choose_device(name: str, option: str = "--device") -> torch.device:
+    """The device to train on.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, … or `mps`.
+        option: What to call it in an error message.
+
+    Raises:
+        StudyError: There is no such device, or not on this machine.
+    """
+    check_device(name, option)
+    if name == "auto":
+        name = next(device for device, available in _AVAILABLE.items() if available())
+    kind, _, number = name.partition(":")
+    if not _AVAILABLE[kind]() or (number and int(number) >= torch.cuda.device_count()):
+        here = ", ".join(device for device, available in _AVAILABLE.items() if available())
+        raise StudyError(f"{option}: {name} is not available on this machine; available are: auto, {here}.")
+    return torch.device(name)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of the backbone's computations.
+
+    Args:
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies in it faster than in fp32.
+        device: Where they run.
+    """
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Facts about the machine for provenance; what cannot be found out is None."""
+    return {
+        "device": device.type,
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("manytune", *_PACKAGES):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that a training step frees, for the next step.
+
+    By default glibc gives the top of the heap back to the system and gets it again, page by page: a step of a pack of
+    eight then took 6,700 page faults and 5 % more time. Elsewhere than on glibc nothing is done.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the GPU, else of the machine, swap left aside."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What torch raises on a CPU is a RuntimeError like any other.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def let_go_of_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def oom_kills() -> str | None:
+    """How often the system has killed processes of this one's group because memory ran out; None if not known.
+
+    It is a text that holds the machine's start too: only of one start do two figures compare.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers in ("", "memory"):  # the second and the first version of control groups
+            root = Path("/sys/fs/cgroup", controllers)
+            # In a container the own group may be the root of what is seen.
+            for folder in (root / group.lstrip("/"), root):
+                for name in ("memory.events", "memory.oom_control"):
+                    count = _figure(folder / name, "oom_kill")
+                    if count is not None:
+                        return f"{boot} {count}"
+    return None
+
+
+class PeakMemory:
+    """The most memory held at once since this was made: of the GPU, else of the process (resident set).
+
+    Linux lets a process start its own high-water mark anew; where that is not possible the figure is None
+    rather than that of the whole process's past.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._measured = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            self._measured = _reset_high_water_mark()
+
+    def bytes(self) -> int | None:
+        """The figure so far, in bytes."""
+        if not self._measured:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _high_water_mark()
+
+
+def _figure(path: Path, name: str) -> str | None:
+    """The figure behind a name, in a file of such lines."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((word[1] for word in words if word[:1] == [name]), None)
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _reset_high_water_mark() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water_mark() -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
