@@ -17,7 +17,7 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 TORCH_INDEX :=
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: help env demo test test-browser bench bench-full audit format clean
+.PHONY: help env demo test test-browser bench bench-full builtin-data audit format clean
 
 help: ## Show this help
 	@echo 'Usage: make TARGET [VARIABLE=value …]'
@@ -56,6 +56,9 @@ bench: $(READY) ## Speed, memory and start-up beside Trainer, one round (minutes
 bench-full: $(READY) ## The same in three rounds, and speed by pack size
 	$(BIN)/python benchmarks/speed.py compare growth memory start profile --rounds 3 --out out/speed-full.json
 
+builtin-data: $(READY) ## Generate the rows of the built-in tasks anew: src/manytune/data/builtin.jsonl.gz
+	PYTHONPATH=scripts $(BIN)/python -m builtin_data
+
 audit: ## Look up known weaknesses of the pinned versions (needs PyPI's own service)
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(firstword $(PYTHONS)) -m venv "$$folder/venv"; \
@@ -68,7 +71,7 @@ format: $(READY) ## Format the code and mend what lint can mend
 
 clean: ## Remove the environment, caches and builds; results in out/ stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # The marker is written last, so an install that was cut short is done again. torch comes first and exactly
 # pinned: a looser requirement makes pip fetch gigabytes to choose from.

@@ -43,7 +43,8 @@ from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import choose_kernels, kernel_path
 from manytune.packing.products import Product
-from manytune.training.loop import Outcome, train_pack
+from manytune.training.callbacks import PackCallback
+from manytune.training.loop import train_pack
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils import hardware
 
@@ -97,24 +98,18 @@ class Settings:
 
 
 @dataclass
-class Clock:
-    """Listens to the training loop, or to Trainer, and notes when steps end."""
+class Clock(PackCallback):
+    """Called by the training loop, or by Trainer; notes when steps end."""
 
     ends: list[float]
     at_warm: Callable[[], None]
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if len(self.ends) == WARM_UP - 1:
             self.at_warm()
         self.ends.append(time.perf_counter())
-
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        pass
-
-    def ended(self, outcome: Outcome) -> None:
-        pass
 
     @property
     def seconds(self) -> float:
@@ -174,7 +169,7 @@ class Bench:
 
         class Steps(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock.step(0, ())
+                clock.on_step_end("", 0, ())
 
         cpu = self.settings.device.type == "cpu"
         bf16 = best and hardware.choose_dtype("auto", self.settings.device) == torch.bfloat16

@@ -36,8 +36,8 @@ from manytune.config.plan import Run, evaluation_steps, plan_runs, steps_per_epo
 from manytune.data import metrics
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
+from manytune.methods.adaptation import LowRank
 from manytune.models.loading import locate
-from manytune.training.evaluation import predictions_of
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils import hardware
 
@@ -82,15 +82,16 @@ def build_model(run: Run, work: TaskWork) -> torch.nn.Module:
         trained |= {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-    if adaptation.lora is None:
+    updates = [hook for hook in adaptation.hooks if isinstance(hook, LowRank)]
+    if not updates:
         return model
     import peft
 
     config = peft.LoraConfig(
-        r=adaptation.lora.rank,
-        lora_alpha=adaptation.lora.alpha,
-        lora_dropout=adaptation.lora.dropout,
-        target_modules=[f"{prefix}.{path}" for path in adaptation.lora.targets],
+        r=updates[0].rank,
+        lora_alpha=updates[0].alpha,
+        lora_dropout=updates[0].dropout,
+        target_modules=[f"{prefix}.{update.path}" for update in updates],
     )
     wrapped = peft.get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
@@ -148,7 +149,7 @@ def train(run: Run, work: TaskWork) -> dict[str, Any]:
     evaluating = 0.0
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
-        predicted = predictions_of(task, np.asarray(prediction.predictions, dtype=np.float32))
+        predicted = task.type.decode(np.asarray(prediction.predictions, dtype=np.float32))
         scores = metrics.evaluate(task, predicted, np.asarray(prediction.label_ids))
         history.append({**scores, "collapsed": float(metrics.is_constant(predicted))})
         return scores

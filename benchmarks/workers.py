@@ -3,7 +3,7 @@ beside its training.
 
     python benchmarks/workers.py --data GLUE --out docs/results/workers-cpu.json [--roberta FOLDER]
 
-Each study trains on CoLA's sentences in the packs that the planner makes for the executor, with a dev set of 64 rows, so
+Each study trains on CoLA's sentences in the packs that the planner makes for it, with a dev set of 64 rows, so
 that it is training that is timed: from the first pack's start to the last one's end. Rounds alternate; medians are
 shown.
 """
@@ -25,12 +25,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from manytune.config import Study
-from manytune.data.tasks import Task
 from manytune.executors import Inline, OnRay, Resources, Workers
 from manytune.executors.base import ExecutorSpec
 from manytune.models.loading import locate
 from manytune.study import run_study
-from manytune.tracking.progress import QuietProgress
+from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
 
 CORES = len(os.sched_getaffinity(0))
@@ -38,22 +37,20 @@ LORA = {"method": "lora", "rank": 8, "learning_rate": 1e-3}
 FULL = {"method": "full", "learning_rate": 2e-5}
 
 
-class Clock(QuietProgress):
+class Clock(Callback):
     """When packs started and ended."""
 
     def __init__(self) -> None:
         self.started: list[float] = []
         self.ended: list[float] = []
 
-    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
+    def on_train_begin(
+        self, pack_id: str, task: str, metric: str, runs: Sequence[str], total_steps: int, first_step: int = 0
+    ) -> None:
         self.started.append(time.perf_counter())
 
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
+    def on_pack_end(self, end: PackEnd) -> None:
         self.ended.append(time.perf_counter())
-
-    def message(self, text: str, level: str = "info") -> None: ...
-
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None: ...
 
 
 def study(task: dict[str, Any], model: str, methods: list[dict[str, Any]], seeds: int, **training: Any) -> Study:
@@ -75,7 +72,7 @@ def sentences(glue: Path, folder: Path) -> dict[str, Any]:
 def timed(what: Study, executor: ExecutorSpec) -> Clock:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        result = run_study(what, Path(folder) / "out", executor=executor, progress=clock)
+        result = run_study(what, Path(folder) / "out", executor=executor, callbacks=[clock])
     assert not result.failed, result.failed[0].failure
     return clock
 

@@ -2,8 +2,8 @@
 
     python docs/make_pages.py FOLDER
 
-FOLDER is where the tutorial's study is, or is to be, trained: with study.yaml, tickets.csv, new.csv, `results` and
-`short`, another study of the same file. What is missing is made, which takes some minutes.
+FOLDER holds the tutorial's study: study.yaml, tickets.csv, new.csv, `results`, and `short`, a shorter study of the
+same file. What is missing is made, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from manytune.data.glue_zip import write_zip
 
@@ -61,18 +62,9 @@ def shell(command: str, cwd: Path) -> str:
     """What a command prints, errors included."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command,
-        shell=True,
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
-    return "\n".join(lines)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, shell=True, cwd=cwd, env=environment, check=False, **pipes)
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
 
 def shortened(text: str) -> str:
@@ -92,7 +84,7 @@ def page(name: str, cwd: Path) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """Train what the examples look at, unless it is there."""
+    """Train the studies that the examples read, unless they are there, and remove what earlier examples wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tickets.csv", "new.csv"):
         shutil.copy(DOCS / "tutorial" / name, folder)

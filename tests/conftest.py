@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("method_contract")
+
 _CACHES = tempfile.TemporaryDirectory(prefix="manytune-tests-")
 
 # Each is read when its library is first imported, so they are set before any test module is.

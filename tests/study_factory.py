@@ -140,15 +140,15 @@ def structure_of(runs: Sequence[Run], task: Task) -> Structure:
         method, heads = run.method, {"full": tuple(head), "bias": ("classifier.bias",), "frozen": ()}
         rank = method.rank if method.method == "lora" else None
         targets = tuple(
-            name.removesuffix(".weight")
-            for name in tensors
+            (name.removesuffix(".weight"), (rank or 0) * sum(shape))
+            for name, shape in tensors.items()
             if method.method == "lora" and name.endswith(tuple(f".{target}.weight" for target in method.targets))
         )
         trained[run.label] = Trained(
             weights=method.method == "full",
             biases=biases if method.method == "bitfit" else (),
-            lora_rank=rank,
-            lora_targets=targets,
+            adapters=targets,
+            adapter_label=f"r={rank}" if rank else None,
             head=heads[method.head],
         )
     return Structure(model="minilm", tensors=tensors, head=head, trained=trained)

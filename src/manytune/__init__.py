@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from manytune.inference.predictor import Prediction, Predictor, load
     from manytune.storage.record import RunRecord, RunState
     from manytune.study import StudyResult, run_study
+    from manytune.tracking.progress import TerminalProgress
+    from manytune.training.callbacks import Callback
     from manytune.utils.errors import ManytuneError
 
 __all__ = [
+    "Callback",
     "ManytuneError",
     "Prediction",
     "Predictor",
@@ -26,12 +29,14 @@ __all__ = [
     "RunState",
     "Study",
     "StudyResult",
+    "TerminalProgress",
     "__version__",
     "load",
     "run_study",
 ]
 
 _HOMES = {
+    "Callback": "manytune.training.callbacks",
     "ManytuneError": "manytune.utils.errors",
     "Prediction": "manytune.inference.predictor",
     "Predictor": "manytune.inference.predictor",
@@ -39,6 +44,7 @@ _HOMES = {
     "RunState": "manytune.storage.record",
     "Study": "manytune.config",
     "StudyResult": "manytune.study",
+    "TerminalProgress": "manytune.tracking.progress",
     "load": "manytune.inference.predictor",
     "run_study": "manytune.study",
 }

@@ -21,15 +21,16 @@ import pytest
 import yaml
 from command_line import Command, Finished, manytune
 
-from manytune.config import METHODS, Study
+from manytune.config import Study
 from manytune.config.plan import Run, plan_packs, plan_runs
 from manytune.data import metrics
 from manytune.data.tasks import TASKS, get_task
+from manytune.methods import METHODS
 from manytune.models.loading import load_backbone, load_tokenizer
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord, RunState, history_from_csv
 from manytune.training import snapshot
-from manytune.training.evaluation import evaluate, predictions_of
+from manytune.training.evaluation import evaluate
 from manytune.training.workload import prepare
 from manytune.utils.version import __version__
 
@@ -171,7 +172,7 @@ class TestRun:
         expected = {f"runs/{run.id}/{name}" for run in finish.runs for name in of_a_run}
         expected |= {f"tasks/{task}/{name}.json" for task in finish.study.tasks for name in ("examples", "structure")}
         there = {name for name in files(finish.out) if not name.startswith("report/")}
-        assert there == {"study.yaml", "plan.json", "ground.json", *expected}
+        assert there == {"study.yaml", "plan.json", "provenance.json", *expected}
         assert len(finish.runs) == 12
         assert Study.from_file(finish.out / "study.yaml") == finish.study
 
@@ -211,7 +212,7 @@ class TestRun:
         for run in (run for run in finish.runs if run.task == task):
             logits = store.read_predictions(run.id)
             assert logits is not None
-            predictions = predictions_of(TASKS[task], logits)
+            predictions = TASKS[task].type.decode(logits)
             assert metrics.evaluate(TASKS[task], predictions, np.array(examples.labels)) == pytest.approx(
                 record_in(finish.out, run.id).scores, abs=1e-6
             )
@@ -226,7 +227,7 @@ class TestRun:
             assert sum(sizes[name] for name in trained.biases) == parameters.bias
             assert sum(sizes[name] for name in trained.head) == parameters.head
             assert trained.weights == bool(parameters.backbone)
-            assert bool(trained.lora_targets) == (trained.lora_rank is not None) == bool(parameters.adapter)
+            assert bool(trained.adapters) == (trained.adapter_label is not None) == bool(parameters.adapter)
 
     def test_every_history_is_the_evaluations_of_its_run(self, finish: Finish) -> None:
         for run in finish.runs:

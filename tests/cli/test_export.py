@@ -24,7 +24,6 @@ from manytune.inference.export import export
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.study import run_study
-from manytune.tracking.progress import make_progress
 from manytune.utils.errors import DependencyError, StoreError, StudyError
 from tiny import TINY_FAMILIES, make_tiny
 
@@ -66,7 +65,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             ],
         }
     )
-    result = run_study(study, folder / "out", device="cpu", progress=make_progress(quiet=True))
+    result = run_study(study, folder / "out", device="cpu", callbacks=[])
     return Trained(Store.open(folder / "out"), result.records)
 
 

@@ -36,6 +36,10 @@ def study(tiny: Path, tmp_path: Path) -> Path:
     return write_small_study(tmp_path, tiny, training)
 
 
+def step_of(roster: Path) -> int:
+    return int(roster.stem.removeprefix("roster-"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_after_a_checkpoint_and_says_how_to_go_on(
     study: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -44,7 +48,7 @@ def test_a_signal_ends_it_after_a_checkpoint_and_says_how_to_go_on(
     steps: list[int] = []
     for _ in range(2):
         process = start(study, out)
-        while not (kept := sorted(out.glob("packs/*/*.json"))) or (steps and int(kept[-1].stem) <= steps[-1]):
+        while not (kept := sorted(out.glob("packs/*/*.json"))) or (steps and step_of(kept[-1]) <= steps[-1]):
             assert process.poll() is None, process.communicate()
         process.send_signal(number)
         stdout, stderr = process.communicate()
@@ -54,7 +58,7 @@ def test_a_signal_ends_it_after_a_checkpoint_and_says_how_to_go_on(
         if steps:
             assert "goes on from step " in stderr
             assert int(stderr.partition("goes on from step ")[2].partition(".")[0]) >= steps[-1]
-        steps.append(int(sorted(out.glob("packs/*/*.json"))[-1].stem))
+        steps.append(step_of(sorted(out.glob("packs/*/*.json"))[-1]))
         assert not (out / "lock").exists()
 
 

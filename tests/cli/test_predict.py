@@ -31,7 +31,6 @@ from manytune.data.tasks import get_task
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.study import run_study
-from manytune.tracking.progress import make_progress
 from manytune.utils.errors import DataError, ModelError, StoreError
 from row_files import read_rows_of as read
 
@@ -66,7 +65,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         }
     )
     out = tmp_path_factory.mktemp("used") / "out"
-    return Trained(out, run_study(study, out, device="cpu", progress=make_progress(quiet=True)).records)
+    return Trained(out, run_study(study, out, device="cpu", callbacks=[]).records)
 
 
 def score(task: str, values: list[Any]) -> dict[str, float]:
@@ -481,8 +480,7 @@ def test_real_dev_rows_give_the_recorded_score_by_every_route(
         "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-2}],
     }
     out = tmp_path / "out"
-    quiet = make_progress(quiet=True)
-    (record,) = run_study(Study.from_dict(study), out, device="cpu", progress=quiet).records
+    (record,) = run_study(Study.from_dict(study), out, device="cpu", callbacks=[]).records
     dev = load_split(known, "dev", str(glue_dir))
     with (tmp_path / "dev.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([known.text_columns, *dev.texts])

@@ -17,7 +17,8 @@ from rich.table import Table
 
 import manytune as package
 from manytune.storage.directory import Store
-from manytune.tracking.progress import CleanConsole, PlainProgress, make_progress
+from manytune.tracking.progress import CleanConsole, TerminalProgress
+from record_factory import make_record
 from study_factory import make_study_directory
 
 HOSTILE = "\x1b[31mred\x07\x9b2J\u202egnp\u2066\u2028"
@@ -124,9 +125,9 @@ class TestCommands:
 class TestProgress:
     def test_messages_and_failures(self) -> None:
         console = Console(file=io.StringIO(), force_terminal=False, width=200)
-        progress = PlainProgress(console)
-        progress.message(HOSTILE, "warning")
-        progress.run_ended("pack", "run", "failed", HOSTILE)
+        progress = TerminalProgress(console=console)
+        progress.on_message(HOSTILE, "warning")
+        progress.on_run_end("pack", make_record(run_id="run", state="failed", failure=HOSTILE))
         assert console.file.getvalue().splitlines() == [f"warning: {SHOWN}", f"error: run failed: {SHOWN}"]  # type: ignore[attr-defined]
 
     def test_the_console_escapes_what_any_part_of_it_draws(self) -> None:
@@ -141,7 +142,7 @@ class TestProgress:
         assert "\x1b[31mred" not in text
         assert not any(sign in text for sign in COMMANDS[1:])
         assert text.splitlines()[-1] == SHOWN.replace(r"\x07", "")  # rich drops the bell itself
-        assert isinstance(make_progress(quiet=False)._console, CleanConsole)  # type: ignore[attr-defined]
+        assert isinstance(TerminalProgress()._console, CleanConsole)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -16,7 +16,6 @@ from manytune.data.glue_zip import check_zip
 from manytune.data.tasks import GLUE
 from manytune.inference.submission import _chosen
 from manytune.study import run_study
-from manytune.tracking.progress import make_progress
 from study_factory import GLUE_LIKE, make_study_directory
 
 HEADER = "index\tsentence1\tsentence2"
@@ -51,7 +50,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "methods": [{"method": "full", "learning_rate": 1e-2}],
         }
     )
-    run_study(study, root / "out", device="cpu", progress=make_progress(quiet=True))
+    run_study(study, root / "out", device="cpu", callbacks=[])
     return root
 
 

@@ -14,7 +14,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # a child of a process that has threads may hang
 
 import argparse
-import io
 import json
 import multiprocessing
 import random
@@ -32,14 +31,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from rich.console import Console
 
 from manytune.config import Study
 from manytune.executors import job
 from manytune.report import writing
 from manytune.storage.directory import Store
 from manytune.study import run_study
-from manytune.tracking.progress import QuietProgress
 from manytune.training import checkpoints, loop, snapshot
 from manytune.utils import hardware
 from manytune.utils.files import write_file
@@ -109,7 +106,7 @@ def whole(what: Study, out: Path) -> None:
     """What `manytune run` does, in this process."""
     torch.set_num_threads(1)
     note_phases()
-    run_study(what, out, device="cpu", progress=QuietProgress(Console(file=io.StringIO())))
+    run_study(what, out, device="cpu", callbacks=[])
     writing.write_report([out])
 
 

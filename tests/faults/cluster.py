@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,19 @@ import yaml
 
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
-from manytune.data.tasks import Task
 from manytune.executors import Inline
 from manytune.executors.ray_executor import OnRay
 from manytune.storage.directory import Store
 from manytune.study import run_study
+from manytune.training.callbacks import Callback, Level, PackEnd
 from manytune.utils.hardware import versions
 from ray_cluster import NODE
 from study_files import results_in
 from tiny import make_tiny
 
 
-class Saboteur:
-    """A progress that kills a node when its pack has left a checkpoint, and lets another join when packs are done."""
+class Saboteur(Callback):
+    """Kills a node when its pack has left a checkpoint, and lets another join when packs are done."""
 
     def __init__(self, cluster: Any, victim: Any) -> None:
         self.cluster = cluster
@@ -53,42 +53,25 @@ class Saboteur:
         self.went_on = 0
         self.training: dict[str, int] = {}
 
-    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
+    def on_train_begin(self, pack_id: str, *values: Any) -> None:
         self.training[pack_id] = 0
 
-    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None: ...
-
-    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+    def on_evaluate(self, pack_id: str, *values: Any) -> None:
         self.training[pack_id] += 1
         if not self.killed_in and sum(times >= 2 for times in self.training.values()) == 2:  # a pack on each node
             self.killed_in = sorted(self.training)
             self.cluster.remove_node(self.victim, allow_graceful=False)
 
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None: ...
-
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
-        self.training.pop(pack_id, None)
-        self.finished += seconds is not None
+    def on_pack_end(self, end: PackEnd) -> None:
+        self.training.pop(end.pack_id, None)
+        self.finished += end.how == "done"
         if self.finished == 2 and not self.joined:
             self.joined = True
             self.cluster.add_node(**NODE)
 
-    def message(self, text: str, level: str = "info") -> None:
+    def on_message(self, text: str, level: Level = "info") -> None:
         print(text, file=sys.stderr)
         self.went_on += "goes on from step" in text
-
-    def __enter__(self) -> Saboteur:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Silent(Saboteur):
-    """One that does nothing."""
-
-    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None: ...
-
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None: ...
 
 
 def rays_processes() -> list[str]:
@@ -150,14 +133,14 @@ def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
     assert len(planned) == packs
     for name in ("alone", "cluster", "killed"):
         Store.create_or_open(folder / name, study).write_plan(planned)
-    run_study(study, folder / "alone", executor=Inline("cpu"), progress=Silent(None, None))
+    run_study(study, folder / "alone", executor=Inline("cpu"), callbacks=[])
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
     try:
         victim = cluster.add_node(**NODE)
         cluster.add_node(**NODE)
         saboteur = Saboteur(cluster, victim)
         began = time.perf_counter()
-        run_study(study, folder / "cluster", executor=OnRay(cluster.address), progress=saboteur)
+        run_study(study, folder / "cluster", executor=OnRay(cluster.address), callbacks=[saboteur])
         seconds = time.perf_counter() - began
         driver = killed_driver(cluster.address, folder / "study.yaml", folder / "killed") if kill_driver else None
     finally:

@@ -13,15 +13,16 @@ import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from manytune.config import Method, Training, make_method
+from manytune.config import Training
 from manytune.config.plan import Run
 from manytune.data.splits import Encoded, epoch_order
 from manytune.data.tasks import Task, get_task
-from manytune.methods import adapt
+from manytune.methods import Method, make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
 from manytune.packing.heads import initial_head
-from manytune.training.loop import Outcome, PackData, train_pack
+from manytune.training.callbacks import PackCallback
+from manytune.training.loop import PackData, train_pack
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
@@ -49,18 +50,14 @@ METHODS = {
 }
 
 
-class Losses:
-    """The listener: a run's loss at every step."""
+class Losses(PackCallback):
+    """A run's loss at every step."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         self.values += losses
-
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None: ...
-
-    def ended(self, outcome: Outcome) -> None: ...
 
 
 class InOrder(Trainer):
@@ -163,10 +160,10 @@ def theirs(
 
 def our_losses(model: PackedModel, method: Method, task: Task, data: Encoded) -> list[float]:
     everything = (np.arange(ROWS),)
-    listener = Losses()
+    seen = Losses()
     run = Run("run", "tiny", task.name, method, SEED)
-    train_pack(model, [run], task, PackData(data, data, everything, everything), TRAINING, listener)
-    return listener.values
+    train_pack(model, [run], task, PackData(data, data, everything, everything), TRAINING, seen)
+    return seen.values
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
@@ -177,7 +174,7 @@ def test_losses_equal_trainers(family: str, name: str, tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / family, family, dropout=0.0)
     backbone = load_backbone(str(folder), task.num_outputs)
     data = random_rows(ROWS, outputs=2, seed=8)
-    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.model_spec))])
+    model = PackedModel(backbone, [Member(SEED, method.adapt(backbone.model_spec))])
     expected = theirs(folder, backbone, method, task, model, data)
     losses = our_losses(model, method, task, data)
     assert len(losses) == len(expected) == STEPS
@@ -191,6 +188,6 @@ def test_regression_losses_equal_trainers(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "bert", dropout=0.0)
     backbone = load_backbone(str(folder), task.num_outputs)
     data = random_rows(ROWS, outputs=1, seed=9)
-    model = PackedModel(backbone, [Member(SEED, adapt(method, backbone.model_spec))])
+    model = PackedModel(backbone, [Member(SEED, method.adapt(backbone.model_spec))])
     expected = theirs(folder, backbone, method, task, model, data)
     np.testing.assert_allclose(our_losses(model, method, task, data), expected, rtol=1e-4, atol=1e-4)

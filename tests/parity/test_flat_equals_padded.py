@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from manytune.config import make_method
 from manytune.data.splits import Encoded
-from manytune.methods import adapt
+from manytune.methods import make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel, build_layout
 from manytune.packing.heads import initial_head
@@ -44,7 +43,7 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
     data = random_rows(12, longest=100, types=family == "bert")
     rows = np.arange(12)
     labels = torch.from_numpy(data.labels)
-    model = PackedModel(backbone, [Member(3, adapt(make_method("full", learning_rate=1.0), backbone.model_spec))])
+    model = PackedModel(backbone, [Member(3, make_method("full", learning_rate=1.0).adapt(backbone.model_spec))])
     logits = model.forward(build_layout(data, [rows]))
     theirs = reference(folder, backbone, 3)
     expected = theirs(**padded(data, rows)).logits
@@ -67,7 +66,7 @@ def test_every_run_of_a_pack_equals_transformers_on_its_own_rows(family: str, tm
     data = random_rows(40)
     draws = [np.random.default_rng(seed).permutation(40)[:7] for seed in range(4)]
     head = make_method("head", learning_rate=1.0)
-    model = PackedModel(backbone, [Member(seed, adapt(head, backbone.model_spec)) for seed in range(4)])
+    model = PackedModel(backbone, [Member(seed, head.adapt(backbone.model_spec)) for seed in range(4)])
     logits = model.forward(build_layout(data, draws))
     for seed, rows in enumerate(draws):
         expected = reference(folder, backbone, seed)(**padded(data, rows)).logits

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from manytune.config import Method, Training, make_method
+from manytune.config import Training
 from manytune.config.plan import Run, plan_packs
 from manytune.data.tasks import get_task
-from manytune.methods import adapt
+from manytune.methods import Method, make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
 from manytune.storage.record import RunState
-from manytune.training.loop import Outcome, PackData, train_pack
+from manytune.training.callbacks import PackCallback
+from manytune.training.loop import PackData, train_pack
+from manytune.training.outcome import Outcome
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 STEPS = 30
@@ -25,20 +27,17 @@ TASK = get_task("builtin-acceptability")
 TRAINING = Training(batch_size=6, max_steps=STEPS, warmup_steps=5, weight_decay=0.1, eval_every=10, max_grad_norm=1.0)
 
 
-class Recorder:
+class Recorder(PackCallback):
     """Keeps every loss and outcome; can spoil a run's tensors before a step."""
 
     def __init__(self) -> None:
         self.losses: list[list[float]] = []
         self.outcomes: dict[str, Outcome] = {}
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         self.losses.append(list(losses))
 
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        pass
-
-    def ended(self, outcome: Outcome) -> None:
+    def on_run_trained(self, outcome: Outcome) -> None:
         self.outcomes[outcome.run.id] = outcome
 
 
@@ -54,7 +53,7 @@ def train(
     """Losses by run, final tensors by run, outcomes by run."""
     data = random_rows(50, seed=5)
     everything = np.arange(50)
-    model = PackedModel(backbone, [Member(run.seed, adapt(run.method, backbone.model_spec)) for run in runs])
+    model = PackedModel(backbone, [Member(run.seed, run.method.adapt(backbone.model_spec)) for run in runs])
     if poison is not None:
         for tensor in model.bank.of(poison):
             tensor.data(poison).fill_(float("nan"))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import typing
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 import manytune
-from manytune import ManytuneError, RunRecord, RunState, Study, StudyResult, run_study
-from manytune.data.tasks import Task
+from callback_log import CallbackLog
+from manytune import ManytuneError, RunRecord, RunState, Study, StudyResult, TerminalProgress, run_study
 from manytune.report import TaskTable
 from manytune.storage.directory import Store
-from manytune.tracking.progress import make_progress
 from tiny import make_tiny
 
 
@@ -49,44 +47,6 @@ class TestNames:
         assert typing.get_type_hints(StudyResult)["records"] == tuple[RunRecord, ...]
 
 
-class Listener:
-    """A progress of the caller's own, which keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.packs: list[tuple[str, str, tuple[str, ...], int]] = []
-        self.steps: list[tuple[int, int]] = []
-        self.evaluations: list[tuple[int, tuple[str, float]]] = []
-        self.ended: dict[str, str] = {}
-        self.seconds: list[float] = []
-        self.messages: list[str] = []
-        self.open = 0
-
-    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
-        self.packs.append((pack_id, task.name, tuple(runs), total_steps))
-
-    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        self.steps.append((step, len(losses)))
-
-    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
-        self.evaluations.append((step, best))
-
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
-        self.ended[run_id] = state
-
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None:
-        self.seconds.append(seconds or 0.0)
-
-    def message(self, text: str, level: str = "info") -> None:
-        self.messages.append(text)
-
-    def __enter__(self) -> Listener:
-        self.open += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.open -= 1
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
@@ -107,8 +67,8 @@ def small(tiny: Path, rate: float = 1e-3) -> Study:
 
 class TestRunStudy:
     def test_results_are_typed_and_the_caller_is_told_how_it_goes(self, tiny: Path, tmp_path: Path) -> None:
-        told = Listener()
-        result = run_study(small(tiny), str(tmp_path / "out"), device="cpu", progress=told)
+        told = CallbackLog()
+        result = run_study(small(tiny), str(tmp_path / "out"), device="cpu", callbacks=[told])
         assert isinstance(result, StudyResult)
         assert result.directory == tmp_path / "out"
         assert [(record.seed, record.state) for record in result.records] == [
@@ -124,22 +84,27 @@ class TestRunStudy:
         assert row.primary.best.mean == pytest.approx(sum(scores) / 2)
 
         run_ids = tuple(record.run_id for record in result.records)
-        assert [pack[1:] for pack in told.packs] == [("builtin-similarity", run_ids, 4)]
+        assert [pack[1:] for pack in told.packs] == [("builtin-similarity", "pearson", run_ids, 4, 0)]
         assert told.steps == [(1, 2), (2, 2), (3, 2), (4, 2)]
-        assert [step for step, _ in told.evaluations] == [2, 4]
+        assert [step for _, step in told.evaluations] == [2, 4]
         metric = result.records[0].primary_metric
         history = {run_id: Store.open(tmp_path / "out").read_history(run_id) for run_id in run_ids}
         scores = {(row.metrics[metric] or 0.0, run_id) for run_id in run_ids for row in history[run_id]}
-        assert told.evaluations[-1][1] == max(scores)[::-1]
+        assert told.bests[-1] == max(scores)[::-1]
         assert told.ended == dict.fromkeys(run_ids, "finished")
-        assert (len(told.seconds), told.open, told.messages) == (1, 0, [])
+        assert ([end.how for end in told.ends], told.open, told.messages) == (["done"], 0, [])
 
-        again = Listener()
-        assert run_study(small(tiny), tmp_path / "out", progress=again) == result
-        assert (again.packs, again.messages) == ([], ["2 of 2 runs have ended before."])
+        again = CallbackLog()
+        assert run_study(small(tiny), tmp_path / "out", callbacks=[again]) == result
+        assert (again.begun + again.packs, again.messages) == ([], ["2 of 2 runs have ended before."])
+
+    def test_what_is_no_callback_is_refused_before_anything_is_written(self, tiny: Path, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match=r"callbacks: 'tensorboard' \(str\) is no instance of manytune\.Callback"):
+            run_study(small(tiny), tmp_path / "out", callbacks=["tensorboard"])  # type: ignore[list-item]
+        assert not (tmp_path / "out").exists()
 
     def test_a_failed_run_raises_nothing(self, tiny: Path, tmp_path: Path) -> None:
-        result = run_study(small(tiny, rate=1e30), tmp_path / "out", progress=make_progress(quiet=True))
+        result = run_study(small(tiny, rate=1e30), tmp_path / "out", callbacks=[TerminalProgress(quiet=True)])
         assert result.failed == result.records
         assert [record.best_score for record in result.failed] == [None, None]
         assert not list((tmp_path / "out").rglob("best"))

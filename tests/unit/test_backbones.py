@@ -23,8 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from manytune.config import make_method
-from manytune.methods import adapt
+from manytune.methods import make_method
 from manytune.models import loading
 from manytune.models.families import FAMILIES
 from manytune.models.loading import MINILM, load_backbone, load_config, load_tokenizer, locate, model_spec
@@ -112,8 +111,8 @@ class TestAnatomy:
     def test_bitfit_refuses_a_backbone_without_biases(self, folders: dict[str, Path]) -> None:
         parts = replace(model_spec(str(folders["bert"]), 2), biases=())
         with pytest.raises(StudyError, match="bitfit trains the backbone's biases, and this backbone has none"):
-            adapt(make_method("bitfit", learning_rate=1e-3), parts)
-        assert adapt(make_method("head", learning_rate=1e-3), parts).head
+            make_method("bitfit", learning_rate=1e-3).adapt(parts)
+        assert make_method("head", learning_rate=1e-3).adapt(parts).head
 
 
 class TestLoad:

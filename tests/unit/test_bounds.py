@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manytune.config import Study, study_file, values
+from manytune.config import Study, study_file
 from manytune.config.plan import plan_packs, plan_runs
-from manytune.config.problems import show
 from manytune.config.study_file import apply_overrides, read
 from manytune.executors.estimate import HardwareProfile, estimate_pack, largest_packs
 from manytune.report.guard import ReportWarning
@@ -26,12 +25,14 @@ from manytune.storage.directory import Store
 from manytune.storage.lock import Lock
 from manytune.storage.lookup import SNAPSHOT, altered
 from manytune.storage.provenance import keep
-from manytune.tracking.live import read_live
+from manytune.tracking.pack_progress import read_live
 from manytune.training import workload
 from manytune.training.checkpoints import Checkpoints
 from manytune.training.snapshot import load
+from manytune.utils import fields
 from manytune.utils.errors import ManytuneError, StoreError, StudyError
 from manytune.utils.files import read_bytes, read_text, sync
+from manytune.utils.problems import show
 from study_factory import make_study_directory
 
 HEAD = """\
@@ -245,7 +246,7 @@ class TestRuns:
 
             __hash__ = int.__hash__
 
-        assert len(values._distinct(tuple(Value(at) for at in range(3000)))) == 3000
+        assert len(fields._distinct(tuple(Value(at) for at in range(3000)))) == 3000
         assert compared < 3000
 
     def test_seeds_of_one_method_are_estimated_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +261,9 @@ class TestRuns:
         count = workload.count_parameters
         monkeypatch.setattr(workload, "count_parameters", lambda *given: counted.append(given) or count(*given))
         runs = plan_runs(study)
-        site = HardwareProfile("cpu", torch.float32, 2**40, 1e10)
-        packs = plan_packs(runs, largest_packs(runs, {"builtin-acceptability": work}, site))
-        assert sum(len(estimate_pack(work, pack, site).parameters) for pack in packs) == 200
+        profile = HardwareProfile("cpu", torch.float32, 2**40, 1e10)
+        packs = plan_packs(runs, largest_packs(runs, {"builtin-acceptability": work}, profile))
+        assert sum(len(estimate_pack(work, pack, profile).parameters) for pack in packs) == 200
         assert len(counted) == 1 + len(packs)
 
 
@@ -290,6 +291,7 @@ READ: list[tuple[str, Callable[[Store], object]]] = [
     (f"{RUN}/predictions.npz", reports),
     ("tasks/builtin-acceptability/examples.json", reports),
     ("tasks/builtin-acceptability/structure.json", reports),
+    ("provenance.json", lambda store: keep(store.root, {})),
     ("ground.json", lambda store: keep(store.root, {})),
     ("lock", lambda store: Lock(store.root, lambda text: None).look()),
 ]
@@ -341,8 +343,8 @@ class TestFilesOfAStudyDirectory:
             altered(store, record, [name])
 
     def test_a_checkpoint(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "000000001.json")
-        with no_waiting(), pytest.raises(StoreError, match=r"000000001\.json cannot be read: it is a pipe"):
+        os.mkfifo(tmp_path / "roster-000000001.json")
+        with no_waiting(), pytest.raises(StoreError, match=r"roster-000000001\.json cannot be read: it is a pipe"):
             Checkpoints(tmp_path, [], None, {}).newest(lambda text: None)
 
     def test_logits_that_unpack_to_more_than_memory_holds(self) -> None:

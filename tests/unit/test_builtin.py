@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
+import os
 import random
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +26,15 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import matthews_corrcoef
 
-from manytune.data.builtin import acceptability, graded_pairs, minimal_pairs, similarity
-from manytune.data.builtin.frames import FRAMES, KEPT
-from manytune.data.builtin.grammar import Draw, sentence, slots, word_class
-from manytune.data.builtin.lexicon import SYNONYMS, WORDS
-from manytune.data.builtin.structures import PHENOMENA
-from manytune.data.builtin.words import Adjective, Noun, Plain, Stance, Verb, with_ed, with_ing, with_s
+from builtin_data.__main__ import FILE, content
+from builtin_data.frames import FRAMES, KEPT
+from builtin_data.grammar import Draw, sentence, slots, word_class
+from builtin_data.lexicon import SYNONYMS, WORDS
+from builtin_data.rows import acceptability, graded_pairs, minimal_pairs, similarity
+from builtin_data.structures import PHENOMENA
+from builtin_data.words import Adjective, Noun, Plain, Stance, Verb, with_ed, with_ing, with_s
+from manytune.data.sources import read_rows
+from manytune.data.splits import load_split
 from manytune.data.tasks import get_task
 from manytune.utils.errors import DataError
 
@@ -116,10 +125,39 @@ class TestBoth:
             assert len(held_out) >= 2, name
             assert not set(held_out) & set(lexicon["train"][name]), name
 
-    @pytest.mark.parametrize("rows", ROWS.values())
-    def test_an_unknown_split_is_refused(self, rows: Callable[[Any], object]) -> None:
+    @pytest.mark.parametrize("task", ROWS)
+    def test_an_unknown_split_is_refused(self, task: str) -> None:
         with pytest.raises(DataError, match=r"'test' is not one of: train, dev\."):
-            rows("test")
+            load_split(get_task(task), "test")
+
+
+class TestFile:
+    def test_it_is_what_the_grammars_generate(self) -> None:
+        with gzip.open(FILE) as file:
+            lines, generated = file.read().splitlines(), content().splitlines()
+        assert len(lines) == 1 + 2 * 15 * (54 + 15) + 1440 + 420
+        for line, wanted in zip(lines, generated, strict=True):
+            assert line == wanted
+        assert json.loads(lines[0])["license"] == "Apache-2.0"
+
+    @pytest.mark.parametrize("task", ROWS)
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_the_package_reads_every_row_in_order(self, task: str, split: str) -> None:
+        raw, generated = read_rows(get_task(task), split), ROWS[task](split)
+        assert [(*texts, label) for texts, label in zip(raw.texts, raw.labels, strict=True)] == [
+            row[:-1] for row in generated
+        ]
+        assert raw.source == "builtin"
+        assert raw.place(1) == f"{task}, {split}, row 2"
+
+    def test_the_command_writes_the_same_file_anew(self, tmp_path: Path) -> None:
+        copy = tmp_path / "scripts" / "builtin_data"
+        shutil.copytree(FILE.parents[3] / "scripts" / "builtin_data", copy)
+        written = tmp_path / FILE.relative_to(FILE.parents[3])
+        written.parent.mkdir(parents=True)
+        command = [sys.executable, "-m", "builtin_data"]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(copy.parent)}, cwd=tmp_path)
+        assert gzip.decompress(written.read_bytes()) == gzip.decompress(FILE.read_bytes())
 
 
 class TestAcceptability:

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -18,21 +17,14 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from manytune import config
-from manytune.config import (
-    METHODS,
-    BitFit,
-    Full,
-    Head,
-    Lora,
-    Method,
-    Study,
-    Training,
-    digest,
-    make_method,
-    study_json_schema,
-)
+from manytune.config import Study, Training, digest, study_json_schema
 from manytune.config.study_file import Source, apply_overrides, dump, read
 from manytune.data.tasks import TASKS
+from manytune.methods import METHODS, AnyMethod, make_method
+from manytune.methods.bitfit import BitFit
+from manytune.methods.full import Full
+from manytune.methods.head_only import Head
+from manytune.methods.lora import Lora
 from manytune.utils.errors import StudyError
 
 FULL = {"method": "full", "learning_rate": 2e-5}
@@ -710,8 +702,6 @@ class TestYaml:
 
 class TestMethods:
     def test_the_table_names_every_method(self):
-        union, _ = get_args(Method)
-        assert set(METHODS.values()) == set(get_args(union))
         for name, kind in METHODS.items():
             assert kind.model_fields["method"].default == name
             assert all(info.description for info in kind.model_fields.values())
@@ -736,7 +726,7 @@ class TestMethods:
         facts = json.loads(json.dumps(method.hyperparameters()))
         assert facts["targets"] == ["key", "value"]
         assert make_method("lora", **facts) == method
-        assert TypeAdapter(Method).validate_python({"method": "lora", **facts}) == method
+        assert TypeAdapter(AnyMethod).validate_python({"method": "lora", **facts}) == method
 
     def test_they_can_be_keys(self):
         assert len({Head(learning_rate=1.0), Head(learning_rate=1.0), Full(learning_rate=1.0)}) == 2

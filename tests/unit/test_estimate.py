@@ -65,7 +65,7 @@ def study(folder: Path, *methods: Mapping[str, Any], seeds: int = 1, **training:
     return Study.from_dict({**values, "training": settings.model_dump(), "methods": list(methods or [LORA])})
 
 
-def site(precision: str = "fp32", free: float = 1e15) -> HardwareProfile:
+def profile(precision: str = "fp32", free: float = 1e15) -> HardwareProfile:
     dtype = hardware.choose_dtype(precision, CPU)
     return HardwareProfile("cpu", dtype, int(free), products_per_second=1e9)
 
@@ -74,7 +74,7 @@ def estimated(work: TaskWork, *methods: Mapping[str, Any], seeds: int = 1, **tra
     """The estimate of a study's only pack."""
     asked = study(Path(work.study.model), *methods, seeds=seeds, max_pack=100, **training)
     (pack,) = plan_packs(plan_runs(asked), 100)
-    return estimate_pack(replace(work, study=asked), pack, site(asked.training.precision))
+    return estimate_pack(replace(work, study=asked), pack, profile(asked.training.precision))
 
 
 def test_steps_evaluations_and_tokens_are_those_of_the_plan(work: TaskWork) -> None:
@@ -158,7 +158,7 @@ def test_half_precision_takes_three_copies_of_the_matrices_more(work: TaskWork) 
 def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(work: TaskWork) -> None:
     def largest(*methods: Mapping[str, Any], free: float = 1e15, **training: Any) -> int:
         asked = study(Path(work.study.model), *methods, seeds=2, **training)
-        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, site(free=free))[TASK]
+        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, profile(free=free))[TASK]
 
     assert largest(max_pack=3) == 3
     assert largest() == 16
@@ -173,16 +173,16 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(work: TaskW
 def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:
     padded = replace(work, model_spec=replace(work.model_spec, padded=True))
     runs = plan_runs(study(Path(work.study.model), seeds=4))
-    assert largest_packs(runs, {TASK: work}, site())[TASK] > 1
-    assert largest_packs(runs, {TASK: padded}, site()) == {TASK: 1}
+    assert largest_packs(runs, {TASK: work}, profile())[TASK] > 1
+    assert largest_packs(runs, {TASK: padded}, profile()) == {TASK: 1}
     (pack,) = plan_packs(runs, 4)
-    assert estimate_pack(padded, pack, site()).seconds > estimate_pack(work, pack, site()).seconds
+    assert estimate_pack(padded, pack, profile()).seconds > estimate_pack(work, pack, profile()).seconds
 
 
 def test_layers_that_are_one_and_the_same_are_counted_as_often_as_they_are_used(work: TaskWork) -> None:
     albert = replace(work, model_spec=replace(work.model_spec, passes=2 * work.model_spec.passes))
     (pack,) = plan_packs(plan_runs(work.study), 1)
-    once, twice = (estimate_pack(each, pack, site()) for each in (work, albert))
+    once, twice = (estimate_pack(each, pack, profile()) for each in (work, albert))
     assert twice.seconds == pytest.approx(2 * once.seconds)
     assert twice.memory_bytes > once.memory_bytes
 
@@ -218,9 +218,9 @@ def test_with_more_places_packs_are_smaller_where_that_ends_sooner(work: TaskWor
 
     def ends(size: int) -> float:
         packs = plan_packs(runs, size)
-        return makespan((pack_seconds(work, p.kind, len(p.runs), site()) for p in packs), capacity)
+        return makespan((pack_seconds(work, p.kind, len(p.runs), profile()) for p in packs), capacity)
 
-    chosen = largest_packs(runs, {TASK: work}, site(), capacity)[TASK]
+    chosen = largest_packs(runs, {TASK: work}, profile(), capacity)[TASK]
     assert ends(chosen) == min(map(ends, range(1, 17)))
     assert (chosen == 16) is (capacity == 1)
     if capacity >= 16:
@@ -229,7 +229,7 @@ def test_with_more_places_packs_are_smaller_where_that_ends_sooner(work: TaskWor
 
 def test_a_size_that_was_asked_for_stays_whatever_the_places(work: TaskWork) -> None:
     asked = study(Path(work.study.model), seeds=8, max_pack=8)
-    assert largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, site(), 8) == {TASK: 8}
+    assert largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, profile(), 8) == {TASK: 8}
 
 
 def test_a_process_has_a_size() -> None:

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import matthews_corrcoef
 
-from manytune.config import make_method
 from manytune.data import metrics
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task, get_task
-from manytune.methods import adapt
+from manytune.methods import make_method
 from manytune.models.loading import load_backbone
 from manytune.packing import Layout, Member, PackedModel, build_layout
 from manytune.training import evaluation as module
-from manytune.training.evaluation import Evaluation, beats, evaluate, example_losses, predict, predictions_of
+from manytune.training.evaluation import Evaluation, beats, evaluate, predict
 from tiny import make_tiny, random_rows
 
 CLASSES = get_task("builtin-acceptability")
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_model(folder: Path, task: Task, seeds: Sequence[int] = (0, 1, 2)) -> PackedModel:
     backbone = load_backbone(str(folder), task.num_outputs)
-    adaptation = adapt(make_method("head", learning_rate=1.0), backbone.model_spec)
+    adaptation = make_method("head", learning_rate=1.0).adapt(backbone.model_spec)
     return PackedModel(backbone, [Member(seed, adaptation) for seed in seeds])
 
 
@@ -183,7 +182,7 @@ def test_logits_that_are_no_numbers_score_none_and_are_no_collapse(folder: Path,
 def test_example_losses_are_torchs_a_row_each() -> None:
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, 1, 2], [3, 3, 0]])
-    losses = example_losses("classification", logits, labels)
+    losses = CLASSES.type.losses(logits, labels)
     assert losses.shape == (2, 3)
     for run in range(2):
         for row in range(3):
@@ -192,13 +191,13 @@ def test_example_losses_are_torchs_a_row_each() -> None:
     targets = torch.tensor([[0.5, 1.0, 2.0], [3.0, 3.5, 0.0]])
     numbers = logits[..., :1]
     expected = F.mse_loss(numbers[..., 0], targets, reduction="none")
-    torch.testing.assert_close(example_losses("regression", numbers, targets), expected)
+    torch.testing.assert_close(NUMBERS.type.losses(numbers, targets), expected)
 
 
 def test_predictions_are_classes_or_numbers() -> None:
     logits = np.array([[0.1, 0.9], [2.0, -1.0]], dtype=np.float32)
-    assert predictions_of(CLASSES, logits).tolist() == [1, 0]
-    assert np.array_equal(predictions_of(NUMBERS, logits[:, :1]), logits[:, 0])
+    assert CLASSES.type.decode(logits).tolist() == [1, 0]
+    assert np.array_equal(NUMBERS.type.decode(logits[:, :1]), logits[:, 0])
 
 
 def found(score: float, collapsed: bool = False) -> Evaluation:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -81,11 +82,32 @@ def test_a_structure_comes_back_in_its_order() -> None:
         model="minilm",
         tensors={"z.weight": (2, 3), "a.bias": (2,)},
         head={"classifier.weight": (2, 2)},
-        trained={"lora r=2": Trained(weights=False, lora_rank=2, lora_targets=("z",), head=("classifier.weight",))},
+        trained={
+            "lora r=2": Trained(weights=False, adapters=(("z", 8),), adapter_label="r=2", head=("classifier.weight",))
+        },
     )
     again = Structure.from_json(structure.to_json(), "here")
     assert again == structure
     assert list(again.tensors) == ["z.weight", "a.bias"]
+
+
+def test_adapters_of_earlier_versions_are_read() -> None:
+    """They were kept as a rank and the layers that have an update of it."""
+    kept = {
+        "model": "minilm",
+        "tensors": {"z.weight": [2, 3]},
+        "head": {},
+        "trained": {
+            "lora r=4": {"weights": False, "biases": [], "lora_rank": 4, "lora_targets": ["z"], "head": []},
+            "full": {"weights": True, "biases": [], "lora_rank": None, "lora_targets": [], "head": []},
+        },
+    }
+    read = Structure.from_json(json.dumps(kept), "here").trained
+    assert read["lora r=4"] == Trained(weights=False, adapters=(("z", 20),), adapter_label="r=4")
+    assert read["full"] == Trained(weights=True)
+    kept["tensors"] = {}
+    with pytest.raises(StoreError, match="here is damaged"):
+        Structure.from_json(json.dumps(kept), "here")
 
 
 def test_logits_in_fp64_keep_their_digits() -> None:

@@ -13,9 +13,14 @@ from typer.main import get_command
 
 import manytune
 from manytune.cli import app
-from manytune.config import METHODS, BitFit, Full, Head, Lora, OwnTask, Study, Training
+from manytune.config import OwnTask, Study, Training
 from manytune.config.plan import plan_packs, plan_runs
 from manytune.data.tasks import TASKS
+from manytune.methods import METHODS
+from manytune.methods.bitfit import BitFit
+from manytune.methods.full import Full
+from manytune.methods.head_only import Head
+from manytune.methods.lora import Lora
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEMPLATE = Path(manytune.__file__).parent / "config" / "study_template.yaml"

@@ -11,17 +11,18 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from record_factory import make_record
 
-from manytune.config import METHODS, Study, Training
+from manytune.config import Study, Training
 from manytune.config.plan import plan_runs
 from manytune.data.splits import load_split
 from manytune.data.tasks import get_task
+from manytune.methods import METHODS
 from manytune.storage.artifacts import Examples, Structure, predictions_from_bytes
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord, history_from_csv
 from manytune.training.checkpoints import Checkpoints
 from manytune.utils.errors import ManytuneError
+from record_factory import make_record
 
 FUZZ = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALID = {
@@ -127,7 +128,7 @@ def test_files_of_a_study_directory_of_any_bytes(content: bytes, tmp_path: Path)
     with suppress(ManytuneError):
         predictions_from_bytes(content, where="here")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(VALID))
-    for name in ("plan.json", "ground.json", "lock", "000000001.json"):
+    for name in ("plan.json", "provenance.json", "lock", "roster-000000001.json"):
         (tmp_path / name).write_bytes(content)
     with suppress(ManytuneError):
         Store.open(tmp_path).status()

@@ -129,7 +129,7 @@ class TestProvenance:
     def test_the_commit_is_of_a_source_tree_and_of_nothing_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module = tmp_path / "src" / "manytune" / "hardware.py"
+        module = tmp_path.joinpath(*Path(hardware.__file__).parts[-4:])
         monkeypatch.setattr(hardware, "__file__", str(module))
         assert hardware.git_commit() is None
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")

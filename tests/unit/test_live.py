@@ -20,15 +20,18 @@ from typing import Any
 
 import pytest
 
-from manytune.config.plan import plan_packs
+from manytune.config.plan import Run, plan_packs
+from manytune.methods import make_method
 from manytune.report.live_page import serve
 from manytune.report.live_page import server as watch_server
 from manytune.report.live_page.state import Watched
 from manytune.storage.directory import Store
 from manytune.storage.lock import Lock
 from manytune.storage.record import HistoryRow
-from manytune.tracking.live import LivePacks, read_live
+from manytune.tracking.pack_progress import LiveFileWriter, read_live
+from manytune.training.callbacks import How, PackEnd
 from manytune.utils.errors import StoreError
+from record_factory import make_record
 from study_factory import GLUE_LIKE, make_study_directory
 
 
@@ -44,73 +47,77 @@ def row(step: int, score: float = 0.5) -> HistoryRow:
     return HistoryRow(step=step, train_loss=0.7, eval_loss=0.6, metrics={"matthews_correlation": score})
 
 
-class TestLivePacks:
+class TestLiveFiles:
     def test_a_pack_can_be_read_while_it_trains(self, tmp_path: Path) -> None:
         clock = Clock()
-        live = LivePacks(tmp_path, clock)
-        live.started("p", "cola", ["a", "b"], 100)
+        live = LiveFileWriter(tmp_path, clock)
+        live.on_train_begin("p", "cola", "matthews_correlation", ["a", "b"], 100)
         clock.now += 10
-        live.step("p", 1, [0.5, math.nan])
+        live.on_step_end("p", 1, [0.5, math.nan])
         clock.now += 10
-        live.step("p", 11, [0.5, 1.0])
-        live.evaluated("p", 11, {"a": row(11)}, ("a", 0.5))
+        live.on_step_end("p", 11, [0.5, 1.0])
+        live.on_evaluate("p", 11, {"a": row(11)}, ("a", 0.5))
         (pack,) = read_live(tmp_path)
         assert (pack.pack_id, pack.task, pack.runs, pack.total_steps) == ("p", "cola", ["a", "b"], 100)
         assert (pack.step, pack.loss, pack.best) == (11, 0.75, ("a", 0.5))
         assert pack.rows == {"a": [row(11)]}
         assert pack.seconds_left == pytest.approx(20 / 11 * 89)
-        live.ended("p", again=False)
+        live.on_pack_end(PackEnd("p", "done"))
         assert read_live(tmp_path) == []
 
     def test_setting_the_wall_clock_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock, wall = Clock(), Clock()
-        monkeypatch.setattr("manytune.tracking.live.time.time", wall)
-        live = LivePacks(tmp_path, clock)
-        live.started("p", "cola", ["a"], 100)
+        monkeypatch.setattr("manytune.tracking.pack_progress.time.time", wall)
+        live = LiveFileWriter(tmp_path, clock)
+        live.on_train_begin("p", "cola", "matthews_correlation", ["a"], 100)
         for step in range(1, 11):
             clock.now += 1.0
             wall.now -= 3600.0
-            live.step("p", step, [0.5])
+            live.on_step_end("p", step, [0.5])
         (pack,) = read_live(tmp_path)
         assert pack.step == 10
         assert pack.seconds_left == pytest.approx(90.0)
 
     def test_files_are_written_once_a_second_at_most(self, tmp_path: Path) -> None:
         clock = Clock()
-        live = LivePacks(tmp_path, clock)
-        live.started("p", "cola", ["a"], 100)
+        live = LiveFileWriter(tmp_path, clock)
+        live.on_train_begin("p", "cola", "matthews_correlation", ["a"], 100)
         for step in range(1, 11):
             clock.now += 0.25
-            live.step("p", step, [0.5])
+            live.on_step_end("p", step, [0.5])
         assert read_live(tmp_path)[0].step == 8
 
-    def test_what_was_seen_before_a_pack_went_on_stays_and_is_not_repeated(self, tmp_path: Path) -> None:
-        before = LivePacks(tmp_path, Clock())
-        before.started("p", "cola", ["a", "b"], 100)
+    @pytest.mark.parametrize("how", ["stopped", "lost", "refused"])
+    def test_what_was_seen_before_a_pack_went_on_stays_and_is_not_repeated(self, tmp_path: Path, how: How) -> None:
+        before = LiveFileWriter(tmp_path, Clock())
+        before.on_train_begin("p", "cola", "matthews_correlation", ["a", "b"], 100)
         for step in (10, 20, 30):
-            before.evaluated("p", step, {"a": row(step, 0.1), "b": row(step)}, ("b", 0.5))
-        before.ended("p", again=True)
-        after = LivePacks(tmp_path, Clock())
-        after.started("p", "cola", ["a"], 100)
-        after.step("p", 21, [0.5])
-        after.evaluated("p", 30, {"a": row(30, 0.2)}, ("a", 0.2))
+            before.on_evaluate("p", step, {"a": row(step, 0.1), "b": row(step)}, ("b", 0.5))
+        before.on_pack_end(PackEnd("p", how))
+        after = LiveFileWriter(tmp_path, Clock())
+        after.on_train_begin("p", "cola", "matthews_correlation", ["a"], 100, first_step=20)
+        after.on_step_end("p", 21, [0.5])
+        after.on_evaluate("p", 30, {"a": row(30, 0.2)}, ("a", 0.2))
         (pack,) = read_live(tmp_path)
         assert pack.first_step == 20
         assert pack.rows == {"a": [row(10, 0.1), row(20, 0.1), row(30, 0.2)]}
 
     def test_what_others_left_of_packs_that_are_gone_goes(self, tmp_path: Path) -> None:
-        before = LivePacks(tmp_path, Clock())
-        for pack in ("p", "q"):
-            before.started(pack, "cola", ["a"], 100)
-        LivePacks(tmp_path).keep(["q"])
-        assert [pack.pack_id for pack in read_live(tmp_path)] == ["q"]
+        before = LiveFileWriter(tmp_path, Clock())
+        runs = [Run(f"run{seed}", "m", "cola", make_method("head", learning_rate=1e-3), seed) for seed in (0, 1)]
+        packs = plan_packs(runs, 1)
+        for pack in packs:
+            before.on_train_begin(pack.id, "cola", "matthews_correlation", ["a"], 100)
+        before.on_train_begin("of another plan", "cola", "matthews_correlation", ["a"], 100)
+        LiveFileWriter(tmp_path).on_study_begin(packs, {"run0": make_record()})
+        assert [pack.pack_id for pack in read_live(tmp_path)] == [packs[1].id]
 
     def test_a_study_directory_that_was_moved_away_is_not_made_anew(self, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
-        live = LivePacks(tmp_path / "out", Clock())
-        live.started("p", "cola", ["r0"], 10)
+        live = LiveFileWriter(tmp_path / "out", Clock())
+        live.on_train_begin("p", "cola", "matthews_correlation", ["r0"], 10)
         (tmp_path / "out").rename(tmp_path / "elsewhere")
-        live.evaluated("p", 5, {"r0": HistoryRow(step=5)}, ("r0", 0.1))
+        live.on_evaluate("p", 5, {"r0": HistoryRow(step=5)}, ("r0", 0.1))
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": {}}', '{"rows": {"a": [{}]}}'])
@@ -129,11 +136,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         store.reset_run(run.id)
     training = store.runs()[1]
     (pack,) = plan_packs([training], 1)
-    live = LivePacks(root)
-    live.started(pack.id, training.task, [training.id], 100)
+    live = LiveFileWriter(root)
+    live.on_train_begin(pack.id, training.task, "matthews_correlation", [training.id], 100)
     for step in (25, 50):
-        live.step(pack.id, step, [0.4])
-        live.evaluated(pack.id, step, {training.id: row(step, 0.1)}, (training.id, 0.1))
+        live.on_step_end(pack.id, step, [0.4])
+        live.on_evaluate(pack.id, step, {training.id: row(step, 0.1)}, (training.id, 0.1))
     return store
 
 
@@ -164,7 +171,7 @@ class TestState:
         assert state["driver"].startswith("The process ")
         assert [run["state"] for run in state["runs"]].count("running") == 1
         assert state["left"].startswith("The packs that train now need about ")
-        assert state["left"].endswith("1 run waits for a place.")
+        assert state["left"].endswith("1 run waits for a free worker.")
 
     def test_the_curves_are_the_reports_with_those_that_grow(self, store: Store) -> None:
         training = store.runs()[1]

@@ -182,7 +182,7 @@ def test_of_many_that_want_it_one_at_a_time_has_it(tmp_path: Path, monkeypatch: 
 def test_where_one_died_while_it_took_a_lock_over_the_next_one_does(tmp_path: Path) -> None:
     dead = left(tmp_path, ticks=1)
     lock = Lock(tmp_path, print)
-    right = lock._right(dead)
+    right = lock._claim(dead)
     right.write_text(json.dumps({**asdict(dead), "token": "of one that died"}))
     with lock.held():
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()

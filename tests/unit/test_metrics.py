@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manytune.data.metrics import METRICS, Array, evaluate, is_constant
-from manytune.data.tasks import TASKS, Scale
+from manytune.data.task_types import Scale
+from manytune.data.tasks import TASKS
 
 Reference = Callable[[Array, Array], float]
 

@@ -10,19 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.config import MEANS, BitFit, Full, Head, Lora, Study, Training, make_method, plan
+from manytune.config import MEANS, Study, Training, plan
 from manytune.config.plan import (
     Run,
     evaluation_steps,
-    method_label,
     plan_packs,
     plan_runs,
-    short_number,
     steps_per_epoch,
     total_steps,
     warmup_steps,
 )
+from manytune.methods import make_method
+from manytune.methods.bitfit import BitFit
+from manytune.methods.full import Full
+from manytune.methods.head_only import Head
+from manytune.methods.lora import Lora
 from manytune.utils.errors import StudyError
+from manytune.utils.text import short_number
 
 FULL = {"method": "full", "learning_rate": 2e-5}
 LORA = {"method": "lora", "rank": [2, 8], "learning_rate": 4e-4}
@@ -266,7 +270,7 @@ class TestLabels:
         ids=str,
     )
     def test_they_show_what_differs_from_the_defaults(self, method, label):
-        assert method_label(method) == label
+        assert method.label == label
 
     @pytest.mark.parametrize(
         ("value", "text"),

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from record_factory import make_record
 
 from manytune.storage.record import (
     SCHEMA_VERSION,
@@ -24,6 +23,7 @@ from manytune.storage.record import (
     history_to_csv,
 )
 from manytune.utils.errors import StoreError
+from record_factory import make_record
 
 NAN = float("nan")
 

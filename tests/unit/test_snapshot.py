@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manytune.config import make_method
-from manytune.methods import adapt
+from manytune.methods import make_method
+from manytune.methods.adaptation import Adaptation
 from manytune.models.loading import Backbone, load_backbone
-from manytune.packing import Adaptation, Member, PackedModel
+from manytune.packing import Member, PackedModel
 from manytune.training import snapshot
 from manytune.utils.errors import StoreError
 from tiny import make_tiny
@@ -194,7 +194,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def adaptation(backbone: Backbone) -> Adaptation:
-    return adapt(make_method("lora", rank=2, learning_rate=1.0), backbone.model_spec)
+    return make_method("lora", rank=2, learning_rate=1.0).adapt(backbone.model_spec)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from record_factory import make_record
 
 from manytune.config import Study
 from manytune.config.plan import Pack, Run, plan_packs, plan_runs
@@ -21,6 +20,7 @@ from manytune.storage.directory import Store
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.utils.errors import StoreError
 from manytune.utils.files import write_file
+from record_factory import make_record
 
 
 def make_study(**settings: Any) -> Study:

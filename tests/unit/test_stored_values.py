@@ -33,7 +33,7 @@ from manytune.storage.artifacts import Learned, predictions_from_bytes
 from manytune.storage.directory import Store
 from manytune.storage.lookup import chosen_records
 from manytune.storage.record import HistoryRow
-from manytune.tracking.live import LivePacks
+from manytune.tracking.pack_progress import LiveFileWriter
 from manytune.training import snapshot
 from manytune.utils.errors import ManytuneError, StoreError
 from manytune.utils.json_text import parse_json
@@ -62,11 +62,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         root = tmp_path_factory.mktemp("stored") / "study"
         store = make_study_directory(root, STUDY, states={"stsb-lora-r8": "failed"}, evaluations=2)
         run = store.runs()[0]
-        live = LivePacks(root)
-        live.started("p", "stsb", [run.id], 100)
-        live.step("p", 3, [0.5])
-        live.evaluated("p", 4, {run.id: HistoryRow(step=4, metrics={"pearson": 0.1})}, (run.id, 0.1))
-        patch.setattr(figures, "_FIGURES", {})
+        live = LiveFileWriter(root)
+        live.on_train_begin("p", "stsb", "pearson", [run.id], 100)
+        live.on_step_end("p", 3, [0.5])
+        live.on_evaluate("p", 4, {run.id: HistoryRow(step=4, metrics={"pearson": 0.1})}, (run.id, 0.1))
+        patch.setattr(figures, "figure_makers", dict)
         yield store
 
 

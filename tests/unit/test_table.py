@@ -5,13 +5,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from record_factory import make_record
 from rich.console import Console
 
 from manytune.data.metrics import METRICS, Metric
 from manytune.report import TaskTable, render, tabulate, task_table
 from manytune.storage.record import RunRecord
 from manytune.utils.errors import StoreError
+from record_factory import make_record
 
 
 def runs_of(label: str, *scores: float, **facts: Any) -> list[RunRecord]:

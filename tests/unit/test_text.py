@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from record_factory import make_record
 
 from manytune.config import Study
 from manytune.data.tasks import get_task
 from manytune.inference.model_card import model_card
 from manytune.utils.errors import StudyError
-from manytune.utils.text import listed, markdown, printable, quoted, shortened
+from manytune.utils.text import counted, duration, listed, markdown, printable, quoted, shortened
+from record_factory import make_record
 
 COMMANDS = "\x1b[31m \x07 \x7f \x9b2J \u202e \u2066 \u2028 \ud800"
 
@@ -75,3 +75,18 @@ def test_a_model_card_shows_names_as_text_and_its_front_matter_holds_no_more_key
     assert r"\<img src=x\>, 1 \[a\](http:/\/b) \# c" in shown
     assert r"\`c\` \<b\>" in shown
     assert "<script>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (200, "3:20 min"), (3599, "59:59 min")),
+        *((3600, "1:00 h"), (7500, "2:05 h"), (90_000, "25:00 h")),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_counted() -> None:
+    assert [counted(number, "run") for number in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]

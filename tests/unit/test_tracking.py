@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from callback_log import CallbackLog
 from manytune.config import Study
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.study import run_study
 from manytune.tracking import trackers
-from manytune.tracking.progress import QuietProgress, make_progress
+from manytune.training.callbacks import Callback
 from manytune.utils.errors import DependencyError, StudyError
 from manytune.utils.signals import Interrupted
 from study_files import small_study
@@ -40,21 +41,9 @@ def small(model: Path, *tracking: str, **changes: Any) -> Study:
     return small_study(model, **{**tracked, **changes})
 
 
-class Messages(QuietProgress):
-    """Warnings and the rest, kept."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str, level: str = "info") -> None:
-        self.said.append(text)
-
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None: ...
-
-
 def run(study: Study, out: Path) -> tuple[Sequence[RunRecord], list[str]]:
-    told = Messages()
-    return run_study(study, out, device="cpu", progress=told).records, told.said
+    log = CallbackLog()
+    return run_study(study, out, device="cpu", callbacks=[log]).records, log.messages
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -102,15 +91,15 @@ def test_both_trackers_hold_a_run_for_each_of_ours_also_inside_a_pack(model: Pat
 def test_a_study_that_goes_on_goes_on_in_its_trackers_too(model: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    class Asking(Messages):
-        def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+    class Asking(Callback):
+        def on_evaluate(self, pack_id: str, step: int, *values: Any) -> None:
             if step == 4:
                 os.kill(os.getpid(), signal.SIGINT)
 
     methods = [{"method": "lora", "rank": 2, "learning_rate": 1e-3}]
     study = small(model, "mlflow", methods=methods, training={"max_steps": 6, "eval_every": 2, "precision": "fp32"})
     with pytest.raises(Interrupted):
-        run_study(study, tmp_path, device="cpu", progress=Asking())
+        run_study(study, tmp_path, device="cpu", callbacks=[Asking()])
     client = MlflowClient(f"sqlite:///{tmp_path / 'tracking' / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "tracked"]
 
@@ -208,7 +197,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match=r"tracking: aim needs the package aim: pip install accelerate aim"):
-        run_study(small(model, "aim"), tmp_path / "out", progress=make_progress(quiet=True))
+        run_study(small(model, "aim"), tmp_path / "out", callbacks=[])
     assert not (tmp_path / "out").exists()
 
 

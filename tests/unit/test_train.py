@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
-from manytune.config import Method, Training, make_method
+from manytune.config import Training
 from manytune.config.plan import Run
 from manytune.data.splits import Encoded, epoch_order
 from manytune.data.tasks import get_task
-from manytune.methods import adapt
+from manytune.methods import Method, make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Layout, Member, PackedModel, build_layout
-from manytune.storage.record import RunState
+from manytune.storage.record import HistoryRow, RunState
+from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import Evaluation
-from manytune.training.loop import Outcome, PackData, _forward_backward, class_weights, train_pack
+from manytune.training.loop import PackData, _forward_backward, class_weights, train_pack
+from manytune.training.outcome import Outcome
 from tiny import make_tiny, random_rows
 
 RATE = 1e-2
@@ -36,24 +38,29 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return load_backbone(str(make_tiny(tmp_path_factory.mktemp("tiny") / "bert")), TASK.num_outputs)
 
 
-class Recorder:
-    """A listener that keeps everything, and calls `at_step` after each step."""
+class Recorder(PackCallback):
+    """Keeps everything, and calls `at_step` after each step."""
 
     def __init__(self, at_step: Callable[[int], None] = lambda step: None) -> None:
         self.at_step = at_step
         self.losses: list[list[float]] = []
         self.evaluations: list[tuple[int, list[str]]] = []
+        self.bests: list[tuple[str, float] | None] = []
         self.ends: list[tuple[str, int]] = []
 
-    def step(self, step: int, losses: Sequence[float]) -> None:
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         assert step == len(self.losses) + 1
         self.losses.append(list(losses))
         self.at_step(step)
 
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        self.evaluations.append((step, [outcome.run.id for outcome in outcomes]))
+    def on_evaluate(
+        self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: tuple[str, float] | None
+    ) -> None:
+        assert {row.step for row in rows.values()} == {step}
+        self.evaluations.append((step, list(rows)))
+        self.bests.append(best)
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_run_trained(self, outcome: Outcome) -> None:
         self.ends.append((outcome.run.id, outcome.steps))
 
 
@@ -63,7 +70,7 @@ class Pack:
     def __init__(self, backbone: Backbone, members: Sequence[tuple[Method, int]], rows: int = 50) -> None:
         self.runs = [Run(f"seed{seed}", "tiny", TASK.name, method, seed) for method, seed in members]
         self.model = PackedModel(
-            backbone, [Member(run.seed, adapt(run.method, backbone.model_spec)) for run in self.runs]
+            backbone, [Member(run.seed, run.method.adapt(backbone.model_spec)) for run in self.runs]
         )
         self.data = PackData(DATA, DATA, (np.arange(rows),) * len(self.runs), (np.arange(20),) * len(self.runs))
         self.recorder = Recorder()
@@ -165,7 +172,7 @@ def test_accumulated_micro_batches_equal_one_batch(backbone: Backbone, seen_rows
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_micro_batch_counts_where_all_weights_train(backbone: Backbone, dtype: torch.dtype) -> None:
-    member = Member(0, adapt(make_method("full", learning_rate=RATE), backbone.model_spec))
+    member = Member(0, make_method("full", learning_rate=RATE).adapt(backbone.model_spec))
 
     def gradients(batch_size: int) -> dict[str, Tensor]:
         model = PackedModel(backbone, [member], dtype=dtype)
@@ -312,6 +319,16 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_the_best_score_so_far_may_be_of_a_run_that_has_left(
+    backbone: Backbone, script: Callable[[Mapping[int, Sequence[float]]], list[dict[int, Any]]]
+) -> None:
+    script({1: [0.9, 0.1], 2: [0.2, 0.3, 0.4, 0.5]})
+    pack = Pack(backbone, [(HEAD, 1), (HEAD, 2)])
+    pack.train(batch_size=4, max_steps=8, eval_every=2, early_stopping=1)
+    assert [runs for _, runs in pack.recorder.evaluations] == [["seed1", "seed2"]] * 2 + [["seed2"]] * 2
+    assert pack.recorder.bests == [("seed1", 0.9)] * 4
+
+
 # How a run ends
 
 
@@ -438,7 +455,7 @@ def test_an_evaluation_that_is_not_constant_is_better_than_a_constant_one() -> N
     assert outcome.exhausted(1)
 
 
-def test_a_listener_hears_of_every_step_and_every_end(backbone: Backbone) -> None:
+def test_a_callback_is_called_at_every_step_and_every_end(backbone: Backbone) -> None:
     pack = Pack(backbone, [(HEAD, 0), (HEAD, 1)])
     outcomes = pack.train(batch_size=4, max_steps=3)
     assert [len(losses) for losses in pack.recorder.losses] == [2, 2, 2]

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from manytune.utils import caches
-from manytune.utils.caches import own_folder, read_own, settle_caches, user_cache
+from manytune.utils import caches, files
+from manytune.utils.caches import own_folder, settle_caches, user_cache
 from manytune.utils.errors import StoreError
+from manytune.utils.files import open_regular
 
 VARIABLES = ("MANYTUNE_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "MPLCONFIGDIR", "HF_HOME", "USER", "LOGNAME", "LNAME")
 
@@ -91,7 +92,7 @@ def test_a_folder_of_ones_own_that_nobody_named_is_closed_to_others(
 
 
 def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caches, "_trusted", lambda: {os.geteuid() + 1})
+    monkeypatch.setattr(caches, "trusted_users", lambda: {os.geteuid() + 1})
     with pytest.raises(StoreError, match="belongs to another user"):
         own_folder(tmp_path)
 
@@ -103,6 +104,11 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
             own_folder(path)
 
 
+def read_own(path: Path) -> bytes:
+    with open_regular(path, own=True) as file:
+        return file.read()
+
+
 def test_only_a_file_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, link, pipe = (tmp_path / name for name in ("whole", "link", "pipe"))
     whole.write_bytes(b"content")
@@ -111,13 +117,13 @@ def test_only_a_file_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     link.symlink_to(whole)
     os.mkfifo(pipe)
     for path in (link, pipe, tmp_path):
-        with pytest.raises(OSError, match=r"symbolic|others can have"):
+        with pytest.raises(OSError, match=r"symbolic|it is a pipe|directory"):
             read_own(path)
     whole.chmod(0o620)
     with pytest.raises(PermissionError, match="others can have written it"):
         read_own(whole)
     whole.chmod(0o600)
-    monkeypatch.setattr(caches, "_trusted", lambda: {os.geteuid() + 1})
+    monkeypatch.setattr(files, "trusted_users", lambda: {os.geteuid() + 1})
     with pytest.raises(PermissionError, match="others can have written it"):
         read_own(whole)
 

@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from record_factory import make_record
 from rich.console import Console, RenderableType
 
 from manytune.report.views import (
     closing_lines,
-    counted,
-    duration,
     facts_table,
     history_table,
     percent,
@@ -26,6 +23,7 @@ from manytune.report.views import (
 )
 from manytune.storage.directory import PENDING, RunStatus, StudyStatus
 from manytune.storage.record import Cost, HistoryRow, Parameters
+from record_factory import make_record
 
 
 def lines(renderable: RenderableType) -> list[str]:
@@ -87,21 +85,6 @@ class TestPlainTable:
         ((written,),) = cells(plain_table(("value",), [(value,)]))[2:]
         assert len(written) <= 13
         assert math.isclose(float(written), value, rel_tol=1e-3, abs_tol=5.1e-5 if abs(value) >= 1e-4 else 0)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        *((0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (200, "3:20 min"), (3599, "59:59 min")),
-        *((3600, "1:00 h"), (7500, "2:05 h"), (90_000, "25:00 h")),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_counted() -> None:
-    assert [counted(number, "run") for number in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]
 
 
 def test_percent() -> None:

@@ -62,9 +62,11 @@ def test_it_holds_every_source_file_and_nothing_else(wheel: Path) -> None:
     }
     assert len(sources) >= 40
     assert {"manytune/py.typed", "manytune/storage/record.py", "manytune/report/task_table.py"} <= sources
+    assert "manytune/data/builtin.jsonl.gz" in sources
     packed = names(wheel)
     assert {name for name in packed if name.startswith("manytune/")} == sources
     assert {name.split("/")[0].partition("-")[0] for name in packed} == {"manytune"}
+    assert not [name for name in packed if "builtin_data" in name], "the grammars got into the wheel"
 
 
 def test_it_is_small(wheel: Path) -> None:

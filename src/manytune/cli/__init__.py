@@ -1,12 +1,4 @@
-"""The command line: arguments and exit codes, nothing else.
-
-common.py   the application, and what commands share
-studies.py  before and while a study runs: init, check, params, run
-results.py  what a study came to: status, show, report, compare, clean
-use.py      what was trained, in use: predict, export, submit
-lists.py    what there is: tasks, methods, models, schema
-main.py     exit codes
-"""
+"""The command line: arguments and exit codes, nothing else."""
 
 from __future__ import annotations
 

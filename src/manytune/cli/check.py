@@ -12,15 +12,13 @@ from rich.console import RenderableType
 
 from manytune.config import Study
 from manytune.data.cells import same_to_the_eye
-from manytune.data.splits import Encoded, Split, class_counts, leaked, uneven_classes
+from manytune.data.splits import Encoded, Split, leaked, uneven_classes
 from manytune.data.tasks import SPLITS, Task
 from manytune.models.loading import check_weights, load_config, load_tokenizer, model_spec
 from manytune.models.spec import ModelSpec
-from manytune.report.views import counted, percent, plain_table
+from manytune.report.views import percent, plain_table
 from manytune.training.workload import blank_rows, encode_split, load_splits, longest
-from manytune.utils.text import listed, shortened
-
-__all__ = ["Finding", "SplitFacts", "StudyCheck", "TaskCheck", "check_study"]
+from manytune.utils.text import counted, listed, shortened
 
 _SHOWN = 5  # examples of a finding
 _NOTHING = frozenset({"null", "none", "nan", "na", "n/a", "<na>", "nil", "-", "?"})  # as tools write empty cells
@@ -28,12 +26,7 @@ _NOTHING = frozenset({"null", "none", "nan", "na", "n/a", "<na>", "nil", "-", "?
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that would spoil a result, or that a reader of it should know.
-
-    Attributes:
-        what: In one sentence.
-        examples: Some of the rows.
-    """
+    """Something that would spoil a result, or that a reader of it should know: a sentence, and some of the rows."""
 
     what: str
     examples: tuple[str, ...] = ()
@@ -49,8 +42,8 @@ class SplitFacts:
         left_out: Which rows are not, and why.
         tokens: Median, 95th percentile and longest row in tokens, special ones included, before any is cut.
         truncated: Rows that are cut.
-        classes: Class → rows; empty for regression.
-        targets: Lowest, mean, highest and standard deviation of the targets; empty for classification.
+        classes: Class → rows; empty without classes.
+        targets: Lowest, mean, highest and standard deviation of numeric targets; empty with classes.
     """
 
     source: str
@@ -64,14 +57,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """One task of a study.
-
-    Attributes:
-        task: Its name.
-        kind: `classification` or `regression`.
-        splits: By name.
-        findings: What was found.
-    """
+    """What was found in the data of one task, by split."""
 
     task: str
     kind: str
@@ -81,20 +67,14 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class StudyCheck:
-    """A study's model and data.
-
-    Attributes:
-        model: As in the study.
-        family: The architecture.
-        parameters: Of the backbone.
-        longest: Most tokens that the model takes.
-        tasks: In the study's order.
-    """
+    """A study's model, and its tasks in the study's order."""
 
     model: str
     family: str
     parameters: int
+    """Of the backbone."""
     longest: int
+    """Most tokens that the model takes."""
     tasks: tuple[TaskCheck, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,41 +127,29 @@ def check_study(study: Study) -> StudyCheck:
 
 
 def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFacts:
-    lengths = whole.lengths
     at = {"median": 50, "p95": 95, "longest": 100}
-    classes, targets = {}, {}
-    if task.kind == "classification":
-        classes = class_counts(task, rows)
-    else:
-        wide = rows.labels.astype(np.float64)
-        found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
-        targets = {name: float(value) for name, value in found.items()}
     return SplitFacts(
         source=rows.source,
         rows=len(rows),
         left_out=rows.left_out,
-        tokens={name: int(np.percentile(lengths, q, method="higher")) for name, q in at.items()},
+        tokens={name: int(np.percentile(whole.lengths, q, method="higher")) for name, q in at.items()},
         truncated=encoded.truncated,
-        classes=classes,
-        targets=targets,
+        classes=task.type.class_counts(task, rows.labels),
+        targets=task.type.target_facts(rows.labels),
     )
 
 
 def _labels_table(task: TaskCheck) -> RenderableType:
-    if task.kind == "regression":
-        columns = ("targets", *next(iter(task.splits.values())).targets)
+    splits = task.splits.values()
+    if targets := next(iter(splits)).targets:
         rows = [(name, *map(_target, facts.targets.values())) for name, facts in task.splits.items()]
-        return plain_table(columns, rows)
+        return plain_table(("targets", *targets), rows)
     columns = ("class", *(part for name in task.splits for part in (name, "of all")))
-    names = next(iter(task.splits.values())).classes
     return plain_table(
         columns,
         [
-            (
-                name,
-                *(cell for s in task.splits.values() for cell in (s.classes[name], percent(s.classes[name], s.rows))),
-            )
-            for name in names
+            (name, *(cell for s in splits for cell in (s.classes[name], percent(s.classes[name], s.rows))))
+            for name in next(iter(splits)).classes
         ],
     )
 
@@ -204,8 +172,7 @@ def _findings(
         yield from map(Finding, rows.notes)
         if rows.left_out:
             yield Finding(f"{counted(len(rows.left_out), f'{name} row')} left out:", rows.left_out[:_SHOWN])
-        if facts[name].truncated:
-            cut = facts[name]
+        if (cut := facts[name]).truncated:
             yield Finding(f"{percent(cut.truncated, cut.rows)} of the {name} rows are cut at {most} tokens, {whose}.")
         if blank[name]:
             some = tuple(f"{rows.place(at)}: {_shown(rows.texts[at])!a}" for at in blank[name][:_SHOWN])
@@ -226,14 +193,14 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
     for texts, label in zip(rows.texts, rows.labels.tolist(), strict=True):
         labels[texts].add(label)
     counts = Counter(rows.texts)
-    contradicting = [texts for texts, own in labels.items() if len(own) > 1]
-    if contradicting:
-        what = "labels" if task.kind == "classification" else "targets"
-        some = tuple(f"{_shown(texts)}: {_named(task, sorted(labels[texts]))}" for texts in contradicting[:_SHOWN])
+    if contradicting := [texts for texts, own in labels.items() if len(own) > 1]:
+        some = tuple(
+            f"{_shown(texts)}: {listed([task.type.shown(task, label) for label in sorted(labels[texts])], _SHOWN)}"
+            for texts in contradicting[:_SHOWN]
+        )
         number = counted(len(contradicting), f"{name} text")
-        yield Finding(f"{number} there more than once, with different {what}:", some)
-    twice = counts.total() - len(counts)
-    if twice:
+        yield Finding(f"{number} there more than once, with different {task.type.label_word}s:", some)
+    if twice := counts.total() - len(counts):
         some = tuple(f"{_shown(texts)}: {count} times" for texts, count in counts.most_common(_SHOWN) if count > 1)
         yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
 
@@ -242,8 +209,7 @@ def _odd_names(task: Task) -> Iterator[Finding]:
     """Classes of a user's own task that may be meant as one, or as none."""
     if task.own is None:
         return
-    nothing = [name for name in task.labels if name.casefold() in _NOTHING]
-    if nothing:
+    if nothing := [name for name in task.labels if name.casefold() in _NOTHING]:
         yield Finding(f"A class like any other is called {listed(nothing)}; where it means none, empty those cells.")
     alike = defaultdict(list)
     for name in task.labels:
@@ -255,11 +221,9 @@ def _odd_names(task: Task) -> Iterator[Finding]:
 
 def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFacts]) -> Iterator[Finding]:
     for name in SPLITS:
-        lacking = [label for label, count in facts[name].classes.items() if count == 0]
-        if lacking:
+        if lacking := [label for label, count in facts[name].classes.items() if count == 0]:
             yield Finding(f"No {name} row is of {listed(lacking)}.")
-    uneven = uneven_classes(task, train)
-    if uneven is not None:
+    if (uneven := uneven_classes(task, train)) is not None:
         (few, least), (many, most) = uneven
         cures = [
             *(["training.class_weights: balanced weighs"] if study.training.class_weights == "none" else []),
@@ -267,14 +231,6 @@ def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFac
         ]
         what = f"The classes are uneven: {least} training rows of {few}, {most} of {many}."
         yield Finding(" ".join([what, *(f"{cure} them alike." for cure in cures)]))
-
-
-def _named(task: Task, labels: Sequence[float]) -> str:
-    names = [
-        task.labels[int(label)] if task.kind == "classification" else f"{label:.10g}" if task.own else f"{label:g}"
-        for label in labels
-    ]
-    return listed(names, _SHOWN)
 
 
 def _shown(texts: tuple[str, ...]) -> str:

@@ -14,21 +14,6 @@ from typer.core import TyperGroup
 from manytune.utils.text import say, shortened
 from manytune.utils.version import __version__
 
-__all__ = [
-    "Device",
-    "Directory",
-    "Json",
-    "Overrides",
-    "StudyFile",
-    "app",
-    "directory",
-    "joined",
-    "print_json",
-    "print_rich",
-    "say",
-]
-
-
 _ArgumentError: Any = typer.BadParameter.__base__
 """What all errors about arguments are: typer has no public name for it."""
 

@@ -10,25 +10,19 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from manytune.config import Study
-from manytune.config.plan import Pack, method_label, plan_packs, plan_runs
+from manytune.config.plan import Pack, plan_packs, plan_runs
 from manytune.executors import best_executor
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.estimate import PackEstimate, estimate_pack, largest_packs, makespan
 from manytune.methods import ParameterCount
 from manytune.models.loading import check_weights
-from manytune.report.views import MANY, counted, duration, percent, plain_table
+from manytune.report.views import MANY, percent, plain_table
 from manytune.training.workload import TaskWork, prepare
-
-__all__ = ["render_dry_run"]
+from manytune.utils.text import counted, duration
 
 
 def render_dry_run(study: Study, device: str, executor: ExecutorSpec | None = None) -> Iterator[RenderableType]:
     """Tables and a sum; data and tokenizer are loaded and checked, weights are not.
-
-    Args:
-        study: The study.
-        device: As for `run_study`.
-        executor: As for `run_study`.
 
     Raises:
         ManytuneError: What a real start would raise before it trains.
@@ -74,7 +68,7 @@ def _run_table(estimates: Sequence[tuple[Pack, PackEstimate]]) -> Table:
         each = [(run.id, run.task, run.label, run.seed, *_sizes(count)) for run, count in runs]
         return plain_table(("run", "task", "method", "seed", *sizes), each, title="Runs")
     alike = Counter((run.task, run.method, count) for run, count in runs)
-    rows = [(task, method_label(method), number, *_sizes(count)) for (task, method, count), number in alike.items()]
+    rows = [(task, method.label, number, *_sizes(count)) for (task, method, count), number in alike.items()]
     return plain_table(("task", "method", "runs", *sizes), rows, title="Runs")
 
 

@@ -11,16 +11,6 @@ from manytune.utils.errors import StudyError, choices
 if TYPE_CHECKING:
     from manytune.executors.base import ExecutorSpec
 
-__all__ = [
-    "Devices",
-    "ExecutorName",
-    "PackResources",
-    "RayAddress",
-    "RayStorage",
-    "Threads",
-    "WorkerCount",
-    "executor_of",
-]
 
 EXECUTORS = ("local", "ray")
 

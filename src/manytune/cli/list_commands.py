@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from manytune.cli.common import Json, app, joined, print_json, print_rich, say
+from manytune.cli.common import Json, app, joined, print_json, print_rich
+from manytune.utils.text import say
 
 
 @app.command()
@@ -34,7 +32,7 @@ def tasks(as_json: Json = False) -> None:
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods and their hyper-parameters."""
-    from manytune.config import METHODS
+    from manytune.methods import METHODS
     from manytune.report.views import plain_table
 
     rows = [
@@ -66,20 +64,26 @@ def schema() -> None:
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the encoder families, what LoRA adapts in them by default, and which models are in the local cache.
+    """List the encoder families, which layers methods adapt in them by default, and models in the local cache.
 
     Any other encoder that transformers can classify with is trained too, in padded batches.
     """
+    from manytune.methods import METHODS
     from manytune.models.families import FAMILIES, cached_models
     from manytune.report.views import plain_table
 
     cached = cached_models()
+    targets = {
+        f"{name} adapts": kind.model_fields["targets"].default
+        for name, kind in METHODS.items()
+        if "targets" in kind.model_fields
+    }
     rows = [
         {
             "family": name,
             "such as": family.checkpoint,
             "batches": family.path,
-            "lora adapts": list(family.default_targets),
+            **{column: family.layers(words) for column, words in targets.items()},
             "query, key and value are one layer": family.is_fused,
             "in the local cache": cached.pop(name, []),
         }
@@ -88,14 +92,14 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print_json({"families": rows, "others in the local cache": cached})
         return
-    columns = ("family", "such as", "batches", "lora adapts", "in the local cache")
-    print_rich(plain_table(columns, [[_shown(row, column) for column in columns] for row in rows]))
+    fused = "query, key and value are one layer"
+    columns = ("family", "such as", "batches", *targets, "in the local cache")
+    cells = []
+    for row in rows:
+        star = " *" if row[fused] else ""
+        cells.append([(joined(row[each]) or "–") + (star if each in targets else "") for each in columns])
+    print_rich(plain_table(columns, cells))
     say("flat: the sequences of all runs end to end, no padding; padded: each run in its turn, slower.")
     say("A layer with a * is query, key and value in one: all of it is adapted.")
     for name, names in cached.items():
         say(f"Also in the local cache, of {name}: {', '.join(names)}")
-
-
-def _shown(row: Mapping[str, Any], column: str) -> Any:
-    value = joined(row[column]) or "–"
-    return f"{value} *" if column == "lora adapts" and row["query, key and value are one layer"] else value

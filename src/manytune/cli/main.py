@@ -11,11 +11,10 @@ import sys
 from typing import NoReturn
 
 from manytune.cli import list_commands, result_commands, study_commands, use_commands
-from manytune.cli.common import app, say
+from manytune.cli.common import app
 from manytune.utils.caches import settle_caches
 from manytune.utils.errors import ManytuneError
-
-__all__ = ["COMMANDS", "main"]
+from manytune.utils.text import say
 
 COMMANDS = (study_commands, result_commands, use_commands, list_commands)
 """The modules whose commands the application has, in the order of its help."""

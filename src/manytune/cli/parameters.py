@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
-from manytune.config import Method, Study
+from manytune.config import Study
 from manytune.config.plan import plan_runs
 from manytune.data.splits import load_task
 from manytune.data.tasks import Task
-from manytune.methods import ParameterCount, adapt, count_parameters
+from manytune.methods import METHODS, Method, ParameterCount, count_parameters
 from manytune.models.loading import model_spec
 from manytune.report.views import percent, plain_table
-
-__all__ = ["ParameterRow", "count_for_model", "count_for_study", "parameter_table"]
 
 
 @dataclass(frozen=True)
@@ -25,96 +23,78 @@ class ParameterRow:
 
     Attributes:
         task: Name of the task; None where only the number of labels was given.
-        method: Name of the method.
-        rank: LoRA's rank; None for the other methods.
-        head: Which part of the head trains: full, bias or frozen.
+        method: The method.
         parameters: The counts.
     """
 
     task: str | None
-    method: str
-    rank: int | None
-    head: str
+    method: Method
     parameters: ParameterCount
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, with each field of the methods' `grid`: None where the method has no such field."""
+        method = self.method
+        fields = dict.fromkeys(field for kind in METHODS.values() for field in kind.grid)
+        sizes = {field: getattr(method, field) if field in method.grid else None for field in fields}
+        return {
+            "task": self.task,
+            "method": method.method,
+            **sizes,
+            "head": method.head,
+            "parameters": asdict(self.parameters),
+        }
 
-def count_for_model(
-    model: str,
-    labels: int,
-    methods: Sequence[Method],
-    *,
-    leave_out_too_wide: bool = False,
-    leave_out_without_biases: bool = False,
-) -> list[ParameterRow]:
+
+def count_for_model(model: str, labels: int, methods: Mapping[Method, bool]) -> list[ParameterRow]:
     """Count for every method.
 
     Args:
         model: As in a study.
         labels: Number of outputs; 1 for regression.
-        methods: What to count for.
-        leave_out_too_wide: Leave out LoRA ranks above the backbone's width, rather than refuse them.
-        leave_out_without_biases: Leave out BitFit where the backbone has no biases, likewise.
+        methods: What to count for → whether it is refused, rather than left out, where it does not suit the model.
 
     Raises:
-        ManytuneError: The model cannot be had, or a rank does not fit.
+        ManytuneError: The model cannot be had, or a method does not fit.
     """
-    parts = model_spec(model, labels)
-    width = min(min(widths) for widths in parts.linears.values())
+    spec = model_spec(model, labels)
     return [
-        _row(None, method, count_parameters(parts, adapt(method, parts)))
-        for method in methods
-        if not (leave_out_too_wide and method.method == "lora" and method.rank > width)
-        and not (leave_out_without_biases and method.method == "bitfit" and not parts.biases)
+        ParameterRow(None, method, count_parameters(spec, method.adapt(spec)))
+        for method, asked in methods.items()
+        if asked or method.suits(spec)
     ]
 
 
 def count_for_study(study: Study) -> list[ParameterRow]:
-    """Count for every task and method of a study.
+    """Count for every task and method of a study; what differs in no size and no part of the head is one row.
 
     Raises:
         ManytuneError: The study's model cannot be used.
     """
-    rows: dict[tuple[Any, ...], ParameterRow] = {}
-    outputs = {name: _outputs(study.task(name)) for name in study.task_names}
+    rows: dict[str, ParameterRow] = {}
+    specs = {name: model_spec(study.model, _outputs(study.task(name))) for name in study.task_names}
     for run in plan_runs(study):
-        parts = model_spec(study.model, outputs[run.task])
-        row = _row(run.task, run.method, count_parameters(parts, adapt(run.method, parts)))
-        rows.setdefault((row.task, row.method, row.rank, row.head, row.parameters), row)
+        spec = specs[run.task]
+        row = ParameterRow(run.task, run.method, count_parameters(spec, run.method.adapt(spec)))
+        rows.setdefault(repr(row.to_dict()), row)
     return list(rows.values())
 
 
 def _outputs(task: Task) -> int:
-    """Outputs of the head; the classes of a user's own task are in its data."""
-    known = task.kind == "regression" or task.labels
-    return task.num_outputs if known else load_task(task)[0].num_outputs
+    try:
+        return task.num_outputs
+    except ValueError:  # the classes of a user's own task are in its data
+        return load_task(task)[0].num_outputs
 
 
 def parameter_table(rows: Sequence[ParameterRow]) -> Table:
     """The rows as a table; without a column for the task where there is none."""
-    columns = (
-        "method",
-        "head",
-        "total",
-        "trainable",
-        "of all",
-        "backbone",
-        "bias",
-        "adapter",
-        "head trained",
-    )
-    with_task = any(row.task for row in rows)
-    cells = [[row.task, *_cells(row)] if with_task else _cells(row) for row in rows]
-    return plain_table(("task", *columns) if with_task else columns, cells)
-
-
-def _row(task: str | None, method: Method, count: ParameterCount) -> ParameterRow:
-    rank = method.rank if method.method == "lora" else None
-    return ParameterRow(task, method.method, rank, method.head, count)
-
-
-def _cells(row: ParameterRow) -> list[Any]:
-    count = row.parameters
-    method = row.method if row.rank is None else f"{row.method} r={row.rank}"
-    share = percent(count.trainable, count.total)
-    parts = (count.backbone, count.bias, count.adapter, count.head)
-    return [method, row.head, count.total, count.trainable, share, *parts]
+    columns = ("task", "method", "head", "total", "trainable", "of all", "backbone", "bias", "adapter", "head trained")
+    cells = []
+    for row in rows:
+        method, count = row.method, row.parameters
+        name = f"{method.method} {method.adapter_label}" if method.grid else method.method
+        share = percent(count.trainable, count.total)
+        parts = (count.backbone, count.bias, count.adapter, count.head)
+        cells.append([row.task, name, method.head, count.total, count.trainable, share, *parts])
+    first = 0 if any(row.task for row in rows) else 1
+    return plain_table(columns[first:], [row[first:] for row in cells])

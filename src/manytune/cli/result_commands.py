@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Directory, Json, app, print_json, print_rich, say
+from manytune.cli.common import Directory, Json, app, print_json, print_rich
 from manytune.utils.errors import StoreError
+from manytune.utils.text import say
 
 
 @app.command()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich, say
+from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich
 from manytune.cli.executor_options import (
     Devices,
     ExecutorName,
@@ -22,6 +21,7 @@ from manytune.cli.executor_options import (
     executor_of,
 )
 from manytune.utils.errors import ManytuneError, StoreError
+from manytune.utils.text import say
 
 _MOST_LABELS = 100_000
 
@@ -80,8 +80,8 @@ def check(
 @app.command()
 def params(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="A hub name, a folder, or minilm.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="full, bitfit, lora or head; repeatable.")] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Name of a method; repeatable.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Rank of methods that have one; repeatable.")] = None,
     head: Annotated[list[str] | None, typer.Option(help="full, bias or frozen; repeatable.")] = None,
     labels: Annotated[
         int | None, typer.Option(min=1, max=_MOST_LABELS, help="Number of outputs; 1 for regression.", show_default="2")
@@ -97,20 +97,16 @@ def params(
         raise typer.BadParameter("give a MODEL or --study, one of the two")
     if study is not None and (method or rank or head or labels):
         raise typer.BadParameter("--method, --rank, --head and --labels go with a MODEL; a study has its own")
-    from manytune.config import Study, choose_methods
+    from manytune.config import Study
+    from manytune.methods.registry import choose_methods
 
     loaded = None if study is None else Study.from_file(study)
-    chosen = choose_methods(method or (), rank or (), head or ())
+    chosen = choose_methods(method or (), {"rank": rank or ()}, head or ())
     from manytune.cli.parameters import count_for_model, count_for_study, parameter_table  # torch, so late
 
-    if loaded is not None:
-        rows = count_for_study(loaded)
-    else:
-        rows = count_for_model(
-            str(model), labels or 2, chosen, leave_out_too_wide=not rank, leave_out_without_biases=not method
-        )
+    rows = count_for_model(str(model), labels or 2, chosen) if loaded is None else count_for_study(loaded)
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json([row.to_dict() for row in rows])
         return
     print_rich(parameter_table(rows))
 
@@ -170,7 +166,7 @@ def run(
     from manytune.report.views import closing_lines
     from manytune.report.writing import write_report
     from manytune.study import run_study
-    from manytune.tracking.progress import make_progress
+    from manytune.tracking.progress import TerminalProgress
     from manytune.utils.signals import Interrupted
 
     try:
@@ -179,7 +175,7 @@ def run(
             out,
             device=device,
             executor=executor_of(*options),
-            progress=make_progress(quiet),
+            callbacks=[TerminalProgress(quiet=quiet)],
             wait=wait,
             retry_failed=retry_failed,
             accept_changes=accept_changes,

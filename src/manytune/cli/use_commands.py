@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from manytune.cli.common import Device, Directory, app, say
+from manytune.cli.common import Device, Directory, app
 from manytune.data.metrics import METRICS
 from manytune.utils.errors import choices
+from manytune.utils.text import say
 
 
 class _TakesTexts(TyperCommand):
@@ -68,11 +69,12 @@ def predict(
     The input has the task's columns, such as sentence, or sentence1 and sentence2; labels are not needed. Its rows
     come out in order, with what is predicted and, for classes, their probabilities.
     """
-    from manytune.data.rows import FileFacts, check_format, output_format, read_parts, writer
-    from manytune.report.views import counted
+    from manytune.data.rows import check_format, output_format, read_parts, writer
+    from manytune.data.text_rows import FileFacts
     from manytune.storage.directory import Store
     from manytune.storage.lookup import chosen_records, refuse_own_folders
     from manytune.utils.devices import check_device
+    from manytune.utils.text import counted
 
     store = Store.open(directory)
     records = chosen_records(store, run, task)
@@ -126,7 +128,7 @@ def export(
     form: Annotated[
         str | None, typer.Option("--format", help="peft, transformers or onnx; by default what the method is.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Add LoRA's update to the weights.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge an adapter into the weights.")] = False,
     base: Annotated[
         str | None, typer.Option(help="The base model that an adapter names; the study's by default.", metavar="MODEL")
     ] = None,
@@ -135,7 +137,7 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see.")] = False,
 ) -> None:
-    """Write a run for other libraries: LoRA as a PEFT adapter, all else, and LoRA merged, as a transformers model.
+    """Write a run for other libraries: an adapter for PEFT; all else, and merged adapters, for transformers.
 
     With --format onnx, for onnxruntime. It is loaded again by that library and must give the recorded logits on dev, or
     nothing is written.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,15 +19,21 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from manytune.config.values import Frozen, OwnName, PathOrName, TaskName, distinct
+from manytune.config.values import OwnName, PathOrName, TaskName
 from manytune.data.tasks import OwnData, Task
 from manytune.utils.errors import choices
+from manytune.utils.fields import Frozen, distinct
 
-__all__ = ["OwnTask", "TaskEntry"]
+if TYPE_CHECKING:
+    from manytune.data.task_types import TaskType
 
-_DEFAULT_METRICS = {"classification": ("macro_f1", "accuracy"), "regression": ("pearson", "spearman")}
-_ONE_OF_GLUE = {"accuracy_mismatched"}  # of MNLI's second dev split alone
+
+def _task_types() -> Mapping[str, TaskType]:
+    from manytune.data.task_types import TASK_TYPES  # numpy, which most studies do without
+
+    return TASK_TYPES
 
 
 def _one_or_list(what: str) -> BeforeValidator:
@@ -41,28 +47,27 @@ def _one_or_list(what: str) -> BeforeValidator:
     return BeforeValidator(listed, json_schema_input_type=_Column | list[_Column])
 
 
-def _at_most_two(columns: tuple[str, ...]) -> tuple[str, ...]:
-    if len(columns) > 2:
-        raise ValueError("a model reads one text or two; join the columns into one or two in the data before")
-    return columns
+def _unless(right: Callable[[Any], object], why: str) -> AfterValidator:
+    """Refuse a value that is not right, and say why."""
+
+    def check(value: Any) -> Any:
+        if not right(value):
+            raise ValueError(why)
+        return value
+
+    return AfterValidator(check)
 
 
 def _class_name(value: Any) -> Any:
-    from manytune.data.cells import label_of  # numpy, which most studies do without
+    from manytune.data.cells import label_of
 
     return label_of(value) if isinstance(value, str) else value
 
 
-def _at_least_two(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(names) < 2:
-        raise ValueError("it must name at least two classes")
-    return names
-
-
-def _language_code(value: str) -> str:
-    if not re.fullmatch(_LANGUAGE, value):
-        raise ValueError("it must be a code such as en, de or pt-BR")
-    return value
+def _known_type(name: str) -> str:
+    if name not in (types := _task_types()):
+        raise PydanticCustomError("unknown_type", "{choices}", {"choices": choices(name, types)})
+    return name
 
 
 _LANGUAGE = "[A-Za-z]{2,3}(-[A-Za-z0-9]+)*"
@@ -71,7 +76,10 @@ _Columns = Annotated[
     tuple[_Column, ...],
     Field(min_length=1, json_schema_extra={"maxItems": 2}),
     distinct,
-    AfterValidator(_at_most_two),
+    _unless(
+        lambda names: len(names) <= 2,
+        "a model reads one text or two; join the columns into one or two in the data before",
+    ),
     _one_or_list("a column's name, or a list of two for a pair of texts"),
 ]
 _Metrics = Annotated[
@@ -81,12 +89,19 @@ _Labels = Annotated[
     tuple[Annotated[_Column, BeforeValidator(_class_name)], ...],
     Field(min_length=1, json_schema_extra={"minItems": 2}),
     distinct,
-    AfterValidator(_at_least_two),
+    _unless(lambda names: len(names) >= 2, "it must name at least two classes"),
 ]
 _Language = Annotated[
-    str, AfterValidator(_language_code), WithJsonSchema({"type": "string", "pattern": f"^{_LANGUAGE}$"})
+    str,
+    _unless(re.compile(_LANGUAGE).fullmatch, "it must be a code such as en, de or pt-BR"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_LANGUAGE}$"}),
 ]
 _Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+_TypeName = Annotated[
+    str,
+    AfterValidator(_known_type),
+    Field(json_schema_extra=lambda schema: schema.update(enum=list(_task_types()))),
+]
 
 
 def _refuse_other_dev(value: Any) -> Any:
@@ -126,7 +141,7 @@ class OwnTask(Frozen):
     """The column of the text, or the two columns of a pair."""
     label: _Column
     """The column of the class or of the number to be predicted."""
-    type: Literal["classification", "regression"] = "classification"
+    type: _TypeName = "classification"
     """One of several classes, or a number."""
     labels: _Labels | None = None
     """The classes, in the order that outputs have; those of the training rows, sorted, by default."""
@@ -142,14 +157,11 @@ class OwnTask(Frozen):
     @field_validator("metric")
     @classmethod
     def _of_this_type(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
-        from manytune.data.metrics import METRICS  # numpy, which most studies do without
-
-        kind = info.data.get("type")
-        allowed = [name for name, metric in METRICS.items() if metric.kind == kind and name not in _ONE_OF_GLUE]
+        kind = info.data.get("type")  # None where it was refused itself
         for name in names or ():
-            if kind is not None and name not in allowed:
-                kinds = [metric.kind for metric in METRICS.values() if metric.name == name and metric.kind != kind]
-                other = f" It goes with type: {kinds[0]}" if kinds else ""
+            if kind is not None and name not in (allowed := _task_types()[kind].metrics):
+                others = [each.name for each in _task_types().values() if name in each.metrics]
+                other = f" It goes with type: {' or '.join(others)}" if others else ""
                 raise ValueError(f"for a {kind}, {choices(name, allowed)}{other}".rstrip("."))
         return names
 
@@ -159,7 +171,7 @@ class OwnTask(Frozen):
             raise ValueError("config is of a dataset on the hub; give hub as well, or leave it out")
         if self.quoting is not None and self.hub is not None:
             raise ValueError("quoting is of CSV and TSV files, not of a dataset on the hub; leave it out")
-        if self.labels is not None and self.type == "regression":
+        if self.labels is not None and not _task_types()[self.type].has_classes:
             raise ValueError("labels are a classification's; leave them out, or give type: classification")
         if self.labels is not None and len(self.labels) > 2 and "f1" in (self.metric or ()):
             raise ValueError(f"the metric f1 is of two classes, but labels are {len(self.labels)}; take macro_f1")
@@ -175,6 +187,7 @@ class OwnTask(Frozen):
 
     def to_task(self) -> Task:
         """The task; its classes and its targets' range are known when its data is read, if they are not given."""
+        kind = _task_types()[self.type]
         return Task(
             name=self.name,
             title=self.name,
@@ -182,10 +195,8 @@ class OwnTask(Frozen):
             text_columns=self.text,
             label_column=self.label,
             labels=self.labels or (),
-            metrics=self.metric or _DEFAULT_METRICS[self.type],
-            own=OwnData(
-                self.train, self.dev, self.hub, self.config, self.scale and self.type == "regression", self.quoting
-            ),
+            metrics=self.metric or kind.default_metrics,
+            own=OwnData(self.train, self.dev, self.hub, self.config, self.scale and kind.scales, self.quoting),
             language=self.language,
         )
 

@@ -9,40 +9,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from manytune.config import MEANS, Method, OwnTask, Study, Training, digest
+from manytune.config import MEANS, OwnTask, Study, Training, digest
+from manytune.methods import AnyMethod, PackKind
 from manytune.utils.errors import StudyError
-
-__all__ = [
-    "EvaluationSteps",
-    "Pack",
-    "PackKind",
-    "Run",
-    "evaluation_steps",
-    "method_label",
-    "packs_from_json",
-    "packs_to_json",
-    "plan_packs",
-    "plan_runs",
-    "replan",
-    "short_number",
-    "smaller_packs",
-    "steps_per_epoch",
-    "total_steps",
-    "warmup_steps",
-]
-
-PackKind = Literal["full", "adapters", "head"]
-"""What the runs of a pack share: nothing (full), the frozen backbone with a backward pass through it
-(adapters), or the backbone's forward pass alone (head)."""
-
-_KINDS: Mapping[str, PackKind] = {"full": "full", "bitfit": "adapters", "lora": "adapters", "head": "head"}
 
 
 @dataclass(frozen=True)
@@ -53,13 +28,13 @@ class Run:
     """Safe as a file name: letters, digits, `.`, `_` and `-`."""
     model: str
     task: str
-    method: Method
+    method: AnyMethod
     seed: int
 
     @property
     def label(self) -> str:
         """What tells this run's method from the study's others: "lora r=8, lr 4e-4"."""
-        return method_label(self.method)
+        return self.method.label
 
 
 @dataclass(frozen=True)
@@ -72,26 +47,34 @@ class Pack:
     kind: PackKind
     runs: tuple[Run, ...]
     micro_batch: int | None = None
-    """Rows of one run that go through at once, a part of the batch, where memory ran out before; else the batch."""
+    """Rows of one run that are computed at once, where memory did not suffice for its whole batch."""
     cut_from: int | None = None
-    """Runs of the pack that was planned first, where memory ran out for it."""
+    """How many runs the planned pack had that this is a part of, where memory did not suffice for it."""
 
 
 def plan_runs(study: Study) -> tuple[Run, ...]:
     """Every run of a study, by task, then method in the study's order, then seed.
 
     Raises:
-        StudyError: two entries under `methods` come to the same run.
+        StudyError: Two entries under `methods` come to the same run.
     """
     runs: dict[str, Run] = {}
     first: dict[str, int] = {}
     for task in study.task_names:
-        shared = _shared(study, task)
+        # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
+        shared = {
+            "model": study.model,
+            "task": _what_it_is(study, task),
+            "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
+            "template": study.template,
+            "selection": study.selection,
+        }
         for index, sweep in enumerate(study.methods):
             for method in sweep.expand(task):
-                named = _run_ids(shared, task, method)
+                own = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
                 for seed in study.seeds:
-                    run = Run(named(seed), study.model, task, method, seed)
+                    end = digest({**shared, "method": own, "seed": seed}, 6)
+                    run = Run(f"{task}-{method.id_stem}-s{seed}-{end}", study.model, task, method, seed)
                     if run.id in runs:
                         raise _repeated(runs[run.id], run, first[run.id], index)
                     runs[run.id], first[run.id] = run, index
@@ -99,27 +82,28 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
 
 
 def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
-    """Put runs that can share a backbone into as few packs as possible, of equal size give or take one.
+    """Put runs that can share a backbone into as few packs as possible, whose sizes differ by at most one.
 
     A pack holds runs of one task and one kind; a full run is alone. Within a task and kind the runs are
-    sorted by method, rank, dropout, targets, learning rate and seed, so that equal groups lie side by side.
+    sorted by their methods' `pack_order` and by seed, so that equal groups lie side by side.
 
     Args:
         runs: The runs.
-        most: How many runs a pack may hold, or that for each task.
+        most: How many runs a pack may hold; or task → how many.
     """
     limits = most.values() if isinstance(most, Mapping) else (most,)
     if any(limit < 1 for limit in limits):
         raise ValueError(f"a pack must hold at least 1 run, not {min(limits)}")
     groups: dict[tuple[str, PackKind], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.task, _KINDS[run.method.method]), []).append(run)
+        groups.setdefault((run.task, run.method.pack_kind), []).append(run)
     tasks = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
-    order = sorted(groups, key=lambda group: (tasks[group[0]], list(_KINDS.values()).index(group[1])))
+    order = sorted(groups, key=lambda group: (tasks[group[0]], get_args(PackKind).index(group[1])))
     packs = []
     for task, kind in order:
         limit = most[task] if isinstance(most, Mapping) else most
-        parts = _parts(sorted(groups[task, kind], key=_place), 1 if kind == "full" else limit)
+        ordered = sorted(groups[task, kind], key=lambda run: (run.method.pack_order, run.seed, run.id))
+        parts = _parts(ordered, 1 if kind == "full" else limit)
         packs += [
             Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
             for number, part in enumerate(parts)
@@ -128,16 +112,10 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
 
 
 def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[Pack, ...]:
-    """What to try where memory ran out for a pack.
+    """The packs to try after memory ran out for one; `ended` holds the ids of runs that have a record.
 
-    Args:
-        pack: The pack.
-        ended: Ids of runs that have a record.
-        batch_size: Of the study.
-
-    Returns:
-        Its two halves; where but one run is left to train, the same pack with a smaller micro-batch that divides the
-        batch; nothing where that is one row already.
+    They are its two halves; where one run is left to train, the same pack with a smaller micro-batch that divides
+    `batch_size`; none where the micro-batch is one row already.
     """
     left = [run for run in pack.runs if run.id not in ended]
     cut_from = pack.cut_from or len(pack.runs)
@@ -158,12 +136,9 @@ def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[P
 
 
 def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
-    """The packs of a study that was changed: those all of whose runs it still has stay as they are.
+    """The packs of a study that was changed and now has these `runs`.
 
-    Args:
-        packs: As they were planned.
-        runs: Of the changed study.
-        most: As for `plan_packs`, of the new packs.
+    A pack of which every run is still there stays as it was planned; the other runs get new packs, by `plan_packs`.
     """
     wanted = {run.id: run for run in runs}
     kept = tuple(pack for pack in packs if all(run.id in wanted for run in pack.runs))
@@ -190,24 +165,6 @@ def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
     return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
 
 
-def method_label(method: Method) -> str:
-    """Name a method with what differs from its defaults; two different methods never have the same label.
-
-    Rank and learning rate are always shown, everything else where it is not the default.
-    """
-    shown = [_shown(name, value) for name, value in _telling(method).items()]
-    name = method.method
-    return f"{name} {', '.join(shown)}"
-
-
-def short_number(value: float) -> str:
-    """Write a number exactly and shortly, in scientific notation: 0.0004 is 4e-4, 1.5e-05 is 1.5e-5."""
-    sign, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
-    mantissa = "".join(map(str, digits))
-    point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
-    return f"{'-' if sign else ''}{mantissa[0]}{point}e{int(exponent) + len(mantissa) - 1}"
-
-
 def steps_per_epoch(n: int, batch_size: int, accumulate: int = 1) -> int:
     """Optimizer steps in one pass over `n` training samples: the partial last batch counts, as in Trainer."""
     if n < 1:
@@ -232,10 +189,9 @@ def warmup_steps(training: Training, total: int) -> int:
 
 @dataclass(frozen=True)
 class EvaluationSteps:
-    """The optimizer steps, counted from 1, after which runs are evaluated: every so many, and the last one.
+    """The optimizer steps, counted from 1, after which runs are evaluated: each multiple of `every`, and `total`.
 
-    Asked like a list of them, `step in steps`, `len(steps)` and `steps[0]`, and never written out: a study may ask
-    for a billion steps.
+    It reads like a list (`step in steps`, `len(steps)`, `steps[0]`) that takes no memory: a study may have a billion.
     """
 
     every: int
@@ -254,32 +210,15 @@ class EvaluationSteps:
 
 
 def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> EvaluationSteps:
-    """The optimizer steps, counted from 1, after which runs are evaluated; the last is always `total`."""
+    """The optimizer steps after which runs are evaluated."""
     return EvaluationSteps(steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every), total)
 
 
-def _shared(study: Study, task: str) -> dict[str, Any]:
-    """What the results of all runs of a task depend on."""
-    # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
-    return {
-        "model": study.model,
-        "task": _what_it_is(study, task),
-        "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
-        "template": study.template,
-        "selection": study.selection,
-    }
-
-
-def _run_ids(shared: Mapping[str, Any], task: str, method: Method) -> Callable[[int], str]:
-    """Seed → a run's id."""
-    own = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
-    rank = f"-r{method.rank}" if method.method == "lora" else ""
-    stem = f"{task}-{method.method}{rank}-lr{short_number(method.learning_rate)}"
-    return lambda seed: f"{stem}-s{seed}-{digest({**shared, 'method': own, 'seed': seed}, 6)}"
-
-
 def _what_it_is(study: Study, name: str) -> Any:
-    """A task by its name; one's own by its description, wherever its files are: what is in them is looked at apart."""
+    """A task by its name; a user's own by its description without the paths of its files.
+
+    So a file that was moved renames no run; what is in the files is compared by fingerprint elsewhere.
+    """
     own = next((entry for entry in study.tasks if isinstance(entry, OwnTask) and entry.name == name), None)
     if own is None:
         return name
@@ -298,31 +237,6 @@ def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:
         f"methods.{first} and methods.{second} both come to the run {one.label!r} on {one.task}. "
         "Each run may be there once: drop it from one of them."
     )
-
-
-def _telling(method: Method) -> dict[str, Any]:
-    """The hyper-parameters to show: rank and learning rate first, then whatever differs from its default."""
-    fields = type(method).model_fields
-    always = [name for name in ("rank", "learning_rate") if name in fields]
-    changed = [name for name in fields if name not in always and getattr(method, name) != fields[name].default]
-    return {name: getattr(method, name) for name in [*always, *changed]}
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "rank":
-        return f"r={value}"
-    if name == "learning_rate":
-        return f"lr {short_number(value)}"
-    if isinstance(value, tuple):
-        return f"{name} {'+'.join(value)}"
-    return f"{name} {int(value) if isinstance(value, float) and value.is_integer() else value}"
-
-
-def _place(run: Run) -> tuple[Any, ...]:
-    """Where a run stands in its pack."""
-    method = run.method
-    lora = (method.rank, method.dropout, method.targets, method.alpha) if method.method == "lora" else ()
-    return (method.method, *lora, method.learning_rate, method.head, run.seed, run.id)
 
 
 def _parts(runs: Sequence[Run], most: int) -> list[tuple[Run, ...]]:

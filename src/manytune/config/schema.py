@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -21,36 +22,36 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from manytune.config.methods import METHODS
 from manytune.config.own_task import OwnTask, TaskEntry
-from manytune.config.problems import MOST_PROBLEMS, Problem, from_pydantic, message, show
-from manytune.config.study_file import KeyPath, Source, dump, read
+from manytune.config.study_file import Source, dump, read
 from manytune.config.sweeps import AnySweep
 from manytune.config.values import (
-    MOST,
     CheckpointEvery,
     ClassWeights,
-    Count,
     EvalEvery,
-    Fraction,
-    Frozen,
     GradNorm,
     MaxPack,
-    NotNegative,
     PathOrName,
-    Positive,
-    Seed,
     StudyName,
     TrackerName,
+)
+from manytune.data.tasks import Task, get_task
+from manytune.methods import METHODS
+from manytune.utils.errors import StudyError, choices
+from manytune.utils.fields import (
+    MOST,
+    Count,
+    Fraction,
+    Frozen,
+    NotNegative,
+    Positive,
+    Seed,
     WholeNumber,
     distinct,
     or_default,
 )
-from manytune.data.tasks import Task, get_task
-from manytune.utils.errors import StudyError, choices
+from manytune.utils.problems import MOST_PROBLEMS, KeyPath, Problem, from_pydantic, message, show
 from manytune.utils.text import listed
-
-__all__ = ["MEANS", "Study", "Training", "digest", "study_json_schema"]
 
 MEANS: set[str] = {"checkpoint_every", "max_pack"}
 """Training settings that say how results are reached: no result depends on them, so they may change on the way."""
@@ -168,7 +169,7 @@ class Study(Frozen):
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a study from a YAML file, with `key.sub=value` overrides (see `source.apply_overrides`).
+        """Read a study from a YAML file, with `key.sub=value` overrides (see `study_file.apply_overrides`).
 
         Raises:
             StudyError: the file cannot be read, or it is not a study; the message lists every problem.
@@ -222,7 +223,7 @@ class Study(Frozen):
             study = handler(data)
             found = list(itertools.islice(_contradictions(study), MOST_PROBLEMS + 1))
         except ValidationError as error:
-            found = from_pydantic(error, data, _unknown_key)
+            found = from_pydantic(error, data, functools.partial(_unknown_key, data))
         if found:
             raise StudyError(message(source.name, found, source.where))
         return study
@@ -237,11 +238,10 @@ def _contradictions(study: Study) -> Iterator[Problem]:
             yield Problem(("tasks", index), f"there is a task {name!r} already; give this one another name.")
     uncovered = False
     for index, sweep in enumerate(study.methods):
-        for name in type(sweep).model_fields:
-            axis = getattr(sweep, name)
+        for name, axis in sweep:
             for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
                 uncovered = True
-                yield problem
+                yield problem  # one at a time: of thousands, only those that are shown are worded
     runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
     if runs > MOST_RUNS:
         yield Problem(
@@ -251,16 +251,17 @@ def _contradictions(study: Study) -> Iterator[Problem]:
         )
     if len(json.dumps(study.model_dump(mode="json"))) > _MOST_CHARACTERS:
         yield Problem((), f"with its defaults it takes more than {_MOST_CHARACTERS:,} characters. Make several of it.")
-    tasks = [entry.to_task() if isinstance(entry, OwnTask) else get_task(entry) for entry in study.tasks]
-    classified = [task for task in tasks if task.kind == "classification"]
-    classes = {task.name: len(task.labels) for task in classified if task.labels}
     weights = study.training.class_weights
-    if weights != "none" and not classified:
+    if weights == "none":
+        return
+    classified = [task for task in map(study.task, names) if task.type.has_classes]
+    if not classified:
         what = "but no task of this study is a classification. Leave it out."
         yield Problem(("training", "class_weights"), f"received {show(weights)}, {what}")
-    for name, count in classes.items():
-        if isinstance(weights, tuple) and len(weights) != count:
-            what = f"received {len(weights)} numbers, but {name} has {count} classes. Give one number a class."
+    for task in classified:
+        count = len(task.labels)
+        if isinstance(weights, tuple) and count and len(weights) != count:
+            what = f"received {len(weights)} numbers, but {task.name} has {count} classes. Give one number a class."
             yield Problem(("training", "class_weights"), what)
 
 
@@ -275,18 +276,25 @@ def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) 
         yield Problem(path, what)
 
 
-def _unknown_key(place: KeyPath, key: str) -> str:
-    """Which keys are allowed where `key` is not; `place` is pydantic's location of the mapping with it."""
-    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, "own": OwnTask, **METHODS}
-    here = str(place[-1]).strip("<>") if place else ""
+def _unknown_key(data: Any, place: KeyPath, key: str) -> str:
+    """Which keys are allowed where `key` is not.
+
+    Args:
+        data: The study as it was given.
+        place: pydantic's location of the mapping that holds the key.
+        key: The unknown key.
+    """
+    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, **METHODS}
+    if place and place[-1] == "<own>":
+        return choices(key, OwnTask.model_fields)
+    here = str(place[0]) if place else ""
+    if here == "methods":
+        here = data["methods"][place[1]]["method"]
     own = homes[here].model_fields
-    if here == "own":
-        return choices(key, own)
-    del homes["own"]
     everywhere = {name for model in homes.values() for name in model.model_fields}
     if key not in everywhere and not difflib.get_close_matches(key[:80], own):
         near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
-        return f"Did you mean {near[0]!r}? {_unknown_key(place, near[0])}" if near else choices(key, own)
+        return f"Did you mean {near[0]!r}? {_unknown_key(data, place, near[0])}" if near else choices(key, own)
     elsewhere = [home for home, model in homes.items() if home != here and key in model.model_fields]
     if not elsewhere:
         return choices(key, own)

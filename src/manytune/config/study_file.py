@@ -1,7 +1,9 @@
 """The study file as text: read YAML strictly, apply overrides, know where each value came from, write YAML.
 
 YAML is read by the rules that people expect today (YAML 1.2's core schema): `1e-3` is a number, `on` and
-`12:30` are text, and a key that is given twice is an error instead of a silent choice.
+`12:30` are text, and a key that is given twice is an error instead of a silent choice. PyYAML is told so below, because
+the other libraries read more than that: ruamel.yaml takes `2024-01-01` for a date and `1_000` for a number, OmegaConf
+takes `12:30` for 750 and `${...}` for a reference, and knows no lines.
 """
 
 from __future__ import annotations
@@ -18,27 +20,22 @@ import yaml
 
 from manytune.utils.errors import StoreError, StudyError
 from manytune.utils.files import read_text
+from manytune.utils.problems import KeyPath, dotted
 from manytune.utils.text import quoted, shortened
 
-__all__ = ["KeyPath", "Source", "apply_overrides", "dotted", "dump", "read"]
-
-KeyPath = tuple[str | int, ...]
-"""The way to a value from the top of the file: ("methods", 0, "rank")."""
-
-_INT = re.compile(r"^[-+]?[0-9]+$")
-_FLOAT = re.compile(
-    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
 _SCALARS = (
     # tag, what it looks like, the characters that it can start with
-    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
-    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
-    ("int", _INT, list("-+0123456789")),
-    ("float", _FLOAT, list("-+.0123456789")),
-    ("merge", re.compile(r"^<<$"), ["<"]),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),
 )
-
 
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
@@ -103,12 +100,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-class _Block(dict[str, Any]):
+class _BlockMapping(dict[str, Any]):
     """A mapping that is written with a line for each key."""
 
 
 _Dumper.add_representer(
-    _Block, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
+    _BlockMapping, lambda dumper, data: dumper.represent_mapping("tag:yaml.org,2002:map", data, flow_style=False)
 )
 _PLAIN = {f"tag:yaml.org,2002:{_name}" for _name in ("null", "bool", "int", "float", "str", "seq", "map")}
 _Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
@@ -116,8 +113,8 @@ _Loader.yaml_constructors = {
     tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _PLAIN
 }
 for _tag, _pattern, _starts in _SCALARS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _starts)
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _starts)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _starts)
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
@@ -136,11 +133,6 @@ class Source:
         """Where the value at `path`, or the closest thing around it, came from; None if that is not known."""
         ends = range(len(path), 0, -1)
         return next((self.origins[path[:end]] for end in ends if path[:end] in self.origins), None)
-
-
-def dotted(path: KeyPath) -> str:
-    """Write a path as overrides do: methods.0.rank; a long key is cut."""
-    return ".".join(shortened(key, 80) for key in path)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
@@ -197,7 +189,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
 
 def dump(data: Mapping[str, Any]) -> str:
     """Write plain data as YAML that `read` gives back unchanged, with innermost lists on one line."""
-    blocks = {key: _Block(value) if isinstance(value, dict) else value for key, value in data.items()}
+    blocks = {key: _BlockMapping(value) if isinstance(value, dict) else value for key, value in data.items()}
     return yaml.dump(blocks, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
 
 
@@ -207,18 +199,14 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         raise StudyError(f"{name} is too large: {len(text):,} characters; it can have {_MOST_BYTES:,}.")
     try:
         loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None, {}
-            origins = dict(_lines(node, (), name, set()))
-            return loader.construct_document(node), origins
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        raise StudyError(f"{name} is not valid YAML: {_explain(error)}") from None
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        origins = dict(_lines(node, (), name, set()))
+        return loader.construct_document(node), origins
     except yaml.YAMLError as error:
-        raise StudyError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
+        said = _explain(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise StudyError(f"{name} is not valid YAML: {said}") from None
     except (ValueError, KeyError) as error:  # from a scalar under an explicit tag, such as `!!int x`
         raise StudyError(f"{name} is not a usable YAML file: {shortened(error)}.") from None
     except RecursionError:
@@ -260,37 +248,31 @@ def _lines(node: yaml.Node, path: KeyPath, name: str, seen: set[int]) -> Iterato
 
 def _set(data: Any, path: tuple[str, ...], value: Any, override: str) -> KeyPath:
     """Put `value` at `path` inside `data`, making mappings on the way; return the path with list indices."""
-    reached: list[str | int] = []
+    reached: KeyPath = ()
     here = data
-    for depth, part in enumerate(path):
-        key = _step(here, part, reached, override)
-        reached.append(key)
-        if depth == len(path) - 1:
+    for part in path:
+        at = dotted(reached)
+        key: str | int = part
+        if isinstance(here, list):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(here):
+                allowed = f"0 to {len(here) - 1}" if here else "none, it is empty"
+                raise StudyError(
+                    f"The override {override} cannot be used: {at} is a list; "
+                    f"its entries go by number ({allowed}), not {quoted(part)}."
+                )
+            key = int(part)
+        elif not isinstance(here, dict):
+            raise StudyError(
+                f"The override {override} cannot be used: {at} is {_kind(here)}, so it has no {quoted(part)} inside. "
+                f"Set {at} itself."
+            )
+        reached = (*reached, key)
+        if len(reached) == len(path):
             here[key] = value
-            break
-        if isinstance(key, str) and here.get(key) is None:
+        elif isinstance(here, dict) and here.get(key) is None:
             here[key] = {}
         here = here[key]
-    return tuple(reached)
-
-
-def _step(here: Any, part: str, reached: Sequence[str | int], override: str) -> str | int:
-    """The key or index that `part` means inside `here`."""
-    at = dotted(tuple(reached))
-    if isinstance(here, dict):
-        return part
-    if not isinstance(here, list):
-        raise StudyError(
-            f"The override {override} cannot be used: {at} is {_kind(here)}, so it has no {quoted(part)} inside. "
-            f"Set {at} itself."
-        )
-    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(here):
-        allowed = f"0 to {len(here) - 1}" if here else "none, it is empty"
-        raise StudyError(
-            f"The override {override} cannot be used: {at} is a list; "
-            f"its entries go by number ({allowed}), not {quoted(part)}."
-        )
-    return int(part)
+    return reached
 
 
 def _kind(value: Any) -> str:

@@ -1,29 +1,33 @@
 """The entries under `methods` in a study: a method, with one or several values for each hyper-parameter.
 
-Their classes are derived from the methods' own, so a hyper-parameter is declared, bounded and described once.
+Their classes are derived from the methods' own, so a hyper-parameter is declared, bounded and described once. They are
+made when an entry names the method, so a method that is registered later can be used too.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
+    SerializeAsAny,
     Tag,
     create_model,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from manytune.config.methods import METHODS, BaseMethod, BitFit, Full, Head, Lora, Method
-from manytune.config.values import Frozen, Targets, distinct
-
-__all__ = ["AnySweep", "BitFitSweep", "FullSweep", "HeadSweep", "LoraSweep", "Sweep"]
+from manytune.methods import METHODS, Method
+from manytune.utils.errors import choices
+from manytune.utils.fields import Frozen, distinct
 
 
 def _axis(kind: Any) -> Any:
@@ -31,10 +35,11 @@ def _axis(kind: Any) -> Any:
 
     Stored as a tuple of values, or a mapping from task to one; written back as the user would write it.
     """
+    is_list = get_origin(get_args(kind)[0] if get_origin(kind) is Annotated else kind) is tuple
 
     def count(value: Any) -> str:
         several = isinstance(value, (list, tuple))
-        if several and kind is Targets:  # a list of names is one value, a list of lists is several
+        if several and is_list:  # a list of names is one value, a list of lists is several
             several = any(isinstance(item, (list, tuple)) for item in value)
         return "<several>" if several else "<one>"
 
@@ -77,57 +82,54 @@ class Sweep(Frozen):
         axis = getattr(self, name)
         return tuple(axis[task] if isinstance(axis, Mapping) else axis)
 
+    def __reduce__(self) -> Any:
+        # Pickled as what a study file holds, because no module has the class of an entry as a name.
+        return _sweep, (self.model_dump(),)
 
-def _sweep_of(method: type[BaseMethod]) -> type[Sweep]:
+
+@functools.cache
+def _sweep_of(method: type[Method]) -> type[Sweep]:
     """The sweep's class: the method's fields, each of them an axis; its name and description stay."""
     hints = get_type_hints(method, include_extras=True)
     fields: dict[str, Any] = {}
     for name, info in method.model_fields.items():
-        if name == "method":
-            fields[name] = (hints[name], Field(description=info.description))
-        elif info.is_required():
-            fields[name] = (_axis(hints[name]), Field(description=info.description))
-        else:
-            shown = {"default": info.default}
-            fields[name] = (
-                _axis(hints[name]),
-                Field(default=(info.default,), description=info.description, json_schema_extra=shown),
-            )
+        kind, options = hints[name], dict[str, Any](description=info.description)
+        if name != "method":
+            kind = _axis(kind)
+            if not info.is_required():
+                options |= {"default": (info.default,), "json_schema_extra": {"default": info.default}}
+        fields[name] = (kind, Field(**options))
     title = f"{method.__name__}Sweep"
     return create_model(title, __base__=Sweep, __doc__=method.__doc__, __module__=__name__, **fields)
 
 
-# Module-level names, so that a study can be pickled.
-FullSweep = _sweep_of(Full)
-BitFitSweep = _sweep_of(BitFit)
-LoraSweep = _sweep_of(Lora)
-HeadSweep = _sweep_of(Head)
-
-
-def _method_tag(entry: Any) -> str:
-    return f"<{entry['method'] if isinstance(entry, Mapping) else entry.method}>"
-
-
-def _entry(entry: Any) -> Any:
-    """Check that an entry names a method; a concrete method stands for the sweep that holds just this one."""
-    if isinstance(entry, BaseMethod):
-        return entry.model_dump()
-    if isinstance(entry, Sweep) or (isinstance(entry, Mapping) and isinstance(entry.get("method"), str)):
+def _sweep(entry: Any) -> Sweep:
+    """An entry that names a method; a concrete method stands for the sweep that holds just this one."""
+    if isinstance(entry, Sweep):
         return entry
-    allowed = ", ".join(METHODS)
-    raise ValueError(
-        f"it must be a mapping with a key method, one of: {allowed}; such as {{method: full, learning_rate: 2e-5}}"
-    )
+    if isinstance(entry, Method):
+        entry = entry.model_dump()
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("method"), str):
+        raise ValueError(
+            f"it must be a mapping with a key method, one of: {', '.join(METHODS)}; "
+            "such as {method: full, learning_rate: 2e-5}"
+        )
+    name = entry["method"]
+    if name not in METHODS:
+        raise PydanticCustomError("unknown_method", "{choices}", {"choices": choices(name, METHODS)})
+    # pydantic puts this entry's place in the study before the places of the errors that are raised here.
+    return _sweep_of(METHODS[name]).model_validate(entry)
+
+
+class _EveryMethod:
+    """The JSON schema of an entry: of any method that is registered when it is asked for."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+        sweeps = [_sweep_of(kind).__pydantic_core_schema__ for kind in METHODS.values()]
+        return handler(core_schema.union_schema(list(sweeps)))
 
 
 if TYPE_CHECKING:
     AnySweep = Sweep
 else:
-    AnySweep = Annotated[
-        Annotated[FullSweep, Tag("<full>")]
-        | Annotated[BitFitSweep, Tag("<bitfit>")]
-        | Annotated[LoraSweep, Tag("<lora>")]
-        | Annotated[HeadSweep, Tag("<head>")],
-        Discriminator(_method_tag),
-        BeforeValidator(_entry, json_schema_input_type=FullSweep | BitFitSweep | LoraSweep | HeadSweep),
-    ]
+    AnySweep = Annotated[SerializeAsAny[Sweep], BeforeValidator(_sweep), _EveryMethod()]

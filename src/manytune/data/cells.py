@@ -11,26 +11,10 @@ import re
 import reprlib
 import sys
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
-
-from manytune.data.tasks import Task
-from manytune.utils.errors import choices
-from manytune.utils.text import listed, shortened
-
-__all__ = [
-    "classes_of",
-    "is_empty",
-    "label_of",
-    "label_parser",
-    "same_to_the_eye",
-    "target_of",
-    "text_of",
-]
 
 # Characters without width or shape. Joiners between two characters that are not ASCII have a meaning: in Persian and
 # Hindi words, and in emoji of several parts.
@@ -41,10 +25,6 @@ _INVISIBLE = re.compile(
 )
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _MOST_DIGITS = 30  # of a decimal number that is written out
-_SHOWN = 20  # classes that a message names
-_UNLABELLED = (
-    "label -1 marks a row without a label, as GLUE's test splits have; only labelled rows can be trained on or scored"
-)
 
 
 def text_of(cell: object) -> str:
@@ -95,9 +75,15 @@ def label_of(cell: object) -> str:
 
 def same_to_the_eye(label: str) -> str:
     """What two labels have in common that only capitals, widths of letters or the way to write a number tell apart."""
-    if _NUMBER.fullmatch(label) and math.isfinite(value := float(label)):
+    value = number_in(label)
+    if value is not None and math.isfinite(value):
         return repr(value)
     return unicodedata.normalize("NFKC", label).casefold()
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text is, nan and inf included; None where it is none."""
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def is_empty(cell: object) -> bool:
@@ -123,81 +109,9 @@ def target_of(cell: object) -> float:
     if not isinstance(cell, (str, bytes)):
         raise ValueError(f"{reprlib.repr(cell)} ({type(cell).__name__}) is not a number")
     text = text_of(cell)
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    raise ValueError(f"{reprlib.repr(cell)} is not a number; {_spelled(text)}")
-
-
-def classes_of(task: Task, labels: Sequence[object]) -> tuple[str, ...]:
-    """The classes that the training rows' labels name: numbers in their order, else by the alphabet.
-
-    Raises:
-        ValueError: Most rows have a class of their own, so the column holds something else.
-    """
-    counts = Counter(str(label) for label in labels if label != "")
-    numbers = all(_NUMBER.fullmatch(name) and math.isfinite(float(name)) for name in counts)
-    alone = [name for name, count in counts.items() if count == 1]
-    if len(counts) > 2 and 2 * len(alone) > counts.total():
-        cure = "; to predict numbers, give the task type: regression" if numbers else ""
-        who = "every row has" if len(alone) == counts.total() else f"{len(alone)} of {counts.total()} rows have"
-        raise ValueError(
-            f"{who} another {task.label_column} than all others, such as "
-            f"{listed(alone[:3])}{cure}. If it is the column of the class, give the task labels: "
-            "with all classes"
-        )
-    return tuple(sorted(counts, key=(lambda name: (float(name), name)) if numbers else None))
-
-
-def label_parser(task: Task) -> Callable[[object], float]:
-    """What makes class indices or targets of cells; its ValueError is to stand behind the row's place."""
-    return _class_parser(task) if task.kind == "classification" else lambda cell: _target(task, cell)
-
-
-def _class_parser(task: Task) -> Callable[[object], int]:
-    by_name = {name: value for value, name in enumerate(task.labels)}
-    # GLUE's files have numbers or names; a user's own labels are names, of which one may look like a number.
-    known = by_name if task.own is not None else {**{str(value): value for value in by_name.values()}, **by_name}
-
-    def parse(label: object) -> int:
-        value = known.get(str(label))
-        if value is not None:
-            return value
-        if task.own is not None:
-            raise ValueError(_no_class(task, str(label)))
-        if str(label) == "-1":
-            raise ValueError(_UNLABELLED)
-        meanings = ", ".join(f"{value} ({name})" for value, name in enumerate(task.labels))
-        raise ValueError(f"label {reprlib.repr(label)} is not one of: {meanings}")
-
-    return parse
-
-
-def _no_class(task: Task, label: str) -> str:
-    names = choices(shortened(label, 60), [shortened(name, 60) for name in task.labels[:_SHOWN]])
-    alike = next((name for name in task.labels if same_to_the_eye(name) == same_to_the_eye(label)), None)
-    if alike is not None:
-        return f"{task.label_column} {names} It differs from {alike!r} in its spelling alone: write both alike."
-    more = f" and {len(task.labels) - _SHOWN} more" if len(task.labels) > _SHOWN else ""
-    return (
-        f"{task.label_column} {names} These{more} are the task's labels:, or else the classes of the training rows; "
-        "where it is another class, give labels: all of them."
-    )
-
-
-def _target(task: Task, cell: object) -> float:
-    try:
-        value = target_of(cell)
-    except ValueError as error:
-        raise ValueError(f"{task.label_column} {error}") from None
-    low, high = task.target_range or (-math.inf, math.inf)
-    if math.isfinite(value) and (task.own is not None or low <= value <= high):
+    if (value := number_in(text)) is not None:
         return value
-    if value == -1.0 and task.own is None:
-        raise ValueError(_UNLABELLED)
-    wanted = f"between {low:g} and {high:g}"
-    if task.own is not None:
-        wanted = "a finite number in fp64; leave the cell empty where there is no target"
-    raise ValueError(f"{task.label_column} {reprlib.repr(cell)} is not {wanted}")
+    raise ValueError(f"{reprlib.repr(cell)} is not a number; {_spelled(text)}")
 
 
 def _spelled(text: str) -> str:

@@ -26,7 +26,6 @@ from manytune.utils.npz import read_npz
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode_cached"]
 
 _MOST_BYTES = 2 << 30
 """The entries used least lately are deleted beyond this."""
@@ -35,14 +34,12 @@ _MOST_BYTES = 2 << 30
 def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int) -> Encoded:
     """The same as `splits.encode`, from the cache if the same rows have been encoded before."""
     key = _key(split, tokenizer, template, max_length)
-    if key is None:
-        return splits.encode(split, tokenizer, template=template, max_length=max_length)
-    kept = _read(key, split)
-    if kept is not None:
+    if key is not None and (kept := _read(key, split)) is not None:
         return kept
     fresh = splits.encode(split, tokenizer, template=template, max_length=max_length)
-    with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
-        _write(key, fresh)
+    if key is not None:
+        with suppress(StoreError, OSError):  # a cache that cannot be written is no reason not to train
+            _write(key, fresh)
     return fresh
 
 
@@ -106,9 +103,8 @@ def _write(key: str, rows: Encoded) -> None:
         truncated=rows.truncated,
     )
     path = write_entry(_folder(), key, content.getvalue(), ".npz")
-    entries = sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True)
     total = 0
-    for entry in entries:
+    for entry in sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True):
         total += entry.stat().st_size
         if total > _MOST_BYTES and entry != path:
             entry.unlink(missing_ok=True)

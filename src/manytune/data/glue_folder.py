@@ -11,8 +11,6 @@ from manytune.data.text_rows import HEADER_AGAIN, open_lines, refuse_twice, refu
 from manytune.utils.errors import DataError
 from manytune.utils.text import no_column
 
-__all__ = ["needed_files", "read_folder", "task_folder"]
-
 _CUT_BY_IDS = "msr_paraphrase_train.txt"
 """Microsoft's file, of which dev_ids.tsv says which rows are dev: GLUE's script cuts it so."""
 
@@ -38,7 +36,11 @@ def read_folder(task: Task, split: str, root: Path) -> RawRows:
     assert files is not None
     folder = task_folder(task, root)
     if folder is None:
-        raise DataError(_no_folder(task, files, root))
+        what = f"{root} is not a folder"
+        if root.is_dir():
+            found = ", ".join(path.name for path in _listing(root)[:20]) or "nothing"
+            what = f"{root} holds nothing for task {task.name}, but: {found}"
+        raise DataError(f"data_dir: {what}; it must be a folder that holds {needed_files(files)}")
     names = files.names[split]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
@@ -91,14 +93,6 @@ def _listing(root: Path) -> list[Path]:
         return sorted(root.iterdir()) if root.is_dir() else []
     except OSError as error:
         raise DataError(f"{root}: cannot be listed: {error.strerror or error}") from error
-
-
-def _no_folder(task: Task, files: GlueFiles, root: Path) -> str:
-    needed = f"it must be a folder that holds {needed_files(files)}"
-    if not root.is_dir():
-        return f"data_dir: {root} is not a folder; {needed}"
-    found = ", ".join(path.name for path in _listing(root)[:20]) or "nothing"
-    return f"data_dir: {root} holds nothing for task {task.name}, but: {found}; {needed}"
 
 
 def needed_files(files: GlueFiles) -> str:

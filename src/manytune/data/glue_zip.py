@@ -14,8 +14,6 @@ from manytune.data.tasks import GLUE, Task
 from manytune.utils.errors import DataError, StoreError
 from manytune.utils.files import check_output, output_file
 
-__all__ = ["FILES", "SubmissionFile", "check_zip", "refuse_to_replace", "write_zip"]
-
 _HEADER = "index\tprediction"
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same predictions give the same bytes
 _MOST_BYTES = 100 << 20  # of one file; the largest of a real submission has 5 MB
@@ -45,29 +43,13 @@ class SubmissionFile:
         """How many predictions the server wants."""
         return self.of.sizes[self.split]
 
-    @property
-    def placeholder(self) -> str:
-        """What stands for a task that was not trained: its first class, or the middle of its range."""
-        return self.written(0.0 if self.of.kind == "classification" else 2.5)
-
-    def written(self, prediction: float) -> str:
-        """A class index, or a score, as the server takes it."""
-        if self.of.target_range is not None:
-            low, high = self.of.target_range
-            return f"{min(max(prediction, low), high):.3f}"
-        return self.of.labels[int(prediction)] if self.in_words else str(int(prediction))
+    def written(self, prediction: float | None) -> str:
+        """A class index or a score as the server takes it; None is a placeholder for a task that was not trained."""
+        return self.of.type.glue_text(self.of, prediction, in_words=self.in_words)
 
     def problem(self, text: str) -> str | None:
         """What is wrong with a prediction, if anything is."""
-        if self.of.target_range is not None:
-            low, high = self.of.target_range
-            try:
-                right = low <= float(text) <= high
-            except ValueError:
-                right = False
-            return None if right else f"{text!r} is no number from {low:g} to {high:g}"
-        allowed = self.of.labels if self.in_words else tuple(map(str, range(len(self.of.labels))))
-        return None if text in allowed else f"{text!r} is not one of: {', '.join(allowed)}"
+        return self.of.type.glue_problem(self.of, text, in_words=self.in_words)
 
 
 FILES: Mapping[str, SubmissionFile] = {
@@ -102,9 +84,8 @@ def write_zip(out: Path, predictions: Mapping[str, Sequence[float]]) -> None:
     refuse_to_replace(out)
     with output_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in FILES.values():
-            found = predictions.get(file.name)
-            texts = [file.placeholder] * file.rows if found is None else [file.written(value) for value in found]
-            lines = [_HEADER, *(f"{index}\t{text}" for index, text in enumerate(texts))]
+            found = predictions.get(file.name, [None] * file.rows)
+            lines = [_HEADER, *(f"{index}\t{file.written(value)}" for index, value in enumerate(found))]
             entry = zipfile.ZipInfo(file.name, date_time=_NO_DATE)
             archive.writestr(entry, "\n".join(lines) + "\n", compress_type=zipfile.ZIP_DEFLATED)
 
@@ -128,10 +109,7 @@ def refuse_to_replace(out: Path) -> None:
 
 
 def check_zip(path: Path) -> list[str]:
-    """What GLUE's server would not take of a submission; nothing if it is right.
-
-    Args:
-        path: Any zip, also of another program.
+    """What GLUE's server would not take of a zip, also of another program's; nothing if it is right.
 
     Raises:
         DataError: It cannot be read, or is no zip.
@@ -142,23 +120,21 @@ def check_zip(path: Path) -> list[str]:
             entries = {entry.filename: entry for entry in archive.infolist()}
             for name, file in FILES.items():
                 if name not in entries:
-                    nested = [each for each in entries if each.endswith(f"/{name}")]
-                    where = f" It is in a folder, as {nested[0]}; it must be at the top." if nested else ""
+                    deep = [each for each in entries if each.endswith(f"/{name}")]
+                    where = f" It is in a folder, as {deep[0]}; it must be at the top." if deep else ""
                     problems.append(f"{name} is missing.{where}")
                 elif entries[name].file_size > _MOST_BYTES:
                     problems.append(f"{name} has {entries[name].file_size:,} bytes, far more than {file.rows:,} rows.")
                 else:
                     problems += _few(f"{name}, {each}" for each in _problems(file, archive.read(name)))
-            problems += [f"{name} is no file of a submission." for name in entries if not _belongs(name)]
+            nested = tuple(f"/{name}" for name in FILES)  # which are named above
+            others = [name for name in entries if name not in FILES and not name.endswith(("/", *nested))]
+            problems += [f"{name} is no file of a submission." for name in others]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as a zip: {error}") from error
     return problems
-
-
-def _belongs(name: str) -> bool:
-    return name in FILES or any(name.endswith(f"/{known}") for known in FILES) or name.endswith("/")
 
 
 def _problems(file: SubmissionFile, content: bytes) -> Iterator[str]:

@@ -3,56 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from manytune.data.rows import RawRows
+from manytune.data.tasks import Task
 from manytune.utils.errors import DataError
 from manytune.utils.text import no_column
 
-__all__ = ["read_hub"]
 
-
-def read_hub(
-    task: str,
-    name: str,
-    configuration: str | None,
-    split: str,
-    texts: Sequence[str],
-    label: str | None,
-    *,
-    revision: str | None = None,
-    cure: str,
-) -> RawRows:
+def read_hub(task: Task, name: str, configuration: str | None, split: str, label: str | None, *, cure: str) -> RawRows:
     """Read one split of a dataset.
 
     Args:
-        task: The task that the rows are for.
-        name: The dataset's.
-        configuration: Its configuration; None for the only one.
+        task: Its columns of texts are read.
+        name: The dataset, perhaps with `@` and a branch, tag or commit, else the newest.
+        configuration: The dataset's; None for the only one.
         split: The hub's name of the split.
-        texts: The columns of the sentences.
         label: The column of the label; None where there is none to read.
-        revision: Branch, tag or commit; None for the newest.
         cure: What to do where the hub does not answer, for the message.
 
     Raises:
         DataError: It cannot be reached, or lacks a column.
     """
+    name, _, revision = name.partition("@")
     where = f"{name} ({configuration}), split {split!r}" if configuration else f"{name}, split {split!r}"
     try:
-        table, commit = _load_table(name, configuration, split, revision)
+        table, commit = _load_table(name, configuration, split, revision or None)
     # Whatever keeps the hub or its cache from answering (connection, proxy, disk, a damaged cache, the
     # library's many exceptions) has the same cure for the user, and belongs in one message.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(f"task {task}: cannot load {where} from the Hugging Face hub ({reason}).{cure}") from error
-    for column in (*texts, *([label] if label else [])):
+        raise DataError(f"task {task.name}: cannot load {where} from the Hugging Face hub ({reason}).{cure}") from error
+    for column in (*task.text_columns, *([label] if label else [])):
         if column not in table.column_names:
             raise DataError(f"{where}: {no_column(column, table.column_names)}")
-    columns = [_named(table, column) for column in texts]
+    columns = [_named(table, column) for column in task.text_columns]
     return RawRows(
         texts=list(zip(*columns, strict=True)),
         labels=_named(table, label) if label else [None] * len(columns[0]),

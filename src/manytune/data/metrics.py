@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from manytune.utils.errors import choices
 
 if TYPE_CHECKING:
-    from manytune.data.tasks import Scale, Task
+    from manytune.data.task_types import Scale
+    from manytune.data.tasks import Task
 
-__all__ = ["METRICS", "Metric", "evaluate", "is_constant"]
 
 Array = NDArray[Any]
 
-# Equal inputs leave an fp32 encoder of two dozen layers equal to about 1e-6: SDPA and matrix products
-# give other bits for other batch layouts. A spread ten times that is still no prediction.
+# The same text in two batches gives outputs that differ by about 1e-6 in a fp32 encoder of 24 layers, as products round
+# by the batch's shape. A spread of ten times that still says nothing of the texts.
 _ROUNDING = 1e-5
 
 _CORRELATIONS = ("pearson", "spearman")
@@ -41,21 +41,19 @@ class Metric:
     higher_is_better: bool
     """Which of two scores is the better one."""
     compute: Callable[[Array, Array], float]
-    """`compute(predictions [N], labels [N])`: class indices, or numbers for a regression metric."""
-    kind: Literal["classification", "regression"] = "classification"
-    """Of which kind of task it is."""
+    """`compute(predictions [N], labels [N])`: class indices, or numbers."""
 
 
 def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
     """Say whether a model predicts the same thing for every row: one class, or one number.
 
-    Arguments:
-        predictions: `[N]` class indices (integers), or numbers, which count as one number where they
-            differ by no more than rounding; where some are not finite they are not constant.
-        scale: how a regression's targets look inside, where the model computes and rounds.
+    Args:
+        predictions: `[N]` class indices (integers), or floats, which are constant if they differ by no more than
+            rounding, and never constant if one is not finite.
+        scale: The task's, as the model computes and rounds on that scale.
 
     Raises:
-        ValueError: there are no predictions.
+        ValueError: There are no predictions.
     """
     values = np.asarray(predictions)
     if values.size == 0:
@@ -70,19 +68,14 @@ def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
 
 
 def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
-    """Compute all of the task's metrics, in the task's order.
-
-    Arguments:
-        task: names the metrics.
-        predictions: `[N]` class indices for classification, numbers for regression.
-        labels: `[N]` likewise.
+    """Compute all of the task's metrics, in the task's order, of predictions `[N]` and labels `[N]`.
 
     Returns:
-        Metric name to score. Numbers that are not finite score NaN. A constant prediction scores 0 in
-        a correlation; `is_constant` tells it from an honest 0.
+        Metric name → score. Numbers that are not finite score NaN. A constant prediction scores 0 in a correlation;
+        `is_constant` tells it from an honest 0.
 
     Raises:
-        ValueError: the two arrays differ in shape, are empty, or are not one-dimensional.
+        ValueError: The two arrays differ in shape, are empty, or are not one-dimensional; or a metric is unknown.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
@@ -93,14 +86,9 @@ def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
         scaled = task.inside(predictions.astype(np.float64))
         constant = is_constant(predictions, task.scale)
         inside = np.zeros_like(scaled) if constant else scaled, task.inside(labels.astype(np.float64))
-    return {name: _metric(name).compute(*(inside if name in _CORRELATIONS else own)) for name in task.metrics}
-
-
-def _metric(name: str) -> Metric:
-    try:
-        return METRICS[name]
-    except KeyError:
-        raise ValueError(f"metric {choices(name, METRICS)}") from None
+    if unknown := [name for name in task.metrics if name not in METRICS]:
+        raise ValueError(f"metric {choices(unknown[0], METRICS)}")
+    return {name: METRICS[name].compute(*(inside if name in _CORRELATIONS else own)) for name in task.metrics}
 
 
 def _matthews(predictions: Array, labels: Array) -> float:
@@ -172,10 +160,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             Metric("f1", "F1", True, _f1),
             Metric("macro_f1", "Macro F1", True, _macro_f1),
             Metric("accuracy_mismatched", "Accuracy (mismatched)", True, _accuracy),
-            Metric("pearson", "Pearson", True, _pearson, "regression"),
-            Metric("spearman", "Spearman", True, _spearman, "regression"),
-            Metric("rmse", "RMSE", False, _rmse, "regression"),
-            Metric("mae", "MAE", False, _mae, "regression"),
+            Metric("pearson", "Pearson", True, _pearson),
+            Metric("spearman", "Spearman", True, _spearman),
+            Metric("rmse", "RMSE", False, _rmse),
+            Metric("mae", "MAE", False, _mae),
         )
     }
 )

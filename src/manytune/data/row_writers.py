@@ -6,17 +6,14 @@ import csv
 import json
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from manytune.data.text_rows import SURROGATE
-from manytune.utils.errors import DataError
-
-__all__ = ["PART", "Csv", "JsonWriter", "ParquetWriter", "Row", "RowBatch", "RowWriter", "TableWriter", "Tsv"]
 
 PART = 1024
 """Rows at a time."""
@@ -75,76 +72,82 @@ def _merged(part: RowBatch, made: Sequence[Row]) -> Iterator[Row]:
     return ({**row, **own} for row, own in zip(part.whole(), made, strict=True))
 
 
-@contextmanager
-def _encodable() -> Iterator[None]:
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"A cell of the input holds {error.object[error.start : error.start + 1]!a}, which {error.encoding} cannot "
-            "hold. Mend it there, or write to a .jsonl file."
-        ) from error
+class _ColumnWriter(ABC):
+    """A writer of a format in which all columns must be known at the start.
 
-
-class _Spool:
-    """Rows on disk until all are there, as each may bring another column."""
+    Each row of JSONL may bring another column, so such rows wait on the disk until the context ends.
+    """
 
     def __init__(self, folder: Path | None) -> None:
-        self.columns: dict[str, None] = {}
-        """In the order in which they were found."""
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 (`close` closes it)
+        """`folder` is where rows wait; None for the usual one of temporary files."""
+        self._folder = folder
+        self._spool: TextIO | None = None
+        self._columns: dict[str, None] = {}
+        """Of the rows that wait, in the order in which they were found."""
+        self._file: Any = None
+        """What the writer has opened itself."""
 
-    def add(self, part: RowBatch, made: Sequence[Row]) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None and self._spool is not None:
+                self._write_spooled()
+        finally:
+            for file in (self._file, self._spool):
+                if file is not None:
+                    file.close()
+
+    def write(self, part: RowBatch, made: Sequence[Row]) -> None:
+        """As `RowWriter.write`."""
+        if part.columns is not None:
+            self._write_part(part, part.columns, made)
+            return
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._folder)  # noqa: SIM115
         for row, own in zip(part.rows, made, strict=True):
-            self.columns.update(dict.fromkeys(row))
-            self._file.write(json.dumps({**row, **own}) + "\n")
+            self._columns.update(dict.fromkeys(row))
+            self._spool.write(json.dumps({**row, **own}) + "\n")
 
-    def parts(self) -> Iterator[list[Row]]:
-        """All rows, some at a time."""
-        self._file.seek(0)
-        while part := [json.loads(line) for line in islice(self._file, PART)]:
+    def _spooled(self) -> Iterator[list[Row]]:
+        """The rows that wait, some at a time."""
+        assert self._spool is not None
+        self._spool.seek(0)
+        while part := [json.loads(line) for line in islice(self._spool, PART)]:
             yield part
 
-    def close(self) -> None:
-        self._file.close()
+    @abstractmethod
+    def _write_part(self, part: RowBatch, columns: tuple[str, ...], made: Sequence[Row]) -> None: ...
+
+    @abstractmethod
+    def _write_spooled(self) -> None: ...
 
 
-class TableWriter:
+class TableWriter(_ColumnWriter):
     """Writes CSV or TSV, a header first."""
 
     def __init__(self, file: TextIO, dialect: type[csv.Dialect], added: Iterable[str], folder: Path | None) -> None:
+        super().__init__(folder)
         self._table = csv.writer(file, dialect)
         self._quoting = csv.writer(file, dialect, quoting=csv.QUOTE_ALL) if dialect is Csv else self._table
         self._tsv = dialect is Tsv
         self._added = tuple(added)
-        self._folder = folder
         self._header: tuple[str, ...] = ()
-        self._spool: _Spool | None = None
 
-    def __enter__(self) -> TableWriter:
-        return self
+    def _write_part(self, part: RowBatch, columns: tuple[str, ...], made: Sequence[Row]) -> None:
+        self._write_rows(columns, _merged(part, made))
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._spool is not None:
-            with closing(self._spool):
-                for rows in self._spool.parts() if kind is None else ():
-                    self._write(tuple(self._spool.columns), rows)
+    def _write_spooled(self) -> None:
+        for rows in self._spooled():
+            self._write_rows(tuple(self._columns), rows)
 
-    def write(self, part: RowBatch, made: Sequence[Row]) -> None:
-        """As `RowWriter.write`."""
-        if part.columns is None:
-            self._spool = self._spool or _Spool(self._folder)
-            self._spool.add(part, made)
-        else:
-            self._write(part.columns, _merged(part, made))
-
-    def _write(self, columns: tuple[str, ...], rows: Iterable[Row]) -> None:
-        with _encodable():
-            if not self._header:
-                self._header = (*columns, *self._added)
-                self._write_row(self._header)
-            for row in rows:
-                self._write_row([row.get(name) for name in self._header])
+    def _write_rows(self, columns: tuple[str, ...], rows: Iterable[Row]) -> None:
+        if not self._header:
+            self._header = (*columns, *self._added)
+            self._write_row(self._header)
+        for row in rows:
+            self._write_row([row.get(name) for name in self._header])
 
     def _write_row(self, cells: Sequence[Any]) -> None:
         cells = [_json_text(cell) if isinstance(cell, (list, dict)) else cell for cell in cells]
@@ -174,49 +177,25 @@ class JsonWriter:
             self._file.write(text + "\n")
 
 
-class ParquetWriter:
+class ParquetWriter(_ColumnWriter):
     """Writes Parquet: columns of a Parquet file as they are, others with types that hold all of their values."""
 
     def __init__(self, path: Path, added: Mapping[str, type]) -> None:
         import pyarrow as pa
 
+        super().__init__(path.parent)
         self._path = path
         self._added = {name: pa.string() if kind is str else pa.float64() for name, kind in added.items()}
-        self._file: Any = None
-        self._spool: _Spool | None = None
-        self._types: dict[str, Any] = {}
-        """Type of each spooled column; None where its values have none in common, and are written as text."""
 
-    def __enter__(self) -> ParquetWriter:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None and self._spool is not None:
-                self._unspool(self._spool)
-        finally:
-            if self._spool is not None:
-                self._spool.close()
-            if self._file is not None:
-                self._file.close()
-
-    def write(self, part: RowBatch, made: Sequence[Row]) -> None:
-        """As `RowWriter.write`."""
+    def _write_part(self, part: RowBatch, columns: tuple[str, ...], made: Sequence[Row]) -> None:
         import pyarrow as pa
 
-        with _encodable():
-            if part.columns is None:
-                self._spool = self._spool or _Spool(self._path.parent)
-                self._spool.add(part, made)
-                self._widen(part.rows)
-                return
-            batch = part.batch
-            if batch is None:
-                cells = [pa.array([row[name] for row in part.rows], pa.string()) for name in part.columns]
-                batch = pa.RecordBatch.from_arrays(cells, names=list(part.columns))
-            for name, kind in self._added.items():
-                batch = batch.append_column(pa.field(name, kind), pa.array([row[name] for row in made], kind))
-            self._write(batch)
+        batch = part.batch
+        if batch is None:
+            batch = pa.RecordBatch.from_pydict({name: _cells(part.rows, name, pa.string()) for name in columns})
+        for name, kind in self._added.items():
+            batch = batch.append_column(pa.field(name, kind), _cells(made, name, kind))
+        self._write(batch)
 
     def _write(self, batch: Any) -> None:
         import pyarrow.parquet as pq
@@ -225,42 +204,46 @@ class ParquetWriter:
             self._file = pq.ParquetWriter(self._path, batch.schema)
         self._file.write_batch(batch)
 
-    def _widen(self, rows: Sequence[Row]) -> None:
-        """Find types that hold the values of these rows as well."""
+    def _write_spooled(self) -> None:
         import pyarrow as pa
 
-        for name in dict.fromkeys(name for row in rows for name in row):
-            known = self._types.get(name, pa.null())
-            try:
-                new = pa.array([row.get(name) for row in rows]).type
-                both = [pa.schema([("", kind)]) for kind in (known, new) if kind is not None]
-                unified = pa.unify_schemas(both, promote_options="permissive").field(0).type
-                self._types[name] = None if known is None else unified
-            except (pa.ArrowException, OverflowError):
-                self._types[name] = None
-
-    def _unspool(self, spool: _Spool) -> None:
-        """Write the spooled rows; a column whose values turn out not to fit its type is written as text."""
-        import pyarrow as pa
-
-        types = {name: None if "struct<>" in str(kind) else kind for name, kind in self._types.items()}
-        types |= self._added
-        for rows in spool.parts():
-            columns = {}
+        types: dict[str, Any] = dict.fromkeys(self._columns, pa.null())
+        for rows in self._spooled():
+            types = {name: _wider(kind, rows, name) for name, kind in types.items()}
+        for rows in self._spooled():
             for name, kind in types.items():
-                values = [row.get(name) for row in rows]
                 try:
-                    columns[name] = pa.array(
-                        values if kind is not None else map(_json_text, values), kind or pa.string()
-                    )
-                except pa.ArrowException:  # such as an integer that a float cannot hold
-                    self._types[name] = None
-                    if self._file is not None:
-                        self._file.close()
-                        self._file = None
-                    return self._unspool(spool)
+                    _cells(rows, name, kind)
+                except (pa.ArrowException, OverflowError):  # such as an integer that a float cannot hold
+                    types[name] = None
+        for rows in self._spooled():
+            columns = {name: _cells(rows, name, kind) for name, kind in {**types, **self._added}.items()}
             self._write(pa.RecordBatch.from_pydict(columns))
+
+
+def _wider(kind: Any, rows: Sequence[Row], name: str) -> Any:
+    """A type that holds what `kind` holds and the column's values in these rows as well.
+
+    None if there is none, or if Parquet has none for it: the column is then written as text.
+    """
+    import pyarrow as pa
+
+    if kind is None:
         return None
+    try:
+        both = [pa.schema([("", each)]) for each in (kind, pa.array([row.get(name) for row in rows]).type)]
+        wider = pa.unify_schemas(both, promote_options="permissive").field(0).type
+    except (pa.ArrowException, OverflowError):
+        return None
+    return None if "struct<>" in str(wider) else wider
+
+
+def _cells(rows: Sequence[Row], name: str, kind: Any) -> Any:
+    """A column of these rows as an array of a type; None: as text."""
+    import pyarrow as pa
+
+    values = (row.get(name) for row in rows)
+    return pa.array(map(_json_text, values) if kind is None else values, kind or pa.string())
 
 
 def _json_text(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Rows of a split before any check, and files of rows, read and written a part at a time: they may outgrow memory.
+"""Rows of a split before any check, and files of rows, which may be larger than memory: read and written in parts.
 
 CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from manytune.data.row_writers import PART, Csv, JsonWriter, ParquetWriter, Row, RowBatch, RowWriter, TableWriter, Tsv
 from manytune.data.text_rows import (
@@ -26,20 +26,6 @@ from manytune.data.text_rows import (
 from manytune.utils.errors import DataError
 from manytune.utils.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.utils.text import listed, no_column
-
-__all__ = [
-    "FileFacts",
-    "RawRows",
-    "Row",
-    "RowBatch",
-    "RowWriter",
-    "check_format",
-    "output_format",
-    "read_parts",
-    "read_placed",
-    "refuse_taken",
-    "writer",
-]
 
 
 class RawRows(NamedTuple):
@@ -63,7 +49,7 @@ _PART_SIZE = 1 << 25
 """Characters of a part, after which no row is added to it."""
 
 _MOST_BYTES = 1 << 28
-"""Text in `PART` rows of a Parquet file, where a small file may stand for very much of it."""
+"""Most text in a part of a Parquet file: compressed and with dictionaries, a small one may stand for very much."""
 
 
 _DIALECTS: dict[str, type[csv.Dialect]] = {".csv": Csv, ".tsv": Tsv}
@@ -96,73 +82,67 @@ def read_parts(
     added: Collection[str] = (),
     facts: FileFacts | None = None,
 ) -> Iterator[RowBatch]:
-    """The rows of a file, some at a time; of a file without rows one empty part.
+    """The rows of a file, or of `-`, some at a time; of a file without rows one empty part.
 
-    Args:
-        name: The file, or `-`.
-        columns: Those that it must have; others are handed on.
-        quoting: As for `read_placed`.
-        added: Columns that it must not have, because they will be added.
-        facts: Gets counts.
+    It must have `columns`, and others are handed on; but it must not have those that will be `added`. `quoting` and
+    `facts` are as for `read_placed`.
 
     Raises:
         DataError: As for `read_placed`; or it has one of `added`.
     """
-    facts = FileFacts() if facts is None else facts
-    with _readable(name):
-        if check_format(name) == ".parquet":
-            with _open_parquet(name) as file:
-                refuse_taken(name, file.schema_arrow.names, added)
-                yield from _parquet_parts(name, file, columns, every=True)
-            return
-        with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
-            refuse_taken(name, names or (), added)
-            part: list[Row] = []
-            size = 0
-            for place, row, characters in rows:
-                if names is None:
-                    refuse_taken(place, row, added)
-                part.append(row)
-                size += characters
-                if len(part) == PART or size > _PART_SIZE:
-                    yield RowBatch(part, names)
-                    part, size = [], 0
-            if part or not facts.rows:
-                yield RowBatch(part, names if facts.rows else names or tuple(columns))
+    if check_format(name) == ".parquet":
+        with _open_parquet(name) as file:
+            refuse_taken(name, file.schema_arrow.names, added)
+            yield from _parquet_parts(name, file, columns, every=True)
+        return
+    facts = facts or FileFacts()
+    with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
+        refuse_taken(name, names or (), added)
+        part: list[Row] = []
+        size = 0
+        for place, row, characters in rows:
+            if names is None:
+                refuse_taken(place, row, added)
+            part.append(row)
+            size += characters
+            if len(part) == PART or size > _PART_SIZE:
+                yield RowBatch(part, names)
+                part, size = [], 0
+        if part or not facts.rows:
+            yield RowBatch(part, names if facts.rows else names or tuple(columns))
 
 
 def read_placed(
     name: str, columns: Sequence[str], *, quoting: str | None = None, facts: FileFacts | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, each with the words that let a user find it; nothing but `columns` is looked at.
+    """The rows of a file, or of `-`, each with the words that let a user find it; only `columns` are looked at.
 
     Args:
         name: The file, or `-`.
         columns: Those that rows are to have.
         quoting: `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
             any other; None for what is usual: `double` in CSV, `none` in TSV.
-        facts: Gets counts.
+        facts: Gets counts, whole when the last row is read.
 
     Raises:
         DataError: It cannot be read, a row is malformed, or a column is missing or there twice.
     """
-    with _readable(name):
-        if check_format(name) == ".parquet":
-            with _open_parquet(name) as file:
-                number = size = 0
-                for part in _parquet_parts(name, file, columns, every=False):
-                    size += part.batch.nbytes
-                    if size > max(4 * _MOST_BYTES, 500 * Path(name).stat().st_size):
-                        raise DataError(
-                            f"{name} unpacks to more than {size:,} bytes until row {number:,}, which is too much"
-                        )
-                    for row in part.rows:
-                        number += 1
-                        yield f"{name}, row {number}", row
-            return
-        with _open_text(name, columns, quoting, every=False, facts=facts or FileFacts()) as (_, rows):
-            for placed in rows:
-                yield placed[:2]
+    if check_format(name) == ".parquet":
+        with _open_parquet(name) as file:
+            number = size = 0
+            for part in _parquet_parts(name, file, columns, every=False):
+                size += part.batch.nbytes
+                if size > max(4 * _MOST_BYTES, 500 * Path(name).stat().st_size):
+                    raise DataError(
+                        f"{name} unpacks to more than {size:,} bytes until row {number:,}, which is too much"
+                    )
+                for row in part.rows:
+                    number += 1
+                    yield f"{name}, row {number}", row
+        return
+    with _open_text(name, columns, quoting, every=False, facts=facts or FileFacts()) as (_, rows):
+        for place, row, _ in rows:
+            yield place, row
 
 
 def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> None:
@@ -179,12 +159,9 @@ def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> 
         )
 
 
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {_first_line(error.strerror or error)}") from error
+def _unreadable(name: str, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"{name} cannot be read: {_first_line(reason)}")
 
 
 def _first_line(error: object) -> str:
@@ -197,13 +174,17 @@ def _open_text(
 ) -> Iterator[tuple[tuple[str, ...] | None, Iterator[Placed]]]:
     """The columns of a CSV, TSV or JSONL file, of which the last has none of its own, and its rows."""
     suffix = check_format(name)
-    if suffix == ".jsonl":
-        with open_lines(name) as lines:
-            yield None, json_rows(lines, columns, every=every, facts=facts)
-        return
-    quoted = (quoting or ("double" if suffix == ".csv" else "none")) == "double"
-    with open_table(name, _DIALECTS[suffix].delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
-        yield table
+    try:
+        if suffix == ".jsonl":
+            with open_lines(name, facts=facts) as lines:
+                yield None, json_rows(lines, columns, every=every)
+        else:
+            delimiter, usual = (",", "double") if suffix == ".csv" else ("\t", "none")
+            quoted = (quoting or usual) == "double"
+            with open_table(name, delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
+                yield table
+    except OSError as error:
+        raise _unreadable(name, error) from error
 
 
 @contextmanager
@@ -215,8 +196,8 @@ def _open_parquet(name: str) -> Iterator[Any]:
         # Without a buffer, a row group's part of a column would be read at once, whatever its size.
         with pq.ParquetFile(name, buffer_size=1 << 20) as file:
             yield file
-    except pa.ArrowException as error:
-        raise DataError(f"{name} cannot be read: {_first_line(error)}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(name, error) from error
 
 
 def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool) -> Iterator[RowBatch]:
@@ -300,43 +281,37 @@ def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
         ManytuneError: As for `output_format`.
         DataError: A value is none that the format can hold.
     """
-    suffix, path = output_format(name), Path(name)
-    if name == "-":
-        with _text_writer(sys.stdout, suffix, added, None) as rows:
-            yield rows
-        return
-    if is_stream(path):
-        with writing(path), open_stream(path) as file, _text_writer(file, suffix, added, None) as rows:
-            yield rows
-        return
-    with output_file(path) as temporary:
-        if suffix == ".parquet":
-            with ParquetWriter(temporary, added) as rows:
-                yield rows
-        else:
-            # Bytes of the input that are not UTF-8 are handed on as they were.
-            with (
-                temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-                _text_writer(file, suffix, added, temporary.parent) as rows,
-            ):
-                yield rows
-
-
-@contextmanager
-def _text_writer(file: TextIO, suffix: str, added: Mapping[str, type], spool: Path | None) -> Iterator[RowWriter]:
-    if suffix == ".jsonl":
-        yield JsonWriter(file)
-    else:
-        with TableWriter(file, _DIALECTS[suffix], added, spool) as rows:
-            yield rows
+    suffix, path, folder = output_format(name), Path(name), None
+    try:
+        with ExitStack() as stack:
+            if name == "-":
+                file = sys.stdout
+            elif is_stream(path):
+                stack.enter_context(writing(path))
+                file = stack.enter_context(open_stream(path))
+            else:
+                path = stack.enter_context(output_file(path))
+                if suffix == ".parquet":
+                    yield stack.enter_context(ParquetWriter(path, added))
+                    return
+                folder = path.parent
+                # Bytes of the input that are not UTF-8 are handed on as they were.
+                file = stack.enter_context(path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+            if suffix == ".jsonl":
+                yield JsonWriter(file)
+            else:
+                yield stack.enter_context(TableWriter(file, _DIALECTS[suffix], added, folder))
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A cell of the input holds {error.object[error.start : error.start + 1]!a}, which {error.encoding} cannot "
+            "hold. Mend it there, or write to a .jsonl file."
+        ) from error
 
 
 def output_format(name: str, source: str = "-") -> str:
-    """The format that rows are written in: a file's by its ending, else CSV.
+    """The format that rows of the file `source` are written in: a file's by its ending, else CSV.
 
-    Args:
-        name: What is to be written: a file, a device, a named pipe, or `-`.
-        source: The file that the rows are read from.
+    `name` is a file, a device, a named pipe, or `-`.
 
     Raises:
         DataError: It has no format that can be written there, or it is the source itself.

@@ -1,7 +1,6 @@
-"""Load a task's split, check it row by row, encode it, and say in which order rows are seen.
+"""Load a task's splits and check them row by row, encode them, and say in which order rows are seen.
 
-A split comes from the built-in grammar, a local GLUE folder or the Hugging Face hub. All three go through
-the same checks: a row that cannot be right is refused with its place, never skipped.
+Rows of every source go through the same checks: one that cannot be right is refused with its place.
 """
 
 from __future__ import annotations
@@ -16,28 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from manytune.data.cells import classes_of, is_empty, label_of, label_parser, text_of
+from manytune.data.cells import is_empty, text_of
 from manytune.data.rows import RawRows
 from manytune.data.sources import read_rows
-from manytune.data.tasks import SPLITS, UNLABELLED, Scale, Task
+from manytune.data.tasks import SPLITS, UNLABELLED, Task
 from manytune.utils.errors import DataError, ModelError, StudyError, choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "Encoded",
-    "Split",
-    "all_alike",
-    "class_counts",
-    "encode",
-    "epoch_order",
-    "leaked",
-    "load_split",
-    "load_task",
-    "train_split",
-    "uneven_classes",
-]
 
 Array = NDArray[Any]
 
@@ -52,7 +38,7 @@ class Split:
     texts: tuple[tuple[str, ...], ...]
     """N rows of one or two sentences, stripped, none of them empty."""
     labels: Array
-    """`[N]`: int64 class indices, or targets: float64, of GLUE's and the built-in tasks float32."""
+    """`[N]`, as the task's type makes them: int64 class indices, or targets in float64 or float32."""
     fingerprint: str
     """SHA-256 (hex) over texts and labels: the same rows have the same one wherever they came from."""
     source: str
@@ -107,18 +93,12 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
     if task.own is None:
         return task, {split: load_split(task, split, data_dir) for split in (*SPLITS, *task.also_scored)}
     raw = _read(task, "train")
-    if task.kind == "classification":
-        try:
-            task = replace(task, labels=task.labels or classes_of(task, raw.labels))
-        except ValueError as error:
-            raise DataError(f"{raw.source}: {error}") from None
+    try:
+        task = task.type.learn_classes(task, raw.labels)
+    except ValueError as error:
+        raise DataError(f"{raw.source}: {error}") from None
     train = _checked(task, "train", raw)
-    if "f1" in task.metrics and len(task.labels) != 2:
-        raise DataError(
-            f"task {task.name}: the metric f1 is of two classes, but there are {len(task.labels)}; take macro_f1"
-        )
-    if task.kind == "regression":
-        task = _learned(task, train.labels)
+    task = task.type.learn_targets(task, train.labels)
     assert task.own is not None
     if isinstance(task.own.dev, str):
         return task, {"train": train, "dev": _checked(task, "dev", _read(task, "dev"))}
@@ -129,19 +109,18 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
 
 
 def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
-    """Load and check one split of a task.
+    """Load and check one split of a built-in task or one of GLUE's.
 
-    A built-in task is generated. Else rows come from the first of: `data_dir`, the folder that
-    MANYTUNE_GLUE_DIR names if it holds the task, the Hugging Face hub (or its cache, offline).
+    GLUE's rows come from the first of: `data_dir`, the folder that MANYTUNE_GLUE_DIR names if it holds the task, the
+    Hugging Face hub (or its cache, offline).
 
-    Arguments:
-        task: what the rows must look like; its classes must be known.
+    Args:
+        task: What the rows must look like; its classes must be known.
         split: "train", "dev" or another that the task has. The labels of `tasks.UNLABELLED` ones are 0.
-        data_dir: a folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`.
+        data_dir: A folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`.
 
     Raises:
-        DataError: the data cannot be found or reached, a row is malformed, or the split has not the
-            size that it must have.
+        DataError: The data cannot be had, a row is malformed, or the split has not the size that it must have.
     """
     known = (*SPLITS, *(name for name in task.hub_splits if name not in SPLITS))
     if split not in known:
@@ -157,23 +136,16 @@ def leaked(train: Split, dev: Split) -> list[int]:
 
 def uneven_classes(task: Task, train: Split) -> tuple[tuple[str, int], tuple[str, int]] | None:
     """The rarest class that has rows and the commonest, where the one has a tenth of the other's rows or less."""
-    if task.kind == "regression":
-        return None
-    counts = sorted(class_counts(task, train).items(), key=lambda item: item[1])
-    few, many = next(item for item in counts if item[1] > 0), counts[-1]
-    return (few, many) if many[1] >= _UNEVEN * few[1] else None
-
-
-def class_counts(task: Task, split: Split) -> dict[str, int]:
-    """Class → rows of it, in the classes' order."""
-    return dict(zip(task.labels, np.bincount(split.labels, minlength=len(task.labels)).tolist(), strict=True))
+    counts = sorted(task.type.class_counts(task, train.labels).items(), key=lambda item: item[1])
+    found = [item for item in counts if item[1] > 0]
+    return (found[0], found[-1]) if found and found[-1][1] >= _UNEVEN * found[0][1] else None
 
 
 def _read(task: Task, split: str, data_dir: str | None = None) -> RawRows:
-    """The rows of a split with their texts as text and, of a user's own task, its classes' names likewise."""
+    """The rows of a split with their texts as text and, of a user's own task, labels in one way of writing."""
     raw = read_rows(task, split, data_dir)
 
-    def understood(understand: Callable[[object], str], cell: object, column: str, index: int) -> str:
+    def understood(understand: Callable[[object], Any], cell: object, column: str, index: int) -> Any:
         try:
             return understand(cell)
         except ValueError as error:
@@ -184,102 +156,62 @@ def _read(task: Task, split: str, data_dir: str | None = None) -> RawRows:
         for index, row in enumerate(raw.texts)
     ]
     labels = raw.labels
-    if task.own is not None and task.kind == "classification":
-        labels = [understood(label_of, label, task.label_column, index) for index, label in enumerate(labels)]
+    if task.own is not None:
+        read = task.type.read_cell
+        labels = [understood(read, label, task.label_column, index) for index, label in enumerate(labels)]
     return raw._replace(texts=texts, labels=labels)
 
 
 def _checked(task: Task, split: str, raw: RawRows) -> Split:
-    kept, left_out = _whole_rows(task, split, raw)
+    """The rows that have texts and a label. A user's own rows without are left out; GLUE's are refused."""
+    parse = task.type.parser(task)
+    kept: list[int] = []
+    values: list[Any] = []
+    left_out: list[str] = []
+    for index, row in enumerate(raw.texts):
+        try:
+            if split not in UNLABELLED and not task.is_whole(row):
+                if task.own is None:
+                    empty = task.text_columns[row.index("")]
+                    raise ValueError(f"{empty} is empty; give it a text or leave the row out")
+                what = " and ".join(task.text_columns) + (" is empty" if len(row) == 1 else " are empty")
+                left_out.append(f"{raw.place(index)}: {what}")
+            elif task.own is not None and is_empty(raw.labels[index]):
+                left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
+            else:
+                values.append(0 if split in UNLABELLED else parse(raw.labels[index]))
+                kept.append(index)
+        except ValueError as error:
+            raise DataError(f"{raw.place(index)}: {error}") from None
     if not kept:
         reason = f": all {len(raw.texts)} were left out, the first because of {left_out[0]}" if left_out else ""
         raise DataError(f"{raw.source}: no rows, so there is nothing to learn from or to score{reason}")
-    values = [0.0] * len(kept) if split in UNLABELLED else _label_values(task, raw, kept)
-    # GLUE's and the built-in targets have few digits, and results of them are kept to the bit.
-    target = np.float32 if task.own is None else np.float64
-    labels = np.array(values, dtype=np.int64 if task.kind == "classification" else target)
-    _check_size(task, split, len(kept), raw.source)
+    labels = task.type.as_array(task, values)
+    wanted = task.sizes.get(split)
+    if wanted not in (None, len(kept)):
+        raise DataError(
+            f"{raw.source}: {len(kept)} rows, but {task.title}'s {split} split has {wanted}. The usual cause is a copy "
+            "written by a reader with quoting on: GLUE's text contains bare double quotes, so such a reader "
+            "joins or drops rows without a word (pandas' default, bad lines skipped, leaves 5706 and 1465 rows "
+            "of STS-B's 5749 and 1500). Use GLUE's own files, unchanged, read with csv.QUOTE_NONE"
+        )
     if split == "train" and (alike := all_alike(task, labels)):
         raise DataError(f"{raw.source}: in all {len(kept)} rows the {alike}; there is nothing to tell apart")
     rows = tuple(raw.texts[index] for index in kept)
-    return Split(
-        rows,
-        labels,
-        _fingerprint(rows, labels),
-        raw.source,
-        (*raw.left_out, *left_out),
-        raw.notes,
-        lambda index: raw.place(kept[index]),
-    )
-
-
-def _label_values(task: Task, raw: RawRows, kept: Sequence[int]) -> list[float]:
-    parse, values = label_parser(task), []
-    for index in kept:
-        try:
-            values.append(parse(raw.labels[index]))
-        except ValueError as error:
-            raise DataError(f"{raw.place(index)}: {error}") from None
-    return values
+    left = (*raw.left_out, *left_out)
+    prints = _fingerprint(rows, labels)
+    return Split(rows, labels, prints, raw.source, left, raw.notes, lambda index: raw.place(kept[index]))
 
 
 def all_alike(task: Task, labels: Array) -> str | None:
     """What all labels are, such as "label is 'billing'" or "target is 3"; None if they are not the same."""
-    if (labels != labels[0]).any():
-        return None
-    if task.kind == "regression":
-        return f"target is {labels[0]:.10g}"
-    name = task.labels[int(labels[0])]
-    return f"label is {name!r}" if task.own is not None else f"label is {labels[0]} ({name})"
-
-
-def _whole_rows(task: Task, split: str, raw: RawRows) -> tuple[Sequence[int], tuple[str, ...]]:
-    """The rows that have texts and a label, and why the others are left out; of GLUE's, none may lack a text."""
-    kept, left_out = [], []
-    for index, row in enumerate(raw.texts):
-        if task.is_whole(row) or split in UNLABELLED:
-            if task.own is not None and is_empty(raw.labels[index]):
-                left_out.append(f"{raw.place(index)}: {task.label_column} is empty")
-            else:
-                kept.append(index)
-        elif task.own is not None:
-            left_out.append(f"{raw.place(index)}: {_empty(task.text_columns)}")
-        else:
-            column = task.text_columns[row.index("")]
-            raise DataError(f"{raw.place(index)}: {column} is empty; give it a text or leave the row out")
-    return kept, tuple(left_out)
-
-
-def _empty(columns: Sequence[str]) -> str:
-    return f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} empty"
-
-
-def _learned(task: Task, targets: Array) -> Task:
-    """The task with the range of its training targets, and their scale if it is scaled."""
-    scale = None
-    if task.own is not None and task.own.scaled:
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of that is refused with the other targets
-            scale = Scale(float(targets.mean()), float(targets.std()))
-    return replace(task, target_range=(float(targets.min()), float(targets.max())), scale=scale)
+    return None if (labels != labels[0]).any() else task.type.all_alike(task, labels[0])
 
 
 def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
     texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
-    place = whole.place
-    fingerprint = _fingerprint(texts, labels)
-    return Split(texts, labels, fingerprint, whole.source, left_out, place=lambda index: place(int(rows[index])))
-
-
-def _check_size(task: Task, split: str, rows: int, source: str) -> None:
-    wanted = task.sizes.get(split)
-    if wanted is None or rows == wanted:
-        return
-    raise DataError(
-        f"{source}: {rows} rows, but {task.title}'s {split} split has {wanted}. The usual cause is a copy "
-        "written by a reader with quoting on: GLUE's text contains bare double quotes, so such a reader "
-        "joins or drops rows without a word (pandas' default, bad lines skipped, leaves 5706 and 1465 rows "
-        "of STS-B's 5749 and 1500). Use GLUE's own files, unchanged, read with csv.QUOTE_NONE"
-    )
+    prints = _fingerprint(texts, labels)
+    return Split(texts, labels, prints, whole.source, left_out, place=lambda index: whole.place(int(rows[index])))
 
 
 def _fingerprint(texts: Iterable[tuple[str, ...]], labels: Array) -> str:
@@ -308,17 +240,17 @@ class _Rows(NamedTuple):
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int) -> Encoded:
     """Turn the rows of a split into token ids.
 
-    Arguments:
-        split: the rows.
-        tokenizer: a transformers tokenizer.
+    Args:
+        split: The rows.
+        tokenizer: Of the backbone.
         template: "native", the tokenizer's own form; or "spaced", its separators set off by spaces:
             `<s> {s} </s>` and `<s> {s1} </s></s> {s2} </s>`, or `[CLS] {s1} [SEP] {s2} [SEP]`.
-        max_length: the longest row, in tokens, special ones included. Of a pair, the longer sentence is
-            cut first; the separators stay.
+        max_length: The longest row, in tokens, special ones included. Of a pair, the longer sentence is cut first; the
+            separators stay.
 
     Raises:
-        StudyError: there is no such template, or `max_length` leaves no room for a token of each sentence.
-        ModelError: the template needs separators that the tokenizer has not.
+        StudyError: There is no such template, or `max_length` leaves no room for a token of each sentence.
+        ModelError: The template needs separators that the tokenizer has not.
     """
     if template not in _TEMPLATES:
         raise StudyError(f"template: {choices(template, _TEMPLATES)}")
@@ -404,11 +336,11 @@ def _spaced_form(tokenizer: Any) -> _SpacedForm:
 def _kept(length: int, end: int, between: int, max_length: int) -> list[int]:
     """The positions that stay when a spaced row is cut to `max_length` tokens: all separators among them.
 
-    Arguments:
-        length: the row's tokens, the first being cls and the last sep.
-        end: where a pair's first sentence ends, its separators included; `length` for a single sentence.
-        between: the separators between the sentences of a pair.
-        max_length: how many positions stay.
+    Args:
+        length: The row's tokens, the first being cls and the last sep.
+        end: Where a pair's first sentence ends, its separators included; `length` for a single sentence.
+        between: The separators between the sentences of a pair.
+        max_length: How many positions stay.
     """
     last = length - 1
     if end == length:
@@ -442,27 +374,27 @@ def train_split(
 ) -> tuple[Array, Array]:
     """Set a seeded share of the training rows aside, to select snapshots on.
 
-    Arguments:
-        n: the number of training rows.
-        seed: which rows go; how many never depends on it.
-        share: the part to set aside, above 0 and below 1.
-        labels: `[n]`; classes (integers) are each split in the same share, at least one row of every
-            class that has two on either side. Numbers are not looked at.
-        what: the setting that asks for it, for a message.
-        cure: what to do where it cannot be done, likewise.
+    Args:
+        n: The number of training rows.
+        seed: Says which rows go; how many never depends on it.
+        share: The part to set aside, above 0 and below 1.
+        labels: `[n]`; rows of each integer are split in the same share, at least one on either side where there are
+            two. Other numbers are not looked at.
+        what: The setting that asks for it, for a message.
+        cure: What to do where it cannot be done, likewise.
 
     Returns:
         The rows to train on and the rows to select on: int64, ascending, disjoint, all of `n` together.
 
     Raises:
-        DataError: there are too few rows to have one on either side.
+        DataError: There are too few rows to have one on either side.
     """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share {share} is not above 0 and below 1")
     order = _permutation(n, seed, 0, _SELECTION_STREAM)
-    stratified = labels is not None and np.issubdtype(labels.dtype, np.integer)
-    groups = labels if labels is not None and stratified else np.zeros(n, dtype=np.int64)
-    parts = [order[groups[order] == group] for group in np.unique(groups)]
+    if labels is None or not np.issubdtype(labels.dtype, np.integer):
+        labels = np.zeros(n, dtype=np.int64)
+    parts = [order[labels[order] == label] for label in np.unique(labels)]
     selecting = np.sort(np.concatenate([order[:0], *(rows[: _quota(len(rows), share)] for rows in parts)]))
     if selecting.size == 0:
         no_two = "there is one training row alone" if n == 1 else f"no class has two rows among the {n} training rows"

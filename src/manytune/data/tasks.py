@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from manytune.utils.errors import StudyError, choices
 
-__all__ = ["GLUE", "SPLITS", "TASKS", "UNLABELLED", "GlueFiles", "OwnData", "Scale", "Task", "get_task", "no_task"]
+if TYPE_CHECKING:
+    from manytune.data.task_types import Scale, TaskType
+
 
 SPLITS = ("train", "dev")
 """What every task has."""
@@ -17,8 +19,7 @@ SPLITS = ("train", "dev")
 UNLABELLED = ("test", "test_mismatched", "diagnostic")
 """Splits of GLUE's tasks whose labels only its server knows."""
 
-_EMPTY: Mapping[str, str] = MappingProxyType({})
-_UNKNOWN_SIZES: Mapping[str, int] = MappingProxyType({})
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _PLAIN_FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"train": ("train.tsv",), "dev": ("dev.tsv", "validation.tsv"), "test": ("test.tsv",)}
 )
@@ -55,59 +56,60 @@ class OwnData:
     config: str | None = None
     """The dataset's configuration."""
     scaled: bool = False
-    """Whether targets are brought to mean 0 and standard deviation 1 inside."""
+    """Whether targets are brought to mean 0 and standard deviation 1 for the model."""
     quoting: str | None = None
     """Whether cells of a CSV or TSV file may stand in double quotes, as for `rows.read_placed`."""
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How the targets of a regression look inside: (target - center) / spread."""
-
-    center: float
-    """Mean of the training targets."""
-    spread: float
-    """Their standard deviation, above 0."""
-
-
-@dataclass(frozen=True)
 class Task:
-    """One sentence, or a pair of them, in; one class or one number out."""
+    """One sentence, or a pair of them, in; what its type of task predicts out."""
 
     name: str
     """The name that a study uses."""
     title: str
     """What tables and figures call it."""
-    kind: Literal["classification", "regression"]
-    """Single-label classification, or regression of one number."""
+    kind: str
+    """The name of its type: what studies, records and artifacts hold; `type` is the object."""
     text_columns: tuple[str, ...]
     """The one or two columns that hold the sentences."""
     label_column: str
     """The column of the label."""
     labels: tuple[str, ...]
-    """The classes' names, the index being the label; empty for regression, and where only the data knows them."""
+    """The classes' names, the index being the label; empty without classes, and where only the data knows them."""
     metrics: tuple[str, ...]
     """Names out of `metrics.METRICS`; the first one selects snapshots and ranks runs."""
     target_range: tuple[float, float] | None = None
-    """The lowest and the highest target of a regression; None for classification, and where only the data knows."""
-    sizes: Mapping[str, int] = field(default_factory=lambda: _UNKNOWN_SIZES)
+    """The lowest and the highest target; None with classes, and where only the data knows."""
+    sizes: Mapping[str, int] = field(default_factory=lambda: _NONE)
     """Split to the number of rows that it must have; empty where none is known."""
     hub: tuple[str, str] | None = None
     """Dataset and configuration on the Hugging Face hub; None for built-in and own tasks."""
-    hub_splits: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    hub_splits: Mapping[str, str] = field(default_factory=lambda: _NONE)
     """Our split's name to the hub's; where it is in another configuration, `configuration/split`."""
     files: GlueFiles | None = None
     """Where it lies in a GLUE folder; None for built-in and own tasks."""
     own: OwnData | None = None
     """Where it comes from, for a user's own task."""
     scale: Scale | None = None
-    """How targets look inside; None: as they are."""
-    dev_parts: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    """How targets look to the model; None: as they are."""
+    dev_parts: Mapping[str, tuple[int, int]] = field(default_factory=lambda: _NONE)
     """Name of a part of the dev split → its first row and the row after its last; empty where it has no parts."""
-    also_scored: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    also_scored: Mapping[str, str] = field(default_factory=lambda: _NONE)
     """Another labelled split, which selects nothing → the metric of the best snapshot on it, an accuracy."""
     language: str | None = None
     """The texts' language, as an ISO 639 code; None if it is not known."""
+
+    @property
+    def type(self) -> TaskType:
+        """What depends on the kind of label.
+
+        Raises:
+            StudyError: No type of that name is registered.
+        """
+        from manytune.data.task_types import get_task_type  # numpy, which reading a study does without
+
+        return get_task_type(self.kind)
 
     @property
     def primary_metric(self) -> str:
@@ -130,12 +132,8 @@ class Task:
         return any(texts) if lax else all(texts)
 
     def inside(self, targets: Any) -> Any:
-        """Targets (an array) as a head learns them; classes are as they are."""
+        """Targets (an array), in their own unit, as a head learns them."""
         return targets if self.scale is None else (targets - self.scale.center) / self.scale.spread
-
-    def learned(self, labels: Any) -> Any:
-        """Labels (an array) as a loss takes them: classes as they are, targets inside, in fp32."""
-        return labels if self.kind == "classification" else self.inside(labels).astype("float32")
 
     def outside(self, outputs: Any) -> Any:
         """What a head puts out (an array), in the targets' own unit."""
@@ -143,16 +141,12 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """How many logits the head has: one a class, or 1 for regression.
+        """How many logits the head has.
 
         Raises:
-            ValueError: The classes are not known before the data is read.
+            ValueError: That is not known before the data is read.
         """
-        if self.kind == "regression":
-            return 1
-        if not self.labels:
-            raise ValueError(f"the classes of {self.name} are not known before its data is read")
-        return len(self.labels)
+        return self.type.num_outputs(self)
 
 
 _HUB = "nyu-mll/glue"
@@ -161,17 +155,25 @@ _HUB_SPLITS = MappingProxyType({"train": "train", "dev": "validation", "test": "
 _ACCEPTABILITY = ("unacceptable", "acceptable")
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
-_F1 = ("f1", "accuracy")
 _CORRELATIONS = ("pearson", "spearman")
 
 
-def _sizes(train: int, dev: int, test: int, **more: int) -> Mapping[str, int]:
-    return MappingProxyType({"train": train, "dev": dev, "test": test, **more})
+def _sizes(train: int, dev: int, test: int, **more: int) -> dict[str, int]:
+    return {"train": train, "dev": dev, "test": test, **more}
 
 
-def _glue(name: str, **facts: Any) -> Task:
-    """A task of GLUE, which is in English and on the hub under its own name."""
-    return Task(name=name, hub=(_HUB, name), language="en", **{"hub_splits": _HUB_SPLITS, **facts})
+def _glue(name: str, title: str, text_columns: tuple[str, ...], **facts: Any) -> Task:
+    """A task of GLUE, which is in English and on the hub under its own name; what most of them share is filled in."""
+    usual: dict[str, Any] = {
+        "kind": "classification",
+        "label_column": "label",
+        "metrics": ("accuracy",),
+        "hub_splits": _HUB_SPLITS,
+    }
+    read_only: dict[str, Any] = {
+        key: MappingProxyType(fact) if isinstance(fact, dict) else fact for key, fact in facts.items()
+    }
+    return Task(name, title, text_columns=text_columns, hub=(_HUB, name), language="en", **{**usual, **read_only})
 
 
 GLUE: Mapping[str, Task] = MappingProxyType(
@@ -180,72 +182,61 @@ GLUE: Mapping[str, Task] = MappingProxyType(
         for task in (
             # Warstadt et al. 2019, https://arxiv.org/abs/1805.12471
             _glue(
-                name="cola",
-                title="CoLA",
-                kind="classification",
-                text_columns=("sentence",),
-                label_column="label",
+                "cola",
+                "CoLA",
+                ("sentence",),
                 labels=_ACCEPTABILITY,
                 metrics=("matthews_correlation", "accuracy"),
                 sizes=_sizes(8551, 1043, 1063),
                 files=GlueFiles("CoLA", ("sentence",), no_header=("source", "label", "mark", "sentence")),
                 # Sentences of the publications that train has too, then of others: the paper's section 4.
-                dev_parts=MappingProxyType({"in-domain": (0, 527), "out-of-domain": (527, 1043)}),
+                dev_parts={"in-domain": (0, 527), "out-of-domain": (527, 1043)},
             ),
             # Socher et al. 2013, https://aclanthology.org/D13-1170
             _glue(
-                name="sst2",
-                title="SST-2",
-                kind="classification",
-                text_columns=("sentence",),
-                label_column="label",
+                "sst2",
+                "SST-2",
+                ("sentence",),
                 labels=("negative", "positive"),
-                metrics=("accuracy",),
                 sizes=_sizes(67349, 872, 1821),
                 files=GlueFiles("SST-2", ("sentence",)),
             ),
             # Dolan and Brockett 2005, https://aclanthology.org/I05-5002
             _glue(
-                name="mrpc",
-                title="MRPC",
-                kind="classification",
-                text_columns=_PAIR,
-                label_column="label",
+                "mrpc",
+                "MRPC",
+                _PAIR,
                 labels=("not_equivalent", "equivalent"),
-                metrics=_F1,
+                metrics=("f1", "accuracy"),
                 sizes=_sizes(3668, 408, 1725),
                 # GLUE's script cuts Microsoft's files into its own three; without it, these are here.
                 files=GlueFiles(
                     "MRPC",
                     ("#1 String", "#2 String"),
                     "Quality",
-                    names=MappingProxyType(
-                        {
-                            "train": ("train.tsv", "msr_paraphrase_train.txt"),
-                            "dev": ("dev.tsv", "validation.tsv", "msr_paraphrase_train.txt"),
-                            "test": ("test.tsv", "msr_paraphrase_test.txt"),
-                        }
-                    ),
+                    names={
+                        "train": ("train.tsv", "msr_paraphrase_train.txt"),
+                        "dev": ("dev.tsv", "validation.tsv", "msr_paraphrase_train.txt"),
+                        "test": ("test.tsv", "msr_paraphrase_test.txt"),
+                    },
                 ),
             ),
             # Iyer et al. 2017, https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
             _glue(
-                name="qqp",
-                title="QQP",
-                kind="classification",
-                text_columns=("question1", "question2"),
-                label_column="label",
+                "qqp",
+                "QQP",
+                ("question1", "question2"),
                 labels=("not_duplicate", "duplicate"),
-                metrics=_F1,
+                metrics=("f1", "accuracy"),
                 sizes=_sizes(363846, 40430, 390965),
                 files=GlueFiles("QQP", ("question1", "question2"), "is_duplicate", broken_lines=True),
             ),
             # Cer et al. 2017, https://arxiv.org/abs/1708.00055
             _glue(
-                name="stsb",
-                title="STS-B",
+                "stsb",
+                "STS-B",
+                _PAIR,
                 kind="regression",
-                text_columns=_PAIR,
                 label_column="score",
                 labels=(),
                 metrics=_CORRELATIONS,
@@ -255,74 +246,58 @@ GLUE: Mapping[str, Task] = MappingProxyType(
             ),
             # Williams et al. 2018, https://arxiv.org/abs/1704.05426
             _glue(
-                name="mnli",
-                title="MNLI",
-                kind="classification",
-                text_columns=("premise", "hypothesis"),
-                label_column="label",
+                "mnli",
+                "MNLI",
+                ("premise", "hypothesis"),
                 labels=("entailment", "neutral", "contradiction"),
-                metrics=("accuracy",),
                 sizes=_sizes(392702, 9815, 9796, dev_mismatched=9832, test_mismatched=9847, diagnostic=1104),
-                hub_splits=MappingProxyType(
-                    {
-                        "train": "train",
-                        "dev": "validation_matched",
-                        "dev_mismatched": "validation_mismatched",
-                        "test": "test_matched",
-                        "test_mismatched": "test_mismatched",
-                        "diagnostic": "ax/test",
-                    }
-                ),
+                hub_splits={
+                    "train": "train",
+                    "dev": "validation_matched",
+                    "dev_mismatched": "validation_mismatched",
+                    "test": "test_matched",
+                    "test_mismatched": "test_mismatched",
+                    "diagnostic": "ax/test",
+                },
                 files=GlueFiles(
                     "MNLI",
                     _PAIR,
                     "gold_label",
-                    names=MappingProxyType(
-                        {
-                            "train": ("train.tsv",),
-                            "dev": ("dev_matched.tsv",),
-                            "dev_mismatched": ("dev_mismatched.tsv",),
-                            "test": ("test_matched.tsv",),
-                            "test_mismatched": ("test_mismatched.tsv",),
-                            "diagnostic": ("../diagnostic/diagnostic.tsv", "diagnostic.tsv"),
-                        }
-                    ),
+                    names={
+                        "train": ("train.tsv",),
+                        "dev": ("dev_matched.tsv",),
+                        "dev_mismatched": ("dev_mismatched.tsv",),
+                        "test": ("test_matched.tsv",),
+                        "test_mismatched": ("test_mismatched.tsv",),
+                        "diagnostic": ("../diagnostic/diagnostic.tsv", "diagnostic.tsv"),
+                    },
                 ),
-                also_scored=MappingProxyType({"dev_mismatched": "accuracy_mismatched"}),
+                also_scored={"dev_mismatched": "accuracy_mismatched"},
             ),
             # Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, recast by Wang et al. 2018
             _glue(
-                name="qnli",
-                title="QNLI",
-                kind="classification",
-                text_columns=("question", "sentence"),
-                label_column="label",
+                "qnli",
+                "QNLI",
+                ("question", "sentence"),
                 labels=_ENTAILMENT,
-                metrics=("accuracy",),
                 sizes=_sizes(104743, 5463, 5463),
                 files=GlueFiles("QNLI", ("question", "sentence")),
             ),
             # Dagan et al. 2006 and its successors, as put together by Wang et al. 2018, https://arxiv.org/abs/1804.07461
             _glue(
-                name="rte",
-                title="RTE",
-                kind="classification",
-                text_columns=_PAIR,
-                label_column="label",
+                "rte",
+                "RTE",
+                _PAIR,
                 labels=_ENTAILMENT,
-                metrics=("accuracy",),
                 sizes=_sizes(2490, 277, 3000),
                 files=GlueFiles("RTE", _PAIR),
             ),
             # Levesque et al. 2012, recast by Wang et al. 2018
             _glue(
-                name="wnli",
-                title="WNLI",
-                kind="classification",
-                text_columns=_PAIR,
-                label_column="label",
+                "wnli",
+                "WNLI",
+                _PAIR,
                 labels=("not_entailment", "entailment"),
-                metrics=("accuracy",),
                 sizes=_sizes(635, 71, 146),
                 files=GlueFiles("WNLI", _PAIR),
             ),
@@ -371,12 +346,11 @@ def no_task(name: str) -> str:
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`.
+    """The task called `name`.
 
     Raises:
-        StudyError: there is no such task; the message lists those that there are.
+        StudyError: There is none; the message lists those that there are.
     """
-    try:
-        return TASKS[name]
-    except KeyError:
-        raise StudyError(f"tasks: {no_task(name)}") from None
+    if name not in TASKS:
+        raise StudyError(f"tasks: {no_task(name)}")
+    return TASKS[name]

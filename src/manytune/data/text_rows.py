@@ -1,4 +1,8 @@
-"""Rows of text files: CSV, TSV and JSONL, with the line of each row; refused where cells cannot be told apart."""
+"""Rows of CSV, TSV and JSONL files, each with its line number; files whose cells cannot be told apart are refused.
+
+Python's own `csv` and `json` read line by line. Faster readers (pyarrow, pandas) neither say which line a row began at
+nor show the text that a cell was read from, without which doubtful quotes cannot be noticed.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,12 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TextIO
 
 from manytune.utils.errors import DataError
 from manytune.utils.json_text import parse_json
 from manytune.utils.text import column_shown, no_column
-
-__all__ = [
-    "HEADER_AGAIN",
-    "MOST_IN_CELL",
-    "SURROGATE",
-    "FileFacts",
-    "Lines",
-    "Placed",
-    "json_rows",
-    "open_lines",
-    "open_table",
-    "refuse_twice",
-    "refuse_undecodable",
-]
 
 HEADER_AGAIN = "the header is there once more, as where files were joined; remove this line"
 """What is wrong with such a line."""
@@ -80,7 +70,7 @@ class FileFacts:
     longest: tuple[int, int] = (0, 0)
     """First and last line of the longest of them."""
     in_quotes: int = 0
-    """Rows of a file without quoting that would be read otherwise with it."""
+    """Rows with double quotes, in a file that is read without quoting."""
 
     def notes(self, name: str) -> Iterator[str]:
         """What a reader of the file should know, in sentences."""
@@ -95,60 +85,61 @@ class FileFacts:
             )
 
 
+@dataclass
 class Lines:
-    """The lines of a file with their line ends, one after the other.
+    """The lines of an open file with their line ends, one after the other; undecodable bytes are surrogates."""
 
-    Attributes:
-        number: Of the last line, from 1.
-        row: The lines since `begin`.
-        size: Of these, in characters.
-        joined: Whether a byte order mark stood before the first of these.
-    """
+    name: str
+    file: TextIO
+    facts: FileFacts
+    """Counts the lines."""
+    row: list[str] = field(default_factory=list)
+    """The lines since `begin`."""
+    size: int = 0
+    """Of these, in characters."""
+    joined: bool = False
+    """Whether a byte order mark stood before the first of these, as where files were joined."""
 
-    def __init__(self, name: str, file: TextIO) -> None:
-        """Read from an open file whose undecodable bytes are surrogates."""
-        self.number = 0
-        self.row: list[str] = []
-        self.joined = False
-        self._name = name
-        self._file = file
-        self.size = 0
-
-    def __iter__(self) -> Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline(_MOST_IN_ROW + 1)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        self.size += len(line)
-        if self.size > _MOST_IN_ROW:
-            raise DataError(
-                f"{self.place}: the row that begins here has more than {_MOST_IN_ROW:,} characters. "
-                "A line end, or the double quote that closes a cell, may be missing."
-            )
-        if self.number == 1:
-            self._refuse_no_text(line)
-        if not self.row:
-            self.joined = self.number > 1 and line.startswith("\ufeff")
-            line = line.lstrip("\ufeff")
-        self.row.append(line)
-        return line
+    def __iter__(self) -> Iterator[str]:
+        while line := self.file.readline(_MOST_IN_ROW + 1):
+            self.facts.lines += 1
+            self.size += len(line)
+            if self.size > _MOST_IN_ROW:
+                raise DataError(
+                    f"{self.place}: the row that begins here has more than {_MOST_IN_ROW:,} characters. "
+                    "A line end, or the double quote that closes a cell, may be missing."
+                )
+            if self.last == 1:
+                self._refuse_no_text(line)
+            if not self.row:
+                self.joined = self.last > 1 and line.startswith("\ufeff")
+                line = line.lstrip("\ufeff")
+            self.row.append(line)
+            yield line
 
     def begin(self) -> None:
         """A row begins with the next line."""
         self.row, self.size = [], 0
 
     @property
+    def last(self) -> int:
+        """The number of the last line that was read, from 1."""
+        return self.facts.lines
+
+    @property
     def first(self) -> int:
         """The number of the line at which the row begins."""
-        return self.number - max(len(self.row) - 1, 0)
+        return self.last - max(len(self.row) - 1, 0)
 
     @property
     def place(self) -> str:
         """The file, and the line at which the row begins."""
-        return f"{self._name}, line {self.first}"
+        return f"{self.name}, line {self.first}"
+
+    @property
+    def quotes(self) -> bool:
+        """Whether a double quote stands anywhere in the row."""
+        return any('"' in line for line in self.row)
 
     def _refuse_no_text(self, line: str) -> None:
         start = line[:5].encode("utf-8", "surrogateescape")
@@ -156,60 +147,53 @@ class Lines:
         if kind is None and "\0" in line:
             kind = "UTF-16 or UTF-32 without a byte order mark, or no text"
         if kind is not None:
-            raise DataError(f"{self._name} is {kind}, and cannot be read as it is. Save it as plain text in UTF-8.")
+            raise DataError(f"{self.name} is {kind}, and cannot be read as it is. Save it as plain text in UTF-8.")
 
 
 @contextmanager
-def open_lines(name: str, newline: str = "") -> Iterator[Lines]:
+def open_lines(name: str, newline: str = "", facts: FileFacts | None = None) -> Iterator[Lines]:
     r"""Open a file, or `-`, as lines; its encoding is UTF-8, with or without a byte order mark.
 
-    Args:
-        name: The file.
-        newline: What ends a line, as for `open`: `""` for \n, \r and \r\n.
+    `newline` is what ends a line, as for `open`: `""` for \n, \r and \r\n.
 
     Raises:
         OSError: It cannot be read.
         DataError: It is no text, or a row is far too long.
     """
+    facts = facts or FileFacts()
     if name != "-":
         with open(name, encoding="utf-8", errors="surrogateescape", newline=newline) as file:
-            yield Lines(name, file)
+            yield Lines(name, file, facts)
     elif sys.stdin is None:
         raise DataError("-: there is no standard input")
     elif isinstance(sys.stdin, io.TextIOWrapper):
+        # Standard input was opened in the locale's encoding, and with line ends changed: its bytes are read anew.
         stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="surrogateescape", newline=newline)
         try:
-            yield Lines(name, stream)
+            yield Lines(name, stream, facts)
         finally:
             stream.detach()  # else standard input would be closed with it
     else:
-        yield Lines(name, io.StringIO(sys.stdin.read(), newline=newline))
+        yield Lines(name, io.StringIO(sys.stdin.read(), newline=newline), facts)
 
 
 @contextmanager
 def open_table(
     name: str, delimiter: str, columns: Sequence[str], *, quoted: bool, every: bool, facts: FileFacts
 ) -> Iterator[tuple[tuple[str, ...], Iterator[Placed]]]:
-    """Open a CSV or TSV file with a header.
+    """Open a CSV or TSV file with a header: the names of the rows' columns, and the rows.
 
-    Args:
-        name: The file, or `-`.
-        delimiter: The character between cells.
-        columns: Those that it must have.
-        quoted: Whether a cell may stand in double quotes; if not, they are characters like any other.
-        every: Whether rows are to have the others too.
-        facts: Gets counts, whole when the last row is read.
-
-    Returns:
-        The names of the rows' columns, and the rows.
+    The file must have `columns`; rows get its others too for `every`. If `quoted`, a cell may stand in double quotes;
+    else they are characters like any other. The counts in `facts` are whole when the last row is read.
 
     Raises:
-        DataError: There is no header, it names a column twice, or lacks one.
+        DataError: There is no header, it names a column twice, or it lacks one.
     """
     csv.field_size_limit(MOST_IN_CELL)
-    with open_lines(name) as lines:
-        records = _records(lines, delimiter, quoted, facts)
+    with open_lines(name, facts=facts) as lines:
+        records = _records(lines, delimiter, quoted)
         header = next(records, None)
+        # Excel's own first line, which says what parts the cells.
         if header is not None and (separator := re.fullmatch(r"sep=(.)", lines.row[0].strip("\r\n"))):
             if separator[1] != delimiter:
                 raise DataError(_other_delimiter(lines.place, separator[1], delimiter))
@@ -226,7 +210,8 @@ def open_table(
                     else f"{lines.place}: {no_column(column, header)}"
                 )
         names = tuple(header if every else columns)
-        yield names, _table_rows(lines, records, header, names, columns, delimiter, quoted, facts)
+        check = _QuoteCheck(lines, delimiter, [set() for _ in header]) if quoted else None
+        yield names, _table_rows(lines, records, header, names, columns, check)
 
 
 def _other_delimiter(place: str, found: str, wanted: str) -> str:
@@ -235,25 +220,23 @@ def _other_delimiter(place: str, found: str, wanted: str) -> str:
     return f"{place}: cells are parted by {marks.get(found, repr(found))}. {cure} it with {marks[wanted]} between."
 
 
-def _records(lines: Lines, delimiter: str, quoted: bool, facts: FileFacts) -> Iterator[list[str]]:
+def _records(lines: Lines, delimiter: str, quoted: bool) -> Iterator[list[str]]:
     """The cells of each row; blank lines are counted and left out."""
-    if quoted:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    else:
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, quotechar=None, strict=True)
+    reader = csv.reader(
+        lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=True
+    )
     while True:
         lines.begin()
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(_malformed(lines, str(error))) from error
-        facts.lines = lines.number
+            raise DataError(f"{lines.place}: {_malformed(lines, str(error))}") from error
         if cells is None:
             return
         if cells:
             yield cells
         else:
-            facts.blank += 1
+            lines.facts.blank += 1
 
 
 _NO_QUOTING = (
@@ -264,44 +247,45 @@ _NO_QUOTING = (
 
 def _malformed(lines: Lines, error: str) -> str:
     if "field limit" in error:
-        return f"{lines.place}: a cell has more than {MOST_IN_CELL:,} characters"
+        return f"a cell has more than {MOST_IN_CELL:,} characters"
     if "expected after" not in error and "unexpected end" not in error:
-        return f"{lines.place}: {error}"
+        return error
     if any('\\"' in line for line in lines.row):
         what = 'it has \\", but inside a quoted cell a double quote is written twice: "".'
     elif "unexpected end" in error:
         what = "the double quote that opens a cell here is never closed."
     else:
         what = (
-            f"the double quote that opens a cell here ends on line {lines.number} with text after it. "
+            f"the double quote that opens a cell here ends on line {lines.last} with text after it. "
             'Inside a quoted cell a double quote is written twice: "".'
         )
-    return f"{lines.place}: {what} {_NO_QUOTING}"
+    return f"{what} {_NO_QUOTING}"
 
 
 def _table_rows(
     lines: Lines,
     records: Iterator[list[str]],
-    header: Sequence[str],
+    header: list[str],
     names: Sequence[str],
     needed: Sequence[str],
-    delimiter: str,
-    quoted: bool,
-    facts: FileFacts,
+    check: _QuoteCheck | None,
 ) -> Iterator[Placed]:
+    """Rows with the columns `names`; `check` is None where double quotes are characters like any other."""
+    facts = lines.facts
     positions = {name: index for index, name in enumerate(header)}
-    at = [positions[name] for name in names]
-    check = _QuoteCheck(lines, delimiter, len(header))
-    consistent = True
+    consistent = True  # as a program would have quoted cells, every one of them
     for cells in records:
         place = lines.place
         if len(cells) != len(header):
-            raise DataError(
-                f"{place}: {len(cells)} cells, but the header names {len(header)} columns{_hint(lines, quoted)}"
-            )
+            hint = ""
+            if lines.quotes and check is not None:
+                hint = ". A cell that holds commas begins and ends with a double quote, without blanks around."
+            elif lines.quotes:
+                hint = ". Quotes are part of the text here; if they hold cells together, give quoting: double."
+            raise DataError(f"{place}: {len(cells)} cells, but the header names {len(header)} columns{hint}")
         if cells == header and (len(header) > 1 or lines.joined):
             raise DataError(f"{place}: {HEADER_AGAIN}")
-        if quoted:
+        if check is not None:
             check.row(cells)
         elif any('"' in cell for cell in cells):
             consistent = consistent and all(re.fullmatch('[^"]*|"([^"]|"")*"', cell) for cell in cells)
@@ -309,87 +293,80 @@ def _table_rows(
         facts.rows += 1
         if len(lines.row) > 1:
             facts.several += 1
-            facts.longest = max(facts.longest, (lines.first, lines.number), key=lambda own: own[1] - own[0])
-        row = {name: cells[index] for name, index in zip(names, at, strict=True)}
+            facts.longest = max(facts.longest, (lines.first, lines.last), key=lambda own: own[1] - own[0])
+        row = {name: cells[positions[name]] for name in names}
         for column in needed:
             refuse_undecodable(row[column], place, column)
         yield Placed(place, row, lines.size)
-    check.end()
+    if check is not None:
+        check.end()
     if not consistent:
         facts.in_quotes = 0
 
 
-def _hint(lines: Lines, quoted: bool) -> str:
-    if not any('"' in line for line in lines.row):
-        return ""
-    if quoted:
-        return ". A cell that holds commas begins and ends with a double quote, without blanks around."
-    return ". Quotes are part of the text here; if they hold cells together, give quoting: double."
-
-
-class _Doubtful(NamedTuple):
-    """A row over several lines, of which each could be a row by itself."""
-
-    place: str
-    last: int
-    columns: tuple[tuple[str, ...], ...]
-    """What the lines have in each column, each value once."""
-
-
+@dataclass
 class _QuoteCheck:
-    """Refuses rows of which the quotes may have been meant otherwise than they are read."""
+    """Refuses rows whose quotes may have been meant differently from how they are read.
 
-    def __init__(self, lines: Lines, delimiter: str, width: int) -> None:
-        self._lines = lines
-        self._delimiter = delimiter
-        self._seen: list[set[str]] = [set() for _ in range(width)]
-        self._doubtful: list[_Doubtful] = []
+    A quote that is never closed takes all rows up to the next quote into one cell, without an error of the format.
+    """
+
+    lines: Lines
+    delimiter: str
+    seen: list[set[str]]
+    """Values of each column: the short ones, up to a number."""
+    doubtful: list[tuple[str, int, list[list[str]]]] = field(default_factory=list)
+    """Rows over several lines, of which each could be a row by itself: place, last line, and what the lines have in
+    each column, each value once."""
 
     def row(self, cells: Sequence[str]) -> None:
         """Check the row of which the lines were just read."""
-        if any('"' in line for line in self._lines.row):
+        if self.lines.quotes:
             self._refuse_late_quotes(cells)
-        if len(self._lines.row) > 1 and (doubtful := self._rows_inside()) is not None:
-            self._refuse_rows_inside(doubtful)
-            if len(self._doubtful) < _MOST_SEEN:  # what later rows have may tell
-                self._doubtful.append(doubtful)
-        for cell, seen in zip(cells, self._seen, strict=True):
+        if len(self.lines.row) > 1 and (columns := self._rows_inside()) is not None:
+            self._refuse_rows_inside(self.lines.place, self.lines.last, columns)
+            if len(self.doubtful) < _MOST_SEEN:  # what later rows have may tell
+                self.doubtful.append((self.lines.place, self.lines.last, columns))
+        for cell, seen in zip(cells, self.seen, strict=True):
             if len(seen) < _MOST_SEEN and len(cell) <= _SHORT:
                 seen.add(cell)
 
     def end(self) -> None:
-        """Check again what only later rows could tell."""
-        for doubtful in self._doubtful:
-            self._refuse_rows_inside(doubtful)
+        """Check doubtful rows again, now that the values of later rows are known too."""
+        for doubtful in self.doubtful:
+            self._refuse_rows_inside(*doubtful)
 
     def _refuse_late_quotes(self, cells: Sequence[str]) -> None:
         for cell in cells:
             # A cell that is quoted is in the file with each of its quotes twice, and so not as it is read.
             opens_late = cell[:1] in (" ", "\t") and cell.lstrip(" \t").startswith('"')
-            if opens_late and self._delimiter + cell in self._delimiter + "".join(self._lines.row):
+            if opens_late and self.delimiter + cell in self.delimiter + "".join(self.lines.row):
                 raise DataError(
-                    f"{self._lines.place}: a blank stands before the double quote that opens a cell; remove it. "
+                    f"{self.lines.place}: a blank stands before the double quote that opens a cell; remove it. "
                     + _NO_QUOTING
                 )
 
-    def _rows_inside(self) -> _Doubtful | None:
-        rows = [line.rstrip("\r\n").split(self._delimiter) for line in self._lines.row if line.strip()]
-        if len(rows) < 2 or len(self._seen) < 2 or any(len(cells) != len(self._seen) for cells in rows):
+    def _rows_inside(self) -> list[list[str]] | None:
+        """What the lines have in each column if each is a row by itself; None if they cannot be."""
+        rows = [line.rstrip("\r\n").split(self.delimiter) for line in self.lines.row if line.strip()]
+        if len(rows) < 2 or len(self.seen) < 2 or any(len(cells) != len(self.seen) for cells in rows):
             return None
-        columns = tuple(tuple(dict.fromkeys(column)) for column in zip(*rows, strict=True))
-        kept = tuple(values if all(len(value) <= _SHORT for value in values) else () for values in columns)
-        return _Doubtful(self._lines.place, self._lines.number, kept)
+        columns = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+        return [values if all(len(value) <= _SHORT for value in values) else [] for values in columns]
 
-    def _refuse_rows_inside(self, doubtful: _Doubtful) -> None:
-        """Refuse a row whose lines have numbers wherever other rows do, or, if none do, in a column what these have."""
-        both = [*zip(doubtful.columns, self._seen, strict=True)]
+    def _refuse_rows_inside(self, place: str, last: int, columns: Sequence[Sequence[str]]) -> None:
+        """Refuse a row whose lines look like rows of their own.
+
+        They do if they have numbers in each column in which other rows have numbers; where there is no such column, if
+        other rows have all their values of some column.
+        """
+        both = [*zip(columns, self.seen, strict=True)]
         numbers = [_are_numbers(values) for values, seen in both if _are_numbers(seen)]
         known = any(values and all(value and value in seen for value in values) for values, seen in both)
         if all(numbers) and (numbers or known):
             raise DataError(
-                f"{doubtful.place}: the double quote that opens a cell here closes on line {doubtful.last}, "
-                f"and the lines between look like rows of their own. {_NO_QUOTING} If they are one cell, write "
-                "the file with all cells in quotes."
+                f"{place}: the double quote that opens a cell here closes on line {last}, and the lines between look "
+                f"like rows of their own. {_NO_QUOTING} If they are one cell, write the file with all cells in quotes."
             )
 
 
@@ -397,26 +374,25 @@ def _are_numbers(values: Collection[str]) -> bool:
     return bool(values) and all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value, re.I) for value in values)
 
 
-def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: FileFacts) -> Iterator[Placed]:
-    """The rows of a file that has a JSON object on each line.
-
-    Args:
-        lines: Of the file.
-        columns: Those that each row must have.
-        every: Whether rows are to have the others too.
-        facts: Gets counts.
+def json_rows(lines: Lines, columns: Sequence[str], *, every: bool) -> Iterator[Placed]:
+    """The rows of a file that has a JSON object on each line, with `columns` or, for `every`, with all of theirs.
 
     Raises:
-        DataError: A line is no object, lacks a column, or has one twice.
+        DataError: A line is no object, lacks one of `columns`, or has a column twice.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    keys: list[str] = []
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys[:] = [key for key, _ in pairs]  # in the end those of the whole line, as inner objects are made first
+        return dict(pairs)
+
+    decoder = json.JSONDecoder(object_pairs_hook=made)
     lines.begin()
     for line in lines:
         place = lines.place
         lines.begin()
-        facts.lines = lines.number
         if not line.strip():
-            facts.blank += 1
+            lines.facts.blank += 1
             continue
         try:
             row = parse_json(line, decoder)
@@ -424,31 +400,16 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool, facts: FileF
             raise DataError(f"{place}: no JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f'{place}: a line must hold an object, such as {{"sentence": "…"}}')
-        if isinstance(row, _Twice):
-            refuse_twice(place, row.names, None if every else columns)
+        refuse_twice(place, keys, None if every else columns)
+        # In a line without bytes that are not UTF-8, such a character can only come from an escape of JSON.
+        decoded = line.isascii() or _UNDECODABLE.search(line) is None
         for column in columns:
             if column not in row:
                 raise DataError(f"{place}: {no_column(column, row)}")
-            value = row[column]
-            if isinstance(value, str):
-                _refuse_unfit(value, place, column, decoded=line.isascii() or _UNDECODABLE.search(line) is None)
-        facts.rows += 1
-        yield Placed(place, dict(row) if every else {column: row[column] for column in columns}, len(line))
-
-
-class _Twice(dict[str, Any]):
-    """An object that has a key more than once."""
-
-    names: Sequence[str] = ()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    twice = _Twice(found)
-    twice.names = [name for name, _ in pairs]
-    return twice
+            if isinstance(value := row[column], str):
+                _refuse_unfit(value, place, column, decoded=decoded)
+        lines.facts.rows += 1
+        yield Placed(place, row if every else {column: row[column] for column in columns}, len(line))
 
 
 def _refuse_unfit(value: str, place: str, column: str, *, decoded: bool) -> None:
@@ -464,15 +425,10 @@ def _refuse_unfit(value: str, place: str, column: str, *, decoded: bool) -> None
 
 
 def refuse_undecodable(text: str, place: str, column: str) -> None:
-    """Refuse a cell that is not UTF-8.
-
-    Args:
-        text: The cell, as `open_lines` decodes it.
-        place: Its row.
-        column: Its column's name.
+    """Refuse a cell, as `open_lines` decodes it, that has a byte which is not UTF-8.
 
     Raises:
-        DataError: It has a byte that is not UTF-8.
+        DataError: It has one.
     """
     if not text.isascii() and (found := _UNDECODABLE.search(text)):
         raise DataError(
@@ -482,15 +438,10 @@ def refuse_undecodable(text: str, place: str, column: str) -> None:
 
 
 def refuse_twice(place: str, names: Sequence[str], columns: Collection[str] | None) -> None:
-    """Refuse a column that is there more than once.
-
-    Args:
-        place: The file, for the message.
-        names: Of all columns.
-        columns: Those that matter; None for all.
+    """Refuse `names` of columns of which one that matters, as all do where `columns` is None, is there twice.
 
     Raises:
-        DataError: One that matters is there twice.
+        DataError: One is.
     """
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1 and (columns is None or name in columns)]

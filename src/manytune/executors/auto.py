@@ -21,8 +21,6 @@ from manytune.executors.workers import Workers
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
-__all__ = ["best_executor"]
-
 _STARTUP_SECONDS = 10.0
 """That worker processes take to be ready."""
 
@@ -36,19 +34,13 @@ def best_executor(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork
     On two cores two processes of one thread train packs as fast as one of two threads, and runs that are alone in
     theirs 1.3 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md); but they take a
     while to start, and memory of their own. The choice is the same at every start.
-
-    Args:
-        device: As for `Inline`.
-        runs: That are to be trained.
-        works: Of their tasks.
     """
-    here = Inline(device)
     threads = torch.get_num_threads()
     if hardware.choose_device(device).type != "cpu" or threads < 2 or not runs:
-        return here
+        return Inline(device)
     counts = [2**power for power in range(threads.bit_length()) if threads % 2**power == 0]
     best = min(counts, key=lambda count: _seconds(count, threads // count, runs, works))
-    return Workers(best, threads // best) if best > 1 else here
+    return Workers(best, threads // best) if best > 1 else Inline(device)
 
 
 def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> float:

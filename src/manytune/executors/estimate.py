@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,10 @@ from typing import Self
 import numpy as np
 import torch
 
-from manytune.config import Method
-from manytune.config.plan import Pack, PackKind, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
-from manytune.methods import ParameterCount
+from manytune.config.plan import Pack, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
+from manytune.methods import Method, PackKind, ParameterCount
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
-
-__all__ = [
-    "SHARE_OF_MEMORY",
-    "HardwareProfile",
-    "PackEstimate",
-    "estimate_pack",
-    "largest_packs",
-    "makespan",
-    "pack_seconds",
-    "seconds_of",
-]
 
 _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 """Matrix products a training token, in forward passes: forward, and back through inputs and weights."""
@@ -75,14 +62,9 @@ class HardwareProfile:
 
     @classmethod
     def measure(cls, device: torch.device, precision: str, width: int, *, threads: int = 0, sharing: int = 1) -> Self:
-        """Look at a device of this machine, in about 0.1 s.
+        """Look at a device of this machine, in about 0.1 s, with products of the backbone's hidden `width`.
 
-        Args:
-            device: The device.
-            precision: `auto`, `fp32` or `bf16`.
-            width: Hidden width of the backbone.
-            threads: Of a pack; 0 for as many as torch uses.
-            sharing: Packs that train at once in the same memory.
+        `threads` are a pack's, 0 for as many as torch uses; `sharing` packs train at once in the same memory.
         """
         dtype = hardware.choose_dtype(precision, device)
         before = torch.get_num_threads()
@@ -123,6 +105,7 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
     training, counts = work.study.training, _counts(work)
     length = float(work.train.lengths.mean())
     parameters = _parameters(work, pack.runs)
+    head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())  # whole in each snapshot
     return PackEstimate(
         steps=counts.steps,
         evaluations=counts.evaluations,
@@ -133,7 +116,7 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
             + _shared_bytes(work, profile)
             + sum(_run_bytes(work, count, training.batch_size * length, profile.dtype) for count in parameters)
         ),
-        disk_bytes=sum(_snapshot_bytes(work, count) for count in parameters),
+        disk_bytes=sum(4 * (count.trainable - count.head + head) for count in parameters),
         parameters=parameters,
     )
 
@@ -152,7 +135,7 @@ def pack_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwarePro
 
 
 def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile) -> list[float]:
-    """The same of each of some packs."""
+    """Seconds that each of some packs trains and is evaluated, roughly."""
     return [pack_seconds(works[pack.task], pack.kind, len(pack.runs), profile) for pack in packs]
 
 
@@ -161,14 +144,8 @@ def largest_packs(
 ) -> dict[str, int]:
     """How many runs a pack may hold, for each task.
 
-    It is `max_pack`, or as many as make a pack faster and fit into memory; and where several packs train at once, no
-    more than lets the study end soonest: a few full packs leave places idle.
-
-    Args:
-        runs: What is to be packed.
-        works: Of each of their tasks.
-        profile: What a pack has to itself.
-        capacity: Packs that train at once.
+    It is `max_pack`, or as many as make a pack faster and fit into memory; and where several packs train at once
+    (`capacity`), no more than lets the study end soonest: a few full packs leave workers idle.
     """
     by_task: dict[str, list[Run]] = {}
     for run in runs:
@@ -211,7 +188,7 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile)
     if work.model_spec.padded:  # a pack would be no faster than its runs one after the other
         return 1
     tokens = training.batch_size * float(work.train.lengths.mean())
-    packed = [run for run in runs if run.method.method != "full"]
+    packed = [run for run in runs if run.method.pack_kind != "full"]
     counts = set(_parameters(work, packed))
     each = max((_run_bytes(work, count, tokens, profile.dtype) for count in counts), default=1.0)
     room = SHARE_OF_MEMORY * profile.free_bytes - _shared_bytes(work, profile)
@@ -267,15 +244,10 @@ def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, 
     return parameters.trainable * _BYTES_PER_TRAINED + batch_tokens * kept_per_token
 
 
-def _snapshot_bytes(work: TaskWork, count: ParameterCount) -> int:
-    head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())
-    return 4 * (count.trainable - count.head + head)
-
-
 def _resident_bytes() -> int:
     import psutil
 
-    return int(psutil.Process(os.getpid()).memory_info().rss)
+    return int(psutil.Process().memory_info().rss)
 
 
 @cache

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import torch
 
 from manytune.config.plan import Pack
-from manytune.executors.base import PackEnd, Reports
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.job import PackJob, failure_of
+from manytune.executors.job import PackJob
 from manytune.executors.pack_inputs import PackInputs
-from manytune.storage.directory import Store
+from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
 from manytune.utils.errors import ManytuneError
 from manytune.utils.signals import Interrupted, StopRequest
 
-__all__ = ["Inline", "InlineExecutor", "train_apart"]
+_MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,13 @@ class Inline:
         """One pack at a time has all that there is."""
         return 1, HardwareProfile.measure(hardware.choose_device(self.device), precision, width)
 
-    def keep(self) -> dict[str, int]:
-        """What a study that goes on must know to round alike."""
+    def to_plan(self) -> dict[str, int]:
+        """No workers, and this process's threads."""
         return {"count": 0, "threads": torch.get_num_threads()}
 
-    def open(self, inputs: PackInputs, reports: Reports) -> InlineExecutor:
+    def open(self, inputs: PackInputs, callback: Callback) -> InlineExecutor:
         """The executor."""
-        return InlineExecutor(inputs, hardware.choose_device(self.device), reports)
+        return InlineExecutor(inputs, hardware.choose_device(self.device), callback)
 
 
 class InlineExecutor:
@@ -48,78 +46,70 @@ class InlineExecutor:
 
     capacity = 1
 
-    def __init__(self, inputs: PackInputs, device: torch.device, reports: Reports) -> None:
+    def __init__(self, inputs: PackInputs, device: torch.device, callback: Callback) -> None:
         self._inputs = inputs
         self._device = device
-        self._reports = reports
-        self._taken: tuple[Pack, Collection[str]] | None = None
+        self._callback = callback
+        self._submitted: tuple[Pack, Collection[str]] | None = None
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         """Take it on."""
-        self._taken = (pack, ended)
+        self._submitted = (pack, ended)
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
         """Train it, to its end or to where it stops."""
-        if self._taken is None:
+        if self._submitted is None:
             return ()
-        (pack, ended), self._taken = self._taken, None
-        store = Store(self._inputs.root)
-        return (train_here(store, self._inputs, pack, ended, self._device, self._reports, stop),)
+        (pack, ended), self._submitted = self._submitted, None
+        return (train_here(self._inputs, pack, ended, self._device, self._callback, stop),)
 
     def __enter__(self) -> Self:
         hardware.keep_freed_memory()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def __exit__(self, *_: object) -> None: ...
 
 
 def train_here(
-    store: Store,
     inputs: PackInputs,
     pack: Pack,
     ended: Collection[str],
     device: torch.device,
-    reports: Reports,
+    callback: Callback,
     stop: StopRequest,
-    kept: Callable[[], None] = lambda: None,
 ) -> PackEnd:
     """Train a pack in this process; returns how it ended.
 
     Raises:
-        ManytuneError: What the user can mend, such as a full disk.
+        ManytuneError: What the user can correct, such as a full disk.
     """
     try:
-        work, backbone = inputs.backbone(inputs.works[pack.task])
-        job = PackJob(store, work, backbone, pack, ended, device, reports, stop, check=inputs.check, kept=kept)
-        return PackEnd(pack.id, "done", seconds=job.execute())
+        return PackEnd(pack.id, "done", seconds=PackJob(inputs, pack, ended, device, callback, stop).execute())
     except Interrupted:
         return PackEnd(pack.id, "stopped")
     except ManytuneError:
         raise
     except Exception as error:  # whatever it is, the other packs can still train
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
         lacking = hardware.is_out_of_memory(error)
-        where = traceback.format_exc()
-        end = PackEnd(pack.id, "broken", reason=failure_of(error), traceback=where, out_of_memory=lacking)
+        if lacking:
+            reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
+        end = PackEnd(pack.id, "broken", reason=reason, traceback=traceback.format_exc(), out_of_memory=lacking)
     if end.out_of_memory:
-        hardware.let_go_of_memory(device)  # now that nothing refers to the error, and so to what it held
+        hardware.let_go_of_memory(device)  # only now does nothing refer to the error, and so to what its frames held
     return end
 
 
 def train_apart(
-    store: Store,
     inputs: PackInputs,
     pack: Pack,
     ended: Collection[str],
     device: torch.device,
-    reports: Reports,
+    callback: Callback,
     stop: StopRequest,
-    kept: Callable[[], None] = lambda: None,
 ) -> PackEnd:
-    """The same for a driver in another process, to which no error can be raised: it is told what the user can mend."""
+    """The same for a driver in another process: what the user can correct becomes a "refused" end, not an exception."""
     try:
-        return train_here(store, inputs, pack, ended, device, reports, stop, kept)
+        return train_here(inputs, pack, ended, device, callback, stop)
     except ManytuneError as error:
         return PackEnd(pack.id, "refused", reason=str(error))

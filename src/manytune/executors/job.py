@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,101 +15,95 @@ from manytune.config import Training
 from manytune.config.plan import Pack, Run, total_steps
 from manytune.data.metrics import METRICS
 from manytune.data.splits import Encoded
-from manytune.executors.base import Reports
-from manytune.models.loading import Backbone
+from manytune.executors.pack_inputs import PackInputs
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path, kernel_problems
 from manytune.storage.artifacts import Learned
 from manytune.storage.directory import Store
 from manytune.storage.lookup import digests
-from manytune.storage.record import Cost, HistoryRow, Parameters, Provenance, RunRecord, RunState, collapse_note
+from manytune.storage.record import (
+    Cost,
+    HistoryRow,
+    Parameters,
+    Provenance,
+    RunRecord,
+    RunState,
+    collapse_note,
+)
 from manytune.training import snapshot
+from manytune.training.callbacks import Best, Callback, PackCallback
 from manytune.training.checkpoints import Checkpoints
-from manytune.training.evaluation import Evaluation, beats, evaluate
-from manytune.training.loop import Checkpoint, Outcome, train_pack
+from manytune.training.evaluation import Evaluation, evaluate
+from manytune.training.loop import train_pack
+from manytune.training.outcome import Checkpoint, Clock, Outcome
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 from manytune.utils.signals import StopRequest
 
-__all__ = ["PackJob", "failure_of"]
 
-_MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
+class PackJob(PackCallback):
+    """Trains one pack, keeps its checkpoints, and writes what its runs came to as each ends.
 
-
-def failure_of(error: Exception) -> str:
-    """What a record says of an error that broke a pack."""
-    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
-    if hardware.is_out_of_memory(error):
-        reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
-    return reason
-
-
-class PackJob:
-    """Train one pack and write what its runs came to, each as it ends; their records alone are not written here."""
+    Records are made here and handed on by `on_run_end`, but written by the driver alone: so a process that dies, or a
+    machine that was given up and comes back, can never claim that a run has ended.
+    """
 
     def __init__(
         self,
-        store: Store,
-        work: TaskWork,
-        backbone: Backbone,
+        inputs: PackInputs,
         pack: Pack,
         ended: Collection[str],
         device: torch.device,
-        reports: Reports,
+        callback: Callback,
         stop: StopRequest,
-        *,
-        check: Callable[[], None] = lambda: None,
-        kept: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take on a pack.
-
-        Args:
-            store: Where everything is written to.
-            work: The pack's task and data.
-            backbone: What its runs start from.
-            pack: The runs, some of which may have ended before.
-            ended: Ids of runs that have a record.
-            device: Where to train.
-            reports: Told how it goes, and given the records.
-            stop: Obeyed when a checkpoint, or all of a run, is on the disk.
-            check: Called before anything is written; raises where that may not be.
-            kept: Called when a checkpoint is on the disk.
-        """
-        self.store = store
-        self.check = check
-        self.kept = kept
-        self.work = work
-        self.backbone = backbone
+        """Take on a pack, of which some runs may have `ended` before: by their ids, those that have a record."""
+        self.inputs = inputs
+        self.store = Store(inputs.root)
+        self.work = inputs.works[pack.task]
+        self.backbone = inputs.backbones.of(self.work.task.num_outputs)
         self.pack = pack
         self.runs: Sequence[Run] = pack.runs
         self.device = device
-        self.reports = reports
+        self.callback = callback
         self.stop = stop
         self.started = datetime.now(UTC)
         self.memory = hardware.PeakMemory(device)
         self._peak_bytes: int | None = None
-        self._bests: dict[str, Evaluation] = {}
         self._recorded = set(ended)
-        self._checkpoints = self._open_checkpoints()
+        every = self.work.study.training.checkpoint_every
+        # All that a result depends on to the bit, beside the study and the data; another thread count is reported only.
+        facts = {
+            "kernels": kernel_path(device),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "started": self.started.isoformat(),
+        }
+        directory = self.store.pack_dir(pack.id)
+        self.checkpoints = Checkpoints(directory, pack.runs, None if every == "auto" else every, facts)
 
     def execute(self) -> float:
         """Train, score and report; returns the seconds it took."""
         clock = time.perf_counter()
-        training = self._training()
+        training, task = self._training(), self.work.task
         for text in kernel_problems():
-            self.reports.message(text, "warning")
-        start = self._resume()
-        if start is None:  # of runs that ended before without a checkpoint to go on from, the others need nothing
-            self._checkpoints.runs = [run for run in self.pack.runs if run.id not in self._recorded]
-        self.runs = self._checkpoints.runs
+            self.callback.on_message(text, "warning")
+        start = self._resume(training)
+        # A checkpoint is gone on from with all its runs, those that have ended among them: the others then train in the
+        # same groups as before. Without one, only those train that have no record yet.
+        if start is not None:
+            self.runs = [each.outcome.run for each in start.runs]
+        else:
+            self.runs = [run for run in self.pack.runs if run.id not in self._recorded]
         members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
         dtype = hardware.choose_dtype(training.precision, self.device)
         model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
         data = self.work.pack_data(self.runs)
         total = total_steps(training, len(data.train_rows[0]))
         pending = [run.id for run in self.runs if run.id not in self._recorded]
-        self.reports.pack_started(self.pack.id, pending, total)
-        train_pack(model, self.runs, self.work.task, data, training, self, self, start)
+        first = 0 if start is None else start.step
+        self.callback.on_train_begin(self.pack.id, task.name, task.primary_metric, pending, total, first)
+        train_pack(model, self.runs, task, data, training, self, start, self.pack.id)
         return time.perf_counter() - clock
 
     def _training(self) -> Training:
@@ -120,181 +114,89 @@ class PackJob:
         parts = training.accumulate * training.batch_size // micro
         return training.model_copy(update={"batch_size": micro, "accumulate": parts})
 
-    def _open_checkpoints(self) -> Checkpoints:
-        # What a result depends on to the bit, beside the study and the data; the thread count is told of alone.
-        facts = {
-            "kernels": kernel_path(self.device),
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-            "started": self.started.isoformat(),
-        }
-        every = self.work.study.training.checkpoint_every
-        directory = self.store.pack_dir(self.pack.id)
-        return Checkpoints(directory, self.pack.runs, None if every == "auto" else every, facts)
-
-    def _resume(self) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one that this machine can go on from."""
-        found = self._checkpoints.newest(lambda text: self.reports.message(text, "warning"))
+    def _resume(self, training: Training) -> Checkpoint | None:
+        """The checkpoint to go on from, if there is one and nothing differs that a run may not change on its way."""
+        found = self.checkpoints.newest(lambda text: self.callback.on_message(text, "warning"))
         if found is None:
             return None
         checkpoint, facts = found
-        here = self._checkpoints.facts
-        for name in ("kernels", "device"):
-            if facts[name] != here[name]:
-                self.reports.message(
-                    f"The pack {self.pack.id} was begun with {name}: {facts[name]}, and here it is {here[name]}. "
-                    "A run never changes that on its way, so the pack starts anew.",
-                    "warning",
-                )
-                self._checkpoints.forget()
-                return None
-        if facts["threads"] != here["threads"]:
-            self.reports.message(
-                f"The pack {self.pack.id} was begun with {facts['threads']} threads, and goes on with "
-                f"{here['threads']}: the results agree to rounding, not to the bit.",
+        samples = len(self.work.pack_data(self.pack.runs).train_rows[0])
+        for each in checkpoint.runs:
+            now = asdict(Clock.after(each.clock.step, training, samples))  # another one where the data has changed
+            begun, here = facts | asdict(each.clock), self.checkpoints.facts | now
+            for name in ("kernels", "device", *now):
+                if begun[name] != here[name]:
+                    self.callback.on_message(
+                        f"The pack {self.pack.id} was begun with {name}: {begun[name]}, and here it is {here[name]}. "
+                        "A run never changes that on its way, so the pack starts anew.",
+                        "warning",
+                    )
+                    self.checkpoints.forget()
+                    return None
+        threads = self.checkpoints.facts["threads"]
+        if facts["threads"] != threads:
+            self.callback.on_message(
+                f"The pack {self.pack.id} was begun with {facts['threads']} threads, and goes on with {threads}: the "
+                "results agree to rounding, not to the bit.",
                 "warning",
             )
         self.started = datetime.fromisoformat(facts["started"])
-        here["started"] = facts["started"]
-        self.reports.message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
+        self.checkpoints.facts["started"] = facts["started"]
+        self.callback.on_message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
         return checkpoint
 
-    def fail(self, reason: str) -> None:
-        """Report why the runs that have no record yet could not go on."""
-        for run in self.runs:
-            if run.id not in self._recorded:
-                self._write(Outcome(run, state=RunState.FAILED, failure=reason))
+    # What the training loop calls
 
-    # What the training loop asks for
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+        """Pass it on."""
+        self.callback.on_step_end(pack_id, step, losses)
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is wanted."""
-        return self.stop.number is not None or self._checkpoints.due(step)
+    def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
+        """Pass it on."""
+        self.callback.on_evaluate(pack_id, step, rows, best)
 
-    def keep(self, checkpoint: Checkpoint) -> None:
+    def should_checkpoint(self, step: int) -> bool:
+        """Whether one is due, or wanted to stop at."""
+        return self.stop.number is not None or self.checkpoints.due(step)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint, and then stop if that was asked for."""
-        self.check()
-        self._checkpoints.keep(checkpoint)
-        self.kept()
+        self.inputs.check()
+        self.checkpoints.keep(checkpoint)
+        self.callback.on_checkpoint(self.pack.id, checkpoint.step)
         self.stop.obey()
 
-    # What the training loop tells
-
-    def step(self, step: int, losses: Sequence[float]) -> None:
-        """Pass a step on."""
-        self.reports.step(self.pack.id, step, losses)
-
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """Pass an evaluation on."""
-        metric = self.work.task.primary_metric
-        rows: dict[str, HistoryRow] = {o.run.id: o.history[-1] for o in outcomes if o.history}
-        self._bests |= {o.run.id: o.best for o in outcomes if o.best is not None}
-        best: str | None = None
-        for run_id, found in self._bests.items():
-            if best is None or beats(metric, found, self._bests[best]):
-                best = run_id
-        if best is not None:
-            self.reports.evaluated(self.pack.id, step, rows, (best, self._bests[best].scores[metric]))
-
-    def ended(self, outcome: Outcome) -> None:
+    def on_run_trained(self, outcome: Outcome) -> None:
         """Write the run's history and snapshot, score the snapshot as it was written, report the record."""
         if outcome.run.id in self._recorded:
             return
-        self.stop.obey()  # a checkpoint holds all that is needed to do this later
-        self.check()
+        self.stop.obey()  # the newest checkpoint holds all that is needed to do the rest later
+        self.inputs.check()
         self.store.write_history(outcome.run.id, outcome.history)
-        self._write(outcome)
-
-    def _write(self, outcome: Outcome) -> None:
-        self.check()
         held = self.memory.bytes()
         self._peak_bytes = max(self._peak_bytes or 0, held) if held is not None else None
-        record = self._record(outcome)
+        record = run_record(
+            self.work,
+            self.pack,
+            outcome,
+            pack_size=len(self.runs),
+            revision=self.backbone.revision,
+            device=self.device,
+            started=self.started,
+            scored=self._write_and_score(outcome),
+            peak_bytes=self._peak_bytes,
+        )
         self.memory = hardware.PeakMemory(self.device)  # what scoring took is no part of what training takes
         self._recorded.add(record.run_id)
-        self.reports.run_ended(self.pack.id, record)
+        self.callback.on_run_end(self.pack.id, record)
 
-    def _record(self, outcome: Outcome) -> RunRecord:
-        run, task = outcome.run, self.work.task
-        best = last = None
-        snapshot_bytes = None
-        if outcome.best_state:
-            directory = self.store.snapshot_dir(run.id)
-            snapshot_bytes = snapshot.save(directory, outcome.best_state, self._facts(run))
-            best = self._score(run, snapshot.load(directory)[0])
-            assert best.logits is not None
-            self.store.write_predictions(run.id, best.logits)
-            # Where a share of train selects, dev is scored once, with what was selected.
-            if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
-                last = self._score(run, outcome.last_state) if outcome.last_state else best
-        state = outcome.state
-        notes = [*self.work.notes, *self._memory_notes()]
-        if state is RunState.FINISHED and best is not None and best.collapsed:
-            state = RunState.COLLAPSED
-        metric = task.primary_metric
-        if state is RunState.COLLAPSED and best is not None:
-            title, classes = METRICS[metric].title, len(task.labels) or None
-            notes.insert(0, collapse_note(title, best.scores[metric], outcome.steps, outcome.history, classes))
-        samples = outcome.history[-1].samples_seen if outcome.history else None
-        return RunRecord(
-            run_id=run.id,
-            study=self.work.study.name,
-            study_hash=self.work.study.hash,
-            task=task.name,
-            model=run.model,
-            method=run.method.method,
-            label=run.label,
-            hyperparameters={
-                **run.method.hyperparameters(),
-                "training": self.work.study.training.model_dump(mode="json"),
-            },
-            template=self.work.study.template,
-            selection=self.work.study.selection,
-            seed=run.seed,
-            state=state,
-            failure=outcome.failure,
-            notes=notes,
-            primary_metric=metric,
-            best_score=best.scores[metric] if best else None,
-            best_step=outcome.best_step,
-            last_score=last.scores[metric] if last else None,
-            last_collapsed=bool(last and last.collapsed),
-            scores={**best.scores, **self._also_scored(run)} if best else {},
-            last_scores=last.scores if last else {},
-            learned=Learned.of(task).digest if task.own is not None else None,
-            files=digests(self.store.run_dir(run.id)) if best else {},
-            epochs_done=outcome.history[-1].epoch if outcome.history else None,
-            steps=outcome.steps or None,
-            parameters=Parameters(**asdict(self.work.parameters(run))),
-            cost=Cost(
-                train_seconds=outcome.train_seconds if outcome.steps else None,
-                eval_seconds=outcome.eval_seconds if outcome.steps else None,
-                peak_memory_bytes=self._peak_bytes,
-                samples_per_second=samples / outcome.train_seconds if samples else None,
-                snapshot_bytes=snapshot_bytes,
-                pack_size=len(self.runs),
-            ),
-            provenance=Provenance(
-                versions=hardware.versions(),
-                model_revision=self.backbone.revision,
-                data_fingerprint=self.work.fingerprint,
-                git_commit=hardware.git_commit(),
-                hardware={**hardware.describe(self.device), "kernels": kernel_path(self.device)},
-                started=self.started,
-                finished=datetime.now(UTC),
-            ),
-        )
-
-    def _memory_notes(self) -> list[str]:
-        if self.pack.cut_from is None:
-            return []
-        note = f"Memory ran out in a pack of {self.pack.cut_from} runs, so it trained in one of {len(self.pack.runs)}"
-        if self.pack.micro_batch is not None:
-            note += f", its batch in parts of {self.pack.micro_batch} rows"
-        return [f"{note}."]
-
-    def _facts(self, run: Run) -> dict[str, object]:
-        return {
+    def _write_and_score(self, outcome: Outcome) -> Scored:
+        """Write the best snapshot, and score it as it was written."""
+        run, last = outcome.run, None
+        if not outcome.best_state:
+            return Scored()
+        directory = self.store.snapshot_dir(run.id)
+        facts = {
             "run_id": run.id,
             "model": run.model,
             "model_revision": self.backbone.revision,
@@ -303,17 +205,133 @@ class PackJob:
             "method": run.method.model_dump(mode="json"),
             "seed": run.seed,
         }
+        snapshot_bytes = snapshot.save(directory, outcome.best_state, facts)
+        written = snapshot.load(directory)[0]
+        best = self._score(run, written, self.work.dev)
+        assert best.logits is not None
+        self.store.write_predictions(run.id, best.logits)
+        # Where a share of train selects, dev is scored once, with what was selected.
+        if outcome.state is not RunState.FAILED and self.work.study.selection == "dev":
+            last = self._score(run, outcome.last_state, self.work.dev) if outcome.last_state else best
+        also = {split: self._score(run, written, rows) for split, rows in self.work.also.items()}
+        return Scored(
+            best,
+            last,
+            {metric: also[split].scores["accuracy"] for split, metric in self.work.task.also_scored.items() if also},
+            snapshot_bytes,
+            digests(self.store.run_dir(run.id)),
+        )
 
-    def _also_scored(self, run: Run) -> dict[str, float]:
-        """Scores of the written snapshot on the splits that select nothing."""
-        if not self.work.also:
-            return {}
-        state = snapshot.load(self.store.snapshot_dir(run.id))[0]
-        found = {split: self._score(run, state, rows) for split, rows in self.work.also.items()}
-        return {metric: found[split].scores["accuracy"] for split, metric in self.work.task.also_scored.items()}
-
-    def _score(self, run: Run, state: dict[str, Tensor], data: Encoded | None = None) -> Evaluation:
-        """Score a run's tensors on dev, or other rows, alone and in fp32 from the original backbone."""
-        data = self.work.dev if data is None else data
+    def _score(self, run: Run, state: dict[str, Tensor], data: Encoded) -> Evaluation:
+        """Score a run's tensors alone and in fp32, from the original backbone."""
         model = snapshot.restore(self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device)
         return evaluate(model, self.work.task, data, [np.arange(data.size)])[0]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a run's written snapshot is worth; nothing, of a run without one.
+
+    Attributes:
+        best: Of the snapshot on dev, alone and in fp32.
+        last: Of the run's last tensors, likewise; None where dev does not select.
+        also: Metric → score, on the splits that select nothing.
+        snapshot_bytes: On the disk.
+        files: Path in the run's directory → SHA-256.
+    """
+
+    best: Evaluation | None = None
+    last: Evaluation | None = None
+    also: Mapping[str, float] = field(default_factory=dict)
+    snapshot_bytes: int | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_record(
+    work: TaskWork,
+    pack: Pack,
+    outcome: Outcome,
+    *,
+    pack_size: int,
+    revision: str | None,
+    device: torch.device,
+    started: datetime,
+    scored: Scored = Scored(),
+    peak_bytes: int | None = None,
+) -> RunRecord:
+    """The record of a run that has ended.
+
+    Args:
+        work: Its task.
+        pack: The pack that it was planned in.
+        outcome: What its training came to.
+        pack_size: Runs that did train together: without those that had ended before.
+        revision: Of the backbone's weights.
+        device: Where it trained.
+        started: When its pack trained first, before any stop.
+        scored: What its snapshot is worth.
+        peak_bytes: The most memory that the pack took while it trained.
+    """
+    run, task, study = outcome.run, work.task, work.study
+    best, last, state = scored.best, scored.last, outcome.state
+    metric = task.primary_metric
+    notes = [*work.notes, *_memory_notes(pack, pack_size)]
+    if state is RunState.FINISHED and best is not None and best.collapsed:
+        state = RunState.COLLAPSED
+        title, classes = METRICS[metric].title, len(task.labels) or None
+        notes.insert(0, collapse_note(title, best.scores[metric], outcome.steps, outcome.history, classes))
+    samples = outcome.history[-1].samples_seen if outcome.history else None
+    return RunRecord(
+        run_id=run.id,
+        study=study.name,
+        study_hash=study.hash,
+        task=task.name,
+        model=run.model,
+        method=run.method.method,
+        label=run.label,
+        hyperparameters={**run.method.hyperparameters(), "training": study.training.model_dump(mode="json")},
+        template=study.template,
+        selection=study.selection,
+        seed=run.seed,
+        state=state,
+        failure=outcome.failure,
+        notes=notes,
+        primary_metric=metric,
+        best_score=best.scores[metric] if best else None,
+        best_step=outcome.best_step,
+        last_score=last.scores[metric] if last else None,
+        last_collapsed=bool(last and last.collapsed),
+        scores={**best.scores, **scored.also} if best else {},
+        last_scores=last.scores if last else {},
+        learned=Learned.of(task).digest if task.own is not None else None,
+        files=dict(scored.files),
+        epochs_done=outcome.history[-1].epoch if outcome.history else None,
+        steps=outcome.steps or None,
+        parameters=Parameters(**asdict(work.parameters(run))),
+        cost=Cost(
+            train_seconds=outcome.train_seconds if outcome.steps else None,
+            eval_seconds=outcome.eval_seconds if outcome.steps else None,
+            peak_memory_bytes=peak_bytes,
+            samples_per_second=samples / outcome.train_seconds if samples else None,
+            snapshot_bytes=scored.snapshot_bytes,
+            pack_size=pack_size,
+        ),
+        provenance=Provenance(
+            versions=hardware.versions(),
+            model_revision=revision,
+            data_fingerprint=work.fingerprint,
+            git_commit=hardware.git_commit(),
+            hardware={**hardware.describe(device), "kernels": kernel_path(device)},
+            started=started,
+            finished=datetime.now(UTC),
+        ),
+    )
+
+
+def _memory_notes(pack: Pack, pack_size: int) -> Sequence[str]:
+    if pack.cut_from is None:
+        return ()
+    note = f"Memory ran out in a pack of {pack.cut_from} runs, so it trained in one of {pack_size}"
+    if pack.micro_batch is not None:
+        note += f", its batch in parts of {pack.micro_batch} rows"
+    return (f"{note}.",)

@@ -1,4 +1,7 @@
-"""What goes between the driver and a process that trains, as JSON: nothing is unpickled."""
+"""What travels between the driver and a process that trains, as JSON: nothing is unpickled.
+
+To the process go packs; from it come the calls of its callback, each as {"hook": name, argument: value, …}.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +12,63 @@ from dataclasses import asdict
 from typing import Any
 
 from manytune.config.plan import Pack, packs_from_json, packs_to_json
-from manytune.executors.base import PackEnd, Reports
 from manytune.storage.record import HistoryRow, RunRecord
-from manytune.tracking.progress import Level
-
-__all__ = ["Sender", "encoded", "end_in", "end_message", "pack_in", "pack_message", "pass_on"]
+from manytune.training.callbacks import Callback, ForwardingCallback, PackEnd
 
 _SECONDS_BETWEEN_STEPS = 0.25
 
 
-class Sender:
-    """Reports that become messages; of steps, four a second at most."""
+class CallSender(ForwardingCallback):
+    """Sends every call to the driver; of steps, four a second at most."""
 
     def __init__(self, send: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._send = send
         self._clock = clock
-        self._said_step = -1.0
+        self._last_step = float("-inf")
 
-    def pack_started(self, pack_id: str, runs: Sequence[str], total_steps: int) -> None:
-        """Send it."""
-        self._send({"tell": "pack_started", "pack_id": pack_id, "runs": list(runs), "total_steps": total_steps})
-
-    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """Send it, if the last one was a while ago."""
-        now = self._clock()
-        if now - self._said_step >= _SECONDS_BETWEEN_STEPS:
-            self._said_step = now
-            self._send({"tell": "step", "pack_id": pack_id, "step": step, "losses": list(losses)})
-
-    def evaluated(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: tuple[str, float]) -> None:
-        """Send it."""
-        plain = {run_id: row.model_dump(mode="json") for run_id, row in rows.items()}
-        self._send({"tell": "evaluated", "pack_id": pack_id, "step": step, "rows": plain, "best": list(best)})
-
-    def run_ended(self, pack_id: str, record: RunRecord) -> None:
-        """Send it."""
-        self._send({"tell": "run_ended", "pack_id": pack_id, "record": record.to_json()})
-
-    def message(self, text: str, level: Level = "info") -> None:
-        """Send it."""
-        self._send({"tell": "message", "text": text, "level": level})
+    def forward(self, hook: str, arguments: Mapping[str, Any]) -> None:
+        """Send a call, unless it is of a step too soon after the last."""
+        if hook == "on_step_end":
+            now = self._clock()
+            if now - self._last_step < _SECONDS_BETWEEN_STEPS:
+                return
+            self._last_step = now
+        self._send(call_message(hook, arguments))
 
 
-def pass_on(message: Mapping[str, Any], reports: Reports) -> None:
-    """Tell `reports` what a `Sender` sent."""
-    values = dict(message)
-    tell = values.pop("tell")
-    if tell == "run_ended":
-        values["record"] = RunRecord.from_json(values["record"])
-    elif tell == "evaluated":
-        values["rows"] = {run_id: HistoryRow(**row) for run_id, row in values["rows"].items()}
-        values["best"] = tuple(values["best"])
-    getattr(reports, tell)(**values)
+def call_message(hook: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The message of one call."""
+    return {"hook": hook, **{name: _converted(_TO_JSON, name, value) for name, value in arguments.items()}}
+
+
+def replay(message: Mapping[str, Any], callback: Callback) -> PackEnd | None:
+    """Make the call that a message is of; the end of a pack is returned instead: what follows, the driver decides."""
+    arguments = {name: _converted(_FROM_JSON, name, value) for name, value in message.items() if name != "hook"}
+    if message["hook"] == "on_pack_end":
+        end: PackEnd = arguments["end"]
+        return end
+    getattr(callback, message["hook"])(**arguments)
+    return None
+
+
+_Converters = Mapping[str, Callable[[Any], Any]]
+
+# Arguments that are more than JSON has, by their names.
+_TO_JSON: _Converters = {
+    "rows": lambda rows: {run_id: row.model_dump(mode="json") for run_id, row in rows.items()},
+    "record": RunRecord.to_json,
+    "end": asdict,
+}
+_FROM_JSON: _Converters = {
+    "rows": lambda rows: {run_id: HistoryRow(**row) for run_id, row in rows.items()},
+    "best": lambda best: None if best is None else tuple(best),
+    "record": RunRecord.from_json,
+    "end": lambda end: PackEnd(**end),
+}
+
+
+def _converted(converters: _Converters, name: str, value: Any) -> Any:
+    return converters[name](value) if name in converters else value
 
 
 def pack_message(pack: Pack, ended: Sequence[str]) -> dict[str, Any]:
@@ -72,16 +80,6 @@ def pack_in(message: Mapping[str, Any]) -> tuple[Pack, list[str]]:
     """What `pack_message` holds."""
     (pack,) = packs_from_json(message["packs"])
     return pack, message["ended"]
-
-
-def end_message(end: PackEnd) -> dict[str, Any]:
-    """The end of a pack's time with a process."""
-    return {"end": asdict(end)}
-
-
-def end_in(message: Mapping[str, Any]) -> PackEnd | None:
-    """The end that a message is of; None if it tells of something else."""
-    return PackEnd(**message["end"]) if "end" in message else None
 
 
 def encoded(message: Mapping[str, Any]) -> bytes:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.config import Study
 from manytune.models.loading import Backbone, load_backbone
+from manytune.models.spec import ModelSpec
 from manytune.storage.lock import Held
 from manytune.training.workload import TaskWork
 
-__all__ = ["Backbones", "PackInputs"]
+
+class Backbones:
+    """The backbone with as many outputs as a task asks for; the one loaded last is kept."""
+
+    def __init__(self, model: str, loaded: Backbone | None = None) -> None:
+        self._model = model
+        self._loaded = loaded
+
+    def of(self, outputs: int) -> Backbone:
+        """The backbone with so many outputs; as `load_backbone`."""
+        if self._loaded is None or self._loaded.config.num_labels != outputs:
+            self._loaded = load_backbone(self._model, outputs)
+        return self._loaded
+
+    def spec(self, outputs: int) -> ModelSpec:
+        """Its tensors and head; only the loaded weights say whether a pooler is the backbone's or the head's."""
+        return self.of(outputs).model_spec
+
+    @property
+    def revision(self) -> str | None:
+        """Of the weights that were loaded; None before any were."""
+        return None if self._loaded is None else self._loaded.revision
 
 
 @dataclass(frozen=True)
@@ -19,17 +40,15 @@ class PackInputs:
     """What an executor trains from.
 
     Attributes:
-        study: The study.
         root: The study directory.
         works: Of each task that has runs to train.
-        backbone: The backbone for a task.
+        backbones: What runs start from.
         held: The lock of the study directory; None where the pack is trained in a folder of its own.
     """
 
-    study: Study
     root: Path
     works: Mapping[str, TaskWork]
-    backbone: Callable[[TaskWork], tuple[TaskWork, Backbone]]
+    backbones: Backbones
     held: Held | None = None
 
     def check(self) -> None:
@@ -40,18 +59,3 @@ class PackInputs:
         """
         if self.held is not None:
             self.held.check()
-
-
-class Backbones:
-    """The backbone of the task at hand: one for all tasks with as many outputs."""
-
-    def __init__(self) -> None:
-        self._outputs: int | None = None
-        self._backbone: Backbone
-
-    def of(self, work: TaskWork) -> tuple[TaskWork, Backbone]:
-        """A task's work and backbone; the loaded weights say whether the pooler is the backbone's or the head's."""
-        if self._outputs != work.task.num_outputs:
-            self._backbone = load_backbone(work.study.model, work.task.num_outputs)
-            self._outputs = work.task.num_outputs
-        return replace(work, model_spec=self._backbone.model_spec), self._backbone

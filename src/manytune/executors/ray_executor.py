@@ -14,37 +14,34 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from manytune.config.plan import Pack
-from manytune.executors.base import PackEnd, Reports
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.messages import end_in, pack_message, pass_on
+from manytune.executors.messages import pack_message, replay
 from manytune.executors.pack_inputs import PackInputs
 from manytune.executors.ray_node import (
-    Files,
-    Order,
-    Post,
+    Mail,
+    Mailbox,
+    PackTask,
     Storage,
     files_in,
     first_line,
-    look,
     measure,
     mirror,
+    node_problem,
     train,
 )
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
+from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
 from manytune.utils.errors import DependencyError, StudyError
 from manytune.utils.files import write_file
 from manytune.utils.signals import StopRequest
-
-__all__ = ["OnRay", "Resources"]
 
 _LOOK_SECONDS = 0.05
 """Between two looks for news, and whether somebody asked to stop."""
@@ -130,9 +127,12 @@ class OnRay:
             self._disconnect(ray)
             raise
 
-    def open(self, inputs: PackInputs, reports: Reports) -> RayExecutor:
+    def to_plan(self) -> None:
+        """Nothing: the packs' resources are named at every start."""
+
+    def open(self, inputs: PackInputs, callback: Callback) -> RayExecutor:
         """The executor."""
-        return RayExecutor(self._connect(), self, inputs, reports)
+        return RayExecutor(self._connect(), self, inputs, callback)
 
     @property
     def _device(self) -> str:
@@ -189,7 +189,7 @@ class OnRay:
         asked = {}
         for node in _alive(ray):
             if self.resources.fit(node["Resources"]):
-                task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=_on(node["NodeID"]))(look)
+                task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=_on(node["NodeID"]))(node_problem)
                 asked[node["NodeManagerHostname"], node["NodeID"]] = task.remote(hardware.versions(), probe)
         try:
             for (host, node_id), answer in asked.items():
@@ -207,20 +207,20 @@ class OnRay:
 class RayExecutor:
     """A task for each pack; a small actor through which tasks and driver talk."""
 
-    def __init__(self, ray: Any, executor: OnRay, inputs: PackInputs, reports: Reports) -> None:
+    def __init__(self, ray: Any, spec: OnRay, inputs: PackInputs, callback: Callback) -> None:
         self._ray = ray
-        self._executor = executor
+        self._spec = spec
         self._inputs = inputs
-        self._reports = reports
+        self._callback = callback
         self._store = Store(inputs.root)
         self._tasks: dict[Any, tuple[Pack, int]] = {}
         self._attempts: dict[str, int] = {}
-        self._told_to_stop = False
-        self._capacity = executor._room(ray)
+        self._stop_sent = False
+        self._capacity = spec._room(ray)
         self._looked_at = time.monotonic()
-        # Beside the driver: a node that dies must not take it along.
-        beside = _on(ray.get_runtime_context().get_node_id())
-        self._post = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=beside)(Post).remote()
+        # On the driver's own node: a node that dies must not take the mailbox along.
+        here = _on(ray.get_runtime_context().get_node_id())
+        self._mailbox = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=here)(Mailbox).remote()
         self._shipped: dict[str | int, Any] = {}
 
     @property
@@ -228,62 +228,61 @@ class RayExecutor:
         """Packs that the nodes which are there now have room for."""
         if time.monotonic() - self._looked_at >= _NODES_SECONDS:
             self._looked_at = time.monotonic()
-            self._capacity = self._executor._room(self._ray)
+            self._capacity = self._spec._room(self._ray)
         return max(self._capacity, 1)  # with none, a pack waits for a node to join
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         """Start a task."""
         attempt = self._attempts[pack.id] = self._attempts.get(pack.id, 0) + 1
-        work, backbone = self._inputs.backbone(self._inputs.works[pack.task])
-        task = self._ray.remote(max_retries=0, **self._executor.resources.options())(train)
+        work = self._inputs.works[pack.task]
+        outputs = work.task.num_outputs
+        task = self._ray.remote(max_retries=0, **self._spec.resources.options())(train)
         reference = task.remote(
-            Order(
+            PackTask(
                 message=pack_message(pack, [run.id for run in pack.runs if run.id in ended]),
                 attempt=attempt,
-                device=self._executor._device,
-                threads=int(self._executor.resources.cpu),
+                device=self._spec._device,
+                threads=int(self._spec.resources.cpu),
                 versions=hardware.versions(),
-                storage=self._storage(pack.id),
-                work=self._ship(pack.task, work),
-                backbone=self._ship(work.task.num_outputs, backbone),
+                storage=self._storage(pack),
+                work=self._ship(pack.task, lambda: work),
+                backbone=self._ship(outputs, lambda: self._inputs.backbones.of(outputs)),
             ),
-            self._post,
-            {} if self._executor.storage else files_in(self._store.pack_dir(pack.id)),
+            self._mailbox,
+            {} if self._spec.storage else files_in(self._store.pack_dir(pack.id)),
         )
         self._tasks[reference] = (pack, attempt)
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
-        """Take in what tasks sent, then look which have ended: all that they sent has been taken in by then."""
-        if stop.number is not None and not self._told_to_stop:
-            self._told_to_stop = True
-            self._post.stop.remote(stop.number)
-            for reference in self._waiting():  # tasks that have not begun would begin
-                self._ray.cancel(reference)
+        """Make the calls that tasks sent, then see which tasks have ended: all calls of those were made by then."""
+        if stop.number is not None and not self._stop_sent:
+            self._stop_sent = True
+            self._mailbox.stop.remote(stop.number)
+            begun = set(self._ray.get(self._mailbox.begun.remote()))
+            for reference, (pack, attempt) in self._tasks.items():
+                if (pack.id, attempt) not in begun:  # it would begin as soon as another one ends
+                    self._ray.cancel(reference)
         done, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_LOOK_SECONDS)
-        for pack_id, attempt, message, files in self._ray.get(self._post.take.remote()):
-            if self._attempts.get(pack_id) == attempt:  # else it is of a task that was given up
-                self._take_in(pack_id, message, files)
+        for mail in self._ray.get(self._mailbox.take.remote()):
+            if self._attempts.get(mail.pack_id) == mail.attempt:  # else it is of a task that was given up
+                self._receive(mail)
         return [self._ended(reference) for reference in done]
 
-    def _waiting(self) -> list[Any]:
-        begun = set(self._ray.get(self._post.begun.remote()))
-        return [task for task, (pack, attempt) in self._tasks.items() if (pack.id, attempt) not in begun]
-
-    def _take_in(self, pack_id: str, message: dict[str, Any], files: Files) -> None:
-        if "kept" in message:
-            mirror(self._store.pack_dir(pack_id), files, message["kept"])
-            return
-        if message["tell"] == "run_ended":
-            run_id = RunRecord.from_json(message["record"]).run_id
-            for name, content in files.items():
+    def _receive(self, mail: Mail) -> None:
+        """Write the files of a call, then make it."""
+        if mail.keep:
+            mirror(self._store.pack_dir(mail.pack_id), mail.files, mail.keep)
+        elif mail.files:
+            run_id = RunRecord.from_json(mail.message["record"]).run_id
+            for name, content in mail.files.items():
                 write_file(self._store.run_dir(run_id) / name, content)
-        pass_on(message, self._reports)
+        replay(mail.message, self._callback)
 
     def _ended(self, reference: Any) -> PackEnd:
         pack, _ = self._tasks.pop(reference)
         exceptions = self._ray.exceptions
         try:
-            end = end_in(json.loads(self._ray.get(reference)))
+            end = replay(json.loads(self._ray.get(reference)), self._callback)
         except exceptions.TaskCancelledError:
             return PackEnd(pack.id, "stopped")
         except exceptions.OutOfMemoryError as error:  # Ray killed it before the system would
@@ -293,37 +292,36 @@ class RayExecutor:
         except exceptions.RayError as error:
             return PackEnd(pack.id, "lost", reason=f"its worker or node is gone ({type(error).__name__})")
         assert end is not None
-        if end.how == "done" and (storage := self._storage(pack.id)) is not None:
+        if end.how == "done" and (storage := self._storage(pack)) is not None:
             storage.remove()
         return end
 
-    def _storage(self, pack_id: str) -> Storage | None:
-        where = self._executor.storage
-        return None if where is None else Storage(where, f"{self._inputs.study.hash}-{pack_id}")
+    def _storage(self, pack: Pack) -> Storage | None:
+        if self._spec.storage is None:
+            return None
+        return Storage(self._spec.storage, f"{self._inputs.works[pack.task].study.hash}-{pack.id}")
 
-    def _ship(self, key: str | int, value: Any) -> Any:
+    def _ship(self, key: str | int, value: Callable[[], Any]) -> Any:
         """A reference to a task's work, or to the backbone with so many outputs, put into the object store once."""
         if key not in self._shipped:
-            self._shipped[key] = self._ray.put(value)
+            self._shipped[key] = self._ray.put(value())
         return self._shipped[key]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for reference in self._tasks:
             with suppress(Exception):
                 self._ray.cancel(reference, force=True)
         with suppress(Exception):
-            self._ray.kill(self._post)
-        self._executor._disconnect(self._ray)
+            self._ray.kill(self._mailbox)
+        self._spec._disconnect(self._ray)
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep our way with SIGTERM: Ray would end the process at once."""
+    """Keep the present handling of SIGTERM: Ray's would end the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -13,52 +13,44 @@ from typing import Any
 
 import torch
 
-from manytune.executors.base import PackEnd
 from manytune.executors.estimate import HardwareProfile
 from manytune.executors.inline import train_apart
-from manytune.executors.messages import Sender, encoded, end_message, pack_in
-from manytune.executors.pack_inputs import PackInputs
+from manytune.executors.messages import CallSender, call_message, encoded, pack_in
+from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
+from manytune.training.callbacks import PackEnd
 from manytune.utils import hardware
 from manytune.utils.files import write_file
 from manytune.utils.signals import StopRequest
 
-__all__ = ["Files", "Order", "Post", "Storage", "files_in", "first_line", "look", "measure", "mirror", "train"]
-
 _ASK_SECONDS = 0.4
 """Between two questions whether to stop."""
 
-_NOT_OURS = ("oom-kills.txt", "traceback.txt")
-"""Files of a pack's directory that are no part of its checkpoints."""
+_DRIVERS_OWN = ("oom-kills.txt", "traceback.txt")
+"""Files of a pack's directory that the driver writes, and that are no part of its checkpoints."""
 
 Files = dict[str, bytes]
 """Name → content."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a task is asked to do.
-
-    Attributes:
-        message: The pack, and which of its runs have a record.
-        attempt: Which time this is for the pack, from 1.
-        device: The device's type.
-        threads: torch's threads.
-        versions: The driver's.
-        storage: Where checkpoints go; None: to the driver.
-        work: A reference to the task's work.
-        backbone: A reference to the backbone.
-    """
+class PackTask:
+    """What a Ray task is asked to do."""
 
     message: dict[str, Any]
+    """The pack, and which of its runs have a record."""
     attempt: int
+    """Which time this is for the pack, from 1."""
     device: str
     threads: int
     versions: dict[str, str]
+    """Of the driver's packages."""
     storage: Storage | None
+    """Where checkpoints go; None: to the driver."""
     work: Any
     backbone: Any
+    """References to objects in Ray's store."""
 
 
 @dataclass(frozen=True)
@@ -99,28 +91,40 @@ class Storage:
         return system, f"{path.rstrip('/')}/{self.folder}"
 
 
-class Post:
-    """Where tasks leave their messages and the driver its wish to stop; an actor."""
+@dataclass(frozen=True)
+class Mail:
+    """A call of a task's callback on its way to the driver, with the files that go with it."""
+
+    pack_id: str
+    attempt: int
+    message: dict[str, Any]
+    files: Files
+    keep: tuple[str, ...] = ()
+    """Of a checkpoint: the names of all its files, those that were sent before too."""
+
+
+class Mailbox:
+    """Where tasks leave their calls and the driver its request to stop; an actor."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._messages: list[tuple[str, int, dict[str, Any], Files]] = []
+        self._mail: list[Mail] = []
         self._begun: list[tuple[str, int]] = []
         self._stop: int | None = None
 
-    def tell(self, pack_id: str, attempt: int, message: dict[str, Any], files: Files) -> None:
-        """Leave a message."""
+    def put(self, mail: Mail) -> None:
+        """Leave a call."""
         with self._lock:
-            self._messages.append((pack_id, attempt, message, files))
+            self._mail.append(mail)
 
-    def take(self) -> list[tuple[str, int, dict[str, Any], Files]]:
-        """Take all messages, in their order."""
+    def take(self) -> list[Mail]:
+        """Take all calls, in their order."""
         with self._lock:
-            messages, self._messages = self._messages, []
-        return messages
+            mail, self._mail = self._mail, []
+        return mail
 
     def begin(self, pack_id: str, attempt: int) -> int | None:
-        """Note that a task has begun; returns the wish to stop, if there is one already."""
+        """Note that a task has begun; returns the signal to stop by, if there is one already."""
         with self._lock:
             self._begun.append((pack_id, attempt))
         return self._stop
@@ -135,7 +139,7 @@ class Post:
         self._stop = number
 
     def stopped(self) -> int | None:
-        """Whether that was asked, and by which signal."""
+        """The signal by which a stop was requested, if one was."""
         return self._stop
 
 
@@ -144,11 +148,11 @@ def measure(precision: str, width: int, threads: int, device: str, sharing: int)
     return HardwareProfile.measure(torch.device(device), precision, width, threads=threads, sharing=sharing)
 
 
-def look(versions: dict[str, str], probe: Storage | None) -> str | None:
+def node_problem(versions: dict[str, str], probe: Storage | None) -> str | None:
     """What keeps a node from training packs as the driver would; None if nothing does."""
     wrong = _unlike(versions)
     if wrong is None and probe is not None and probe.pull() != {"probe": b"seen"}:
-        wrong = f"does not see --ray-storage {probe.url}: give a executor that all nodes share."
+        wrong = f"does not see --ray-storage {probe.url}: give a folder or URL that all nodes share."
     return wrong
 
 
@@ -166,87 +170,85 @@ _CACHE: dict[str, Any] = {}
 """Of the process: work and backbone by reference, so that the next pack that needs the same reads nothing again."""
 
 
-def train(order: Order, post: Any, checkpoints: Files) -> bytes:
+def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
     """Train a pack in a folder of its own; returns how it ended, as a message."""
     import ray
 
-    pack, ended = pack_in(order.message)
-    wrong = _unlike(order.versions)
+    pack, ended = pack_in(task.message)
+    wrong = _unlike(task.versions)
     if wrong is not None:  # a node that joined later
-        return encoded(end_message(PackEnd(pack.id, "refused", reason=f"--executor ray: a node {wrong}")))
+        return _end_message(PackEnd(pack.id, "refused", reason=f"--executor ray: a node {wrong}"))
     stop = StopRequest()
-    stop.number = ray.get(post.begin.remote(pack.id, order.attempt))
-    wanted = {reference.hex(): reference for reference in (order.work, order.backbone)}
+    stop.number = ray.get(mailbox.begin.remote(pack.id, task.attempt))
+    wanted = {reference.hex(): reference for reference in (task.work, task.backbone)}
     for key in _CACHE.keys() - wanted.keys():
         del _CACHE[key]
     for key in wanted.keys() - _CACHE.keys():
         _CACHE[key] = ray.get(wanted[key])
     work, backbone = (_CACHE[key] for key in wanted)
-    torch.set_num_threads(order.threads)
+    torch.set_num_threads(task.threads)
     hardware.keep_freed_memory()
     root = Path(tempfile.mkdtemp(prefix="manytune-"))
     over = threading.Event()
-    threading.Thread(target=_obey, args=(post, stop, over), daemon=True).start()
+    threading.Thread(target=_poll_stop, args=(mailbox, stop, over), daemon=True).start()
     try:
-        store = Store(root)
-        courier = _Courier(store, post, order, pack.id)
-        mirror(store.pack_dir(pack.id), order.storage.pull() if order.storage else checkpoints, None)
-        inputs = PackInputs(work.study, root, {pack.task: work}, lambda work: (work, backbone))
-        device = torch.device(order.device)
-        return encoded(end_message(train_apart(store, inputs, pack, ended, device, courier.sender, stop, courier.kept)))
+        mirror(Store(root).pack_dir(pack.id), task.storage.pull() if task.storage else checkpoints, None)
+        inputs = PackInputs(root, {pack.task: work}, Backbones(work.study.model, backbone))
+        sender = _MailSender(Store(root), mailbox, task, pack.id)
+        callback = CallSender(sender.send)
+        return _end_message(train_apart(inputs, pack, ended, torch.device(task.device), callback, stop))
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _obey(post: Any, stop: StopRequest, over: threading.Event) -> None:
+def _end_message(end: PackEnd) -> bytes:
+    return encoded(call_message("on_pack_end", {"end": end}))
+
+
+def _poll_stop(mailbox: Any, stop: StopRequest, over: threading.Event) -> None:
     """Ask again and again whether to stop."""
     import ray
 
     while stop.number is None and not over.wait(_ASK_SECONDS):
         with suppress(ray.exceptions.RayError):  # the driver is gone, and this process will be in a moment
-            stop.number = ray.get(post.stopped.remote())
+            stop.number = ray.get(mailbox.stopped.remote())
 
 
-class _Courier:
-    """Brings to the driver what a pack tells, and what must outlive the node."""
+class _MailSender:
+    """Sends the calls of a pack to the driver, and with them what must outlive the node."""
 
-    def __init__(self, store: Store, post: Any, order: Order, pack_id: str) -> None:
-        self.sender = Sender(self._send)
+    def __init__(self, store: Store, mailbox: Any, task: PackTask, pack_id: str) -> None:
         self._store = store
-        self._post = post
-        self._order = order
+        self._mailbox = mailbox
+        self._task = task
         self._pack_id = pack_id
-        self._there: set[str] = set()
+        self._sent: set[str] = set()
 
-    def kept(self) -> None:
-        """Bring the files of a new checkpoint that are not there yet."""
-        files = files_in(self._store.pack_dir(self._pack_id))
-        names = list(files)
-        new = {name: content for name, content in files.items() if name not in self._there}
-        if self._order.storage is not None:
-            self._order.storage.push(new, names)
-        else:
-            self._deliver({"kept": names}, new)
-        self._there = set(names)
-
-    def _send(self, message: dict[str, Any]) -> None:
-        files: Files = {}
-        if message["tell"] == "run_ended":
-            files = files_in(self._store.run_dir(RunRecord.from_json(message["record"]).run_id))
-        self._deliver(message, files)
-
-    def _deliver(self, message: dict[str, Any], files: Files) -> None:
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a call; all but a step is there before training goes on."""
         import ray
 
-        sent = self._post.tell.remote(self._pack_id, self._order.attempt, message, files)
-        if message.get("tell") != "step":  # all else is there before training goes on
+        files: Files = {}
+        keep: tuple[str, ...] = ()
+        if message["hook"] == "on_run_end":
+            files = files_in(self._store.run_dir(RunRecord.from_json(message["record"]).run_id))
+        elif message["hook"] == "on_checkpoint":
+            whole = files_in(self._store.pack_dir(self._pack_id))
+            keep = tuple(whole)
+            files = {name: content for name, content in whole.items() if name not in self._sent}
+            self._sent = set(keep)
+            if self._task.storage is not None:
+                self._task.storage.push(files, keep)
+                files, keep = {}, ()
+        sent = self._mailbox.put.remote(Mail(self._pack_id, self._task.attempt, message, files, keep))
+        if message["hook"] != "on_step_end":
             ray.get(sent)
 
 
 def files_in(folder: Path) -> Files:
     """Every file below a folder, by its path in it."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _NOT_OURS)
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _DRIVERS_OWN)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
@@ -256,7 +258,7 @@ def mirror(folder: Path, files: Files, keep: Sequence[str] | None) -> None:
         write_file(folder / name, files[name])
     if keep is not None:
         for path in folder.iterdir():
-            if path.name not in (*keep, *_NOT_OURS):
+            if path.name not in (*keep, *_DRIVERS_OWN):
                 path.unlink()
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from manytune.config import Study
 from manytune.executors.inline import train_apart
-from manytune.executors.messages import Sender, encoded, end_message, pack_in
+from manytune.executors.messages import CallSender, encoded, pack_in
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.lock import Held
@@ -33,15 +34,17 @@ __all__: list[str] = []
 class _Works(dict[str, TaskWork]):
     """Task name → its work, made ready when it is first asked for."""
 
-    def __init__(self, store: Store, fingerprints: dict[str, str]) -> None:
+    def __init__(self, study: Study, backbones: Backbones, fingerprints: dict[str, str]) -> None:
         super().__init__()
-        self._study = store.study()
+        self._study = study
+        self._backbones = backbones
         self._fingerprints = fingerprints
 
     def __missing__(self, name: str) -> TaskWork:
-        work = self[name] = prepare(self._study, name)
+        work = prepare(self._study, name, self._backbones.spec)
         if work.fingerprint != self._fingerprints[name]:
             raise DataError(f"The data of {name} has changed since the study was started. Start it again.")
+        self[name] = work
         return work
 
 
@@ -64,17 +67,18 @@ def main(descriptor: int) -> None:
         with suppress(OSError):  # the driver is gone: so are we, in a moment
             connection.send_bytes(encoded(message))
 
-    store = Store(Path(setup["root"]))
-    works = _Works(store, setup["fingerprints"])
+    store, callback = Store(Path(setup["root"])), CallSender(send)
+    study = store.study()
+    backbones = Backbones(study.model)
     held = Held(store.root, setup["lock"]) if setup["lock"] else None
-    inputs = PackInputs(store.study(), store.root, works, Backbones().of, held)
+    inputs = PackInputs(store.root, _Works(study, backbones, setup["fingerprints"]), backbones, held)
     while True:
         pack, ended = pack_in(packs.get())
-        send(end_message(train_apart(store, inputs, pack, ended, device, Sender(send), stop)))
+        callback.on_pack_end(train_apart(inputs, pack, ended, device, callback, stop))
 
 
 def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:
-    """Take in what the driver says; where it is gone, end: another driver may have taken the directory over."""
+    """Receive what the driver sends; where it is gone, exit: another driver may have taken the directory over."""
     while True:
         try:
             message = json.loads(connection.recv_bytes())

@@ -1,7 +1,10 @@
 """Packs in several processes of this machine, each with threads, or a device, of its own.
 
 A worker is a fresh process (`worker`) in a session of its own, so that Ctrl-C reaches the driver alone, which then asks
-the workers to stop. They talk through a pipe; a worker whose pipe ends, because the driver is gone, ends at once.
+the workers to stop. They talk through a pipe; a worker whose pipe ends, because the driver is gone, exits at once.
+
+concurrent.futures and loky would not do: in their pools one process that dies takes all packs with it, and no process
+has threads, a device, cores or a request to stop of its own.
 """
 
 from __future__ import annotations
@@ -11,25 +14,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from multiprocessing.connection import wait
 from typing import Any, Self
 
 import torch
 
 from manytune.config.plan import Pack
-from manytune.executors.base import PackEnd, Reports
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.messages import encoded, end_in, pack_message, pass_on
+from manytune.executors.messages import encoded, pack_message, replay
 from manytune.executors.pack_inputs import PackInputs
+from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
 from manytune.utils.errors import StudyError
 from manytune.utils.signals import StopRequest
-
-__all__ = ["Workers", "WorkersExecutor"]
 
 _LOOK_SECONDS = 0.2
 """Between two looks whether somebody asked to stop."""
@@ -65,18 +65,19 @@ class Workers:
         profile = HardwareProfile.measure(devices[0], precision, width, threads=self._threads(), sharing=sharing)
         return len(devices), profile
 
-    def keep(self) -> dict[str, int] | None:
-        """What a study that goes on must know to round alike; nothing, where devices were named."""
+    def to_plan(self) -> dict[str, int] | None:
+        """Workers and their threads; nothing, where devices were named."""
         return None if self.devices else {"count": self.count, "threads": self._threads()}
 
-    def open(self, inputs: PackInputs, reports: Reports) -> WorkersExecutor:
+    def open(self, inputs: PackInputs, callback: Callback) -> WorkersExecutor:
         """The executor."""
         cores, threads = _cores(), self._threads()
-        seats = []
+        setups = []
         for number, device in enumerate(self._devices()):
             own = cores[number * threads : (number + 1) * threads]
-            seats.append(_Seat(str(device), threads, tuple(own) if len(own) == threads else ()))
-        return WorkersExecutor(inputs, seats, reports)
+            # Bound to cores of its own; to none where the workers want more than there are.
+            setups.append({"device": str(device), "threads": threads, "cores": own if len(own) == threads else []})
+        return WorkersExecutor(inputs, setups, callback)
 
     def _devices(self) -> list[torch.device]:
         names = self.devices or ("cpu",) * self.count
@@ -86,23 +87,13 @@ class Workers:
         return self.threads or max(1, len(_cores()) // len(self._devices()))
 
 
-@dataclass(frozen=True)
-class _Seat:
-    """Where a worker sits."""
-
-    device: str
-    threads: int
-    cores: tuple[int, ...]
-    """That it is bound to; none where the workers want more than there are."""
-
-
 class _Worker:
     """A worker process, and the pack that it trains."""
 
-    def __init__(self, seat: _Seat, inputs: PackInputs) -> None:
+    def __init__(self, setup: Mapping[str, Any], inputs: PackInputs) -> None:
         self.pack_id: str | None = None
         self.connection, theirs = Pipe()
-        threads = str(seat.threads)
+        threads = str(setup["threads"])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "manytune.executors.worker_process", str(theirs.fileno())],
             env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
@@ -112,15 +103,12 @@ class _Worker:
             start_new_session=True,
         )
         theirs.close()
-        fingerprints = {name: work.fingerprint for name, work in inputs.works.items()}
         self.send(
             {
+                **setup,
                 "root": str(inputs.root),
                 "lock": inputs.held.token if inputs.held else None,
-                "fingerprints": fingerprints,
-                "device": seat.device,
-                "threads": seat.threads,
-                "cores": seat.cores,
+                "fingerprints": {name: work.fingerprint for name, work in inputs.works.items()},
             }
         )
 
@@ -132,7 +120,7 @@ class _Worker:
         try:
             self.connection.send_bytes(encoded(message))
         except OSError:
-            return  # it is dead, which `wait` will see
+            return  # it is dead, which `wait` will notice
 
     def end(self, grace: float) -> str:
         """See to it that it is gone; returns how it went."""
@@ -148,48 +136,43 @@ class _Worker:
 
 
 class WorkersExecutor:
-    """A worker for each seat, started when a pack first needs it."""
+    """Worker processes, each started when a pack first needs it."""
 
-    def __init__(self, inputs: PackInputs, seats: Sequence[_Seat], reports: Reports) -> None:
+    def __init__(self, inputs: PackInputs, setups: Sequence[Mapping[str, Any]], callback: Callback) -> None:
+        """Start none yet; a setup is a worker's device, its threads, and the cores that it is bound to."""
         self._inputs = inputs
-        self._reports = reports
-        self._seats: dict[int, _Seat] = dict(enumerate(seats))
+        self._callback = callback
+        self._setups = setups
         self._workers: dict[int, _Worker] = {}
-        self._told_to_stop = False
+        self._stop_sent = False
 
     @property
     def capacity(self) -> int:
         """One pack a worker."""
-        return len(self._seats)
+        return len(self._setups)
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         """Give it to a worker that has none."""
-        idle = (number for number in self._seats if number not in self._workers or not self._workers[number].pack_id)
-        number = next(idle)
+        number = next(n for n in range(self.capacity) if n not in self._workers or not self._workers[n].pack_id)
         if number in self._workers and not self._workers[number].alive:
             self._workers.pop(number).end(0)
         if number not in self._workers:
-            self._workers[number] = _Worker(self._seats[number], self._inputs)
+            self._workers[number] = _Worker(self._setups[number], self._inputs)
         worker = self._workers[number]
         worker.pack_id = pack.id
         worker.send(pack_message(pack, [run.id for run in pack.runs if run.id in ended]))
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
-        """Take in what the workers tell."""
+        """Make the calls that workers sent."""
         busy = {worker.connection: number for number, worker in self._workers.items() if worker.pack_id}
-        if stop.number is not None and not self._told_to_stop:
-            self._told_to_stop = True
+        if stop.number is not None and not self._stop_sent:
+            self._stop_sent = True
             for number in busy.values():
                 self._workers[number].send({"stop": stop.number})
-        ends = []
-        for connection in wait(list(busy), _LOOK_SECONDS):
-            assert isinstance(connection, Connection)
-            end = self._take_in(busy[connection])
-            if end is not None:
-                ends.append(end)
-        return ends
+        ends = (self._receive(busy[connection]) for connection in wait(list(busy), _LOOK_SECONDS))  # type: ignore[index]
+        return [end for end in ends if end is not None]
 
-    def _take_in(self, number: int) -> PackEnd | None:
+    def _receive(self, number: int) -> PackEnd | None:
         worker = self._workers[number]
         assert worker.pack_id is not None
         try:
@@ -197,19 +180,15 @@ class WorkersExecutor:
         except (EOFError, OSError):
             del self._workers[number]
             return PackEnd(worker.pack_id, "lost", reason=worker.end(_GRACE_SECONDS))
-        end = end_in(message)
-        if end is None:
-            pass_on(message, self._reports)
-        else:
+        end = replay(message, self._callback)
+        if end is not None:
             worker.pack_id = None
         return end
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
             worker.connection.close()

@@ -11,39 +11,38 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
 
+from manytune.config.plan import Run
 from manytune.data import metrics
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
 from manytune.inference.model_card import model_card
 from manytune.inference.onnx import OnnxModel, onnx_call, write_onnx
-from manytune.methods import adapt
+from manytune.methods import Method
 from manytune.models.loading import MINILM, load_classifier, load_tokenizer, locate, quiet_transformers
 from manytune.models.spec import ModelSpec
-from manytune.packing import LoraAdapter
 from manytune.storage.artifacts import PREDICTIONS
 from manytune.storage.directory import Store
 from manytune.storage.lookup import altered, refuse_another_backbone, refuse_own_folders
 from manytune.storage.record import RunRecord
 from manytune.training import snapshot
-from manytune.training.evaluation import predictions_of
 from manytune.training.workload import encode_texts
 from manytune.utils.errors import DependencyError, StoreError, StudyError, choices
 from manytune.utils.files import replacing_directory, writing
 
-__all__ = ["FORMS", "Exported", "export"]
-
 FORMS = ("peft", "transformers", "onnx")
-"""What an export can be."""
+"""The forms of an export."""
 
 _TOLERANCE = 1e-4
-"""How far logits of the exported model may be from the recorded ones, in fp32."""
+"""Largest allowed difference between logits of the exported model and the recorded ones, in fp32."""
 
 _SAME_SCORE = 1e-3
-"""How far a score that is computed from recorded logits may be from the recorded score."""
+"""Largest allowed difference between the score that recorded logits give and the recorded score."""
 
 _ROWS = 32
 _UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
@@ -52,7 +51,7 @@ _UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export.
+    """An export that was verified.
 
     Attributes:
         folder: Where it is.
@@ -87,14 +86,15 @@ def export(
         store: The study directory.
         record: Of a run that has a snapshot.
         to: The folder to make; it may be there if it is empty.
-        form: One of FORMS; by default LoRA becomes a PEFT adapter with its head, or with `merge` a plain transformers
-            model, and every other method is one. In ONNX, LoRA's update is always part of the weights.
-        merge: Add LoRA's update to the weights it is for.
+        form: One of FORMS; by default the first of the method's `exports`. A PEFT adapter holds the head as well; in
+            ONNX, an adapter is always merged into the weights.
+        merge: Merge an adapter into the weights, which gives a plain transformers model.
         base: The base model that an adapter names, where that should not be the study's own name for it.
         known_as: What the call that loads it names, where that is not the folder: a repository.
 
     Raises:
-        ManytuneError: It cannot be made or written, or what was loaded again does not give the recorded logits.
+        ManytuneError: The run has no such form, the folder cannot be written, or the export, loaded again, does not
+            give the recorded logits.
     """
     refuse_own_folders([store], to)
     with writing(to):
@@ -102,69 +102,80 @@ def export(
             raise StoreError(
                 f"{to} is there already. Give the name of a new or empty folder, other than the present one, as --to."
             )
-    folder_itself = Path(os.path.realpath(to))  # where it is a link
     study, task = store.study(), store.task(record.task)
     run = next((run for run in store.runs() if run.id == record.run_id), None)
     if run is None:
         raise StoreError(f"The plan of {store.root} no longer names {record.run_id}.")
+    form = _form(form, run, merge=merge, base=base)
     check = _Check(store, record, task)
     model, parts, revision = load_classifier(study.model, task.num_outputs)
     refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, revision)
     tokenizer = load_tokenizer(study.model)
-    adaptation = adapt(run.method, parts)
     state = _in_own_unit(snapshot.load_own(store, record, run), parts, task)
-    form = _form(form, run.label, adaptation.lora, merge=merge, base=base)
     _name_labels(model.config, task)
     name = known_as or str(to)
     named = base or _UPSTREAM.get(study.model) or study.model
     with (
         writing(to),
-        replacing_directory(folder_itself, empty=True) as folder,
+        replacing_directory(Path(os.path.realpath(to)), empty=True) as folder,
         quiet_transformers(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
         if form == "peft":
-            assert adaptation.lora is not None
-            call = _peft_call(name, task)
-            _write_adapter(model, parts, adaptation.lora, state, folder, named)
-            again = _load_adapter(folder, study.model, task).eval()
+            call = _call(name, task, adapter=True)
+            _write_adapter(model, parts, run.method, state, folder, named, task)
+            location = locate(study.model)
+            whole = _auto_class(task).from_pretrained(
+                location.path, revision=location.revision or "main", num_labels=task.num_outputs, dtype=torch.float32
+            )
+            again = _peft().PeftModel.from_pretrained(whole, folder).eval()
         elif form == "transformers":
-            call = _transformers_call(name)
-            _take_over(model, parts, adaptation.lora, state)
+            call = _call(name, task)
+            _take_over(model, parts, run.method, state)
             model.save_pretrained(folder)
-            again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+            again = _auto_class(task).from_pretrained(folder, dtype=torch.float32).eval()
         else:
             call = onnx_call(name, len(task.text_columns), at_hub=known_as is not None)
-            _take_over(model, parts, adaptation.lora, state)
-            write_onnx(model, _inputs(parts), folder)
+            _take_over(model, parts, run.method, state)
+            # Where there is one token type alone, tokenizers make none.
+            types = ("token_type_ids",) if parts.token_types > 1 else ()
+            write_onnx(model, ("input_ids", "attention_mask", *types), folder)
             model.config.save_pretrained(folder)
             again = OnnxModel(folder, model.config)
         tokenizer.save_pretrained(folder)
-        data = encode_texts(study, task, parts, AutoTokenizer.from_pretrained(folder), check.texts)
+        data = encode_texts(study, parts, AutoTokenizer.from_pretrained(folder), check.texts)
         off, score = check.passes(_logits(again, data, types=parts.token_types > 0))
         card = model_card(record, task, study, form=form, base=named, call=call, score=score)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(to, form, call, len(check.texts), off, score)
 
 
-def _form(form: str | None, label: str, lora: LoraAdapter | None, *, merge: bool, base: str | None) -> str:
-    """What to write; refuses options that do not go together."""
+def _form(form: str | None, run: Run, *, merge: bool, base: str | None) -> str:
+    """The form to write; refuses one that the method does not have, and options that do not go together."""
+    exports, label = run.method.exports, run.label
     if form is not None and form not in FORMS:
         raise StudyError(f"--format: {choices(form, FORMS)}")
-    if merge and lora is None:
+    if not exports:
+        raise StudyError(
+            f"{label} cannot be exported: transformers and peft have no form that holds what {run.method.title} "
+            "trains, as far as manytune knows. `manytune predict` uses the run as it is."
+        )
+    if merge and "peft" not in exports:
         raise StudyError(f"--merge: {label} has no adapter to merge; leave it out")
-    if form == "peft" and (merge or lora is None):
+    if form == "peft" and (merge or "peft" not in exports):
         why = "it is of an adapter, and --merge makes none" if merge else f"{label} has no adapter"
         raise StudyError(f"--format: peft does not go here: {why}")
-    chosen = form or ("peft" if lora is not None and not merge else "transformers")
+    chosen = form or ("transformers" if merge else exports[0])
+    if chosen not in exports:
+        raise StudyError(f"{label} can be exported as {' or '.join(exports)}, not as {chosen}")
     if base is not None and chosen != "peft":
         raise StudyError("--base: only an adapter names its base model; this export holds all weights")
     return chosen
 
 
 class _Check:
-    """What the exported model must reproduce: the run's recorded logits on dev."""
+    """The run's recorded logits on dev, which the exported model must reproduce."""
 
     def __init__(self, store: Store, record: RunRecord, task: Task) -> None:
         examples, kept = store.task_artifacts(task.name).examples(task), store.read_predictions(record.run_id)
@@ -178,7 +189,7 @@ class _Check:
         labels = np.asarray(examples.labels)
         score = None
         if kept.shape == (len(labels), task.num_outputs):
-            score = metrics.evaluate(task, predictions_of(task, kept), labels)[task.primary_metric]
+            score = metrics.evaluate(task, task.type.decode(kept), labels)[task.primary_metric]
         if score is None or record.best_score is None or not abs(score - record.best_score) < _SAME_SCORE:
             raise StoreError(
                 f"{store.run_dir(record.run_id) / PREDICTIONS} and {store.root}'s dev rows do not give the score of "
@@ -191,7 +202,7 @@ class _Check:
     def passes(self, logits: NDArray[Any]) -> tuple[float, float]:
         """The largest difference from the recorded logits, and the score."""
         off = float(np.abs(logits - self.kept).max())
-        scores = metrics.evaluate(self.task, predictions_of(self.task, logits), self.labels)
+        scores = metrics.evaluate(self.task, self.task.type.decode(logits), self.labels)
         score = float(scores[self.task.primary_metric])
         allowed = _TOLERANCE * (1.0 if self.task.scale is None else self.task.scale.spread)
         if not off <= allowed:
@@ -220,37 +231,23 @@ def _in_own_unit(state: dict[str, Tensor], parts: ModelSpec, task: Task) -> dict
     return {**state, f"{name}.weight": weight * task.scale.spread, f"{name}.bias": task.outside(bias)}
 
 
-def _take_over(model: Any, parts: ModelSpec, lora: LoraAdapter | None, state: Mapping[str, Tensor]) -> None:
-    """Put a snapshot's tensors into transformers' model, LoRA's update added to its weights."""
+def _take_over(model: Any, parts: ModelSpec, method: Method, state: Mapping[str, Tensor]) -> None:
+    """Put a run's tensors into transformers' model, an adapter merged into its weights."""
     own = dict(model.named_parameters())
-    plain = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
-    unknown = sorted(plain.keys() - own.keys())
-    if unknown:
-        raise StoreError(f"The snapshot holds tensors that transformers' model has not: {', '.join(unknown[:3])}.")
     with torch.no_grad():
-        for name, tensor in plain.items():
+        for name, tensor in method.merge(state, own, parts).items():
+            if name not in own:
+                raise StoreError(f"The snapshot holds a tensor that transformers' model has not: {name}.")
             own[name].copy_(tensor)
-        for target in lora.targets if lora is not None else ():
-            assert lora is not None
-            path = f"{parts.prefix}.{target}"
-            a, b = state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]
-            own[f"{path}.weight"] += lora.alpha / lora.rank * (b @ a)
 
 
 def _write_adapter(
-    model: Any, parts: ModelSpec, lora: LoraAdapter, state: Mapping[str, Tensor], folder: Path, base: str
+    model: Any, parts: ModelSpec, method: Method, state: Mapping[str, Tensor], folder: Path, base: str, task: Task
 ) -> None:
     peft = _peft()
     # The top modules of the head: classifier, or pooler where the checkpoint lacks one.
     heads = sorted({name.removeprefix(f"{parts.prefix}.").split(".")[0] for name in parts.head.shapes()})
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=[f"{parts.prefix}.{target}" for target in lora.targets],
-        modules_to_save=heads,
-    )
+    config = method.peft_config(peft, parts, task_type=task.type.peft_task, modules_to_save=heads)
     name, _, revision = base.partition("@")
     adapted = peft.get_peft_model(model, config)
     renamed = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
@@ -260,14 +257,6 @@ def _write_adapter(
     own = adapted.peft_config["default"]
     own.base_model_name_or_path, own.revision, own.inference_mode = name, revision or None, True
     adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base model
-
-
-def _load_adapter(folder: Path, model: str, task: Task) -> Any:
-    location = locate(model)
-    base = AutoModelForSequenceClassification.from_pretrained(
-        location.path, revision=location.revision or "main", num_labels=task.num_outputs, dtype=torch.float32
-    )
-    return _peft().PeftModel.from_pretrained(base, folder)
 
 
 def _peft() -> Any:
@@ -286,50 +275,36 @@ def _logits(model: Any, data: Encoded, *, types: bool) -> NDArray[Any]:
     """[N, outputs] in fp32 of transformers' model, in padded batches, which is told of token types if it knows any."""
     found = np.empty((data.size, model.config.num_labels), dtype=np.float32)
     order = np.argsort(data.lengths, kind="stable")
-    for first in range(0, len(order), _ROWS):
-        rows = order[first : first + _ROWS]
-        shape = (len(rows), int(data.lengths[rows].max()))
-        ids, kinds, mask = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-        if model.config.pad_token_id is not None:
-            ids += model.config.pad_token_id
-        for place, row in enumerate(rows):
-            span = slice(data.offsets[row], data.offsets[row + 1])
-            length = int(data.lengths[row])
-            ids[place, :length] = torch.from_numpy(data.ids[span])
-            kinds[place, :length] = torch.from_numpy(data.types[span])
-            mask[place, :length] = 1
-        of_types = {"token_type_ids": kinds} if types else {}
-        found[rows] = model(input_ids=ids, attention_mask=mask, **of_types).logits.float().numpy()
+    inputs = {"input_ids": (data.ids, model.config.pad_token_id or 0), "attention_mask": (np.ones_like(data.ids), 0)}
+    if types:
+        inputs["token_type_ids"] = (data.types, 0)
+    for rows in np.split(order, range(_ROWS, len(order), _ROWS)):
+        spans = [slice(data.offsets[row], data.offsets[row + 1]) for row in rows]
+        batch = {
+            name: pad_sequence([torch.from_numpy(values[span]).long() for span in spans], True, padding)
+            for name, (values, padding) in inputs.items()
+        }
+        found[rows] = model(**batch).logits.float().numpy()
     return found
 
 
-def _inputs(parts: ModelSpec) -> tuple[str, ...]:
-    """The inputs of an ONNX model: token types where there is more than one, as then the tokenizer makes them."""
-    several = parts.token_types > 1
-    return ("input_ids", "attention_mask", *(("token_type_ids",) if several else ()))
-
-
 def _name_labels(config: Any, task: Task) -> None:
-    if task.kind == "regression":
-        config.problem_type = "regression"
-        return
-    config.problem_type = "single_label_classification"
-    config.id2label = dict(enumerate(task.labels))
-    config.label2id = {name: index for index, name in enumerate(task.labels)}
+    config.problem_type = task.type.problem_type
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {name: index for index, name in enumerate(task.labels)}
 
 
-def _transformers_call(name: str) -> str:
-    return (
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f'model = AutoModelForSequenceClassification.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
-    )
+def _auto_class(task: Task) -> Any:
+    return getattr(transformers, task.type.auto_class)
 
 
-def _peft_call(name: str, task: Task) -> str:
-    return (
-        "from peft import AutoPeftModelForSequenceClassification\n"
-        "from transformers import AutoTokenizer\n\n"
-        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{name}", num_labels={task.num_outputs})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
-    )
+def _call(name: str, task: Task, *, adapter: bool = False) -> str:
+    """Python that loads an export; an adapter's folder does not hold the number of outputs."""
+    auto, outputs = task.type.auto_class, ""
+    imports = f"from transformers import {auto}, AutoTokenizer\n\n"
+    if adapter:
+        auto, outputs = auto.replace("Auto", "AutoPeft", 1), f", num_labels={task.num_outputs}"
+        imports = f"from peft import {auto}\nfrom transformers import AutoTokenizer\n\n"
+    load = '{} = {}.from_pretrained("{}"{})'.format
+    return f"{imports}{load('model', auto, name, outputs)}\n{load('tokenizer', 'AutoTokenizer', name, '')}"

@@ -10,8 +10,6 @@ from manytune.data.tasks import Task
 from manytune.storage.record import RunRecord
 from manytune.utils.text import markdown
 
-__all__ = ["model_card"]
-
 _METRIC_TYPES = {"pearson": "pearsonr", "spearman": "spearmanr"}
 """Our name → the hub's, where they differ."""
 
@@ -23,14 +21,14 @@ def model_card(record: RunRecord, task: Task, study: Study, *, form: str, base: 
     data = ModelCardData(
         base_model=base.partition("@")[0],
         library_name=form,
-        pipeline_tag="text-classification",
+        pipeline_tag=task.type.pipeline,
         tags=["manytune", record.method],
         language=task.language,
         datasets=[dataset] if task.hub else None,
         model_name=record.run_id,
         eval_results=[
             EvalResult(
-                task_type="text-classification",
+                task_type=task.type.pipeline,
                 dataset_type=dataset,
                 dataset_name=task.title,
                 dataset_config=config,
@@ -69,20 +67,12 @@ On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded 
 {call}
 ```{spaced}
 
-{_outputs(task)}
+{task.type.outputs_said(task)}
 
 ## Training
 
 {settings}
 """
-
-
-def _outputs(task: Task) -> str:
-    if task.kind == "classification":
-        return "Outputs: " + ", ".join(f"{index} {markdown(name)}" for index, name in enumerate(task.labels)) + "."
-    low, high = task.target_range or (None, None)
-    learned = "" if low is None else f"; the training targets went from {low:g} to {high:g}"
-    return f"Output: a number, in the unit of {markdown(task.label_column)}{learned}."
 
 
 def _settings(record: RunRecord) -> dict[str, object]:

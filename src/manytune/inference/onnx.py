@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from manytune.utils.errors import DependencyError
 
-__all__ = ["FILE", "OnnxModel", "onnx_call", "write_onnx"]
-
 FILE = "model.onnx"
 """The graph, in an exported folder."""
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from manytune.config.plan import Run, plan_packs
 from manytune.data.cells import text_of
-from manytune.data.rows import Row, refuse_taken
+from manytune.data.row_writers import Row
+from manytune.data.rows import refuse_taken
 from manytune.data.tasks import Task
-from manytune.methods import adapt
-from manytune.models.loading import Backbone, load_backbone, load_tokenizer
+from manytune.models.loading import load_backbone, load_tokenizer
 from manytune.packing import Member, PackedModel
 from manytune.storage.directory import Store
 from manytune.storage.lookup import chosen_records, refuse_another_backbone
@@ -28,10 +28,7 @@ from manytune.utils import hardware
 from manytune.utils.errors import DataError, StoreError
 from manytune.utils.text import no_column
 
-__all__ = ["Prediction", "Predictor", "load"]
-
-_MOST_TOGETHER = 16
-"""Runs that go through the backbone at once."""
+_MOST_TOGETHER = 16  # runs that go through the backbone at once
 
 
 def _row_number(index: int) -> str:
@@ -40,15 +37,12 @@ def _row_number(index: int) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted for one row.
+    """What is predicted for one row."""
 
-    Attributes:
-        value: The name of the class, or the score of a regression; None of a row of a table that has no text.
-        probabilities: Name of each class → its probability; empty for a regression.
-    """
-
-    value: str | float | None
-    probabilities: Mapping[str, float | None]
+    value: str | float
+    """The name of the class, or the number."""
+    probabilities: Mapping[str, float]
+    """Name of each class → its probability; empty without classes."""
 
 
 class Predictor:
@@ -73,11 +67,10 @@ class Predictor:
         """
         self.task: Task = store.task(records[0].task)
         self.records = tuple(records)
-        self._device = hardware.choose_device(device)
         self._study = store.study()
+        chosen = hardware.choose_device(device)
         by_id = {run.id: run for run in store.runs()}
-        missing = [record.run_id for record in records if record.run_id not in by_id]
-        if missing:
+        if missing := [record.run_id for record in records if record.run_id not in by_id]:
             raise StoreError(f"The plan of {store.root} no longer names {', '.join(missing)}.")
         runs = [by_id[record.run_id] for record in records]
         self._order = [run.id for run in runs]
@@ -85,12 +78,16 @@ class Predictor:
         backbone = load_backbone(self._study.model, self.task.num_outputs)
         for record in records:
             refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, backbone.revision)
-        self._anatomy = backbone.model_spec
-        packs = plan_packs(runs, _MOST_TOGETHER)
-        self._models = [(pack, self._model(store, backbone, pack.runs)) for pack in packs]
-        unknown = [record.run_id for record in records if record.schema_version == 1]
+        self._model_spec = backbone.model_spec
+        own = {record.run_id: record for record in records}
+        self._models: list[tuple[tuple[Run, ...], PackedModel]] = []
+        for pack in plan_packs(runs, _MOST_TOGETHER):
+            members = [Member(run.seed, run.method.adapt(self._model_spec)) for run in pack.runs]
+            states = [snapshot.load_own(store, own[run.id], run) for run in pack.runs]
+            model = snapshot.restore_pack(backbone, members, states, device=chosen)
+            self._models.append((pack.runs, model))
         self.notes: tuple[str, ...] = ()
-        if unknown:
+        if unknown := [record.run_id for record in records if record.schema_version == 1]:
             self.notes = (
                 f"{', '.join(unknown)}: trained by an earlier version, which kept no digest of snapshots, so whether "
                 "the tensors are the run's own cannot be checked.",
@@ -99,7 +96,7 @@ class Predictor:
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
 
-        Those of a regression are in the targets' own unit, and in fp64 where that is another one than inside.
+        Where the task has a scale they are in the targets' own unit and in fp64.
 
         Raises:
             DataError: A row has not as many sentences as the task.
@@ -107,11 +104,11 @@ class Predictor:
         rows = self._rows(texts)
         if not rows:
             return np.empty((len(self._order), 0, self.task.num_outputs), dtype=np.float32)
-        data = encode_texts(self._study, self.task, self._anatomy, self._tokenizer, rows)
+        data = encode_texts(self._study, self._model_spec, self._tokenizer, rows)
         found: dict[str, NDArray[Any]] = {}
-        for pack, model in self._models:
-            everything = [np.arange(data.size)] * len(pack.runs)
-            found |= {run.id: own for run, own in zip(pack.runs, predict(model, data, everything), strict=True)}
+        for runs, model in self._models:
+            everything = [np.arange(data.size)] * len(runs)
+            found |= {run.id: own for run, own in zip(runs, predict(model, data, everything), strict=True)}
         logits: NDArray[Any] = np.stack([found[run_id] for run_id in self._order])
         return logits if self.task.scale is None else self.task.outside(logits.astype(np.float64))
 
@@ -125,13 +122,10 @@ class Predictor:
         for index, row in enumerate(rows):
             if not self.task.is_whole(row):
                 raise DataError(f"{_row_number(index)}: {self.task.text_columns[row.index('')]} is empty")
-        means = self._means(rows)
-        if self.task.kind == "regression":
-            return [Prediction(float(score), {}) for (score,) in means]
-        names = self.task.labels
+        task, (values, probabilities) = self.task, self._combined(rows)
         return [
-            Prediction(names[int(row.argmax())], {name: float(p) for name, p in zip(names, row, strict=True)})
-            for row in means
+            Prediction(task.type.value(task, value), dict(zip(task.labels, row.tolist(), strict=True)))
+            for value, row in zip(values, probabilities, strict=True)
         ]
 
     def values(self, texts: Sequence[str | tuple[str, ...]]) -> list[float]:
@@ -140,18 +134,11 @@ class Predictor:
         Raises:
             DataError: A row has not as many sentences as the task.
         """
-        means = self._means(texts)
-        values = means[:, 0] if self.task.kind == "regression" else means.argmax(-1)
-        return [float(value) for value in values]
+        return [float(value) for value in self._combined(texts)[0]]
 
-    def _means(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
-        """[N, outputs] float64: the runs' mean probabilities, or scores."""
-        logits = self.logits(texts).astype(np.float64)
-        if self.task.kind == "classification":
-            shares = np.exp(logits - logits.max(-1, keepdims=True))
-            logits = shares / shares.sum(-1, keepdims=True)
-        mean: NDArray[Any] = logits.mean(0)
-        return mean
+    def _combined(self, texts: Sequence[str | tuple[str, ...]]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The ensemble's predictions `[N]` and probabilities `[N, classes]`."""
+        return self.task.type.combine(self.logits(texts).astype(np.float64))
 
     def predict_rows(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
         """Rows of a table with their predictions.
@@ -182,29 +169,18 @@ class Predictor:
     @property
     def added(self) -> dict[str, type]:
         """Name of each column that predictions make → `str` or `float`."""
-        kind = float if self.task.kind == "regression" else str
         first, *others = self.task.prediction_columns
-        return {first: kind, **dict.fromkeys(others, float)}
+        return {first: self.task.type.value_type, **dict.fromkeys(others, float)}
 
     def predict_columns(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
-        """As `predict_rows`, but what the rows already have is left out."""
-        columns = self.task.text_columns
-        cells = [tuple(row[name] for name in columns) for row in rows]
+        """As `predict_rows`, but without the columns that the rows already have."""
+        cells = [tuple(row[name] for name in self.task.text_columns) for row in rows]
         texts = [self._row(where + _row_number(index), row) for index, row in enumerate(cells, before)]
         whole = [index for index, text in enumerate(texts) if self.task.is_whole(text)]
-        made = dict(zip(whole, self.predict([texts[index] for index in whole]), strict=True))
-        nothing = Prediction(None, dict.fromkeys(self.task.labels))
-        found: list[Row] = []
-        for index in range(len(rows)):
-            own = made.get(index, nothing)
-            found.append({"prediction": own.value, **{f"p_{name}": p for name, p in own.probabilities.items()}})
+        found: list[Row] = [dict.fromkeys(self.added) for _ in rows]
+        for index, made in zip(whole, self.predict([texts[index] for index in whole]), strict=True):
+            found[index] = dict(zip(self.added, (made.value, *made.probabilities.values()), strict=True))
         return found, len(rows) - len(whole)
-
-    def _model(self, store: Store, backbone: Backbone, runs: Sequence[Run]) -> PackedModel:
-        members = [Member(run.seed, adapt(run.method, backbone.model_spec)) for run in runs]
-        records = {record.run_id: record for record in self.records}
-        states = [snapshot.load_own(store, records[run.id], run) for run in runs]
-        return snapshot.restore_pack(backbone, members, states, device=self._device)
 
     def _rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
         """The rows, their cells understood as those of a file of rows are."""

@@ -10,8 +10,6 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from manytune.utils.errors import StoreError
 
-__all__ = ["may_push", "push"]
-
 
 def may_push(name: str) -> None:
     """Refuse before anything is exported what could not be uploaded.

@@ -15,25 +15,18 @@ from manytune.storage.lookup import chosen_records, refuse_own_folders
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StudyError
 
-__all__ = ["Submission", "submit"]
-
-_AT_ONCE = 4096
-"""Rows that are predicted before the next are encoded."""
+_AT_ONCE = 4096  # rows that are predicted before the next are encoded
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written.
-
-    Attributes:
-        path: The zip.
-        runs: Name of a file → the runs that predicted it; none where a placeholder stands.
-        notes: What could not be checked of the runs, a sentence each.
-    """
+    """What was written."""
 
     path: Path
     runs: Mapping[str, tuple[str, ...]]
+    """Name of a file → the runs that predicted it; none where a placeholder stands."""
     notes: tuple[str, ...] = ()
+    """What could not be checked of the runs, a sentence each."""
 
 
 def submit(
@@ -77,20 +70,17 @@ def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, 
     """Task → where its runs are, and which."""
     chosen: dict[str, tuple[Store, tuple[RunRecord, ...]]] = {}
     if run is not None:
-        (store,) = stores if len(stores) == 1 else (None,)
-        if store is None:
+        if len(stores) != 1:
             raise StudyError("--run: the ids are of one study; give one directory")
         for name in run.split(","):
-            (record,) = chosen_records(store, name, None)
-            _, before = chosen.get(record.task, (store, ()))
-            chosen[record.task] = (store, (*before, record))
+            (record,) = chosen_records(stores[0], name, None)
+            _, before = chosen.get(record.task, (stores[0], ()))
+            chosen[record.task] = (stores[0], (*before, record))
         return {task: found for task, found in chosen.items() if task in GLUE}
     for store in stores:
         ended = store.finished_runs().values()
-        finished = [
-            record.task for record in ended if record.state is RunState.FINISHED and record.best_score is not None
-        ]
-        for task in dict.fromkeys(name for name in finished if name in GLUE):
+        scored = [each for each in ended if each.state is RunState.FINISHED and each.best_score is not None]
+        for task in dict.fromkeys(record.task for record in scored if record.task in GLUE):
             (record,) = chosen_records(store, "best", task)
             there = chosen.get(task)
             if there is None or (record.best_score or 0.0) > (there[1][0].best_score or 0.0):

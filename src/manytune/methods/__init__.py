@@ -1,5 +1,18 @@
-"""The methods: each turns its configuration into what a bank holds. One visible table."""
+"""The methods: each is one class that holds its configuration and all that is special to it."""
 
-from manytune.methods.registry import METHODS, ParameterCount, adapt, count_parameters
+from manytune.methods.adaptation import Adaptation, ParameterCount, count_parameters
+from manytune.methods.base import HeadMode, Method, PackKind
+from manytune.methods.registry import METHODS, AnyMethod, make_method, register
 
-__all__ = ["METHODS", "ParameterCount", "adapt", "count_parameters"]
+__all__ = [
+    "METHODS",
+    "Adaptation",
+    "AnyMethod",
+    "HeadMode",
+    "Method",
+    "PackKind",
+    "ParameterCount",
+    "count_parameters",
+    "make_method",
+    "register",
+]

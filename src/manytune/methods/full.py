@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from manytune.config import Full
-from manytune.methods.task_head import trained_head
-from manytune.models.spec import ModelSpec
-from manytune.packing import Adaptation
+from typing import TYPE_CHECKING, Annotated, Literal
 
-__all__ = ["adapt"]
+from manytune.methods.adaptation import Adaptation
+from manytune.methods.base import Method
+from manytune.utils.fields import Positive, refused
+
+if TYPE_CHECKING:
+    from manytune.models.spec import ModelSpec
 
 
-def adapt(method: Full, model_spec: ModelSpec) -> Adaptation:
-    """What full fine-tuning trains of a backbone."""
-    return Adaptation(weights=True, head=trained_head(method.head, model_spec.head))
+class Full(Method):
+    """Train every parameter, the backbone and the head."""
+
+    title = "full fine-tuning"
+    short_title = "Full"
+    paper = "https://arxiv.org/abs/1810.04805"
+    color = "blue"
+    reference_dash = "dash"
+    pack_kind = "full"
+    exports = ("transformers", "onnx")
+
+    method: Literal["full"] = "full"
+    """Train every parameter of the backbone and the head."""
+    learning_rate: Positive
+    """Peak learning rate of AdamW."""
+    head: Annotated[
+        Literal["full"],
+        refused(dict.fromkeys(("bias", "frozen"), "it must be full, since this method trains all of the head")),
+    ] = "full"
+    """Which parameters of the head train: all of them."""
+
+    def adapt(self, spec: ModelSpec) -> Adaptation:
+        """Everything."""
+        return Adaptation(weights=True, head=self.trained_head(spec.head))

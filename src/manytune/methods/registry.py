@@ -1,76 +1,119 @@
-"""The table of methods, and what each one's choice comes to in parameters."""
+"""The table of methods. One that is registered works in study files, plans, records, reports and all commands."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from itertools import product
+from typing import Annotated, Any, get_args
 
-from manytune.config import Method
-from manytune.methods.bitfit import adapt as bitfit
-from manytune.methods.full import adapt as full
-from manytune.methods.head_only import adapt as head
-from manytune.methods.lora import adapt as lora
-from manytune.models.spec import ModelSpec
-from manytune.packing import Adaptation
+from pydantic import BeforeValidator, SerializeAsAny
 
-__all__ = ["METHODS", "ParameterCount", "adapt", "count_parameters"]
+from manytune.methods.base import HeadMode, Method
+from manytune.methods.bitfit import BitFit
+from manytune.methods.full import Full
+from manytune.methods.head_only import Head
+from manytune.methods.lora import Lora
+from manytune.utils.errors import StudyError, choices
 
-METHODS: dict[str, Callable[[Any, ModelSpec], Adaptation]] = {
-    "full": full,
-    "bitfit": bitfit,
-    "lora": lora,
-    "head": head,
-}
+METHODS: dict[str, type[Method]] = {}
+"""The methods by the name that a study uses, in the order in which they are listed."""
 
 
-@dataclass(frozen=True)
-class ParameterCount:
-    """How many parameters a run has and trains; `trainable` is the sum of the four parts below it.
-
-    Attributes:
-        total: All parameters of the model, adapters included.
-        trainable: Those that train.
-        backbone: Trained tensors of the backbone, biases included, where all of it trains.
-        bias: Trained biases of the backbone, where nothing else of it trains.
-        adapter: LoRA's factors.
-        head: Trained tensors of the head.
-    """
-
-    total: int
-    trainable: int
-    backbone: int
-    bias: int
-    adapter: int
-    head: int
-
-
-def adapt(method: Method, model_spec: ModelSpec) -> Adaptation:
-    """What a method trains of a backbone.
+def register(kind: type[Method]) -> None:
+    """Add a method.
 
     Raises:
-        StudyError: The method does not fit the backbone.
+        TypeError: It lacks what every method declares.
+        ValueError: There is another method of this name.
     """
-    return METHODS[method.method](method, model_spec)
+    lacking = [name for name in ("method", "learning_rate", "head") if name not in kind.model_fields]
+    lacking += [] if hasattr(kind, "title") else ["title"]
+    undescribed = [name for name, field in kind.model_fields.items() if not field.description]
+    if lacking or undescribed:
+        raise TypeError(f"{kind.__name__} lacks {lacking}, and docstrings of the fields {undescribed}")
+    name = kind.model_fields["method"].default
+    if METHODS.get(name, kind) is not kind:
+        raise ValueError(f"There is a method {name!r} already: {METHODS[name].__name__}")
+    METHODS[name] = kind
 
 
-def count_parameters(model_spec: ModelSpec, adaptation: Adaptation) -> ParameterCount:
-    """Count a run's parameters from shapes alone."""
-    sizes = {name: math.prod(shape) for name, shape in model_spec.tensors.items()}
-    head_sizes = {name: math.prod(shape) for name, shape in model_spec.head.shapes().items()}
-    adapter = 0
-    if adaptation.lora is not None:
-        widths = [sum(model_spec.linears[path]) for path in adaptation.lora.targets]
-        adapter = adaptation.lora.rank * sum(widths)
-    backbone = sum(sizes.values()) if adaptation.weights else 0
-    bias = sum(sizes[name] for name in adaptation.biases)
-    trained_head = sum(head_sizes[name] for name in adaptation.head)
-    return ParameterCount(
-        total=sum(sizes.values()) + sum(head_sizes.values()) + adapter,
-        trainable=backbone + bias + adapter + trained_head,
-        backbone=backbone,
-        bias=bias,
-        adapter=adapter,
-        head=trained_head,
-    )
+for _kind in (Full, BitFit, Lora, Head):
+    register(_kind)
+# A package can bring methods of its own. They are found here, because worker processes need them as well.
+for _entry in entry_points(group="manytune.methods"):
+    register(_entry.load())
+
+
+def make_method(name: str, **hyperparameters: Any) -> Method:
+    """Build one concrete method by name.
+
+    Raises:
+        StudyError: There is no such method, or it cannot have these hyper-parameters.
+    """
+    if name not in METHODS:
+        raise StudyError(f"There is no such method: {choices(name, METHODS)}")
+    return METHODS[name](**hyperparameters)
+
+
+def _from_mapping(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("method")
+    if name not in METHODS:
+        raise ValueError(f"there is no such method: {choices(str(name), METHODS)}")
+    return METHODS[name].model_validate(value)
+
+
+# Looked up when a value is read, not in a union made once: so it takes methods that are registered later.
+AnyMethod = Annotated[SerializeAsAny[Method], BeforeValidator(_from_mapping)]
+"""A field that holds any registered method."""
+
+
+def choose_methods(
+    names: Sequence[str], sizes: Mapping[str, Sequence[Any]], heads: Sequence[str]
+) -> dict[Method, bool]:
+    """One method for every name, size and part of the head that go together; an empty choice stands for all.
+
+    The learning rate is 1: what is chosen here is for counting parameters.
+
+    Args:
+        names: Of methods.
+        sizes: Field of the methods' `grid` → values of it.
+        heads: What trains of the head.
+
+    Returns:
+        Method → whether its size was asked for. One that was not is left out where it does not suit a backbone.
+
+    Raises:
+        StudyError: A name or a part of the head is not known, a value cannot be, or nothing goes together.
+    """
+    for option, chosen, known in (("--method", names, METHODS), ("--head", heads, get_args(HeadMode))):
+        for each in chosen:
+            if each not in known:
+                raise StudyError(f"{option}: {choices(each, known)}")
+    kinds = {name: METHODS[name] for name in names or METHODS}
+    for field, values in sizes.items():
+        having = [name for name, kind in METHODS.items() if field in kind.grid]
+        if values and not kinds.keys() & set(having):
+            raise StudyError(
+                f"--{field}: only {', '.join(having)} has a {field}, not {', '.join(kinds)}. Leave it out, "
+                f"or add --method {having[0]}."
+            )
+    found = {}
+    for name, kind in kinds.items():
+        grid = {field: sizes.get(field) or values for field, values in kind.grid.items()}
+        asked = any(sizes.get(field) for field in grid) if grid else bool(names)
+        for *values, head in product(*grid.values(), heads or heads_of(kind)):
+            if head in heads_of(kind):
+                own = dict(zip(grid, values, strict=True))
+                found[make_method(name, learning_rate=1.0, head=head, **own)] = asked
+    if not found:
+        allowed = ", ".join(f"{name} takes {' or '.join(heads_of(kind))}" for name, kind in kinds.items())
+        raise StudyError(f"--head: {', '.join(heads)} does not go with {', '.join(names)}; {allowed}.")
+    return found
+
+
+def heads_of(kind: type[Method]) -> tuple[HeadMode, ...]:
+    """What a method may train of the head."""
+    return get_args(kind.model_fields["head"].annotation)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi, is_offline_mode
 
-__all__ = ["safetensors_revision"]
-
 _FILE = "model.safetensors"
 _MOST = 10
 """Pull requests that are looked into, the newest first: a conversion by the hub's bot is one."""

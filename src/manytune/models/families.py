@@ -1,4 +1,4 @@
-"""The encoder families as data: where a pack's tokens lie, what the head is, what LoRA's words mean.
+"""The encoder families as data: where a pack's tokens lie, what the head is, what query, key and value are called.
 
 A family is known by the `model_type` of its transformers config. Nothing here imports torch or transformers.
 """
@@ -6,13 +6,11 @@ A family is known by the `model_type` of its transformers config. Nothing here i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
-
-__all__ = ["FAMILIES", "OTHER", "WORDS", "Family", "HeadRow", "cached_models", "family_of"]
 
 WORDS = ("query", "key", "value")
 """Names of layers that a study may use with any family; each row's `targets` says what they are called there."""
@@ -79,10 +77,9 @@ class Family:
     bert_layers: bool = False
     bf16: bool = True
 
-    @property
-    def default_targets(self) -> tuple[str, ...]:
-        """The layers that LoRA adapts unless a study says otherwise: what query and value are called here."""
-        return tuple(dict.fromkeys(self.targets[word] for word in ("query", "value")))
+    def layers(self, words: Iterable[str]) -> list[str]:
+        """What layers are called here, by the words of a study's `targets`."""
+        return list(dict.fromkeys(self.targets.get(word, word) for word in words))
 
     @property
     def is_fused(self) -> bool:

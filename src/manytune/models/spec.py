@@ -15,8 +15,6 @@ from torch import nn
 from manytune.models.families import WORDS, HeadRow, family_of
 from manytune.utils.errors import ModelError
 
-__all__ = ["HeadLayer", "HeadNorm", "HeadSpec", "HeadTensor", "ModelSpec", "describe", "first_position"]
-
 _NO_BOUND = 1_000_000
 """Positions of an architecture that names no most."""
 

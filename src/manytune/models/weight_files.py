@@ -17,17 +17,6 @@ from safetensors import safe_open
 from manytune.utils.errors import ModelError
 from manytune.utils.json_text import parse_json
 
-__all__ = [
-    "check_config",
-    "check_files",
-    "check_shapes",
-    "check_values",
-    "damaged_file",
-    "misfit",
-    "stored_shapes",
-    "stored_tensors",
-]
-
 _READ = re.compile(r".*\.(json|txt|model|safetensors)")
 _MOST_BYTES = 512 << 20
 """Of a JSON file; the largest tokenizer.json on the hub has some 30 MB."""

@@ -5,51 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Adaptation", "Bank", "BankTensor", "Group", "HeadMode", "LoraAdapter", "Member", "TensorKind", "decays"]
+from manytune.methods.adaptation import Adaptation, TensorKind
 
-TensorKind = Literal["backbone", "bias", "adapter", "head"]
-HeadMode = Literal["full", "bias", "frozen"]
-
-
-@dataclass(frozen=True)
-class LoraAdapter:
-    """Low-rank updates of some linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
-
-    y = x W + b + (alpha / rank) * drop(x) A B, with A [in, rank] and B [rank, out].
-
-    Attributes:
-        rank: r, the width of the update.
-        alpha: Numerator of the scale.
-        dropout: Probability that a channel of the adapter's input is dropped while training.
-        targets: Paths of the adapted linear layers in the backbone.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """What one method trains, in terms that a bank can hold.
-
-    Attributes:
-        weights: Every backbone tensor trains in place (full fine-tuning).
-        biases: Backbone biases that train, as (module path + ".bias").
-        lora: The adapter, if there is one.
-        head: Names of the head's tensors that train.
-    """
-
-    weights: bool = False
-    biases: tuple[str, ...] = ()
-    lora: LoraAdapter | None = None
-    head: tuple[str, ...] = ()
+def decays(name: str) -> bool:
+    """Whether weight decay applies to a tensor of this name: not to biases and norms, as Trainer tells them."""
+    return _NO_DECAY.search(name.lower()) is None
 
 
 @dataclass(frozen=True)
@@ -83,8 +50,9 @@ class BankTensor:
         stacked: Whether the leading dimension of `value` is the run.
         transposed: Whether the unpacked model holds the last two dimensions the other way round.
         moments: What the optimizer keeps of it, by name, with a leading dimension for the runs.
-        low: `value` in the activations' dtype, which products read, and which then gets the gradient; the optimizer
-            keeps it in step. None where products read `value` itself.
+        decays: Whether weight decay applies; unless given, the name says.
+        compute_copy: `value` in the activations' dtype, which products read, and which then gets the gradient; the
+            optimizer keeps it in step. None where products read `value` itself.
         touched_rows: What `touched` gives, once it has been asked for.
     """
 
@@ -95,36 +63,41 @@ class BankTensor:
     stacked: bool = True
     transposed: bool = False
     moments: dict[str, Tensor] = field(default_factory=dict)
-    low: nn.Parameter | None = None
+    decays: bool | None = None
+    compute_copy: nn.Parameter | None = None
     touched_rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.decays is None:
+            self.decays = decays(self.name)
 
     @property
     def grad(self) -> Tensor | None:
-        """The gradient of all micro-batches so far: in fp32, or that of `low` as it is where there was but one."""
-        if self.low is None or self.low.grad is None:
+        """The gradient of all micro-batches so far, in fp32; of a single one, that of `compute_copy` as it is."""
+        if self.compute_copy is None or self.compute_copy.grad is None:
             return self.value.grad
         if self.value.grad is None:
-            return self.low.grad
-        return self.value.grad + self.low.grad
+            return self.compute_copy.grad
+        return self.value.grad + self.compute_copy.grad
 
     def collect_grad(self) -> None:
-        """Add the gradient of `low` to that of `value`, so that several of them add up in fp32."""
-        if self.low is not None and self.low.grad is not None:
-            grad = self.low.grad.to(self.value.dtype)
+        """Add the gradient of `compute_copy` to that of `value`, so that several of them add up in fp32."""
+        if self.compute_copy is not None and self.compute_copy.grad is not None:
+            grad = self.compute_copy.grad.to(self.value.dtype)
             self.value.grad = grad if self.value.grad is None else self.value.grad.add_(grad)
-            self.low.grad = None
+            self.compute_copy.grad = None
 
     def forget_grad(self) -> None:
-        """Let go of the gradient."""
+        """Free the gradient."""
         self.value.grad = None
-        if self.low is not None:
-            self.low.grad = None
+        if self.compute_copy is not None:
+            self.compute_copy.grad = None
 
     @property
     def touched(self) -> Tensor:
-        """[rows] uint8 of a tensor of one run: 1 for the rows that ever had a gradient, as their moments tell."""
+        """[rows] uint8 of a tensor of one run: 1 for the rows that ever had a gradient, which their moments show."""
         if self.touched_rows is None:
-            self.touched_rows = self.moments["mean_square"][0].flatten(1).any(1).to(torch.uint8)
+            self.touched_rows = self.moments["exp_avg_sq"][0].flatten(1).any(1).to(torch.uint8)
         return self.touched_rows
 
     def stack(self, tensor: Tensor) -> Tensor:
@@ -133,12 +106,15 @@ class BankTensor:
 
     def data(self, run: int) -> Tensor:
         """The tensor of one run of the pack, a view that shares memory with the bank."""
-        return self.value.detach()[run - self.group.first] if self.stacked else self.value.detach()
+        return self.own(run).detach()
+
+    def own(self, run: int) -> Tensor:
+        """The tensor of one run of the pack, a view that gradients flow through."""
+        return self.value[run - self.group.first] if self.stacked else self.value
 
     def get(self, run: int) -> Tensor:
         """A copy of one run's tensor on the CPU, oriented as in the unpacked model."""
-        data = self.data(run)
-        return (data.mT if self.transposed else data).to("cpu", torch.float32, copy=True).contiguous()
+        return self._oriented(self.data(run)).to("cpu", torch.float32, copy=True).contiguous()
 
     def set(self, run: int, tensor: Tensor) -> None:
         """Overwrite one run's tensor with one oriented as in the unpacked model.
@@ -146,20 +122,48 @@ class BankTensor:
         Raises:
             ValueError: It has another shape.
         """
-        own = self.data(run).mT if self.transposed else self.data(run)
-        if tensor.shape != own.shape:
+        self._copy(self._oriented(self.data(run)), tensor)
+        if self.compute_copy is not None:
+            self.compute_copy.detach().copy_(self.value.detach())
+
+    def _oriented(self, tensor: Tensor) -> Tensor:
+        """A view of tensors of the bank as the unpacked model holds them."""
+        return tensor.mT if self.transposed else tensor
+
+    def _copy(self, own: Tensor, tensor: Tensor) -> None:
+        if tensor.shape != own.shape:  # copy_ would broadcast it
             raise ValueError(f"{self.name} has the shape {tuple(own.shape)}, not {tuple(tensor.shape)}")
         own.copy_(tensor)
-        self._refresh_low()
 
-    def overwrite(self, value: Tensor) -> None:
-        """Overwrite the tensors of all runs with what has the shape of `value`."""
-        self.value.detach().copy_(value)
-        self._refresh_low()
+    def dump(self) -> dict[str, Tensor]:
+        """What training changes, on the CPU, with a leading dimension for the runs; it may share memory with the bank.
 
-    def _refresh_low(self) -> None:
-        if self.low is not None:
-            self.low.detach().copy_(self.value.detach())
+        Returns:
+            `value` and the optimizer's moments by name, oriented as in the unpacked model; `touched`, [1, rows], if
+            rows have been.
+        """
+        stacked = {"value": self.stack(self.value.detach()), **self.moments}
+        parts = {part: self._oriented(data).cpu().contiguous() for part, data in stacked.items()}
+        if self.touched_rows is not None:
+            parts["touched"] = self.touched_rows[None].cpu()
+        return parts
+
+    def restore(self, run: int, parts: Mapping[str, Tensor]) -> None:
+        """Take over what `dump` gave of one run's tensor, without the leading dimension; the bank may be another one.
+
+        Raises:
+            ValueError: A part has another shape, or there is no value.
+        """
+        if "value" not in parts:
+            raise ValueError(f"{self.name} has no value")
+        self.set(run, parts["value"])
+        for part, data in parts.items():
+            if part == "touched":
+                self.touched_rows = data.to(self.value.device)
+            elif part != "value":
+                if part not in self.moments:
+                    self.moments[part] = torch.zeros_like(self.stack(self.value.detach()))
+                self._copy(self._oriented(self.moments[part][run - self.group.first]), data)
 
     def holds(self, run: int) -> bool:
         """Whether this run of the pack has the tensor."""
@@ -179,7 +183,7 @@ class Bank:
         return self.groups[-1]
 
     def add(self, tensor: BankTensor) -> BankTensor:
-        """Take in a tensor."""
+        """Add a tensor; returns it."""
         self.tensors.append(tensor)
         return tensor
 
@@ -198,43 +202,32 @@ class Bank:
             KeyError: `state` does not have exactly the names that the run holds.
             ValueError: One of its tensors has another shape.
         """
-        tensors = {tensor.name: tensor for tensor in self.of(run)}
-        if tensors.keys() != state.keys():
-            raise KeyError(f"tensors that do not match: {sorted(tensors.keys() ^ state.keys())}")
-        for name, tensor in tensors.items():
-            tensor.set(run, state[name])
+        self.restore(run, {name: {"value": tensor} for name, tensor in state.items()})
 
     def dump(self) -> dict[str, Tensor]:
-        """All that training changes, on the CPU, as it is held: each tensor's value, moments and touched rows."""
-        found: dict[str, Tensor] = {}
-        for index, tensor in enumerate(self.tensors):
-            parts = {"value": tensor.value.detach(), **tensor.moments}
-            if tensor.touched_rows is not None:
-                parts["touched"] = tensor.touched_rows
-            found |= {f"{index}.{tensor.name}.{part}": data.cpu().contiguous() for part, data in parts.items()}
-        return found
+        """All that training changes, by `<first>-<last>/<part>/<name>`: see `BankTensor.dump`.
 
-    def restore(self, found: Mapping[str, Tensor]) -> None:
-        """Take over what `dump` gave of a bank of the same runs.
+        Neighbouring runs are stacked, the runs `first` to `last` - 1 of the bank: there are many small tensors, and
+        writing each costs more than its bytes.
+        """
+        return {
+            f"{tensor.group.first}-{tensor.group.last}/{part}/{tensor.name}": data
+            for tensor in self.tensors
+            for part, data in tensor.dump().items()
+        }
+
+    def restore(self, run: int, found: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what `run_of_dump` found of one run, in whatever bank it was.
 
         Raises:
-            ValueError: It is of another bank.
+            KeyError: It does not have exactly the names that the run holds.
+            ValueError: A part has another shape, or there is no value.
         """
-        parts: list[dict[str, Tensor]] = [{} for _ in self.tensors]
-        for key, data in found.items():
-            index, _, rest = key.partition(".")
-            name, _, part = rest.rpartition(".")
-            if int(index) >= len(parts) or self.tensors[int(index)].name != name:
-                raise ValueError(f"the bank does not hold {key}")
-            parts[int(index)][part] = data
-        for tensor, own in zip(self.tensors, parts, strict=True):
-            value = own.pop("value", None)
-            if value is None or value.shape != tensor.value.shape:
-                raise ValueError(f"{tensor.name} is missing or has another shape")
-            tensor.overwrite(value)
-            touched = own.pop("touched", None)
-            tensor.touched_rows = None if touched is None else touched.to(tensor.value.device)
-            tensor.moments = {part: data.to(tensor.value.device) for part, data in own.items()}
+        tensors = {tensor.name: tensor for tensor in self.of(run)}
+        if tensors.keys() != found.keys():
+            raise KeyError(f"tensors that do not match: {sorted(tensors.keys() ^ found.keys())}")
+        for name, tensor in tensors.items():
+            tensor.restore(run, found[name])
 
     def collect_grads(self) -> None:
         """Make room for the gradients of another micro-batch of the same step."""
@@ -255,9 +248,22 @@ class Bank:
             group.first, group.last = first, last
 
 
-_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+def run_of_dump(dump: Mapping[str, Tensor], run: int) -> dict[str, dict[str, Tensor]]:
+    """What a bank's dump holds of one of its runs, by tensor name and part; views of the dump."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, data in dump.items():
+        span, part, name = key.split("/", 2)
+        first, last = map(int, span.split("-"))
+        if first <= run < last:
+            found.setdefault(name, {})[part] = data[run - first]
+    return found
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies to a tensor: not to biases and norms, by the name patterns of Trainer."""
-    return _NO_DECAY.search(name.lower()) is None
+def join_dumps(runs: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """A dump of several runs, from what `run_of_dump` found of each."""
+    return {
+        f"{run}-{run + 1}/{part}/{name}": data[None]
+        for run, found in enumerate(runs)
+        for name, parts in found.items()
+        for part, data in parts.items()
+    }

@@ -15,8 +15,6 @@ from torch import Tensor
 from manytune.packing.dropout import Drop, attention_dropout_scale
 from manytune.packing.layout import Bucket, Layout, barrier
 
-__all__ = ["attend"]
-
 
 def attend(
     q: Tensor,
@@ -40,23 +38,28 @@ def attend(
         drop: Of the weights, keyed by the queries' tokens; None while evaluating.
         window: Tokens farther apart than this do not see each other; None: all of a sequence do.
     """
-    slots = [_Regroup.apply(x, layout) for x in (q, k, v)]
+    slots = [_Regroup.apply(x, layout, True) for x in (q, k, v)]
     keys = None if drop is None else drop.keys[layout.slot_token]
     outputs = []
     for bucket in layout.buckets:
-        q_part, k_part, v_part = (_bucket_view(x, bucket, heads) for x in slots)
+        span = slice(bucket.first, bucket.first + bucket.sequences * bucket.length)
+        shape = bucket.sequences, bucket.length, heads, -1
+        q_part, k_part, v_part = (x[span].view(shape).transpose(1, 2) for x in slots)  # [S, heads, L, d]
         near = _near(bucket, window, q.device)
         if drop is None or keys is None:
             mask = bucket.mask if near is None else near
             out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=mask, scale=scale)
         else:
-            last = bucket.first + bucket.sequences * bucket.length
-            shape = (bucket.sequences, heads, bucket.length)
-            factors = attention_dropout_scale(keys[bucket.first : last], drop.site, shape, drop.p, torch.float32)
+            # Attention written out: SDPA would draw its dropout from the global generator.
+            sizes = bucket.sequences, heads, bucket.length
+            factors = attention_dropout_scale(keys[span], drop.site, sizes, drop.p, torch.float32)
+            scores = torch.matmul(q_part * scale, k_part.mT)
             added = bucket.barrier if near is None else barrier(near)
-            out = _explicit(q_part, k_part, v_part, added, scale, factors)
+            if added is not None:  # not filled in: filling by a mask that is broadcast is several times slower
+                scores.add_(added)
+            out = torch.matmul((scores.softmax(-1) * factors).to(v_part.dtype), v_part)
         outputs.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
-    flat: Tensor = _Flatten.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout)
+    flat: Tensor = _Regroup.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout, False)
     return flat
 
 
@@ -73,51 +76,24 @@ def _near(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | 
     return near if bucket.mask is None else bucket.mask & (near | ~bucket.mask.mT)
 
 
-def _explicit(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float, drop: Tensor) -> Tensor:
-    """Attention written out, [S, heads, L, d]: SDPA would draw its dropout from the global generator."""
-    scores = torch.matmul(q * scale, k.mT)
-    if added is not None:  # not filled in: filling by a mask that is broadcast is several times slower
-        scores.add_(added)
-    return torch.matmul((scores.softmax(-1) * drop).to(v.dtype), v)
-
-
-def _bucket_view(slots: Tensor, bucket: Bucket, heads: int) -> Tensor:
-    """A bucket's slots as [S, heads, L, d]."""
-    part = slots[bucket.first : bucket.first + bucket.sequences * bucket.length]
-    return part.view(bucket.sequences, bucket.length, heads, -1).transpose(1, 2)
-
-
 def _gather(tokens: Tensor, layout: Layout) -> Tensor:
     """[T, c] → [N, c]; padding slots hold zeros, whatever the tokens hold."""
     return tokens.index_select(0, layout.slot_token).index_fill_(0, layout.slot_padding, 0)
 
 
 def _rows(slots: Tensor, layout: Layout) -> Tensor:
-    """[N, c] → [T, c]; rows that are no tokens get zeros."""
+    """[N, c] → [T, c]; padding rows get zeros."""
     return F.pad(slots.index_select(0, layout.token_slot), (0, 0, 0, layout.rows - layout.tokens))
 
 
 class _Regroup(torch.autograd.Function):
-    """Tokens to slots. Each token has one slot, so the way back is a gather too, not an addition by index."""
+    """Tokens to slots, or back. Each token has one slot, so both ways are gathers, not additions by index."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return _gather(tokens, layout)
+    def forward(ctx: Any, x: Tensor, layout: Layout, to_slots: bool) -> Tensor:
+        ctx.layout, ctx.to_slots = layout, to_slots
+        return _gather(x, layout) if to_slots else _rows(x, layout)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _rows(grad, ctx.layout), None
-
-
-class _Flatten(torch.autograd.Function):
-    """Slots to tokens: the adjoint of `_Regroup`."""
-
-    @staticmethod
-    def forward(ctx: Any, slots: Tensor, layout: Layout) -> Tensor:
-        ctx.layout = layout
-        return _rows(slots, layout)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gather(grad, ctx.layout), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _rows(grad, ctx.layout) if ctx.to_slots else _gather(grad, ctx.layout), None, None

@@ -1,4 +1,4 @@
-"""What the modules of a pack need to know about the forward pass that they are part of."""
+"""What the modules of a pack share during a forward pass."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from manytune.packing.dropout import Drop, Keys, site_key
 from manytune.packing.kernels import Kernels, Segments
 from manytune.packing.layout import Layout
-
-__all__ = ["Context", "dropped"]
 
 Rows = Literal["tokens", "sequences"]
 
@@ -45,7 +43,7 @@ class Context:
         self._parts.clear()
 
     def next_turn(self) -> None:
-        """Count the calls of every site anew, where each run of a batch has a pass of its own."""
+        """Count the calls of every site anew: on the padded path each run of a batch has a pass of its own."""
         self._calls.clear()
 
     def end(self) -> None:
@@ -67,7 +65,7 @@ class Context:
 
     @property
     def segments(self) -> Segments:
-        """The rows of each run, and the rows behind them that are no tokens."""
+        """The rows of each run, and the padding rows behind them."""
         assert self.layout is not None
         tail = self.layout.rows - self.layout.tokens if self.rows == "tokens" else 0
         return self._part(0, self.layout.runs, tail)
@@ -102,7 +100,7 @@ def dropped(x: Tensor, drop: Drop, kernels: Kernels) -> Tensor:
 
 
 class _Dropped(torch.autograd.Function):
-    """Dropout of rows; the mask is hashed again for the gradient rather than kept."""
+    """Dropout of rows; for the gradient the mask is hashed again, which is cheaper than keeping it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, drop: Drop, kernels: Kernels) -> Tensor:

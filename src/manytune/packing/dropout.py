@@ -25,21 +25,6 @@ from torch import Tensor
 
 from manytune.packing.layout import Layout
 
-__all__ = [
-    "Drop",
-    "Keys",
-    "attention_dropout_scale",
-    "channel_keys",
-    "derive_seed",
-    "dropout_scale",
-    "generator",
-    "head_keys",
-    "keep_mask",
-    "numbered_keys",
-    "site_key",
-    "threshold_of",
-]
-
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)
 _GOLDEN = 0x9E3779B9 - (1 << 32)

@@ -12,8 +12,6 @@ from manytune.packing.buckets import attend
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
 
-__all__ = ["NAME", "packed_attention"]
-
 NAME = "manytune"
 
 

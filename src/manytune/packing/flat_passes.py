@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +13,12 @@ from manytune.models.loading import Backbone
 from manytune.packing import flat_attention
 from manytune.packing.bank import Bank, BankTensor, Member
 from manytune.packing.context import Context, dropped
-from manytune.packing.fill import add_adapters, add_biases, keep_sites
 from manytune.packing.heads import PackedHead
+from manytune.packing.hooks import ModuleHooks, add_hooks
 from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
-from manytune.packing.linear import PackedLayerNorm, PackedLinear
+from manytune.packing.linear import PackedLayerNorm, PackedLinear, adapted
 from manytune.packing.sharing import is_in_layers, shared
-
-__all__ = ["FlatPasses"]
 
 
 class FlatPasses:
@@ -40,53 +40,30 @@ class FlatPasses:
         full = any(member.adaptation.weights for member in members)
         self._encoder = shared(backbone.model, full, context.dtype, device)
         self._encoder.set_attn_implementation(flat_attention.NAME)
-        self._sites = self._install()
         prefix = backbone.model_spec.prefix
+        self.hooks = add_hooks(bank, members, prefix, self._encoder, device)
+        self._install()
         if full:
             self._train_weights(bank, prefix)
-        else:
-            for name, bias in add_biases(
-                bank, [m.adaptation.biases for m in members], prefix, self._encoder.get_parameter
-            ):
-                self._sites[name.removesuffix(".bias")].biases.append(bias)
-            seeds = [member.seed for member in members]
-            adapters = [member.adaptation.lora for member in members]
-            for path, update in add_adapters(bank, adapters, seeds, prefix, self._weight):
-                self._linear(path).lora.append(update)
-        self.modules = list(self._encoder.modules())
         self.pooler: PackedLinear | None = None
         if backbone.pooler is not None:
-            self.pooler = self._linear(backbone.pooler)
+            self.pooler = self._encoder.get_submodule(backbone.pooler)
             self._encoder.pooler = None  # it is to see the first tokens alone, and in fp32
-        self._layers: list[PackedLayer] = []
+        self._layers: list[PackedLayer | _ModuleLayer] = []
         if fused and backbone.has_bert_layers:
-            layers = list(self._encoder.get_submodule("encoder.layer").children())
-            self._layers = [PackedLayer(layer, context, last=layer is layers[-1]) for layer in layers]
+            self._layers = self._fuse()
 
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
         """[R, B, outputs] fp32."""
         context = self.context
         training = context.keys is not None
-        if self._encoder.training is not training:
+        if self._encoder.training is not training:  # telling every module takes a while
             self._encoder.train(training)
         features = self._features(layout)
         context.rows = "sequences"
         if self.pooler is not None:
             features = self.pooler(features).tanh()
         return head(features, context)
-
-    def keep(self, runs: Sequence[int]) -> None:
-        """Shrink what is beside the bank to some of the runs, before the bank shrinks."""
-        linears = [module for module in self.modules if isinstance(module, PackedLinear)]
-        keep_sites([site for linear in linears for site in linear.lora], runs)
-
-    def forget_empty(self) -> None:
-        """Let go of what no run of the pack has any more."""
-        for module in self.modules:
-            if isinstance(module, PackedLinear):
-                module.lora = [site for site in module.lora if len(site.group)]
-            if isinstance(module, PackedLinear | PackedLayerNorm):
-                module.biases = [bias for bias in module.biases if len(bias.group)]
 
     def _features(self, layout: Layout) -> Tensor:
         """[S, H] fp32: each sequence's first token, or the mean of its tokens, as the family's head sees it."""
@@ -102,48 +79,52 @@ class FlatPasses:
                 return hidden.index_select(0, layout.starts)
             return torch.segment_reduce(hidden[: layout.tokens], "mean", lengths=layout.lengths)
         children = dict(self._encoder.named_children())
-        stream: Tensor = children["embeddings"](**inputs)[0]
+        residual: Tensor = children["embeddings"](**inputs)[0]
         if "embeddings_project" in children:  # ELECTRA's, where its embeddings are narrower than its layers
-            stream = children["embeddings_project"](stream)
-        low = stream.to(self.context.dtype, copy=True)
+            residual = children["embeddings_project"](residual)
+        hidden = residual.to(self.context.dtype, copy=True)
         for layer in self._layers:
-            stream, low = layer(stream, low)
-        return stream
+            residual, hidden = layer(residual, hidden)
+        return residual
 
-    def _linear(self, path: str) -> PackedLinear:
-        site = self._sites[path]
-        if not isinstance(site, PackedLinear):
-            raise ValueError(f"{path} is not a linear layer")
-        return site
-
-    def _weight(self, path: str) -> Tensor:
-        return self._linear(path).weight
-
-    def _install(self) -> dict[str, PackedLinear | PackedLayerNorm]:
-        """Put the packed modules in the place of transformers' own; gives linear layers and norms by their paths."""
-        sites = {}
+    def _install(self) -> None:
+        """Put packed modules in the place of transformers' own, and the bottlenecks behind the modules they are for."""
         for path, module in list(self._encoder.named_modules()):
             new = self._packed(module, path)
-            if new is None:
-                continue
-            parent, _, child = path.rpartition(".")
-            setattr(self._encoder.get_submodule(parent), child, new)
-            if isinstance(new, PackedLinear | PackedLayerNorm):
-                sites[path] = new
-        return sites
+            if new is not None:
+                parent, _, child = path.rpartition(".")
+                setattr(self._encoder.get_submodule(parent), child, new)
+        for path, hooks in self.hooks.items():
+            packed = self._encoder.get_submodule(path)
+            served = _SERVED.get(type(packed), {"serial"} if is_in_layers(path) else set())
+            if not hooks.kinds <= served or any(not bias.name.endswith(f"{path}.bias") for bias in hooks.biases):
+                raise ValueError(f"{', '.join(hooks.kinds)}: no hooks of this kind can stand on {path}")
+            if hooks.serial:
+                packed.register_forward_hook(partial(_adapt_output, self.context, hooks))
 
     def _packed(self, module: nn.Module, path: str) -> nn.Module | None:
         if type(module) is nn.Linear:
-            # What comes before the layers makes the fp32 stream; the pooler sees one row a sequence.
+            # What comes before the layers makes the fp32 residuals; the pooler sees one row a sequence.
             dtype = self.context.dtype if is_in_layers(path) else torch.float32
-            return PackedLinear(module, path, self.context, dtype)
+            return PackedLinear(module, path, self.context, dtype, self.hooks.get(path))
         if type(module) is nn.LayerNorm:
-            return PackedLayerNorm(module, self.context)
+            return PackedLayerNorm(module, self.context, self.hooks.get(path))
         if type(module) is nn.Dropout:
             return _KeyedDropout(module.p, path, self.context)
         if type(module) is nn.Embedding:
             return _Embedding(module)
         return None
+
+    def _fuse(self) -> list[PackedLayer | _ModuleLayer]:
+        """Our own layers, but transformers' modules where a hook asks for what ours do not know."""
+        found: list[PackedLayer | _ModuleLayer] = []
+        unknown = [path for path, hooks in self.hooks.items() if not hooks.kinds <= {"biases", "low_rank"}]
+        layers = list(self._encoder.get_submodule("encoder.layer").named_children())
+        for name, layer in layers:
+            by_modules = any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown)
+            kind = _ModuleLayer if by_modules else PackedLayer
+            found.append(kind(layer, self.context, last=layer is layers[-1][1]))
+        return found
 
     def _train_weights(self, bank: Bank, prefix: str) -> None:
         """Full fine-tuning: the backbone's own tensors are the bank of a pack of one."""
@@ -151,10 +132,41 @@ class FlatPasses:
         for name, parameter in list(self._encoder.named_parameters()):
             parameter.requires_grad_(True)
             tensor = BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False)
-            site = self._sites.get(name.removesuffix(".weight"))
-            if isinstance(site, PackedLinear) and name.endswith(".weight") and site.dtype != parameter.dtype:
-                tensor.low = site.weight = nn.Parameter(parameter.detach().to(site.dtype))
+            module = self._encoder.get_submodule(name.rpartition(".")[0])
+            if isinstance(module, PackedLinear) and name.endswith(".weight") and module.dtype != parameter.dtype:
+                tensor.compute_copy = module.weight = nn.Parameter(parameter.detach().to(module.dtype))
             bank.add(tensor)
+
+
+_SERVED: dict[type, set[str]] = {
+    PackedLinear: {"biases", "input_scales", "output_scales", "low_rank", "serial"},
+    PackedLayerNorm: {"biases", "gains", "serial"},
+}
+"""The kinds of hooks that a packed module applies; a bottleneck may stand behind any part of an encoder layer."""
+
+
+class _ModuleLayer:
+    """One layer of the encoder by transformers' modules with packed ones inside; called as a `PackedLayer` is."""
+
+    def __init__(self, layer: nn.Module, context: Context, *, last: bool) -> None:
+        self.layer = layer
+        self.context = context
+        self.last = last
+
+    def __call__(self, residual: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.layer(residual[None], pack=self.context)[0]
+        if self.last:
+            assert self.context.layout is not None
+            self.context.rows = "sequences"
+            out = out.index_select(0, self.context.layout.starts)
+        return out, out.to(hidden.dtype, copy=True)
+
+
+def _adapt_output(context: Context, hooks: ModuleHooks, module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A forward hook of torch's: the runs' bottlenecks behind a module; none once those runs have left the pack."""
+    if isinstance(output, tuple):
+        return _adapt_output(context, hooks, module, inputs, output[0]), *output[1:]
+    return adapted(output, hooks.serial, context) if hooks.serial else output
 
 
 class _KeyedDropout(nn.Module):

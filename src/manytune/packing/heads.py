@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from manytune.models.spec import HeadLayer, HeadNorm, HeadSpec
+from manytune.models.spec import HeadLayer, HeadSpec
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import dropout_scale, generator
-
-__all__ = ["PackedHead", "initial_head", "reach"]
 
 
 def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
@@ -73,25 +71,17 @@ class PackedHead:
             count = len(list(members))
             group = bank.group(first, first + count)
             fresh = [initial_head(spec, seed) for seed in seeds[first : first + count]]
-            self.groups.append(
-                {
-                    name: bank.add(
-                        BankTensor(
-                            name,
-                            "head",
-                            group,
-                            nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names),
-                        )
-                    )
-                    for name in fresh[0]
-                }
-            )
+            tensors = {}
+            for name in fresh[0]:
+                value = nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names)
+                tensors[name] = bank.add(BankTensor(name, "head", group, value))
+            self.groups.append(tensors)
             first += count
 
     def of(self, run: int) -> dict[str, Tensor]:
         """The head's tensors of one run of the pack, views that gradients flow through."""
         (tensors,) = (tensors for tensors in self.groups if next(iter(tensors.values())).holds(run))
-        return {name: tensor.value[run - tensor.group.first] for name, tensor in tensors.items()}
+        return {name: tensor.own(run) for name, tensor in tensors.items()}
 
     def __call__(self, features: Tensor, context: Context) -> Tensor:
         """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
@@ -124,10 +114,9 @@ class PackedHead:
             y = y + tensors[f"{layer.name}.bias"].value[:, None, :]
         if layer.activation != "none":
             y = ACT2FN[layer.activation](y)
-        return y if layer.norm is None else _normed(y, layer.norm, tensors)
-
-
-def _normed(x: Tensor, norm: HeadNorm, tensors: dict[str, BankTensor]) -> Tensor:
-    """LayerNorm of x [G, B, c], each run with its own gain and shift."""
-    y = nn.functional.layer_norm(x, x.shape[-1:], eps=norm.epsilon) * tensors[f"{norm.name}.weight"].value[:, None, :]
-    return y + tensors[f"{norm.name}.bias"].value[:, None, :] if norm.bias else y
+        if layer.norm is not None:  # each run with its own gain and shift
+            norm = layer.norm
+            y = nn.functional.layer_norm(y, y.shape[-1:], eps=norm.epsilon)
+            y = y * tensors[f"{norm.name}.weight"].value[:, None, :]
+            y = y + tensors[f"{norm.name}.bias"].value[:, None, :] if norm.bias else y
+        return y

@@ -1,19 +1,19 @@
 """An encoder layer of the BERT and RoBERTa families for a pack of runs, forward and backward in one autograd node.
 
-    qkv = x W_qkv + b                 attention(q, k, v)
-    u   = LayerNorm(x + drop(attended W_o + b))
-    y   = LayerNorm(u + drop(gelu(u W_1 + b) W_2 + b))
+    q, k, v  = x W_q + b_q, x W_k + b_k, x W_v + b_v         [T, H] each
+    attn_out = attention(q, k, v) W_o + b_o                  [T, H]
+    u        = norm1(x + drop(attn_out))                     [T, H]
+    y        = norm2(u + drop(gelu(u W_1 + b_1) W_2 + b_2))  [T, H], inside [T, 4 H]
 
-The residual stream x, u, y is fp32; products work on a copy of it in the activations' dtype (`low`), which the kernel
-that makes the stream makes too. What this saves over transformers' own modules: every element-wise stretch between
-two products is one kernel, biases are added where their sum is read anyway, q, k and v are one product, the gradients
-of a tensor with several uses add up inside a product or kernel, and of the last layer nothing is computed for tokens
-that no head looks at.
+Each product also gets the runs' low-rank updates. The residuals x, u and y are fp32; products read a copy in the
+activations' dtype (`hidden`), which the kernel that makes a residual makes too. What this saves over transformers' own
+modules: everything between two products is one kernel, biases are added where their sum is read anyway, q, k and v are
+one product, the gradients of a tensor with several uses add up inside a product or kernel, and the last layer computes
+nothing for tokens that no head looks at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,326 +21,269 @@ from torch import Tensor
 
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels import AttentionCall, Kernels, Segments
-from manytune.packing.layout import Layout
-from manytune.packing.linear import LoraUse, PackedLayerNorm, PackedLinear, lora_backward, lora_forward, run_rows
+from manytune.packing.kernels import AttentionCall, Segments
+from manytune.packing.linear import PackedLayerNorm, PackedLinear, lora_backward, lora_forward, run_rows
 from manytune.packing.products import Product
 
-__all__ = ["PackedLayer"]
-
 _QKV = ("query", "key", "value")
-_LINEARS = (*_QKV, "attended", "wide", "narrow")
-_NORMS = ("middle", "last")
+_LINEARS = (*_QKV, "attn_out", "fc1", "fc2")
 
 
 class PackedLayer:
     """One layer of the encoder, made of the packed modules of transformers' layer.
 
     Attributes:
-        linears: query, key, value, attended (the product after attention), wide and narrow (feed-forward).
-        norms: middle and last.
+        linears: query, key, value, attn_out (the product behind attention), fc1 and fc2 (the feed-forward network).
+        norms: norm1 and norm2.
+        last: Whether only each sequence's first token is wanted.
     """
 
     def __init__(self, layer: Any, context: Context, *, last: bool) -> None:
-        """Take over a layer of `encoder.layer` whose linear layers and norms are packed already.
-
-        Args:
-            layer: A `BertLayer` or one built like it.
-            context: Of the pack.
-            last: Whether only each sequence's first token is wanted.
-        """
+        """Take over a `BertLayer`, or one built like it, whose linear layers and norms are packed already."""
         attention, output = layer.attention, layer.output
-        own = attention.self
+        inner = attention.self
+        modules = (inner.query, inner.key, inner.value, attention.output.dense, layer.intermediate.dense, output.dense)
         self.context = context
         self.last = last
-        self.heads: int = own.num_attention_heads
-        self.scale: float = own.scaling
-        self.linears: dict[str, PackedLinear] = dict(
-            zip(
-                _LINEARS,
-                (own.query, own.key, own.value, attention.output.dense, layer.intermediate.dense, output.dense),
-                strict=True,
-            )
-        )
-        self.norms: dict[str, PackedLayerNorm] = {"middle": attention.output.LayerNorm, "last": output.LayerNorm}
-        self._attention_drop: float = own.dropout.p
-        self._drops = (attention.output.dropout, output.dropout)
+        self.heads: int = inner.num_attention_heads
+        self.scale: float = inner.scaling
+        self.linears: dict[str, PackedLinear] = dict(zip(_LINEARS, modules, strict=True))
+        self.norms: dict[str, PackedLayerNorm] = {"norm1": attention.output.LayerNorm, "norm2": output.LayerNorm}
+        self.attention_dropout: float = inner.dropout.p
+        self.dropouts = (attention.output.dropout, output.dropout)
         self.products = self._products()
 
-    def __call__(self, stream: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output from its input, each as the fp32 stream and in the activations' dtype.
+    def __call__(self, residual: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's output from its input, each in fp32 and as a copy in the activations' dtype.
 
         Args:
-            stream: [T, H] fp32.
-            low: [T, H], the same in the activations' dtype.
+            residual: [T, H] fp32.
+            hidden: [T, H], its copy.
 
         Returns:
             [T, H] twice; of the last layer [S, H], each sequence's first token.
         """
-        names, tensors = self._tensors()
-        call = self._call()
-        out: tuple[Tensor, Tensor] = _LayerNode.apply(self, call, names, stream, low, *tensors)
+        # Autograd must see every tensor that could get a gradient as an argument of its own.
+        tensors: dict[str, Tensor] = {}
+        for name, linear in self.linears.items():
+            tensors[f"{name}.weight"] = linear.weight
+            tensors[f"{name}.bias"] = run_rows(linear.bias, linear.hooks.biases, self.context)
+            tensors |= {f"{name}.lora.{index}": factor for index, factor in enumerate(linear.factors())}
+        for name, norm in self.norms.items():
+            tensors[f"{name}.weight"] = norm.weight
+            tensors[f"{name}.bias"] = run_rows(norm.bias, norm.hooks.biases, self.context)
+        arithmetic = _LayerArithmetic(self, tuple(tensors), hidden.dtype)
+        out: tuple[Tensor, Tensor] = _LayerNode.apply(arithmetic, residual, hidden, *tensors.values())
         return out
 
     def _products(self) -> dict[str, Product]:
         """By name; q, k and v are one matrix of which the modules' own become views, or q apart in the last layer."""
         weights = {name: linear.weight for name, linear in self.linears.items()}
-        joined = torch.cat([weights[name].detach() for name in _QKV])
+        joined = torch.cat([weights[name].detach() for name in _QKV])  # [3 H, H]
         for name, part in zip(_QKV, joined.chunk(3), strict=True):
             weights[name].data = part
-        hidden = len(weights["query"])
-        together = {"query": joined[:hidden], "key_value": joined[hidden:]} if self.last else {"joined": joined}
+        width = len(weights["query"])
+        together = {"query": joined[:width], "key_value": joined[width:]} if self.last else {"joined": joined}
         frozen = not weights["query"].requires_grad
         apart = {name: weights[name] for name in _LINEARS if name not in _QKV}
         return {name: Product(weight, frozen=frozen) for name, weight in (together | apart).items()}
 
-    def _tensors(self) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
-        """Everything that could get a gradient, by name."""
-        named: dict[str, Tensor] = {}
-        for name, linear in self.linears.items():
-            named[f"{name}.weight"] = linear.weight
-            named[f"{name}.bias"] = run_rows(linear.bias, linear.biases, self.context)
-            named |= {f"{name}.lora.{index}": factor for index, factor in enumerate(linear.factors())}
-        for name, norm in self.norms.items():
-            named[f"{name}.weight"] = norm.weight
-            named[f"{name}.bias"] = run_rows(norm.bias, norm.biases, self.context)
-        return tuple(named), tuple(named.values())
-
-    def _call(self) -> _Call:
-        """What this forward pass needs to know; sites are keyed as transformers' modules would key them."""
-        context = self.context
-        layout = context.layout
-        assert layout is not None
-        keys = context.keys
-        tokens = context.segments
-        site = context.site("attention")
-        drop = None
-        if keys is not None and self._attention_drop > 0:
-            drop = Drop(keys.tokens, site, self._attention_drop)
-        uses = {name: self.linears[name].uses() for name in ("key", "value")}
-        if self.last:
-            context.rows = "sequences"
-        uses |= {name: linear.uses() for name, linear in self.linears.items() if name not in uses}
-        drops = [context.drop(module.path, module.p) for module in self._drops]
-        return _Call(layout, context.kernels, tokens, context.segments, drop, (drops[0], drops[1]), uses)
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One forward pass of one layer.
-
-    Attributes:
-        layout: The batch.
-        kernels: To work with.
-        tokens: The tokens of each run.
-        rows: The rows of each run after attention: tokens, or sequences in the last layer.
-        attention_drop: Of the attention weights.
-        drops: Before the two norms.
-        uses: Of each linear layer's LoRA updates.
-    """
-
-    layout: Layout
-    kernels: Kernels
-    tokens: Segments
-    rows: Segments
-    attention_drop: Drop | None
-    drops: tuple[Drop | None, Drop | None]
-    uses: dict[str, list[LoraUse]]
-
 
 class _LayerNode(torch.autograd.Function):
-    """The arithmetic of a layer and its derivative."""
+    """A layer and its derivative, n rows behind attention: T, or S in the last layer."""
 
     @staticmethod
     def forward(
-        ctx: Any, layer: PackedLayer, call: _Call, names: tuple[str, ...], stream: Tensor, low: Tensor, *tensors: Tensor
+        ctx: Any, layer: _LayerArithmetic, residual: Tensor, hidden: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        own = dict(zip(names, tensors, strict=True))
-        work = _Work(layer, call, own, low.dtype)
-        kernels, starts = call.kernels, call.layout.starts
-        if layer.last:
-            asking, stream = low.index_select(0, starts), stream.index_select(0, starts)
-        else:
-            asking = low
-        q, k, v = work.queries_keys_values(low, asking)
-        attended = kernels.attention(work.attention(q, k, v))
-        y = work.product("attended", attended)
-        middle, middle_low, middle_normed, middle_rstd = work.norm(0, y, stream)
-        u = work.product("wide", middle_low)
-        active = kernels.gelu(u, own["wide.bias"], call.rows)
-        y = work.product("narrow", active)
-        out, out_low, normed, rstd = work.norm(1, y, middle)
-        keep_active = ctx.needs_input_grad[5 + names.index("narrow.weight")] or bool(call.uses["narrow"])
+        layer.tensors = dict(zip(layer.names, tensors, strict=True))
+        kernels = layer.kernels
+        queries = layer.query_rows(hidden)  # [n, H]
+        residual = layer.query_rows(residual)  # [n, H]
+        q, k, v = layer.project_qkv(hidden, queries)  # [n, H], [T, H], [T, H]
+        attended = kernels.attention(layer.attention(q, k, v))  # [n, H]
+        attn_out = layer.product("attn_out", attended)  # [n, H]
+        u, u_hidden, normed1, rstd1 = layer.residual_norm(0, attn_out, residual)  # [n, H] thrice, [n]
+        fc1 = layer.product("fc1", u_hidden)  # [n, 4 H]
+        active = kernels.gelu(fc1, layer.tensors["fc1.bias"], layer.rows)  # [n, 4 H]
+        fc2 = layer.product("fc2", active)  # [n, H]
+        y, y_hidden, normed2, rstd2 = layer.residual_norm(1, fc2, u)  # [n, H] thrice, [n]
+        keep_active = ctx.needs_input_grad[3 + layer.names.index("fc2.weight")] or bool(layer.uses["fc2"])
         # Inputs go through autograd's keeping; what is made here is held directly, and let go of in backward.
-        ctx.save_for_backward(low, *tensors)
-        ctx.saved = (
-            q,
-            k,
-            v,
-            attended,
-            middle_low,
-            middle_normed,
-            middle_rstd,
-            u,
-            active if keep_active else None,
-            normed,
-            rstd,
-        )
-        ctx.work, ctx.names = work, names
-        work.own = {}
-        return out, out_low
+        ctx.save_for_backward(hidden, *tensors)
+        ctx.made = q, k, v, attended, u_hidden, normed1, rstd1, fc1, active if keep_active else None, normed2, rstd2
+        ctx.layer = layer
+        layer.tensors = {}
+        return y, y_hidden
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_low: Tensor | None) -> tuple[Tensor | None, ...]:
-        low, *tensors = ctx.saved_tensors
-        names, work = ctx.names, ctx.work
-        work.own = dict(zip(names, tensors, strict=True))
-        work.needs = {name for name, need in zip(names, ctx.needs_input_grad[5:], strict=True) if need}
-        q, k, v, attended, middle_low, middle_normed, middle_rstd, u, active, normed, rstd = ctx.saved
-        ctx.saved = ctx.work = None
-        layer, call, kernels = work.layer, work.call, work.call.kernels
-        starts = call.layout.starts
+    def backward(ctx: Any, grad: Tensor, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, *tensors = ctx.saved_tensors
+        layer: _LayerArithmetic = ctx.layer
+        q, k, v, attended, u_hidden, normed1, rstd1, fc1, active, normed2, rstd2 = ctx.made
+        ctx.made = ctx.layer = None
+        layer.tensors = dict(zip(layer.names, tensors, strict=True))
+        layer.needs = {name for name, need in zip(layer.names, ctx.needs_input_grad[3:], strict=True) if need}
+        needs_input_grad = ctx.needs_input_grad[1]
+        kernels = layer.kernels
 
-        # Made into that of the residual in place: nothing else holds it, unless it comes from the head.
+        # The kernels turn it into the residual's in place. Only the last layer's may be held by others, by the head;
+        # that of another layer is a sum over the uses of its output, which autograd has just made.
         grad = grad.clone() if layer.last else grad
-        grad, grad_y = work.norm_grad(1, grad, grad_low, normed, rstd)
-        grad_u = work.product_grad("narrow", grad_y, active)
-        assert grad_u is not None
-        grad_u = kernels.gelu_grad_(grad_u, u, work.own["wide.bias"], call.rows)
-        grad_middle = work.product_grad("wide", grad_u, middle_low)
-        grad, grad_y = work.norm_grad(0, grad, grad_middle, middle_normed, middle_rstd)
-        grad_attended = work.product_grad("attended", grad_y, attended)
-        assert grad_attended is not None
-        below = ctx.needs_input_grad[3]
-        asking = low.index_select(0, starts) if layer.last else low
-        grad_low = work.queries_keys_values_grad(grad_attended, q, k, v, low, asking, below)
-        if not below:
-            return (None,) * 5 + tuple(work.grads.get(name) for name in names)
+        grad, grad_fc2 = layer.residual_norm_grad(1, grad, grad_hidden, normed2, rstd2)
+        grad_fc1 = layer.product_grad("fc2", grad_fc2, active)
+        grad_fc1 = kernels.gelu_grad_(grad_fc1, fc1, layer.tensors["fc1.bias"], layer.rows)
+        grad_u = layer.product_grad("fc1", grad_fc1, u_hidden)
+        grad, grad_attn_out = layer.residual_norm_grad(0, grad, grad_u, normed1, rstd1)
+        grad_attended = layer.product_grad("attn_out", grad_attn_out, attended)
+        grad_hidden = layer.project_qkv_grad(grad_attended, q, k, v, hidden, needs_input_grad)
+        grads = tuple(layer.grads.get(name) for name in layer.names)
+        if not needs_input_grad:
+            return None, None, None, *grads
         if layer.last:
-            grad = grad.new_zeros(low.shape).index_copy_(0, starts, grad)
-        return None, None, None, grad, grad_low, *(work.grads.get(name) for name in names)
+            grad = grad.new_zeros(hidden.shape).index_copy_(0, layer.starts, grad)
+        return None, grad, grad_hidden, *grads
 
 
-class _Work:
-    """The pieces of a layer's arithmetic, which know its tensors by name."""
+class _LayerArithmetic:
+    """The pieces of one layer's arithmetic in one forward pass and the backward pass that follows.
 
-    def __init__(self, layer: PackedLayer, call: _Call, own: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.layer = layer
-        self.call = call
-        self.own = own
-        self.dtype = dtype
+    Attributes:
+        names: Of the layer's tensors.
+        tensors: By name, while a pass goes on.
+        needs: Names of those that need a gradient.
+        grads: Their gradients, as they are found.
+        inner: Of each linear layer, what the backward pass needs of its low-rank updates.
+        tokens: The tokens of each run.
+        rows: The rows of each run behind attention: tokens, or sequences in the last layer.
+        uses: Of each linear layer, how its low-rank updates apply to this batch.
+        attention_drop: Of the attention weights.
+        drops: Before the two norms.
+    """
+
+    def __init__(self, layer: PackedLayer, names: tuple[str, ...], dtype: torch.dtype) -> None:
+        """Look at the batch of the layer's context; dropout sites are keyed as transformers' modules would key them."""
+        context = layer.context
+        assert context.layout is not None
+        self.layer, self.names, self.dtype = layer, names, dtype
+        self.kernels, self.layout = context.kernels, context.layout
+        self.last, self.starts = layer.last, context.layout.starts
+        self.tensors: dict[str, Tensor] = {}
         self.needs: set[str] = set()
-        self.lows: dict[str, list[Tensor]] = {}
         self.grads: dict[str, Tensor] = {}
+        self.inner: dict[str, list[Tensor]] = {}
+        self.tokens = context.segments
+        site = context.site("attention")
+        self.attention_drop = None
+        if context.keys is not None and layer.attention_dropout > 0:
+            self.attention_drop = Drop(context.keys.tokens, site, layer.attention_dropout)
+        self.uses = {name: layer.linears[name].uses() for name in ("key", "value")}
+        if layer.last:
+            context.rows = "sequences"
+        self.uses |= {name: linear.uses() for name, linear in layer.linears.items() if name not in self.uses}
+        self.drops = [context.drop(module.path, module.p) for module in layer.dropouts]
+        self.rows = context.segments
+
+    def query_rows(self, x: Tensor) -> Tensor:
+        """[n, H]: of [T, H], the rows whose output is wanted."""
+        return x.index_select(0, self.starts) if self.last else x
 
     def product(self, name: str, x: Tensor) -> Tensor:
-        """Product of x with the weight, plus the runs' LoRA updates; the bias is left to whoever reads the sum."""
+        """[n, out]: x [n, in] times the weight, plus low-rank updates; the bias is left to whoever reads the sum."""
         y = self.layer.products[name].forward(x)
-        self._add_lora(name, y, x)
+        self._add_updates(name, y, x)
         return y
 
-    def product_grad(self, name: str, grad: Tensor, x: Tensor | None) -> Tensor | None:
-        """The gradient of x; those of the layer's own tensors are noted. `x` is needed for weights and LoRA."""
+    def product_grad(self, name: str, grad: Tensor, x: Tensor | None) -> Tensor:
+        """The gradient of x; those of the layer's own tensors are noted. `x` is needed for weights and updates."""
         grad_x = self.layer.products[name].backward(grad)
-        self._own_grads(name, grad, x, grad_x, self.call.rows)
+        self._note_grads(name, grad, x, grad_x, self.rows)
         return grad_x
 
-    def queries_keys_values(self, low: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three projections without their biases: of all tokens, queries of those that ask."""
+    def project_qkv(self, hidden: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q [n, H], k and v [T, H] without their biases."""
         products = self.layer.products
-        if self.layer.last:
-            q = products["query"].forward(asking)
-            k, v = products["key_value"].forward(low).chunk(2, 1)
+        if self.last:
+            q = products["query"].forward(queries)
+            k, v = products["key_value"].forward(hidden).chunk(2, 1)
         else:
-            q, k, v = products["joined"].forward(low).chunk(3, 1)
-        for name, y, x in (("query", q, asking), ("key", k, low), ("value", v, low)):
-            self._add_lora(name, y, x)
+            q, k, v = products["joined"].forward(hidden).chunk(3, 1)
+        for name, y, x in (("query", q, queries), ("key", k, hidden), ("value", v, hidden)):
+            self._add_updates(name, y, x)
         return q, k, v
 
-    def queries_keys_values_grad(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, low: Tensor, asking: Tensor, below: bool
+    def project_qkv_grad(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, needs_input_grad: bool
     ) -> Tensor | None:
-        """The gradient of `low`, if something below wants it; those of the projections' tensors are noted."""
-        hidden = low.shape[1]
-        products = self.layer.products
-        if self.layer.last:
+        """The gradient of `hidden`, if it is needed; those of the projections' own tensors are noted."""
+        width, products = hidden.shape[1], self.layer.products
+        # The gradients of q, k and v lie side by side, so that one product takes them all to the input.
+        if self.last:
             dq = torch.empty_like(q)
-            both = low.new_empty(len(low), 2 * hidden)
-            dk, dv = both.chunk(2, 1)
+            joined = hidden.new_empty(len(hidden), 2 * width)
+            dk, dv = joined.chunk(2, 1)
         else:
-            both = low.new_empty(len(low), 3 * hidden)
-            dq, dk, dv = both.chunk(3, 1)
-        self.call.kernels.attention_grad(self.attention(q, k, v), grad, dq, dk, dv)
-        grad_low = grad_asking = None
-        if below:
-            grad_low = products["key_value" if self.layer.last else "joined"].backward(both)
-            grad_asking = products["query"].backward(dq) if self.layer.last else grad_low
-        if "query.weight" in self.needs and not self.layer.last:
-            found = torch.mm(both.t(), low).chunk(3)
+            joined = hidden.new_empty(len(hidden), 3 * width)
+            dq, dk, dv = joined.chunk(3, 1)
+        self.kernels.attention_grad(self.attention(q, k, v), grad, dq, dk, dv)
+        grad_hidden = grad_queries = None
+        if needs_input_grad:
+            grad_hidden = products["key_value" if self.last else "joined"].backward(joined)
+            grad_queries = products["query"].backward(dq) if self.last else grad_hidden
+        if "query.weight" in self.needs and not self.last:
+            found = torch.mm(joined.t(), hidden).chunk(3)
             self.grads |= {f"{name}.weight": part for name, part in zip(_QKV, found, strict=True)}
-        for name, dy, x, dx, segments in (
-            ("query", dq, asking, grad_asking, self.call.rows),
-            ("key", dk, low, grad_low, self.call.tokens),
-            ("value", dv, low, grad_low, self.call.tokens),
-        ):
-            self._own_grads(name, dy, x, dx, segments)
-        if self.layer.last and grad_low is not None and grad_asking is not None:
-            starts = self.call.layout.starts
-            grad_low.index_copy_(0, starts, grad_low.index_select(0, starts) + grad_asking)
-        return grad_low
+        self._note_grads("query", dq, self.query_rows(hidden), grad_queries, self.rows)
+        self._note_grads("key", dk, hidden, grad_hidden, self.tokens)
+        self._note_grads("value", dv, hidden, grad_hidden, self.tokens)
+        if self.last and grad_hidden is not None and grad_queries is not None:
+            grad_hidden.index_copy_(0, self.starts, grad_hidden.index_select(0, self.starts) + grad_queries)
+        return grad_hidden
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> AttentionCall:
-        """The attention over these projections, their biases added."""
-        layer, call = self.layer, self.call
-        bias = _beside([self.own[f"{name}.bias"] for name in _QKV])
-        return AttentionCall(call.layout, layer.heads, q, k, v, bias, layer.scale, call.attention_drop, layer.last)
+        """The attention over these projections, their biases [R or 1, 3 H] side by side."""
+        biases = [self.tensors[f"{name}.bias"] for name in _QKV]
+        runs = max(len(bias) for bias in biases)
+        bias = torch.cat([bias.expand(runs, -1) for bias in biases], 1)
+        layer = self.layer
+        return AttentionCall(self.layout, layer.heads, q, k, v, bias, layer.scale, self.attention_drop, self.last)
 
-    def norm(self, index: int, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def residual_norm(self, index: int, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """LayerNorm(residual + drop(y + bias)); see `Kernels.residual_norm`."""
-        name, linear = _NORMS[index], ("attended", "narrow")[index]
-        gain, shift = self.own[f"{name}.weight"], self.own[f"{name}.bias"]
-        epsilon = self.layer.norms[name].eps
-        bias, drop = self.own[f"{linear}.bias"], self.call.drops[index]
-        return self.call.kernels.residual_norm(y, bias, residual, self.call.rows, drop, gain, shift, epsilon)
+        norm, bias = ("norm1", "norm2")[index], self.tensors[("attn_out.bias", "fc2.bias")[index]]
+        gain, shift = self.tensors[f"{norm}.weight"], self.tensors[f"{norm}.bias"]
+        epsilon = self.layer.norms[norm].eps
+        return self.kernels.residual_norm(y, bias, residual, self.rows, self.drops[index], gain, shift, epsilon)
 
-    def norm_grad(
-        self, index: int, grad: Tensor, grad_low: Tensor | None, normed: Tensor, rstd: Tensor
+    def residual_norm_grad(
+        self, index: int, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the residual and of y; those of the norm's own tensors are noted."""
-        name = _NORMS[index]
-        kernels = self.call.kernels
-        if f"{name}.bias" in self.needs or f"{name}.weight" in self.needs:
-            shift, gain = kernels.norm_sums(grad, grad_low, normed, self.call.rows)
-            self.grads[f"{name}.bias"] = shift
-            if f"{name}.weight" in self.needs:
-                self.grads[f"{name}.weight"] = gain[0]
-        gain = self.own[f"{name}.weight"]
-        return kernels.residual_norm_grad(grad, grad_low, normed, rstd, gain, self.call.drops[index], self.dtype)
+        norm = ("norm1", "norm2")[index]
+        if f"{norm}.bias" in self.needs or f"{norm}.weight" in self.needs:
+            shift, gain = self.kernels.norm_sums(grad, grad_hidden, normed, self.rows)
+            self.grads[f"{norm}.bias"] = shift
+            if f"{norm}.weight" in self.needs:
+                self.grads[f"{norm}.weight"] = gain[0]
+        gain = self.tensors[f"{norm}.weight"]
+        return self.kernels.residual_norm_grad(grad, grad_hidden, normed, rstd, gain, self.drops[index], self.dtype)
 
     def _factors(self, name: str) -> list[Tensor]:
-        return [self.own[f"{name}.lora.{index}"] for index in range(2 * len(self.call.uses[name]))]
+        return [self.tensors[f"{name}.lora.{index}"] for index in range(2 * len(self.uses[name]))]
 
-    def _add_lora(self, name: str, y: Tensor, x: Tensor) -> None:
-        uses = self.call.uses[name]
-        if uses:
-            self.lows[name] = lora_forward(y, x, uses, self._factors(name), self.call.kernels)
+    def _add_updates(self, name: str, y: Tensor, x: Tensor) -> None:
+        if self.uses[name]:
+            self.inner[name] = lora_forward(y, x, self.uses[name], self._factors(name), self.kernels)
 
-    def _own_grads(self, name: str, grad: Tensor, x: Tensor | None, grad_x: Tensor | None, segments: Segments) -> None:
-        """Gradients of a linear layer's bias, weight and LoRA factors."""
+    def _note_grads(self, name: str, grad: Tensor, x: Tensor | None, grad_x: Tensor | None, segments: Segments) -> None:
+        """Note the gradients of a linear layer's bias, weight and updates; an update's is added to `grad_x` too."""
         if f"{name}.bias" in self.needs:
-            self.grads[f"{name}.bias"] = self.call.kernels.segment_sums(grad, segments)
+            self.grads[f"{name}.bias"] = self.kernels.segment_sums(grad, segments)
         if f"{name}.weight" in self.needs and f"{name}.weight" not in self.grads:
             assert x is not None
             self.grads[f"{name}.weight"] = torch.mm(grad.t(), x)
-        uses = self.call.uses[name]
-        if uses:
+        if uses := self.uses[name]:
             assert x is not None
-            found = lora_backward(grad, x, self.lows[name], uses, self._factors(name), grad_x, self.call.kernels)
+            found = lora_backward(grad, x, self.inner[name], uses, self._factors(name), grad_x, self.kernels)
             self.grads |= {f"{name}.lora.{index}": one for index, one in enumerate(found)}
-
-
-def _beside(biases: list[Tensor]) -> Tensor:
-    """[R or 1, 3 H]: biases of some runs or shared by all, side by side."""
-    runs = max(len(bias) for bias in biases)
-    return torch.cat([bias.expand(runs, -1) for bias in biases], 1)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from manytune.data.splits import Encoded
 
-__all__ = ["Bucket", "Layout", "barrier", "bucket_length", "build_layout", "row_count"]
-
 _BUCKETS = np.array([8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512], dtype=np.int64)
 
 
@@ -53,8 +51,8 @@ def barrier(mask: Tensor) -> Tensor:
 class Layout:
     """Where every token of a packed batch lies.
 
-    Behind the tokens come a few rows that are none, so that T is one of few numbers (see `row_count`): they belong
-    to no sequence, hold finite numbers and get gradients of zero.
+    Padding rows behind the tokens let T take few different values (see `row_count`). They belong to no sequence, hold
+    finite numbers and get gradients of zero.
 
     Attributes:
         ids: [1, T] int64 token ids.
@@ -96,7 +94,7 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens, without the rows that are none."""
+        """The number of tokens, without padding rows."""
         return self.token_bounds[-1]
 
     @property
@@ -106,7 +104,7 @@ class Layout:
 
 
 def row_count(tokens: int) -> int:
-    """T for a number of tokens: up to a multiple of 16, or of a power of two near `tokens` / 32.
+    """T for a number of tokens: rounded up to a multiple of 16, or of a power of two near `tokens` / 32.
 
     oneDNN compiles a matrix product anew for every shape that it has not met. With as many shapes as batches have
     sums of lengths, that halved the speed of products for a single run and cost a pack of eight 14 %.
@@ -162,7 +160,10 @@ def build_layout(
     source = np.concatenate([source, np.full(tail, data.offsets[flat_rows[-1]])])
 
     slot_token, token_slot, padding, spans = _attention_slots(lengths, starts)
-    put = _Mover(device)
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
     buckets = tuple(
         Bucket(
             first,
@@ -215,14 +216,3 @@ def _attention_slots(
         members = np.flatnonzero(padded_sorted == length)
         spans.append((int(slot_starts[members[0]]), int(length), lengths_sorted[members]))
     return slot_token, token_slot, padding, spans
-
-
-class _Mover:
-    """Moves numpy arrays to one device."""
-
-    def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-
-    def __call__(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)

@@ -1,4 +1,7 @@
-"""A frozen linear layer that every run of a pack sees with its own bias and its own LoRA update."""
+"""Linear layers and norms that every run of a pack sees with its own hooks, over rows sorted by run.
+
+Shape letters are those of `layout.py`; n is the number of rows, G that of the runs of a group.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
-from manytune.packing.bank import BankTensor, Group
+from manytune.packing.bank import BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
+from manytune.packing.hooks import ModuleHooks, SerialAdapter
 from manytune.packing.kernels import Kernels, LoraCall, Segments
-
-__all__ = ["LoraSite", "LoraUse", "PackedLayerNorm", "PackedLinear", "lora_backward", "lora_forward", "run_rows"]
-
-
-@dataclass
-class LoraSite:
-    """The LoRA update that one group of runs makes to one linear layer.
-
-    Attributes:
-        a: [G, in, rank].
-        b: [G, rank, out].
-        scale: [G], alpha / rank of each run.
-        dropout: Probability that a channel of the adapter's input is dropped while training.
-    """
-
-    a: BankTensor
-    b: BankTensor
-    scale: Tensor
-    dropout: float
-
-    @property
-    def group(self) -> Group:
-        """The runs that make the update."""
-        return self.a.group
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,23 +68,23 @@ def lora_forward(
 def lora_backward(
     grad: Tensor,
     x: Tensor,
-    lows: Sequence[Tensor],
+    inner: Sequence[Tensor],
     uses: Sequence[LoraUse],
     factors: Sequence[Tensor],
     grad_x: Tensor | None,
     kernels: Kernels,
 ) -> list[Tensor]:
-    """The gradients of A and B of each group in turn; that of x is added to `grad_x`."""
+    """The gradients of A and B of each group in turn; `inner` is from `lora_forward`, x's is added to `grad_x`."""
     found: list[Tensor] = []
-    for use, low, a, b in zip(uses, lows, factors[::2], factors[1::2], strict=True):
+    for use, products, a, b in zip(uses, inner, factors[::2], factors[1::2], strict=True):
         rows = slice(use.first, use.last)
-        below = None if grad_x is None else grad_x[rows]
-        found += kernels.lora_grad(grad[rows], low, use.call(x, a, b), below)
+        grad_rows = None if grad_x is None else grad_x[rows]
+        found += kernels.lora_grad(grad[rows], products, use.call(x, a, b), grad_rows)
     return found
 
 
 class PackedLinear(nn.Module):
-    """y = x W + b_run + scale_run * drop(x) A_run B_run, for rows sorted by run.
+    """y = output_scale * (x' W + bias + scale * drop(x') A B) with x' = input_scale * x, for rows sorted by run.
 
     Where the weight itself trains (full fine-tuning, a pack of one) the parameter is fp32, and products read a copy of
     it in `dtype` that gets the gradient and that the optimizer keeps in step: casting at every use, and gradients
@@ -113,76 +94,93 @@ class PackedLinear(nn.Module):
         weight: What products read, [out, in] in `dtype`.
     """
 
-    def __init__(self, linear: nn.Linear, path: str, context: Context, dtype: torch.dtype) -> None:
+    def __init__(
+        self, linear: nn.Linear, path: str, context: Context, dtype: torch.dtype, hooks: ModuleHooks | None = None
+    ) -> None:
         super().__init__()
         self.dtype = dtype
         self.weight = linear.weight
         self.bias = linear.bias
         self.path = path
         self.context = context
-        self.biases: list[BankTensor] = []
-        self.lora: list[LoraSite] = []
+        self.hooks = hooks or ModuleHooks()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x [..., in] whose flattened rows are sorted by run."""
+        hooks, context = self.hooks, self.context
         rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
-        weight = self.weight
-        if not self.biases and not self.lora:
-            y = F.linear(rows, weight, None if self.bias is None else self.bias.to(self.dtype))
+        if hooks.input_scales:
+            rows = _ScaleRuns.apply(rows, run_rows(1.0, hooks.input_scales, context), context)
+        if not hooks.biases and not hooks.low_rank:
+            y = F.linear(rows, self.weight, None if self.bias is None else self.bias.to(self.dtype))
         else:
-            bias = None if self.bias is None else run_rows(self.bias, self.biases, self.context)
-            y = _BankedLinear.apply(rows, weight, bias, self.context, self.uses(), *self.factors())
+            y = _BankedLinear.apply(rows, self.weight, self.run_bias(), context, self.uses(), *self.factors())
+        if hooks.output_scales:
+            y = _ScaleRuns.apply(y, run_rows(1.0, hooks.output_scales, context), context)
         return y.view(*x.shape[:-1], -1)
+
+    def run_bias(self) -> Tensor | None:
+        """[R or 1, out] fp32; None where neither the layer nor a run has a bias."""
+        if self.bias is None and not self.hooks.biases:
+            return None
+        return run_rows(0.0 if self.bias is None else self.bias, self.hooks.biases, self.context)
 
     def factors(self) -> list[Tensor]:
         """A and B of each group in turn."""
-        return [factor for site in self.lora for factor in (site.a.value, site.b.value)]
+        return [factor for update in self.hooks.low_rank for factor in (update.a.value, update.b.value)]
 
     def uses(self) -> list[LoraUse]:
         """How each update is to be applied in this forward pass.
 
         All groups share the layer's site key, so a run's mask does not depend on which group it is in.
         """
-        if not self.lora:
+        if not self.hooks.low_rank:
             return []
         context = self.context
         segments, keys = context.segments, context.row_keys
         site_key = context.site(self.path + ".lora")
         uses = []
-        for site in self.lora:
-            first, last = site.group.first, site.group.last
+        for update in self.hooks.low_rank:
+            first, last = update.group.first, update.group.last
             start, end = segments.bounds[first], segments.bounds[last]
             drop = None
-            if keys is not None and site.dropout > 0:
-                drop = Drop(keys[start:end], site_key, site.dropout)
-            uses.append(LoraUse(start, end, context.part(first, last), drop, site.scale))
+            if keys is not None and update.dropout > 0:
+                drop = Drop(keys[start:end], site_key, update.dropout)
+            uses.append(LoraUse(start, end, context.part(first, last), drop, update.scale))
         return uses
 
 
 class PackedLayerNorm(nn.Module):
-    """Layer normalization with a bias of each run's own; in fp32, as its input and output are."""
+    """Layer normalization with a gain and bias of each run's own; in fp32, as its input and output are."""
 
-    def __init__(self, norm: nn.LayerNorm, context: Context) -> None:
+    def __init__(self, norm: nn.LayerNorm, context: Context, hooks: ModuleHooks | None = None) -> None:
         super().__init__()
         self.weight = norm.weight
         self.bias = norm.bias
         self.shape = norm.normalized_shape
         self.eps = norm.eps
         self.context = context
-        self.biases: list[BankTensor] = []
+        self.hooks = hooks or ModuleHooks()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x [..., H] whose flattened rows are sorted by run."""
-        if not self.biases:
+        biases, gains = self.hooks.biases, self.hooks.gains
+        if not biases and not gains:
             return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        normed = F.layer_norm(x, self.shape, self.weight, None, self.eps)
-        run_bias = run_rows(self.bias, self.biases, self.context)
-        y: Tensor = _AddRunRows.apply(normed.view(-1, x.shape[-1]), run_bias, self.context)
-        return y.view(x.shape)
+        y = F.layer_norm(x, self.shape, None if gains else self.weight, None, self.eps).view(-1, x.shape[-1])
+        if gains:
+            y = _ScaleRuns.apply(y, run_rows(self.weight, gains, self.context), self.context)
+        if biases or self.bias is not None:
+            run_bias = run_rows(0.0 if self.bias is None else self.bias, biases, self.context)
+            y = _AddRunRows.apply(y, run_bias, self.context)
+        out: Tensor = y.view(x.shape)
+        return out
 
 
-def run_rows(frozen: Tensor, banks: Sequence[BankTensor], context: Context) -> Tensor:
-    """[R, out] fp32: each run's own bias where a bank has one, else the frozen one; [1, out] where no bank has."""
+def run_rows(frozen: Tensor | float, banks: Sequence[BankTensor], context: Context) -> Tensor:
+    """[R, c] fp32: each run's own row where a bank has one, else the frozen one; [1, c] where no bank has one."""
+    if isinstance(frozen, float):
+        frozen = banks[0].value.new_full(banks[0].value.shape[1:], frozen)
     if not banks:
         return frozen[None]
     pieces, done = [], 0
@@ -195,6 +193,51 @@ def run_rows(frozen: Tensor, banks: Sequence[BankTensor], context: Context) -> T
     if runs > done:
         pieces.append(frozen.expand(runs - done, -1))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def adapted(y: Tensor, adapters: Sequence[SerialAdapter], context: Context) -> Tensor:
+    """Y [..., H], whose flattened rows are sorted by run, behind the bottlenecks of the runs that have one."""
+    rows = y.reshape(-1, y.shape[-1])
+    bounds = context.segments.bounds
+    pieces, done = [], 0
+    for adapter in adapters:
+        first, last = adapter.group.first, adapter.group.last
+        part = context.part(first, last)
+        own = rows[bounds[first] : bounds[last]]
+        hidden = own.to(context.dtype)
+        for weight, bias in ((adapter.down, adapter.down_bias), (adapter.up, adapter.up_bias)):
+            if weight is adapter.up:
+                hidden = ACT2FN[adapter.activation](hidden)
+            hidden = _RunLinear.apply(hidden, weight.value, bias.value, part, context.kernels)
+        pieces += [rows[done : bounds[first]], own + hidden.to(own.dtype)]
+        done = bounds[last]
+    return torch.cat([*pieces, rows[done:]]).view(y.shape)
+
+
+class _RunLinear(torch.autograd.Function):
+    """x [n, in] of neighbouring runs, each multiplied by its own W [G, in, out], plus its own bias [G, out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, segments: Segments, kernels: Kernels) -> Tensor:
+        ctx.segments, ctx.kernels = segments, kernels
+        ctx.save_for_backward(x, weight)
+        y = x.new_zeros(len(x), weight.shape[2])
+        kernels.unpad_add_(y, torch.bmm(kernels.pad(x, segments, None), weight.to(x.dtype)), segments, None)
+        _add_run_rows_(y, bias, segments)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        segments, kernels = ctx.segments, ctx.kernels
+        grad = grad.contiguous()
+        outer = kernels.pad(grad, segments, None)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = x.new_zeros(x.shape)
+            kernels.unpad_add_(grad_x, torch.bmm(outer, weight.to(x.dtype).mT), segments, None)
+        grad_weight = torch.bmm(kernels.pad(x, segments, None).mT, outer).to(weight.dtype)
+        return grad_x, grad_weight, kernels.segment_sums(grad, segments), None, None
 
 
 class _BankedLinear(torch.autograd.Function):
@@ -217,34 +260,61 @@ class _BankedLinear(torch.autograd.Function):
         ctx.segments, ctx.kernels, ctx.uses = context.segments, context.kernels, uses
         if bias is not None:
             _add_run_rows_(y, bias, ctx.segments)
-        lows = lora_forward(y, x, uses, factors, ctx.kernels)
-        ctx.save_for_backward(x, weight, *factors, *lows)
+        inner = lora_forward(y, x, uses, factors, ctx.kernels)
+        ctx.save_for_backward(x, weight, *factors, *inner)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *rest = ctx.saved_tensors
         grad = grad.contiguous()
-        factors, lows = rest[: 2 * len(ctx.uses)], rest[2 * len(ctx.uses) :]
+        factors, inner = rest[: 2 * len(ctx.uses)], rest[2 * len(ctx.uses) :]
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         grad_bias = ctx.kernels.segment_sums(grad, ctx.segments) if ctx.needs_input_grad[2] else None
-        grads = lora_backward(grad, x, lows, ctx.uses, factors, grad_x, ctx.kernels)
+        grads = lora_backward(grad, x, inner, ctx.uses, factors, grad_x, ctx.kernels)
         return grad_x, None, grad_bias, None, None, *grads
 
 
 class _AddRunRows(torch.autograd.Function):
-    """x [n, c] plus each run's own row of [R, c]."""
+    """x [n, c] plus each run's own row of [R or 1, c]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run_bias: Tensor, context: Context) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, context: Context) -> Tensor:
         ctx.segments, ctx.kernels = context.segments, context.kernels
         y = x.clone()
-        _add_run_rows_(y, run_bias, ctx.segments)
+        _add_run_rows_(y, rows, ctx.segments)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None
         return grad, ctx.kernels.segment_sums(grad.contiguous(), ctx.segments), None
+
+
+class _ScaleRuns(torch.autograd.Function):
+    """x [n, c] times each run's own row of [R, c]; padding rows stay as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, context: Context) -> Tensor:
+        ctx.segments, ctx.kernels = context.segments, context.kernels
+        ctx.save_for_backward(x, rows)
+        return _scaled(x, rows, ctx.segments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, rows = ctx.saved_tensors
+        grad_rows = None
+        if ctx.needs_input_grad[1]:
+            grad_rows = ctx.kernels.segment_sums((grad.to(rows.dtype) * x).contiguous(), ctx.segments)
+        return _scaled(grad, rows, ctx.segments), grad_rows, None
+
+
+def _scaled(x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
+    y = x.clone()
+    for own, first, last in zip(rows, segments.bounds, segments.bounds[1:], strict=False):
+        y[first:last] *= own
+    return y
 
 
 def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments) -> None:

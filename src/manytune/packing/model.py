@@ -17,8 +17,6 @@ from manytune.packing.kernels import choose_kernels
 from manytune.packing.layout import Layout
 from manytune.packing.padded_passes import PaddedPasses
 
-__all__ = ["Member", "PackedModel"]
-
 
 class PackedModel:
     """The backbone with the banks of R runs.
@@ -81,7 +79,9 @@ class PackedModel:
 
     def keep(self, runs: Sequence[int]) -> None:
         """Shrink the pack to some of its runs, given by their present numbers in ascending order."""
-        self._passes.keep(runs)
+        for hooks in self._passes.hooks.values():
+            hooks.keep(runs)
         self.bank.keep(runs)
-        self._passes.forget_empty()
+        for hooks in self._passes.hooks.values():
+            hooks.forget_empty()
         self.seeds = [self.seeds[run] for run in runs]

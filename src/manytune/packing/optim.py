@@ -1,107 +1,86 @@
 """AdamW over banks: every run has its own learning rate, moments and gradient norm.
 
-The arithmetic (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) is a kernel's. What a run's update comes
-to does not depend on its pack, to the bit.
+A kernel does the arithmetic (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101). The other runs of a pack do
+not change a run's update, to the bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
-from manytune.packing.bank import Bank, BankTensor, decays
-from manytune.packing.kernels import Kernels, Step, Stepped
+from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.kernels import AdamWStep, AdamWTensor, Kernels
 
-__all__ = ["SCHEDULES", "PackedAdamW", "schedule_factor"]
-
-
-def _linear(progress: float) -> float:
-    return max(0.0, 1.0 - progress)
-
-
-def _constant(_: float) -> float:
-    return 1.0
-
-
-def _cosine(progress: float) -> float:
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"linear": _linear, "constant": _constant, "cosine": _cosine}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: max(0.0, 1.0 - progress),
+    "constant": lambda _: 1.0,
+    "cosine": lambda progress: max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress))),
+}
 """Share of the peak learning rate, by the progress (0 to 1) from the end of the warm-up to the last step."""
 
 
 def schedule_factor(schedule: str, step: int, warmup: int, total: int) -> float:
-    """Share of the peak learning rate for the update number `step` (from 0), as transformers' schedulers.
+    """Share of the peak learning rate for the update number `step` (from 0), as in transformers' schedulers.
 
-    During the warm-up it is step / warmup, so that the first update of all has rate 0.
+    During the warm-up it is step / warmup, so the first update has rate 0.
     """
     if step < warmup:
         return step / max(1, warmup)
     return SCHEDULES[schedule]((step - warmup) / max(1, total - warmup))
 
 
+@dataclass
 class PackedAdamW:
-    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone."""
+    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone.
 
-    def __init__(
-        self,
-        bank: Bank,
-        kernels: Kernels,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 0.0,
-    ) -> None:
-        """Start with zero moments.
+    Attributes:
+        bank: Its trainable tensors are updated; it may shrink between steps.
+        kernels: They do the arithmetic.
+        betas: Decay of `exp_avg` and of `exp_avg_sq`, the running means of the gradient and of its square.
+        epsilon: Added to the root of `exp_avg_sq`.
+        weight_decay: Not applied to biases and norms, see `decays`.
+        max_grad_norm: A run's gradient is scaled down to this norm if it is larger; 0 for no limit.
+        steps: Updates so far, for the correction of the moments' bias.
+    """
 
-        Args:
-            bank: Whose trainable tensors are stepped; it may shrink between steps.
-            kernels: To work with.
-            betas: Decay of the mean and of the mean square of the gradient.
-            epsilon: Added to the root of the mean square.
-            weight_decay: Not applied to biases and norms.
-            max_grad_norm: A run's gradient is scaled to at most this norm; 0 leaves it alone.
-        """
-        self.bank = bank
-        self.kernels = kernels
-        self.betas = betas
-        self.epsilon = epsilon
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
-        self.steps = 0
+    bank: Bank
+    kernels: Kernels
+    _: KW_ONLY
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+    steps: int = 0
 
     @torch.no_grad()
     def step(self, learning_rates: Sequence[float]) -> None:
-        """One update of every run with its own rate, from the gradients in the bank, which are then let go."""
+        """Update every run with its own rate from the gradients in the bank, which are then freed."""
         self.steps += 1
-        tensors = [stepped for stepped in map(_stepped, self.bank.tensors) if stepped is not None]
-        step = Step(self.steps, learning_rates, self.betas, self.epsilon, self.weight_decay, self.max_grad_norm)
+        tensors = [found for found in map(_adamw_tensor, self.bank.tensors) if found is not None]
+        step = AdamWStep(self.steps, learning_rates, self.betas, self.epsilon, self.weight_decay, self.max_grad_norm)
         if tensors:
             self.kernels.adamw_(tensors, step)
         for tensor in self.bank.tensors:
             tensor.forget_grad()
 
 
-def _stepped(tensor: BankTensor) -> Stepped | None:
+def _adamw_tensor(tensor: BankTensor) -> AdamWTensor | None:
     """What the kernel needs of a tensor; None where it has no gradient."""
     grad = tensor.grad
     if grad is None:
         return None
     value = tensor.stack(tensor.value.detach())
-    if not tensor.moments:
-        tensor.moments = {"mean": torch.zeros_like(value), "mean_square": torch.zeros_like(value)}
+    if not tensor.moments:  # made at the first step: tensors that do not train need none
+        tensor.moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
     touched = None
     if grad.is_sparse:
-        grad = grad.coalesce()
-        touched = tensor.touched
+        grad, touched = grad.coalesce(), tensor.touched
     else:
         grad = tensor.stack(grad).contiguous()
-    low = None if tensor.low is None else tensor.stack(tensor.low.detach())
-    moments = tensor.moments
-    return Stepped(
-        tensor.group.first, value, grad, moments["mean"], moments["mean_square"], low, decays(tensor.name), touched
-    )
+    copy = None if tensor.compute_copy is None else tensor.stack(tensor.compute_copy.detach())
+    exp_avg, exp_avg_sq = tensor.moments["exp_avg"], tensor.moments["exp_avg_sq"]
+    return AdamWTensor(tensor.group.first, value, grad, exp_avg, exp_avg_sq, copy, bool(tensor.decays), touched)

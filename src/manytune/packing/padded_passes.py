@@ -2,17 +2,18 @@
 
 This is for architectures whose attention does not go through transformers' interface, and for those that have no row
 in the table of families. DeBERTa projects its position embeddings, which belong to no sequence, by the very layers
-that runs adapt: so one pass cannot serve several runs. The frozen tensors are shared all the same. A run's biases and
-head stand in for the model's own while its turn lasts, LoRA's update is added behind the layer that it is for, and
-dropout is keyed wherever it is called. A turn sees one run alone, so neither a neighbour's NaN nor its lengths count.
+that runs adapt: so one pass cannot serve several runs. The frozen tensors are shared all the same. During its turn a
+run's biases, gains and head stand in for the model's own, torch's forward hooks do what else its hooks say, and every
+call of dropout is keyed. A turn sees one run alone, so neither a neighbour's NaN nor its lengths count.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,20 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from transformers.activations import ACT2FN
 
 from manytune.models.families import family_of
 from manytune.models.loading import Backbone
 from manytune.packing.bank import Bank, BankTensor, Member
 from manytune.packing.context import Context, dropped
 from manytune.packing.dropout import Drop, head_keys, numbered_keys
-from manytune.packing.fill import add_adapters, add_biases, keep_sites
 from manytune.packing.heads import PackedHead
+from manytune.packing.hooks import ModuleHooks, add_hooks
 from manytune.packing.layout import Layout
-from manytune.packing.linear import LoraSite
 from manytune.packing.sharing import shared
 from manytune.utils.errors import ModelError
-
-__all__ = ["PaddedPasses"]
 
 
 class PaddedPasses:
@@ -50,31 +49,24 @@ class PaddedPasses:
         self._dtype = context.dtype if family_of(backbone.family).bf16 else torch.float32
         self.model = shared(backbone.whole, full, self._dtype, device)
         self.model.set_attn_implementation("eager")  # whose dropout is a call that can be keyed
-        self._biases: list[BankTensor] = []
-        self._sites: list[LoraSite] = []
         self._turn: _Turn | None = None
         prefix = backbone.model_spec.prefix
         encoder = self.model.base_model
+        self.hooks = add_hooks(bank, members, prefix, encoder, device)
         if full:
             group = bank.group(0, 1)
             for name in backbone.model_spec.tensors:
                 parameter = encoder.get_parameter(name).requires_grad_(True)
                 bank.add(BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False))
-        else:
-            biases = [member.adaptation.biases for member in members]
-            self._biases = [bias for _, bias in add_biases(bank, biases, prefix, encoder.get_parameter)]
-            updates: dict[str, list[LoraSite]] = {}
-            for path, site in add_adapters(
-                bank,
-                [member.adaptation.lora for member in members],
-                [member.seed for member in members],
-                prefix,
-                lambda path: encoder.get_parameter(f"{path}.weight"),
-            ):
-                updates.setdefault(path, []).append(site)
-            for path, sites in updates.items():
-                encoder.get_submodule(path).register_forward_hook(self._update(path, sites))
-                self._sites += sites
+        # The tensors that a run's own can stand in for; what it trains beside them is added by forward hooks.
+        self._parameters = {name for name, _ in self.model.named_parameters()}
+        for path, hooks in self.hooks.items():
+            module = encoder.get_submodule(path)
+            if hooks.input_scales:
+                module.register_forward_pre_hook(partial(self._before, hooks))
+            added = any(bias.name not in self._parameters for bias in hooks.biases)
+            if added or hooks.kinds & {"low_rank", "output_scales", "serial"}:
+                module.register_forward_hook(partial(self._after, hooks, f"{path}.lora"))
         if self._dtype != torch.float32:
             pooler = [child for name, child in encoder.named_children() if name == "pooler"]
             for part in [child for child in self.model.children() if child is not encoder] + pooler:
@@ -87,31 +79,20 @@ class PaddedPasses:
             self.model.train(training)
         return torch.stack([self._of_run(layout, run, head.of(run)) for run in range(layout.runs)])
 
-    def keep(self, runs: Sequence[int]) -> None:
-        """Shrink what is beside the bank to some of the runs, before the bank shrinks."""
-        keep_sites(self._sites, runs)
-
-    def forget_empty(self) -> None:
-        """Let go of what no run of the pack has any more."""
-        self._biases = [bias for bias in self._biases if len(bias.group)]
-
     def _of_run(self, layout: Layout, run: int, own: Mapping[str, Tensor]) -> Tensor:
         """[B, outputs] fp32 of one run, with its own head tensors."""
         turn = self._begin(layout, run)
-        biases = {b.name: b.value[run - b.group.first] for b in self._biases if b.holds(run)}
+        tensors = [tensor for hooks in self.hooks.values() for tensor in (*hooks.biases, *hooks.gains)]
+        replaced = {t.name: t.own(run) for t in tensors if t.holds(run) and t.name in self._parameters}
         inputs = {"input_ids": turn.ids, "attention_mask": turn.mask.long()}
         if self._backbone.model_spec.token_types:
             inputs["token_type_ids"] = turn.types
+        half = self._dtype != torch.float32
         self._turn = turn
-        with turn, self._precision():
-            logits: Tensor = functional_call(self.model, {**own, **biases}, kwargs=inputs).logits
+        with turn, torch.autocast(self._device.type, self._dtype) if half else nullcontext():
+            logits: Tensor = functional_call(self.model, {**own, **replaced}, kwargs=inputs).logits
         self._turn = None
         return logits.float()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
 
     def _begin(self, layout: Layout, run: int) -> _Turn:
         """A run's sequences, padded to the longest of them."""
@@ -131,22 +112,39 @@ class PaddedPasses:
             keys=None if keys is None else _TurnKeys(keys.tokens[token], keys.sequences[own], keys.runs[run]),
         )
 
-    def _update(self, path: str, sites: Sequence[LoraSite]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        """A hook that adds a run's own update to what its layer gives."""
+    def _before(self, hooks: ModuleHooks, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A forward pre-hook of torch's: what a module sees of the run whose turn it is."""
+        turn = self._turn
+        assert turn is not None
+        x, *rest = inputs
+        for scale in hooks.input_scales:
+            if scale.holds(turn.run):
+                x = (x * scale.own(turn.run)).to(x.dtype)
+        return (x, *rest)
 
-        def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            turn = self._turn
-            assert turn is not None
-            for site in sites:
-                if not site.a.holds(turn.run):
-                    continue
-                place = turn.run - site.group.first
-                x = turn.drop(inputs[0], site.dropout, f"{path}.lora")
-                update = x @ site.a.value[place] @ site.b.value[place] * site.scale[place]
-                output = output + update.to(output.dtype)
-            return output
-
-        return add
+    def _after(self, hooks: ModuleHooks, site: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """A forward hook of torch's: what the run whose turn it is makes of a module's output."""
+        if isinstance(output, tuple):  # a layer that gives its attention weights too
+            return self._after(hooks, site, module, inputs, output[0]), *output[1:]
+        turn = self._turn
+        assert turn is not None
+        run, y = turn.run, output
+        for bias in hooks.biases:
+            if bias.holds(run) and bias.name not in self._parameters:
+                y = y + bias.own(run).to(y.dtype)
+        for update in hooks.low_rank:
+            if update.a.holds(run):
+                x = turn.drop(inputs[0], update.dropout, site)
+                scale = update.scale[run - update.group.first]
+                y = y + (x @ update.a.own(run) @ update.b.own(run) * scale).to(y.dtype)
+        for factor in hooks.output_scales:
+            if factor.holds(run):
+                y = (y * factor.own(run)).to(y.dtype)
+        for adapter in hooks.serial:
+            if adapter.down.holds(run):
+                inner = ACT2FN[adapter.activation](y @ adapter.down.own(run) + adapter.down_bias.own(run))
+                y = y + (inner @ adapter.up.own(run) + adapter.up_bias.own(run)).to(y.dtype)
+        return y
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ class _Turn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.dropout:
-            return self._dropout(*args, **kwargs)
+            return self._keyed_dropout(*args, **kwargs)
         if func in _DRAWS and self._keys is not None:
             raise ModelError(
                 f"model: this architecture draws random numbers of its own ({func.__name__}) while it trains, so a "
@@ -218,7 +216,8 @@ class _Turn(TorchFunctionMode):
             )
         return func(*args, **kwargs)
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def _keyed_dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """What stands in for torch's, with its arguments."""
         return self.drop(input, p, "dropout") if training else input
 
 

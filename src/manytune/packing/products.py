@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Product"]
-
 _ROWS_HINT = 1024
 """The number of rows that a packed layout is chosen for; it serves any number."""
 

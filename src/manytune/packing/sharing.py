@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["is_in_layers", "shared"]
-
 
 def is_in_layers(path: str) -> bool:
     """Whether a module is part of one of the encoder's layers, which stand in a numbered list.

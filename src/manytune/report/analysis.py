@@ -1,9 +1,10 @@
-"""ReportData → one analysis for each task and backbone: what the page, the tables and the figures are made from."""
+"""ReportData → one analysis for each task and backbone, from which page, tables and figures are made."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from manytune.data.metrics import Metric, is_constant
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
 from manytune.report.report_data import ReportData
+from manytune.report.sheets import Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, TaskTable, tabulate
 from manytune.stats import (
     LEVEL,
@@ -30,12 +32,10 @@ from manytune.storage.artifacts import Examples, Structure
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import HistoryRow, RunRecord
 
-__all__ = ["Analysis", "analyse", "score_of"]
-
 Array = NDArray[Any]
 
-_LONGEST_KEY = 80  # a file's name may have 255 bytes, and some have the key and more
-_CLOSE = 1e-3  # a kept score and one computed from kept logits differ by rounding alone
+_LONGEST_KEY = 80  # a file's name has at most 255 bytes, and the key is only a part of some names
+_CLOSE = 1e-3  # a recorded score and the one that kept logits give differ by rounding alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,6 @@ class Analysis:
         return self.table.rows
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods, in the studies' order."""
-        return tuple(dict.fromkeys(row.runs[0].method for row in self.rows))
-
-    @property
     def records(self) -> tuple[RunRecord, ...]:
         """All runs that have ended."""
         return tuple(run for row in self.rows for run in row.runs)
@@ -103,15 +98,19 @@ class Analysis:
         """The configuration that is called so."""
         return next(row for row in self.rows if row.label == label)
 
-    def mean(self, row: MethodRow) -> float | None:
-        """Mean best score of a configuration."""
-        return row.primary.best.mean
+    def predicted(self, row: MethodRow) -> list[tuple[RunRecord, Array]]:
+        """The configuration's runs that finished and whose predictions are known, with these."""
+        return [(run, self.predictions[run.run_id]) for run in row.finished if run.run_id in self.predictions]
+
+    def sheet(self, stem: str, title: str, caption: str, fields: Sequence[Field], items: Iterable[Any]) -> Sheet:
+        """A table of this task, as `sheet_of` makes it."""
+        return sheet_of(f"{self.key}-{stem}", f"{self.title}: {title}", caption, fields, items)
 
     @property
     def ranked(self) -> tuple[MethodRow, ...]:
         """Configurations with a mean, the best first."""
         sign = 1 if self.metric.higher_is_better else -1
-        known = [(mean, row) for row in self.rows if (mean := self.mean(row)) is not None]
+        known = [(row.mean, row) for row in self.rows if row.mean is not None]
         return tuple(row for _, row in sorted(known, key=lambda one: -sign * one[0]))
 
     @property
@@ -119,21 +118,12 @@ class Analysis:
         """The best configuration of each method, the best method first."""
         best: dict[str, MethodRow] = {}
         for row in self.ranked:
-            best.setdefault(row.runs[0].method, row)
+            best.setdefault(row.method, row)
         return tuple(best.values())
 
 
-def score_of(run: RunRecord, metric: str) -> float | None:
-    """A metric of the run's best snapshot."""
-    return run.best_score if metric == run.primary_metric else run.scores.get(metric)
-
-
 def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analysis, ...]:
-    """One analysis for each task and backbone, in the records' order.
-
-    Args:
-        data: What study directories hold.
-        problems: Gets a sentence for each task that cannot be analysed, and is left out.
+    """One analysis for each task and backbone, in the records' order; `problems` gets a sentence for each left out.
 
     Warns:
         ReportWarning: A task, or a part of its analysis, is left out.
@@ -141,46 +131,37 @@ def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analys
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for record in data.records:
         groups.setdefault((record.task, record.model), []).append(record)
+    models = Counter(task for task, _ in groups)
     problems = [] if problems is None else problems
     found: list[Analysis] = []
     for (task, model), own in groups.items():
-        alone = sum(name == task for name, _ in groups) == 1
-        key = _key(task if alone else f"{task}-{model}", [each.key for each in found])
-        said = f"Without {task} on {model}"
-        found += attempt(said, partial(_analyse_records, key, own, data), (), problems)
+        key = _key(task if models[task] == 1 else f"{task}-{model}", {each.key for each in found})
+        found += attempt(f"Without {task} on {model}", partial(_analyse, key, own, data), (), problems)
     return tuple(found)
 
 
-def _analyse_records(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[Analysis, ...]:
-    return tuple(_analyse(key, table, data) for table in tabulate(records))
-
-
-def _key(name: str, taken: Iterable[str]) -> str:
+def _key(name: str, used: Collection[str]) -> str:
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_KEY] or "task"
-    used = set(taken)
     return next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
 
 
-def _analyse(key: str, table: TaskTable, data: ReportData) -> Analysis:
+def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[Analysis, ...]:
+    """The analysis of the records of one task on one backbone."""
+    (table,) = tabulate(records)
     runs = [run for row in table.rows for run in row.runs]
-    examples = data.examples.get(table.task)
-    kept = {run.run_id: data.logits[run.run_id] for run in runs if run.run_id in data.logits}
-    task = data.tasks.get(table.task)
-    problems: list[str] = []
+    task, examples, problems = data.tasks.get(table.task), data.examples.get(table.task), list[str]()
     nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
-    predictions, misfits = attempt(
-        "Dev predictions could not be used", lambda: _predictions(task, runs, kept, examples), nothing, problems
-    )
-    draws: dict[str, Array] = attempt(
-        "Uncertainty over dev examples is unknown", lambda: _draws(table, predictions, examples), {}, problems
-    )
+    said = "Dev predictions could not be used"
+    predictions, misfits = attempt(said, lambda: _predictions(task, runs, data.logits, examples), nothing, problems)
+    said = "Uncertainty over dev examples is unknown"
+    draws: dict[str, Array] = attempt(said, lambda: _draws(table, predictions, examples), {}, problems)
     metric = table.rows[0].primary.metric
     sign = 1 if metric.higher_is_better else -1
     configurations = [
         Configuration(
-            row.runs[0].method,
+            row.method,
             row.label,
-            {run.seed: sign * score for run in row.finished if (score := run.best_score) is not None},
+            {run.seed: sign * score for run, score in row.scored(metric.name)},
             None if row.label not in draws else sign * draws[row.label],
         )
         for row in table.rows
@@ -192,8 +173,11 @@ def _analyse(key: str, table: TaskTable, data: ReportData) -> Analysis:
         for run in study.status.runs
         if run.state == PENDING and (run.task, run.model) == (table.task, table.model)
     )
+    said = "Methods could not be compared over seeds"
+    comparisons = attempt(said, lambda: compare_all(configurations), (), problems)
+    standing = attempt("What may be the best is unknown", lambda: standings(configurations), (), problems)
     tails = [LEVEL / 2, 1 - LEVEL / 2]
-    return Analysis(
+    analysis = Analysis(
         key=key,
         table=table,
         task=task,
@@ -203,48 +187,42 @@ def _analyse(key: str, table: TaskTable, data: ReportData) -> Analysis:
         misfits=misfits,
         examples=examples,
         structure=data.structures.get((table.task, table.model)),
-        comparisons=attempt(
-            "Methods could not be compared over seeds", lambda: compare_all(configurations), (), problems
-        ),
-        standings={
-            each.label: each
-            for each in attempt(
-                "What may be the best is unknown", lambda: tuple(standings(configurations)), (), problems
-            )
-        },
+        comparisons=comparisons,
+        standings={each.label: each for each in standing},
         intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
         problems=tuple(problems),
     )
+    return (analysis,)
 
 
 def _predictions(
     task: Task | None, runs: Sequence[RunRecord], logits: Mapping[str, Array], examples: Examples | None
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """Predictions of the runs whose logits give the score of their record, and the ids of the others."""
+    """Predictions of the runs whose logits give the score of their record, and the ids of the other runs."""
     if examples is None or task is None:
         return {}, ()
     labels = np.array(examples.labels)
-    once = np.ones((1, len(labels)))
     found: dict[str, Array] = {}
     misfits = []
     for run in runs:
         own = logits.get(run.run_id)
         if own is None or run.best_score is None:
             continue
-        said = None
         if own.shape == (len(labels), task.num_outputs) and np.isfinite(own).all():
-            said = own.argmax(-1) if task.kind == "classification" else own[:, 0].astype(float)
-        if said is not None and _fits(run.primary_metric, said, labels, once, run.best_score):
-            found[run.run_id] = said
-        else:
-            misfits.append(run.run_id)
+            predicted = task.type.decode(own)
+            if _gives(run.primary_metric, predicted, labels, run.best_score):
+                found[run.run_id] = predicted
+                continue
+        misfits.append(run.run_id)
     return found, tuple(misfits)
 
 
-def _fits(metric: str, said: Array, labels: Array, once: Array, recorded: float) -> bool:
-    score = metric_draws(metric, said[None], labels, once)
-    # Numbers that are one but for rounding have a correlation that means nothing; their record says 0.
-    return score is None or abs(float(score[0, 0]) - recorded) < _CLOSE or (is_constant(said) and recorded == 0)
+def _gives(metric: str, predicted: Array, labels: Array, recorded: float) -> bool:
+    """Whether the predictions give the recorded score; one that cannot be computed here is taken as it is."""
+    score = metric_draws(metric, predicted[None], labels, np.ones((1, len(labels))))
+    # The correlation of numbers that differ by rounding alone means nothing; their record says 0.
+    constant = recorded == 0 and is_constant(predicted)
+    return score is None or abs(float(score[0, 0]) - recorded) < _CLOSE or constant
 
 
 def _draws(table: TaskTable, predictions: Mapping[str, Array], examples: Examples | None) -> dict[str, Array]:

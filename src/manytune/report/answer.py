@@ -7,17 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from manytune.methods import METHODS
 from manytune.report.analysis import Analysis
-from manytune.report.sheets import show, signed
+from manytune.report.sheets import interval, show, signed
 from manytune.report.task_table import MethodRow
-from manytune.report.views import counted
 from manytune.stats import MINIMUM_SEEDS, Comparison, Verdict
 from manytune.storage.record import RunState
-from manytune.utils.text import listed
-
-__all__ = ["Answer", "Point", "answer", "cheapest", "configuration_title", "method_title", "train_seconds"]
-
-_TITLES = {"full": "full fine-tuning", "bitfit": "BitFit", "lora": "LoRA", "head": "head-only training"}
+from manytune.utils.text import counted, listed
 
 _BECAME = {
     "finished": "finished without a score",
@@ -28,11 +24,13 @@ _BECAME = {
 """State of a run → what sentences say of it."""
 
 Kind = Literal["better", "noise", "few", "cheap", "warning"]
+"""What a point says, by its name in summary.json: that the best method is better than another; that another is within
+noise of it; that there are too few seeds to tell; which near-best configurations are cheapest; what to beware of."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One sentence or two, and what they are about."""
+    """One sentence or two, and their subject."""
 
     kind: Kind
     text: str
@@ -40,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task's runs say."""
+    """What the runs of a task show."""
 
     headline: str
     points: tuple[Point, ...]
@@ -49,39 +47,36 @@ class Answer:
 
 
 def method_title(method: str) -> str:
-    """What sentences call a method."""
-    return _TITLES.get(method, method)
+    """What sentences call a method; its name where no such method is registered."""
+    return METHODS[method].title if method in METHODS else method
 
 
 def configuration_title(row: MethodRow) -> str:
     """What sentences call a configuration: "LoRA r=8, lr 4e-4"."""
-    method = row.runs[0].method
-    return f"{method_title(method)}{row.label.removeprefix(method)}" if row.label.startswith(method) else row.label
+    if not row.label.startswith(row.method):
+        return row.label
+    return f"{method_title(row.method)}{row.label.removeprefix(row.method)}"
 
 
 def answer(analysis: Analysis) -> Answer:
-    """Say what the runs of one task come to, and no more than they allow."""
-    ranked = analysis.best_rows
+    """What the runs of one task show, and no more than the statistics allow."""
     warnings = tuple(Point("warning", text) for text in _warnings(analysis))
     what = f"{analysis.title}, {analysis.metric.title}"
-    if not ranked:
+    if not analysis.best_rows:
         return Answer(f"{what}: {_why_none(analysis)}", warnings, False)
-    leader = ranked[0]
-    name, mean, seeds = configuration_title(leader), leader.primary.best.mean, len(leader.finished)
-    level = f"{what}: {name} has the highest mean, {show(mean, 'score')} over {counted(seeds, 'seed')}"
-    if not analysis.metric.higher_is_better:
-        level = level.replace("highest", "lowest")
-    against = [each for each in analysis.comparisons if each.first == leader.runs[0].method]
+    leader, against = analysis.best_rows[0], _against_leader(analysis)
+    name, mean = (
+        configuration_title(leader),
+        f"{show(leader.mean, 'score')} over {counted(len(leader.finished), 'seed')}",
+    )
+    level = f"{what}: {name} has the {'highest' if analysis.metric.higher_is_better else 'lowest'} mean, {mean}"
     if not against:
         return Answer(f"{level}. No other method has a score, so there is nothing to compare it with.", warnings, False)
-    points = [_point(analysis, each) for each in against]
     verdicts = {each.verdict for each in against}
-    decided = any(verdict is not Verdict.TOO_FEW_SEEDS for verdict in verdicts)
+    decided = verdicts != {Verdict.TOO_FEW_SEEDS}
     if verdicts == {Verdict.BETTER}:
         others = "the only other method" if len(against) == 1 else f"all {len(against)} other methods"
-        headline = (
-            f"{what}: {name} is best, {show(mean, 'score')} over {counted(seeds, 'seed')}; it is better than {others}."
-        )
+        headline = f"{what}: {name} is best, {mean}; it is better than {others}."
     elif not decided:
         headline = f"{level}, but these are too few seeds for a verdict."
     elif Verdict.WITHIN_NOISE in verdicts:
@@ -89,7 +84,13 @@ def answer(analysis: Analysis) -> Answer:
         headline = f"{level}; {level_with} cannot be told from it."
     else:
         headline = f"{level}."
-    return Answer(headline, (*points, *_cheap(analysis), *warnings), decided)
+    points = [_point(analysis, each) for each in against]
+    return Answer(headline, (*points, *_cheapest_point(analysis), *warnings), decided)
+
+
+def _against_leader(analysis: Analysis) -> list[Comparison]:
+    """The comparisons of the best method with every other one."""
+    return [each for each in analysis.comparisons if each.first == analysis.best_rows[0].method]
 
 
 def _why_none(analysis: Analysis) -> str:
@@ -101,28 +102,25 @@ def _why_none(analysis: Analysis) -> str:
     return f"all runs have ended and none has a score to compare: {became}."
 
 
-def cheapest(analysis: Analysis) -> tuple[MethodRow, ...]:
+def near_best(analysis: Analysis) -> tuple[MethodRow, ...]:
     """Configurations that no verdict excludes from being as good as the best: what may be chosen by its cost.
 
-    The best configuration, the best one of every method within noise of it, and every one that may be the best
-    and is not of a method that is worse; of these only those whose every finished run took off: where one did not, the
-    spread is so wide that no test excludes anything. Empty where there is no verdict.
+    These are the best configuration, the best one of every method within noise of it, and every one that may be the
+    best and whose method is not worse. Other than the best one, a configuration with a run whose training did not take
+    off is left out: its spread is so wide that no test excludes anything. Empty where there is no verdict.
     """
     if not analysis.best_rows:
         return ()
-    leader = analysis.best_rows[0]
-    against = [each for each in analysis.comparisons if each.first == leader.runs[0].method]
+    leader, against = analysis.best_rows[0].label, _against_leader(analysis)
     if all(each.verdict is Verdict.TOO_FEW_SEEDS for each in against):
         return ()
-    level = {leader.label, *(each.second_label for each in against if each.verdict is Verdict.WITHIN_NOISE)}
+    level = {leader, *(each.second_label for each in against if each.verdict is Verdict.WITHIN_NOISE)}
     worse = {each.second for each in against if each.verdict is Verdict.BETTER}
     for row in analysis.ranked:
         standing = analysis.standings.get(row.label)
-        if standing is not None and standing.in_reach and row.runs[0].method not in worse:
+        if standing is not None and standing.may_be_best and row.method not in worse:
             level.add(row.label)
-    return tuple(
-        row for row in analysis.rows if row.label in level and (row.label == leader.label or not row.stragglers)
-    )
+    return tuple(row for row in analysis.rows if row.label in level and (row.label == leader or not row.low_outliers))
 
 
 def _point(analysis: Analysis, found: Comparison) -> Point:
@@ -134,7 +132,9 @@ def _point(analysis: Analysis, found: Comparison) -> Point:
             return Point("few", f"{_capital(one)} and {other} have the same mean. {_more_seeds(found)}")
         return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(found)}")
     if found.verdict is Verdict.WITHIN_NOISE:
-        text = f"{_capital(other)} is within noise of {one} ({_facts(found, mirrored=True)}){_share(second)}."
+        share = second.trainable_share
+        parameters = "" if share is None else f" with {show(share, 'share')} of the parameters"
+        text = f"{_capital(other)} is within noise of {one} ({_facts(found, mirrored=True)}){parameters}."
         if found.detectable is not None:
             least = show(found.detectable, "score")
             text += f" With these seeds, four of five studies would find a true difference of {least} or more."
@@ -142,7 +142,7 @@ def _point(analysis: Analysis, found: Comparison) -> Point:
             text += " By itself the interval leaves out 0; after correction for all comparisons it proves nothing."
         return Point("noise", text)
     if found.verdict is Verdict.ON_THIS_DEV_SET:
-        over_examples = _interval(found.examples_low, found.examples_high)
+        over_examples = interval(found.examples_low, found.examples_high, "unknown")
         doubt = f"but another dev set might say otherwise: over dev examples the interval is {over_examples}."
         return Point("noise", f"{_capital(one)} is better than {other} on these dev examples ({facts}), {doubt}")
     p = show(found.p_holm, "p")
@@ -151,14 +151,12 @@ def _point(analysis: Analysis, found: Comparison) -> Point:
 
 def _facts(found: Comparison, *, mirrored: bool = False) -> str:
     """Difference, interval, seeds; `mirrored` from the second's point of view."""
-    sign, low, high = (-1, _minus(found.high), _minus(found.low)) if mirrored else (1, found.low, found.high)
+    difference, low, high = found.difference, found.low, found.high
+    if mirrored:
+        difference, low, high = -difference, None if high is None else -high, None if low is None else -low
     known = low is not None and high is not None and found.seeds >= MINIMUM_SEEDS
-    between = f"95 % interval {_interval(low, high)}, " if known else ""
-    return f"{signed(sign * found.difference)}, {between}{counted(found.seeds, 'seed')}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "unknown" if low is None or high is None else f"{signed(low)} to {signed(high)}"
+    between = f"95 % interval {interval(low, high)}, " if known else ""
+    return f"{signed(difference)}, {between}{counted(found.seeds, 'seed')}"
 
 
 def _more_seeds(found: Comparison) -> str:
@@ -176,12 +174,13 @@ def _more_seeds(found: Comparison) -> str:
     )
 
 
-def _cheap(analysis: Analysis) -> list[Point]:
-    rows = cheapest(analysis)
+def _cheapest_point(analysis: Analysis) -> list[Point]:
+    """Which of the near-best configurations costs the least, in each kind of cost."""
+    rows = near_best(analysis)
     least: dict[str, list[str]] = {}
     for what, kind, values in (
         ("fewest trainable parameters", "count", [row.trainable for row in rows]),
-        ("shortest training", "seconds", [train_seconds(row) for row in rows]),
+        ("shortest training", "seconds", [row.train_seconds for row in rows]),
         ("least memory", "bytes", [row.peak_memory_bytes for row in rows]),
     ):
         known = [(value, row) for value, row in zip(values, rows, strict=True) if value is not None]
@@ -195,22 +194,13 @@ def _cheap(analysis: Analysis) -> list[Point]:
 
 
 def _with_distance(analysis: Analysis, row: MethodRow) -> str:
-    """A configuration with how far its mean is behind the best one: what no test excludes may be far."""
-    best, own = analysis.mean(analysis.best_rows[0]), analysis.mean(row)
-    assert best is not None
-    assert own is not None
-    behind = signed(own - best)
-    return (
-        configuration_title(row)
-        if row.label == analysis.best_rows[0].label
-        else f"{configuration_title(row)} ({behind})"
-    )
-
-
-def train_seconds(row: MethodRow) -> float | None:
-    """Mean training time of a run, its share of its pack's; over the runs that finished."""
-    known = [run.cost.train_seconds for run in row.finished if run.cost.train_seconds is not None]
-    return sum(known) / len(known) if known else None
+    """A configuration and how far its mean is behind the best one: also what no test excludes may be far behind."""
+    best = analysis.best_rows[0]
+    if row.label == best.label:
+        return configuration_title(row)
+    assert best.mean is not None
+    assert row.mean is not None
+    return f"{configuration_title(row)} ({signed(row.mean - best.mean)})"
 
 
 def _warnings(analysis: Analysis) -> list[str]:
@@ -225,11 +215,11 @@ def _warnings(analysis: Analysis) -> list[str]:
             labels = _listed(dict.fromkeys(run.label for run in runs))
             said.append(f"{counted(len(runs), 'run')} {what} ({labels}): left out of all means, named below.")
     for row in analysis.rows:
-        for run, middle in row.stragglers:
+        for run, median in row.low_outliers:
             name = _capital(configuration_title(row))
             said.append(
                 f"{name}: seed {run.seed} scored {show(run.best_score, 'score')}, less than half of the median of its "
-                f"other seeds, {show(middle, 'score')}. That training did not take off: a lower learning rate or a "
+                f"other seeds, {show(median, 'score')}. That training did not take off: a lower learning rate or a "
                 "longer warm-up may mend it. It is part of the mean and its spread."
             )
     if analysis.pending:
@@ -251,10 +241,6 @@ def _warnings(analysis: Analysis) -> list[str]:
     return said
 
 
-def _share(row: MethodRow) -> str:
-    return "" if row.trainable_share is None else f" with {show(row.trainable_share, 'share')} of the parameters"
-
-
 def _listed(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
@@ -262,7 +248,3 @@ def _listed(names: Iterable[str]) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from manytune.data.metrics import Metric
+from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
-from manytune.report.score_sheets import swept
-from manytune.report.series import COSTS, Curve, Look, curves, front, looks, quantities
+from manytune.report.series import COSTS, Curve, Look, SweptSeries, curves, front, looks, quantities, references, swept
 from manytune.report.sheets import show
 from manytune.report.task_table import MethodRow
 
-__all__ = ["Chart", "cost_chart", "curve_chart", "draw_curves", "rank_chart", "rate_chart", "score_chart"]
-
-_MOST_LINES = 60  # runs drawn one by one; more are a thicket, and their band says the same
+_MOST_LINES = 60  # runs drawn one by one; of more, their band alone can be read
 _MOST_SHOWN = 24  # configurations; of more, the best one of each method shows at first, the others by the legend
 _PANELS = ("", "2", "3", "4")
 
@@ -45,56 +43,42 @@ class Chart:
 
 def score_chart(analysis: Analysis) -> Chart:
     """Every seed's best score, and the mean with its standard deviation, by configuration."""
-    look, rows, names = _looks(analysis), analysis.rows, looks(analysis)
+    look, rows, title = looks(analysis), analysis.rows, analysis.metric.title
     data: list[dict[str, Any]] = []
     for row in reversed(rows):  # plotly's first category is the lowest one
-        own, metric = look[row.label], analysis.metric
-        scores = [(run, run.best_score) for run in row.finished if run.best_score is not None]
-        seeds = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": own.name,
-            "x": [score for _, score in scores],
-            "y": [own.name] * len(scores),
-            "text": [f"seed {run.seed}" for run, _ in scores],
-            "hovertemplate": f"%{{y}}, %{{text}}<br>{metric.title} %{{x:.4f}}<extra></extra>",
-            "marker": {"color": f"@{own.color}~{own.tone:.2f}/0.6", "size": 9, "symbol": own.symbol},
-        }
-        best = row.primary.best
-        mean = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": f"{own.name}, mean",
-            "x": [] if best.mean is None else [best.mean],
-            "y": [] if best.mean is None else [own.name],
-            "error_x": {
-                "type": "data",
-                "array": [best.deviation or 0],
-                "color": f"@{own.color}~{own.tone:.2f}",
-                "thickness": 2,
-            },
-            "hovertemplate": f"%{{y}}, mean of {best.count}<br>{metric.title} %{{x:.4f}}<extra></extra>",
-            "marker": {
-                "color": f"@{own.color}~{own.tone:.2f}",
-                "size": 15,
-                "symbol": "line-ns-open",
-                "line": {"width": 3},
-            },
-        }
-        data += [seeds, mean]
-    said = "; ".join(f"{names[row.label].name} {_mean(row)}" for row in rows)
-    order = [look[row.label].name for row in reversed(rows)]
+        own, best, scored = look[row.label], row.primary.best, row.scored(analysis.metric.name)
+        data.append(
+            _dots(own.markup)
+            | {
+                "x": [score for _, score in scored],
+                "y": [own.markup] * len(scored),
+                "text": [f"seed {run.seed}" for run, _ in scored],
+                "hovertemplate": f"%{{y}}, %{{text}}<br>{title} %{{x:.4f}}<extra></extra>",
+                "marker": {"color": f"{own.paint}/0.6", "size": 9, "symbol": own.symbol},
+            }
+        )
+        data.append(
+            _dots(f"{own.markup}, mean")
+            | {
+                "x": [] if best.mean is None else [best.mean],
+                "y": [] if best.mean is None else [own.markup],
+                "error_x": {"type": "data", "array": [best.deviation or 0], "color": own.paint, "thickness": 2},
+                "hovertemplate": f"%{{y}}, mean of {best.count}<br>{title} %{{x:.4f}}<extra></extra>",
+                "marker": {"color": own.paint, "size": 15, "symbol": "line-ns-open", "line": {"width": 3}},
+            }
+        )
+    said = "; ".join(f"{look[row.label].name} {show(row.mean, 'score')}" for row in rows)
     return Chart(
         f"{analysis.key}-chart-scores",
-        f"{analysis.metric.title} of every seed, with mean ± standard deviation",
-        f"Dots: {analysis.metric.title} of every seed by configuration. Means: {said}.",
+        f"{title} of every seed, with mean ± standard deviation",
+        f"Dots: {title} of every seed by configuration. Means: {said}.",
         data,
         {
-            "xaxis": {"title": {"text": analysis.metric.title}, "zeroline": False},
+            "xaxis": {"title": {"text": title}, "zeroline": False},
             "yaxis": {
                 "automargin": True,
                 "categoryorder": "array",
-                "categoryarray": order,
+                "categoryarray": [look[row.label].markup for row in reversed(rows)],
                 "ticksuffix": "  ",
                 "range": [-0.7, len(rows) - 0.3],
             },
@@ -106,7 +90,7 @@ def score_chart(analysis: Analysis) -> Chart:
 
 def curve_chart(analysis: Analysis) -> Chart | None:
     """Score, losses and learning rate by step; None without histories."""
-    look = _looks(analysis)
+    look = looks(analysis)
     first_seen = {row.label for row in (analysis.rows if len(look) <= _MOST_SHOWN else analysis.best_rows)}
     found = [curves(analysis, value) for _, _, value in quantities(analysis.metric)]
     return draw_curves(analysis.key, analysis.metric, look, found, first_seen)
@@ -119,72 +103,63 @@ def draw_curves(
     found: Sequence[Sequence[Curve]],
     first_seen: Collection[str] = (),
 ) -> Chart | None:
-    """A panel for each quantity; None without curves.
+    """A panel for each of `quantities`, of which `found` holds the curves; None without curves.
 
-    Args:
-        key: Of the task.
-        metric: That ranks.
-        look: Label → look.
-        found: The curves of each of `quantities`.
-        first_seen: Labels that are shown at first, the others by the legend; none: all, if they are not too many.
+    The labels in `first_seen` are shown at first, the others by a click in the legend; if it is empty, as many as can
+    be told apart are shown.
     """
     count = max((sum(len(curve.runs) for curve in panel) for panel in found), default=0)
-    lines = count <= _MOST_LINES
+    single = count <= _MOST_LINES
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"legend": {"groupclick": "togglegroup"}, "hovermode": "closest"}
     narrow: dict[str, Any] = {"height": 1150}
-    shown = first_seen or (look if len(look) <= _MOST_SHOWN else list(look)[:_MOST_SHOWN])
-    for place, (panel, (_, title, _)) in enumerate(zip(_PANELS, quantities(metric), strict=True)):
-        for curve in found[place]:
-            own = look[curve.label]
+    shown = first_seen or list(look)[:_MOST_SHOWN]
+    for index, (panel, (_, title, _), panel_curves) in enumerate(zip(_PANELS, quantities(metric), found, strict=True)):
+        for curve in panel_curves:
+            own, name = look[curve.label], look[curve.label].markup
             axes = {"xaxis": f"x{panel}", "yaxis": f"y{panel}", "legendgroup": curve.label, "type": "scatter"}
             if curve.label not in shown:
                 axes["visible"] = "legendonly"
-            if lines:
-                data += [
-                    {
-                        **axes,
-                        "mode": "lines",
-                        "name": f"{own.name}, seed {seed}",
-                        "showlegend": False,
-                        "x": list(steps),
-                        "y": _short(values),
-                        "line": {"color": f"@{own.color}~{own.tone:.2f}/0.35", "width": 1, "dash": own.dash},
-                        "hovertemplate": f"{own.name}, seed {seed} ({state})<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-                    }
-                    for _, seed, state, steps, values in curve.runs
-                ]
-            if not curve.steps:
-                continue
-            if any(low != high for low, high in zip(curve.low, curve.high, strict=True)):
+            for _, seed, state, steps, values in curve.runs if single else ():
                 data.append(
                     {
                         **axes,
                         "mode": "lines",
-                        "name": f"{own.name}, range",
+                        "name": f"{name}, seed {seed}",
+                        "showlegend": False,
+                        "x": list(steps),
+                        "y": _short(values),
+                        "line": {"color": f"{own.paint}/0.35", "width": 1, "dash": own.dash},
+                        "hovertemplate": f"{name}, seed {seed} ({state})<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    }
+                )
+            if not curve.steps:
+                continue
+            if curve.low != curve.high:
+                data.append(
+                    {
+                        **axes,
+                        "mode": "lines",
+                        "name": f"{name}, range",
                         "showlegend": False,
                         "hoverinfo": "skip",
-                        "x": [*curve.steps, *reversed(curve.steps)],
-                        "y": _short([*curve.high, *reversed(curve.low)]),
-                        "fill": "toself",
-                        "fillcolor": f"@{own.color}/0.08",
-                        "line": {"width": 0},
+                        **_band(curve.steps, _short(curve.low), _short(curve.high), f"@{own.color}/0.08"),
                     }
                 )
             data.append(
                 {
                     **axes,
                     "mode": "lines+markers" if len(curve.steps) <= 30 else "lines",
-                    "name": own.name,
-                    "showlegend": place == 0,
+                    "name": name,
+                    "showlegend": index == 0,
                     "x": list(curve.steps),
                     "y": _short(curve.mean),
-                    "line": {"color": f"@{own.color}~{own.tone:.2f}", "width": 2.5, "dash": own.dash},
-                    "marker": {"symbol": own.symbol, "size": 6, "color": f"@{own.color}~{own.tone:.2f}"},
-                    "hovertemplate": f"{own.name}, mean<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    "line": {"color": own.paint, "width": 2.5, "dash": own.dash},
+                    "marker": {"symbol": own.symbol, "size": 6, "color": own.paint},
+                    "hovertemplate": f"{name}, mean<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
                 }
             )
-        column, line = place % 2, place // 2
+        line, column = divmod(index, 2)
         layout[f"xaxis{panel}"] = {
             "domain": [0.55 * column, 0.45 + 0.55 * column],
             "anchor": f"y{panel}",
@@ -197,7 +172,7 @@ def draw_curves(
             "exponentformat": "e",
         }
         narrow[f"xaxis{panel}.domain"] = [0, 1]
-        narrow[f"yaxis{panel}.domain"] = [0.78 - 0.26 * place, 0.98 - 0.26 * place]
+        narrow[f"yaxis{panel}.domain"] = [0.78 - 0.26 * index, 0.98 - 0.26 * index]
     if not data:
         return None
     return Chart(
@@ -205,7 +180,7 @@ def draw_curves(
         "Training, step by step",
         f"{metric.title}, evaluation loss, training loss and learning rate by step: the mean over the seeds "
         "that finished, the range between the lowest and the highest of them"
-        + (", and every run as a thin line." if lines else f". {count} runs are not drawn one by one."),
+        + (", and every run as a thin line." if single else f". {count} runs are not drawn one by one."),
         data,
         layout,
         height=720,
@@ -213,121 +188,82 @@ def draw_curves(
     )
 
 
-def rank_chart(analysis: Analysis) -> Chart | None:
-    """Score against LoRA rank, with full fine-tuning and BitFit as lines; None with fewer than two ranks."""
-    series = swept(analysis, None, "rank")
-    if not series:
+def axis_chart(axis: Axis, analysis: Analysis) -> Chart | None:
+    """Score against a hyper-parameter; None where no series has two values of it.
+
+    Methods without this hyper-parameter are lines where they have a `reference_dash`.
+    """
+    sweeps, metric = swept(analysis, axis), analysis.metric.title
+    if not sweeps:
         return None
-    every = sorted({value for points in series.values() for value, _ in points})
-    data = _swept(analysis, series)
-    for row in analysis.best_rows:
-        if row.runs[0].method in ("full", "bitfit"):
-            own, mean = _looks(analysis)[row.label], analysis.mean(row)
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": f"best {own.name}" if len(own.name.split()) > 1 else own.name,
-                    "x": [every[0], every[-1]],
-                    "y": [mean, mean],
-                    "line": {"color": f"@{own.color}", "width": 2, "dash": "dash" if own.color == "full" else "dot"},
-                    "hovertemplate": f"{own.name}: %{{y:.4f}}<extra></extra>",
-                }
-            )
-    said = "; ".join(f"{name}: " + ", ".join(f"r={v:g} {_mean(row)}" for v, row in p) for name, p in series.items())
-    axis = {"type": "log", "tickvals": every, "ticktext": [f"{value:g}" for value in every]}
-    return _swept_chart(analysis, "rank", "LoRA rank", "Score against LoRA rank", said, data, axis)
+    values = sorted({value for sweep in sweeps for value, _ in sweep.points})
+    data = [trace for sweep in sweeps for trace in _sweep_traces(metric, sweep)]
+    for own, mean, dash in references(analysis, axis):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"best {own.markup}" if len(own.name.split()) > 1 else own.markup,
+                "x": [values[0], values[-1]],
+                "y": [mean, mean],
+                "line": {"color": f"@{own.color}", "width": 2, "dash": dash},
+                "hovertemplate": f"{own.markup}: %{{y:.4f}}<extra></extra>",
+            }
+        )
 
+    def mean_at(value: float, row: MethodRow) -> str:
+        return f"{axis.prefix}{show(value, axis.kind)} {show(row.mean, 'score')}"
 
-def rate_chart(analysis: Analysis) -> Chart | None:
-    """Score against learning rate, of methods with more than one; None where there are none."""
-    series = swept(analysis, None, "learning_rate")
-    if not series:
-        return None
-    rates = sorted({value for points in series.values() for value, _ in points})
-    said = "; ".join(
-        f"{name}: " + ", ".join(f"{show(v, 'rate')} {_mean(row)}" for v, row in p) for name, p in series.items()
-    )
-    axis = {"type": "log", "tickvals": rates, "ticktext": [show(value, "rate") for value in rates]}
-    data = _swept(analysis, series)
-    return _swept_chart(analysis, "rates", "learning rate", "Sensitivity to the learning rate", said, data, axis)
-
-
-def _swept_chart(
-    analysis: Analysis,
-    stem: str,
-    axis_title: str,
-    title: str,
-    said: str,
-    data: list[dict[str, Any]],
-    axis: Mapping[str, Any],
-) -> Chart:
+    said = "; ".join(f"{sweep.name}: {', '.join(mean_at(*point) for point in sweep.points)}" for sweep in sweeps)
+    ticks = {"type": "log", "tickvals": values, "ticktext": [show(value, axis.kind) for value in values]}
     return Chart(
-        f"{analysis.key}-chart-{stem}",
-        title,
-        f"Mean {analysis.metric.title} by {axis_title}, with the standard deviation over seeds as a band. {said}.",
+        f"{analysis.key}-chart-{axis.key}",
+        f"Score against {axis.title}",
+        f"Mean {metric} by {axis.title}, with the standard deviation over seeds as a band. {said}.",
         data,
-        {
-            "xaxis": {"title": {"text": axis_title}, **axis},
-            "yaxis": {"title": {"text": analysis.metric.title}},
-        },
+        {"xaxis": {"title": {"text": axis.title}, **ticks}, "yaxis": {"title": {"text": metric}}},
         height=400,
     )
 
 
-def _swept(analysis: Analysis, series: Mapping[str, Sequence[tuple[float, MethodRow]]]) -> list[dict[str, Any]]:
-    data: list[dict[str, Any]] = []
-    shades: dict[str, int] = {}
-    look = looks(analysis)
-    for name, points in series.items():
-        color = look[points[0][1].label].color
-        shades[color] = shades.get(color, -1) + 1
-        own = Look(_plain(name), color, shades[color])
-        known = [(value, row.primary.best) for value, row in points if row.primary.best.mean is not None]
-        x = [value for value, _ in known]
-        mean = [best.mean or 0.0 for _, best in known]
-        spread = [best.deviation or 0.0 for _, best in known]
-        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-        data += [
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "showlegend": False,
-                "legendgroup": own.name,
-                "hoverinfo": "skip",
-                "x": [*x, *reversed(x)],
-                "y": [*high, *reversed(low)],
-                "fill": "toself",
-                "fillcolor": f"@{color}/0.15",
-                "line": {"width": 0},
-            },
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": own.name,
-                "legendgroup": own.name,
-                "x": x,
-                "y": mean,
-                "text": [f"{best.count} seeds" for _, best in known],
-                "line": {"color": f"@{color}", "width": 2.5, "dash": own.dash},
-                "marker": {"color": f"@{color}", "size": 9, "symbol": own.symbol},
-                "hovertemplate": f"{own.name}, %{{x}}<br>{analysis.metric.title} %{{y:.4f}}, %{{text}}<extra></extra>",
-            },
-        ]
-    return data
+def _sweep_traces(metric: str, sweep: SweptSeries) -> list[dict[str, Any]]:
+    name, color = sweep.look.markup, f"@{sweep.look.color}"
+    x = [value for value, _ in sweep.known]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "showlegend": False,
+            "legendgroup": name,
+            "hoverinfo": "skip",
+            **_band(x, sweep.band(-1), sweep.band(1), f"{color}/0.15"),
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            "legendgroup": name,
+            "x": x,
+            "y": sweep.band(0),
+            "text": [f"{best.count} seeds" for _, best in sweep.known],
+            "line": {"color": color, "width": 2.5, "dash": sweep.look.dash},
+            "marker": {"color": color, "size": 9, "symbol": sweep.look.symbol},
+            "hovertemplate": f"{name}, %{{x}}<br>{metric} %{{y:.4f}}, %{{text}}<extra></extra>",
+        },
+    ]
 
 
 def cost_chart(analysis: Analysis) -> Chart | None:
     """Score against each cost, with the Pareto front; None where no cost is known."""
-    rows, look, names = analysis.ranked, _looks(analysis), looks(analysis)
+    rows, look, metric = analysis.ranked, looks(analysis), analysis.metric
     costs = [cost for cost in COSTS if rows and any(cost.value(row) is not None for row in rows)]
     if not costs:
         return None
     choices: list[dict[str, Any]] = []
     for cost in costs:
-        known = [(cost.value(row), analysis.mean(row)) for row in rows]
+        known = [(cost.value(row), row.mean) for row in rows]
         points = [(value, mean) for value, mean in known if value is not None and mean is not None]
-        best = front(points, less_is_better=cost.less_is_better, higher_is_better=analysis.metric.higher_is_better)
+        best = front(points, less_is_better=cost.less_is_better, higher_is_better=metric.higher_is_better)
         choices.append(
             {
                 "title": cost.title,
@@ -349,57 +285,44 @@ def cost_chart(analysis: Analysis) -> Chart | None:
             "hoverinfo": "skip",
         }
     ]
-    for place, row in enumerate(rows, 1):
-        own = look[row.label]
+    for index, row in enumerate(rows, 1):  # 0 is the front
+        own, deviation = look[row.label], row.primary.best.deviation or 0
         data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": own.name,
-                "x": first["x"][place],
-                "y": first["y"][place],
-                "text": first["text"][place],
-                "error_y": {
-                    "type": "data",
-                    "array": [row.primary.best.deviation or 0],
-                    "color": f"@{own.color}~{own.tone:.2f}/0.6",
-                },
-                "marker": {"color": f"@{own.color}~{own.tone:.2f}", "symbol": own.symbol, "size": 12},
-                "hovertemplate": f"{own.name}<br>%{{text}}<br>{analysis.metric.title} %{{y:.4f}}<extra></extra>",
+            _dots(own.markup)
+            | {key: first[key][index] for key in ("x", "y", "text")}
+            | {
+                "error_y": {"type": "data", "array": [deviation], "color": f"{own.paint}/0.6"},
+                "marker": {"color": own.paint, "symbol": own.symbol, "size": 12},
+                "hovertemplate": f"{own.markup}<br>%{{text}}<br>{metric.title} %{{y:.4f}}<extra></extra>",
             }
         )
+    cost = costs[0]
     said = "; ".join(
-        f"{names[row.label].name} {show(costs[0].value(row), costs[0].kind)}, {_mean(row)}" for row in rows
+        f"{look[row.label].name} {show(cost.value(row), cost.kind)}, {show(row.mean, 'score')}" for row in rows
     )
     return Chart(
         f"{analysis.key}-chart-cost",
         "Score against cost",
-        f"Mean {analysis.metric.title} against a cost to choose; the dotted line joins what nothing is both cheaper "
-        f"and better than. By {costs[0].title}: {said}.",
+        f"Mean {metric.title} against a cost to choose; the dotted line joins what nothing is both cheaper "
+        f"and better than. By {cost.title}: {said}.",
         data,
         {
             "xaxis": {"title": {"text": first["title"]}, "type": "log" if first["log"] else "linear"},
-            "yaxis": {"title": {"text": analysis.metric.title}},
+            "yaxis": {"title": {"text": metric.title}},
         },
         height=440,
         choices=tuple(choices),
     )
 
 
-def _looks(analysis: Analysis) -> dict[str, Look]:
-    """The looks, with names that plotly shows as they are."""
-    return {label: replace(look, name=_plain(look.name)) for label, look in looks(analysis).items()}
+def _dots(name: str) -> dict[str, Any]:
+    return {"type": "scatter", "mode": "markers", "name": name}
 
 
-def _plain(text: str) -> str:
-    """Text that plotly takes neither for its subset of HTML nor for a template or a formula."""
-    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;"), ("$", "&#36;")):
-        text = text.replace(sign, entity)
-    return text
-
-
-def _mean(row: MethodRow) -> str:
-    return show(row.primary.best.mean, "score")
+def _band(x: Sequence[float], low: Sequence[Any], high: Sequence[Any], color: str) -> dict[str, Any]:
+    """The area between two lines: along the upper one and back along the lower one."""
+    line = {"x": [*x, *reversed(x)], "y": [*high, *reversed(low)]}
+    return line | {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
 
 
 def _short(values: Sequence[float]) -> list[float | None]:

@@ -1,8 +1,8 @@
-"""What changed between two studies: settings, runs, scores, cost and what they ran on."""
+"""What changed between two studies: settings, runs, scores, speed, and the versions and machines they ran on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.data.metrics import METRICS
-from manytune.report.sheets import UNKNOWN, show, signed
+from manytune.report.report_data import provenance_facts
+from manytune.report.sheets import UNKNOWN, interval, show, signed
 from manytune.report.task_table import MethodRow, tabulate
 from manytune.report.views import plain_table
 from manytune.stats import MINIMUM_SEEDS, Comparison, Configuration, compare
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 
-__all__ = ["Change", "StudyChanges", "compare_studies", "render_changes"]
-
 
 @dataclass(frozen=True)
-class Change:
+class ConfigurationChange:
     """One configuration that both studies have."""
 
     task: str
@@ -49,13 +48,13 @@ class StudyChanges:
     """What differs between two studies."""
 
     settings: tuple[tuple[str, str | None, str | None], ...]
-    """Key of the study, its value in the first and in the second; None where it is not there."""
+    """Dotted key of the study, its value in the first and in the second; None where it is not set."""
     provenance: tuple[tuple[str, str, str], ...]
     """Versions, hardware and data that differ."""
     only_first: tuple[str, ...]
     """Configurations that only the first study has: "cola: lora r=8, lr 4e-4"."""
     only_second: tuple[str, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[ConfigurationChange, ...]
     """Configurations that both have."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,53 +69,47 @@ def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
         ManytuneError: One of them is no study directory, or something in it is damaged.
     """
     stores = (Store.open(first), Store.open(second))
-    one, other = (_flat(store.study().model_dump(mode="json")) for store in stores)
+    settings = [_flat(store.study().model_dump(mode="json")) for store in stores]
     records = [tuple(store.finished_runs().values()) for store in stores]
-    rows = [
+    ours, theirs = (
         {(table.task, table.model, row.label): row for table in tabulate(own) for row in table.rows} for own in records
-    ]
-    ours, theirs = rows
+    )
+    provenance = _differing(*map(_provenance, records))
     return StudyChanges(
-        settings=tuple(
-            (key, one.get(key), other.get(key))
-            for key in dict.fromkeys([*one, *other])
-            if one.get(key) != other.get(key)
-        ),
-        provenance=_provenance(*records),
-        only_first=tuple(_named(key) for key in ours if key not in theirs),
-        only_second=tuple(_named(key) for key in theirs if key not in ours),
+        settings=tuple(_differing(*settings)),
+        provenance=tuple((key, one or UNKNOWN, other or UNKNOWN) for key, one, other in provenance),
+        only_first=tuple(f"{task}: {label}" for task, model, label in ours if (task, model, label) not in theirs),
+        only_second=tuple(f"{task}: {label}" for task, model, label in theirs if (task, model, label) not in ours),
         changes=tuple(_change(key, ours[key], theirs[key]) for key in ours if key in theirs),
     )
 
 
-def _named(key: tuple[str, str, str]) -> str:
-    task, _, label = key
-    return f"{task}: {label}"
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+    """Key and both values, of the keys whose values differ."""
+    for key in dict.fromkeys([*one, *other]):
+        if one.get(key) != other.get(key):
+            yield key, one.get(key), other.get(key)
 
 
-def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> Change:
+def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> ConfigurationChange:
     metric = first.primary.metric
     found = _tested(first, second)
-    means = (first.primary.best.mean, second.primary.best.mean)
-    both = None if means[0] is None or means[1] is None else means[1] - means[0]
-    enough = found is not None and found.seeds >= MINIMUM_SEEDS and found.low is not None and found.high is not None
+    difference = None if first.mean is None or second.mean is None else second.mean - first.mean
     low = high = None
     verdict = "too few seeds for a verdict"
-    if found is not None and enough and found.low is not None and found.high is not None:
-        # The comparison names the better one first; here the second study is looked at from the first.
-        second_ahead = found.first == "second"
-        low, high = (found.low, found.high) if second_ahead else (-found.high, -found.low)
-        both = found.difference if second_ahead else -found.difference
-        if not METRICS[metric.name].higher_is_better:
-            low, high, both = -high, -low, -both
+    if found is not None and found.seeds >= MINIMUM_SEEDS and found.low is not None and found.high is not None:
+        low, high, difference = found.low, found.high, found.difference
+        # The comparison names the better one first; a change is the second study less the first.
+        if (found.first == "second") != metric.higher_is_better:
+            low, high, difference = -high, -low, -difference
         verdict = "within noise" if low <= 0 <= high else "changed"
-    return Change(
+    return ConfigurationChange(
         *key,
         metric=metric.name,
-        first=means[0],
-        second=means[1],
+        first=first.mean,
+        second=second.mean,
         seeds=(len(first.finished), len(second.finished)),
-        difference=both,
+        difference=difference,
         low=low,
         high=high,
         verdict=verdict,
@@ -125,12 +118,13 @@ def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> C
 
 
 def _tested(first: MethodRow, second: MethodRow) -> Comparison | None:
-    sign = 1 if first.primary.metric.higher_is_better else -1
-    groups = [
-        Configuration(name, row.label, {r.seed: sign * r.best_score for r in row.finished if r.best_score is not None})
+    metric = first.primary.metric
+    sign = 1 if metric.higher_is_better else -1
+    one, other = (
+        Configuration(name, row.label, {run.seed: sign * score for run, score in row.scored(metric.name)})
         for name, row in (("first", first), ("second", second))
-    ]
-    return compare([groups[0]], [groups[1]], pairs=1) if all(group.scores for group in groups) else None
+    )
+    return compare([one], [other], pairs=1) if one.scores and other.scores else None
 
 
 def _flat(value: Any, key: str = "") -> dict[str, str]:
@@ -143,30 +137,12 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:
     return {} if value is None else {key: str(value)}
 
 
-def _provenance(first: tuple[RunRecord, ...], second: tuple[RunRecord, ...]) -> tuple[tuple[str, str, str], ...]:
-    one, other = _origins(first), _origins(second)
-    return tuple(
-        (key, one.get(key, UNKNOWN), other.get(key, UNKNOWN))
-        for key in dict.fromkeys([*one, *other])
-        if one.get(key) != other.get(key)
-    )
-
-
-def _origins(records: tuple[RunRecord, ...]) -> dict[str, str]:
+def _provenance(records: Iterable[RunRecord]) -> dict[str, str]:
     """Fact → its values over all runs, one after the other."""
     found: dict[str, dict[str, None]] = {}
     for run in records:
-        origin = run.provenance
-        facts: dict[str, Any] = {
-            "model revision": origin.model_revision,
-            f"data, {run.task}": origin.data_fingerprint,
-            "commit": origin.git_commit,
-            **{f"hardware, {name}": value for name, value in origin.hardware.items()},
-            **{f"version, {name}": value for name, value in origin.versions.items()},
-        }
-        for name, value in facts.items():
-            if value is not None:
-                found.setdefault(name, {})[str(value)] = None
+        for name, value in provenance_facts(run, data="data", commit="commit").items():
+            found.setdefault(name, {})[value] = None
     return {name: ", ".join(values) for name, values in found.items()}
 
 
@@ -192,10 +168,7 @@ def render_changes(changes: StudyChanges) -> Group:
     return Group(*([Text("Settings, machines and methods are the same.")] if same else []), *parts)
 
 
-def _cells(change: Change) -> tuple[str, ...]:
-    interval = (
-        UNKNOWN if change.low is None or change.high is None else f"{signed(change.low)} to {signed(change.high)}"
-    )
+def _cells(change: ConfigurationChange) -> tuple[str, ...]:
     return (
         change.task,
         change.label,
@@ -204,7 +177,7 @@ def _cells(change: Change) -> tuple[str, ...]:
         show(change.second, "score"),
         f"{change.seeds[0]}, {change.seeds[1]}",
         UNKNOWN if change.difference is None else signed(change.difference),
-        interval,
+        interval(change.low, change.high),
         change.verdict,
         " → ".join(show(value, "count") for value in change.samples_per_second),
     )

@@ -1,50 +1,49 @@
-"""Analyses → the parts of a report in their order, for the page and for Markdown alike."""
+"""Analyses → the sections of a report in their order, for the page and for Markdown alike."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, answer
-from manytune.report.average import glue_sheet
-from manytune.report.charts import Chart, cost_chart, curve_chart, rank_chart, rate_chart, score_chart
+from manytune.report.charts import Chart, axis_chart, cost_chart, curve_chart, score_chart
 from manytune.report.drawing import Drawing, draw
 from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import published_sheet
-from manytune.report.report_data import ReportData
+from manytune.report.report_data import ReportData, provenance_facts
 from manytune.report.score_sheets import (
+    axis_sheet,
     comparison_sheet,
     cost_sheet,
+    glue_sheet,
     left_out_sheet,
     parts_sheet,
-    rank_sheet,
-    rate_sheet,
     run_sheet,
     score_sheets,
     standing_sheet,
 )
-from manytune.report.series import looks, loss_rises
+from manytune.report.series import looks, loss_rises, swept_axes
 from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
-from manytune.report.views import counted
+from manytune.report.views import status_line
 from manytune.stats import MINIMUM_SEEDS
 from manytune.storage.record import RunRecord
-
-__all__ = ["Content", "Section", "TaskContent", "compose"]
+from manytune.utils.text import counted
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One part of a task's report."""
+    """One section of a task's report."""
 
     key: str
     title: str
     text: tuple[str, ...]
-    """Paragraphs; where something is missing, they say so."""
+    """Paragraphs; they say what is missing, and why."""
     charts: tuple[Chart, ...] = ()
     sheets: tuple[Sheet, ...] = ()
     folded: tuple[Sheet, ...] = ()
@@ -56,7 +55,7 @@ class Section:
 
 @dataclass(frozen=True, eq=False)
 class TaskContent:
-    """All that is said of one task on one backbone."""
+    """The report of one task on one backbone."""
 
     analysis: Analysis
     answer: Answer
@@ -87,10 +86,10 @@ class Content:
     """Tasks of which no run has ended."""
     provenance: tuple[Sheet, ...]
     problems: tuple[str, ...] = ()
-    """What is missing in the whole report, and why; what is missing in a part stands there."""
+    """What is missing in the whole report, and why; a section's text says what is missing in it."""
     overall: tuple[Sheet, ...] = ()
     """Tables over all tasks."""
-    studies: tuple[tuple[str, str], ...] = field(default=())
+    studies: tuple[tuple[str, str], ...] = ()
     """Name and effective YAML of each study."""
 
     @property
@@ -100,26 +99,22 @@ class Content:
 
 
 def compose(data: ReportData) -> Content:
-    """Put a report together; a pure function of the data.
+    """Put a report together: a pure function of the data.
 
     Warns:
-        ReportWarning: A part could not be made; it says so where it would stand.
+        ReportWarning: A part could not be made; the report says so where the part would stand.
     """
     problems = list(data.problems)
     analyses = analyse(data, problems)
     planned = {(run.task, run.model): None for study in data.studies for run in study.status.runs}
     ended = {(run.task, run.model) for run in data.records}
-    states = []
-    for study in data.studies:
-        counts = ", ".join(f"{count} {state}" for state, count in study.status.counts.items() if count)
-        states.append(f"{study.study.name}: {counted(study.status.planned, 'run')}: {counts}")
-    overall = attempt("GLUE's average could not be made", lambda: _writable(glue_sheet(analyses)), (), problems)
-    provenance = attempt("Provenance could not be listed", lambda: _writable(_provenance(data.records)), (), problems)
+    overall = attempt("GLUE's average could not be made", partial(_writable, glue_sheet, analyses), (), problems)
+    provenance = attempt("Provenance could not be listed", partial(_writable, _provenance, data.records), (), problems)
     return Content(
         title=", ".join(dict.fromkeys(study.study.name for study in data.studies)),
-        state=tuple(states),
+        state=tuple(status_line(study.status) for study in data.studies),
         complete=not any(study.status.counts["pending"] for study in data.studies),
-        tasks=tuple(TaskContent(each, _answer(each), tuple(_parts(each))) for each in analyses),
+        tasks=tuple(TaskContent(each, _answer(each), tuple(_sections(each))) for each in analyses),
         waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in ended),
         provenance=provenance,
         problems=tuple(problems),
@@ -134,31 +129,26 @@ def _answer(analysis: Analysis) -> Answer:
     return said or Answer(problems[0], (), False)
 
 
-def _parts(analysis: Analysis) -> Iterable[Section]:
-    yield _part(
-        analysis,
-        "scores",
-        "Scores",
-        charts=(score_chart,),
-        sheets=(score_sheets, parts_sheet, left_out_sheet),
-        folded=(run_sheet,),
-    )
-    yield _part(analysis, "statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
-    yield _part(analysis, "curves", "Curves", _about_curves, charts=(curve_chart,))
-    rank = _part(analysis, "rank", "LoRA rank", charts=(rank_chart,), sheets=(rank_sheet,))
-    rates = _part(analysis, "rates", "Learning rate", charts=(rate_chart,), sheets=(rate_sheet,))
-    yield from (part for part in (rank, rates) if part.sheets or part.text)
-    yield _part(analysis, "cost", "Cost", charts=(cost_chart,), sheets=(cost_sheet,))
-    published = _part(analysis, "published", "Against published figures", sheets=(published_sheet,))
-    text = f"No published figure of {analysis.title} with {analysis.table.model} is known to this version of manytune."
-    yield published if published.sheets or published.text else replace(published, text=(text,))
+def _sections(analysis: Analysis) -> Iterable[Section]:
+    section = partial(_section, analysis)
+    scores = (score_sheets, parts_sheet, left_out_sheet)
+    yield section("scores", "Scores", charts=(score_chart,), sheets=scores, folded=(run_sheet,))
+    yield section("statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
+    yield section("curves", "Curves", _about_curves, charts=(curve_chart,))
+    for axis in swept_axes():
+        title = axis.title[:1].upper() + axis.title[1:]
+        swept = section(axis.key, title, charts=(partial(axis_chart, axis),), sheets=(partial(axis_sheet, axis),))
+        if swept.sheets or swept.text:
+            yield swept
+    yield section("cost", "Cost", charts=(cost_chart,), sheets=(cost_sheet,))
+    none = f"No published figure of {analysis.title} with {analysis.table.model} is known to this version of manytune."
+    yield section("published", "Against published figures", sheets=(published_sheet,), without=none)
     yield _model(analysis)
-    mistakes = _part(analysis, "mistakes", "Worst mistakes", sheets=(mistake_sheet, disagreement_sheet))
-    text = "Mistakes cannot be shown: the dev sentences, or predictions of a run that finished, are not here."
-    yield mistakes if mistakes.sheets or mistakes.text else replace(mistakes, text=(text,))
+    none = "Mistakes cannot be shown: the dev sentences, or predictions of a run that finished, are not here."
+    yield section("mistakes", "Worst mistakes", sheets=(mistake_sheet, disagreement_sheet), without=none)
 
 
-def _part(
+def _section(
     analysis: Analysis,
     key: str,
     title: str,
@@ -167,24 +157,31 @@ def _part(
     charts: Sequence[Callable[[Analysis], Any]] = (),
     sheets: Sequence[Callable[[Analysis], Any]] = (),
     folded: Sequence[Callable[[Analysis], Any]] = (),
+    without: str = "",
 ) -> Section:
-    """A part, with a sentence in place of each chart and table that could not be made."""
+    """A section, with a sentence for each chart and table that could not be made; `without` where there is no table."""
     problems: list[str] = []
-    said = _made(analysis, f"{title}: the text", text, problems)
-    drawn = [chart for make in charts for chart in _made(analysis, f"{title}: a chart", make, problems)]
-    tables = [sheet for make in sheets for sheet in _made(analysis, f"{title}: a table", make, problems)]
-    closed = [sheet for make in folded for sheet in _made(analysis, f"{title}: a table", make, problems)]
-    return Section(key, title, (*said, *problems), tuple(drawn), tuple(tables), tuple(closed), figures=(key,))
+
+    def made(what: str, *functions: Callable[[Analysis], Any]) -> tuple[Any, ...]:
+        said = f"{analysis.title}, {title}: {what} could not be made"
+        return tuple(
+            each for make in functions for each in attempt(said, partial(_writable, make, analysis), (), problems)
+        )
+
+    said = made("the text", text)
+    drawn, tables, closed = made("a chart", *charts), made("a table", *sheets), made("a table", *folded)
+    said += tuple(problems)
+    if without and not tables and not said:
+        said = (without,)
+    return Section(key, title, said, drawn, tables, closed, figures=(key,))
 
 
-def _made(analysis: Analysis, what: str, make: Callable[[Analysis], Any], problems: list[str]) -> tuple[Any, ...]:
-    """What `make` makes, one thing or several, if there are some and they can be written."""
-    said = f"{analysis.title}, {what} could not be made"
-    return attempt(said, lambda: _writable(make(analysis)), (), problems)
+def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
+    """What `make` makes, one thing, several or none, tried in every form that it is written in.
 
-
-def _writable(made: Any) -> tuple[Any, ...]:
-    """Things that can be written in every form: what cannot fails here, where its part alone is lost."""
+    What cannot be written fails here, where it alone is lost, and not later, where the whole report would be.
+    """
+    made = make(given)
     things = () if made is None else (made,) if isinstance(made, Sheet | Chart) else tuple(made)
     for thing in things:
         if isinstance(thing, Sheet):
@@ -196,8 +193,7 @@ def _writable(made: Any) -> tuple[Any, ...]:
 
 
 def _about_statistics(analysis: Analysis) -> Iterable[str]:
-    few = sorted({each.seeds for each in analysis.comparisons if each.seeds < MINIMUM_SEEDS})
-    if few:
+    if any(each.seeds < MINIMUM_SEEDS for each in analysis.comparisons):
         yield (
             f"Some pairs share fewer than {MINIMUM_SEEDS} seeds: too few seeds for a verdict, and no test is shown for "
             "them, because a spread seen in so few says little of the next one."
@@ -243,20 +239,9 @@ def _provenance(records: Iterable[RunRecord]) -> tuple[Sheet, ...]:
     every = list(records)
     facts: dict[str, Counter[str]] = {}
     for run in every:
-        origin = run.provenance
-        values: dict[str, Any] = {
-            "model revision": origin.model_revision,
-            f"data fingerprint, {run.task}": origin.data_fingerprint,
-            "commit of manytune": origin.git_commit,
-            **{f"hardware, {name}": value for name, value in origin.hardware.items()},
-            **{f"version, {name}": value for name, value in origin.versions.items()},
-        }
-        for name, value in values.items():
-            if value is not None:
-                facts.setdefault(name, Counter())[str(value)] += 1
-    rows: list[tuple[str, str, int]] = [
-        (name, value, count) for name, counts in facts.items() for value, count in counts.items()
-    ]
+        for name, value in provenance_facts(run, data="data fingerprint", commit="commit of manytune").items():
+            facts.setdefault(name, Counter())[value] += 1
+    rows = [(name, value, count) for name, counts in facts.items() for value, count in counts.items()]
     starts = [run.provenance.started for run in every if run.provenance.started]
     ends = [run.provenance.finished for run in every if run.provenance.finished]
     for name, times in (("first start", starts[:1] and [min(starts)]), ("last end", ends[:1] and [max(ends)])):

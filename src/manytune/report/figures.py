@@ -7,24 +7,35 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
 from manytune.report.guard import attempt
-from manytune.report.score_sheets import swept
-from manytune.report.series import COSTS, Look, curves, front, looks, quantities
+from manytune.report.series import (
+    COSTS,
+    OTHER_COLOR,
+    Look,
+    curves,
+    front,
+    looks,
+    quantities,
+    references,
+    swept,
+    swept_axes,
+)
 from manytune.report.task_table import MethodRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PALETTE", "draw_figures"]
 
 PALETTE: Mapping[str, str] = {
-    "full": "#0072b2",
-    "lora": "#009e73",
-    "bitfit": "#d55e00",
-    "head": "#cc79a7",
-    "other": "#56606b",
+    "blue": "#0072b2",
+    "green": "#009e73",
+    "vermilion": "#d55e00",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    OTHER_COLOR: "#56606b",
 }
 """Okabe and Ito's colours, which people with any kind of colour vision can tell apart."""
 
@@ -58,11 +69,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_figures(analysis: Analysis, problems: list[str] | None = None) -> dict[str, bytes]:
-    """File name → content, of every figure that the analysis has something for.
-
-    Args:
-        analysis: What is drawn.
-        problems: Gets a sentence for each figure that could not be drawn.
+    """File name → content, of every figure that the analysis has data for; `problems` gets a sentence for each failure.
 
     Warns:
         ReportWarning: A figure could not be drawn.
@@ -73,7 +80,7 @@ def draw_figures(analysis: Analysis, problems: list[str] | None = None) -> dict[
     with rc_context():
         rcdefaults()  # not the user's own settings: the same records give the same figures everywhere
         rcParams.update(_STYLE)
-        for stem, make in _FIGURES.items():
+        for stem, make in figure_makers().items():
             name = f"{analysis.key}-{stem}"
             said = f"The figure {name} could not be drawn"
             found |= attempt(said, partial(_files, name, make, analysis), {}, [] if problems is None else problems)
@@ -109,21 +116,21 @@ def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
+    return figure, [figure.add_subplot(1, columns, column) for column in range(1, columns + 1)]
 
 
 def _scores(analysis: Analysis) -> Figure | None:
     rows, look = list(reversed(_shown(analysis))), looks(analysis)
     figure, (axes,) = _figure(height=0.9 + 0.34 * len(rows))
-    for place, row in enumerate(rows):
+    for height, row in enumerate(rows):
         own, best = look[row.label], row.primary.best
-        scores = [run.best_score for run in row.finished if run.best_score is not None]
-        color = _color(own)
-        axes.plot(
-            scores, [place] * len(scores), _MARKERS[own.symbol], color=color, alpha=0.45, markersize=5, linestyle=""
-        )
+        scores, color = [score for _, score in row.scored(analysis.metric.name)], _color(own)
+        heights = [height] * len(scores)
+        axes.plot(scores, heights, _MARKERS[own.symbol], color=color, alpha=0.45, markersize=5, linestyle="")
         if best.mean is not None:
-            axes.errorbar(best.mean, place, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2)
+            axes.errorbar(
+                best.mean, height, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2
+            )
     axes.set_yticks(range(len(rows)), [look[row.label].name for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{analysis.title}: {analysis.metric.title}, seeds and mean ± standard deviation")
@@ -149,51 +156,23 @@ def _curves(analysis: Analysis) -> Figure | None:
     return figure
 
 
-def _ranks(analysis: Analysis) -> Figure | None:
-    figure = _swept(analysis, "rank", "LoRA rank", base=2)
-    if figure is None:
-        return None
-    axes = figure.axes[0]
-    for row in analysis.best_rows:
-        if row.runs[0].method in ("full", "bitfit"):
-            own, mean = looks(analysis)[row.label], analysis.mean(row)
-            assert mean is not None
-            axes.axhline(
-                mean,
-                color=PALETTE[own.color],
-                linestyle=_DASHES["dash" if own.color == "full" else "dot"],
-                label=own.name,
-            )
-    axes.legend(fontsize=7)
-    return figure
-
-
-def _rates(analysis: Analysis) -> Figure | None:
-    return _swept(analysis, "learning_rate", "learning rate", base=10)
-
-
-def _swept(analysis: Analysis, name: str, title: str, base: int) -> Figure | None:
-    series = swept(analysis, None, name)
-    if not series:
+def _swept(axis: Axis, analysis: Analysis) -> Figure | None:
+    sweeps = swept(analysis, axis)
+    if not sweeps:
         return None
     figure, (axes,) = _figure()
-    shades: dict[str, int] = {}
-    look = looks(analysis)
-    for key, points in list(series.items())[:_MOST]:
-        own = look[points[0][1].label]
-        shade = shades[own.color] = shades.get(own.color, -1) + 1
-        known = [(value, row.primary.best) for value, row in points if row.primary.best.mean is not None]
-        x = [value for value, _ in known]
-        mean = [best.mean or 0.0 for _, best in known]
-        low, high = ([(best.mean or 0.0) + sign * (best.deviation or 0.0) for _, best in known] for sign in (-1, 1))
-        style, marker = list(_DASHES.values())[shade % len(_DASHES)], list(_MARKERS.values())[shade % len(_MARKERS)]
-        axes.plot(x, mean, color=PALETTE[own.color], linestyle=style, marker=marker, markersize=5, label=key)
-        axes.fill_between(x, low, high, color=PALETTE[own.color], alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=base)
-    ticks = sorted({value for points in series.values() for value, _ in points})
+    for sweep in sweeps[:_MOST]:
+        x, color, own = [value for value, _ in sweep.known], PALETTE[sweep.look.color], sweep.look
+        style: dict[str, Any] = {"linestyle": _DASHES[own.dash], "marker": _MARKERS[own.symbol], "markersize": 5}
+        axes.plot(x, sweep.band(0), color=color, label=sweep.name, **style)
+        axes.fill_between(x, sweep.band(-1), sweep.band(1), color=color, alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=axis.base)
+    ticks = sorted({value for sweep in sweeps for value, _ in sweep.points})
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(title)
+    for own, score, dash in references(analysis, axis):
+        axes.axhline(score, color=PALETTE[own.color], linestyle=_DASHES[dash], label=own.name)
+    axes.set_xlabel(axis.title)
     axes.set_ylabel(f"{analysis.title}: {analysis.metric.title}")
     axes.legend(fontsize=7)
     return figure
@@ -201,22 +180,22 @@ def _swept(analysis: Analysis, name: str, title: str, base: int) -> Figure | Non
 
 def _cost(analysis: Analysis) -> Figure | None:
     cost, look = COSTS[0], looks(analysis)
-    shown = {row.label for row in _shown(analysis)}
-    points = [(cost.value(row), analysis.mean(row), row) for row in analysis.rows if row.label in shown]
-    known = [(value, mean, row) for value, mean, row in points if value and mean is not None]
+    shown = _shown(analysis)
+    known = [(float(value), row.mean, row) for row in shown if (value := cost.value(row)) and row.mean is not None]
     if not known:
         return None
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = _figure()
-    pairs = [(float(value), mean) for value, mean, _ in known]
+    pairs = [(value, mean) for value, mean, _ in known]
     best = front(pairs, less_is_better=cost.less_is_better, higher_is_better=analysis.metric.higher_is_better)
-    axes.plot([pairs[at][0] for at in best], [pairs[at][1] for at in best], ":", color=PALETTE["other"], linewidth=1)
+    axes.plot(
+        [pairs[at][0] for at in best], [pairs[at][1] for at in best], ":", color=PALETTE[OTHER_COLOR], linewidth=1
+    )
     for value, mean, row in known:
-        own = look[row.label]
-        spread = row.primary.best.deviation
-        marker, color = _MARKERS[own.symbol], _color(own)
-        axes.errorbar(value, mean, yerr=spread, fmt=marker, color=color, markersize=6, label=own.name, linewidth=1)
+        own, spread = look[row.label], row.primary.best.deviation
+        style: dict[str, Any] = {"fmt": _MARKERS[own.symbol], "color": _color(own), "markersize": 6, "linewidth": 1}
+        axes.errorbar(value, mean, yerr=spread, label=own.name, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # the usual powers of ten are set as formulas, which are off
     axes.set_xlabel(cost.title)
@@ -225,10 +204,7 @@ def _cost(analysis: Analysis) -> Figure | None:
     return figure
 
 
-_FIGURES: Mapping[str, Callable[[Analysis], Any]] = {
-    "scores": _scores,
-    "curves": _curves,
-    "rank": _ranks,
-    "rates": _rates,
-    "cost": _cost,
-}
+def figure_makers() -> dict[str, Callable[[Analysis], Figure | None]]:
+    """Stem of a file name → what draws the figure, or None where there is nothing to draw."""
+    swept_by = {axis.key: partial(_swept, axis) for axis in swept_axes()}
+    return {"scores": _scores, "curves": _curves, **swept_by, "cost": _cost}

@@ -1,7 +1,7 @@
 """The folder of a report: only files that a report wrote are replaced or removed there.
 
-DIR/report-files.json says which those are. It is written before the others, with what they are and what they will be,
-and once more after them: so the files of a report that was killed between two of them are known too.
+DIR/report-files.json lists them with their digests. It is written before the other files, with their old and their
+new digests, and again after them: so the files of a report that was killed between two of them are known too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from manytune.utils.files import locked, read_bytes, sweep_leftovers, write_file
 from manytune.utils.json_text import parse_json
 from manytune.utils.text import listed
 
-__all__ = ["MANIFEST", "manifest_of", "write_folder"]
-
 MANIFEST = "report-files.json"
 
 _VERSION = 1
@@ -36,14 +34,12 @@ def manifest_of(files: Mapping[str, str | bytes]) -> str:
 
 
 def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write a report's files, and remove those of an earlier report that this one has no more.
+    """Write a report's files, and remove those of an earlier report that this one does not have.
 
-    Args:
-        folder: Where to; made if need be.
-        files: Path inside the folder → content; the manifest may be among them, and is written in any case.
+    `files` is path inside the folder → content; the manifest is written whether or not it is among them.
 
     Raises:
-        StoreError: They cannot be written, or what no report wrote is in their way; then nothing has changed.
+        StoreError: They cannot be written, or a file that no report wrote is in their way; then nothing has changed.
     """
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is not a directory. Give another --out.")
@@ -54,24 +50,20 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
             new = {name: {_digest(content)} for name, content in files.items()}
             before = _written(folder, new)
             _refuse_others(folder, before, new)
-            _replace(folder, files, before, new)
-
-
-def _replace(folder: Path, files: Mapping[str, str | bytes], before: Digests, new: Digests) -> None:
-    for each in (folder, folder / "tables", folder / "figures"):
-        sweep_leftovers(each)
-    either = {name: before.get(name, set()) | new.get(name, set()) for name in (*new, *before)}
-    write_file(folder / MANIFEST, _manifest(either))
-    for name, content in files.items():
-        write_file(folder / name, content)
-    for name in before.keys() - new.keys():
-        if _found(folder / name) in before[name]:
-            (folder / name).unlink()
-    write_file(folder / MANIFEST, _manifest(new))
+            for each in (folder, folder / "tables", folder / "figures"):
+                sweep_leftovers(each)
+            either = {name: before.get(name, set()) | new.get(name, set()) for name in (*new, *before)}
+            write_file(folder / MANIFEST, _manifest(either))
+            for name, content in files.items():
+                write_file(folder / name, content)
+            for name in before.keys() - new.keys():
+                if _found(folder / name) in before[name]:
+                    (folder / name).unlink()
+            write_file(folder / MANIFEST, _manifest(new))
 
 
 def _written(folder: Path, names: Collection[str]) -> Digests:
-    """What earlier reports wrote."""
+    """What earlier reports wrote, as their manifest says."""
     if not os.path.lexists(folder / MANIFEST):
         return _written_by_earlier_version(folder, names)
     try:
@@ -87,9 +79,9 @@ def _written(folder: Path, names: Collection[str]) -> Digests:
 
 
 def _written_by_earlier_version(folder: Path, names: Collection[str]) -> Digests:
-    """What a version without manifests wrote, where summary.json shows that it did.
+    """What a version without manifests wrote, if the summary.json there is one of its summaries.
 
-    That is the files of the same names, and the tables that show dev sentences: they may have to go now.
+    These are the files of the names that are written now, and the tables of dev sentences, which may have to go now.
     """
     try:
         summary = parse_json(read_bytes(folder / "summary.json") or b"")
@@ -125,7 +117,7 @@ def _refuse_others(folder: Path, before: Digests, new: Digests) -> None:
 
 
 def _found(path: Path) -> str | None:
-    """The digest of a file; None if there is none, or it is a link, say."""
+    """The digest of a regular file; None for a link, a folder or nothing."""
     if not os.path.lexists(path) or not stat.S_ISREG(path.lstat().st_mode):
         return None
     return _digest(path.read_bytes())

@@ -1,4 +1,4 @@
-"""A part of a report that fails takes no other part along."""
+"""A part of a report that fails leaves the other parts whole."""
 
 from __future__ import annotations
 
@@ -10,35 +10,29 @@ from typing import Any, TypeVar
 from manytune.utils.errors import ManytuneError
 from manytune.utils.text import say, shortened
 
-__all__ = ["ReportWarning", "attempt", "warnings_as_lines"]
-
 T = TypeVar("T")
 S = TypeVar("S")
 
 
 class ReportWarning(UserWarning):
-    """A report goes without a part, or without a file, because of an error.
+    """A part of a report is missing, or a file was not used, because of an error.
 
-    Python's warning filter is the one switch: where it makes warnings errors, as in the tests of this project, an error
-    in a part ends the report.
+    Where Python's warning filter makes warnings errors, as in the tests of this project, an error in a part ends the
+    report.
     """
 
 
 def attempt(said: str, make: Callable[[], T], instead: S, problems: list[str]) -> T | S:
-    """Make a part of a report, or say why it cannot be made.
+    """What `make` returns, a part of a report; where it fails, `instead`, and one more sentence in `problems`.
 
-    Args:
-        said: What is said where it fails, such as "This table could not be made"; the reason follows.
-        make: Makes it.
-        instead: What is given where it fails.
-        problems: Gets the sentence where it fails.
+    The sentence is `said`, such as "This table could not be made", and the reason.
 
     Warns:
         ReportWarning: It failed.
     """
     try:
         return make()
-    except Exception as error:  # whatever it is, the other parts are of use
+    except Exception as error:  # of any kind: the other parts are useful without this one
         reason = str(error) if isinstance(error, ManytuneError) else f"{type(error).__name__}: {shortened(error)}"
         problems.append(f"{said}: {reason}")
         warnings.warn(problems[-1], ReportWarning, stacklevel=2)

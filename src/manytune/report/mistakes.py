@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,100 +10,86 @@ from numpy.typing import NDArray
 
 from manytune.report.analysis import Analysis
 from manytune.report.answer import method_title
-from manytune.report.sheets import Cell, Column, Sheet
-
-__all__ = ["disagreement_sheet", "mistake_sheet"]
-
-Array = NDArray[Any]
+from manytune.report.sheets import Field, Sheet
 
 _SHOWN = 15
 
 
 def mistake_sheet(analysis: Analysis) -> Sheet | None:
     """The examples that most runs get wrong; None without sentences, or predictions of a run that finished."""
-    if not _can_be_shown(analysis):
-        return None
-    assert analysis.examples is not None
     errors = _errors(analysis)
+    if not errors:
+        return None
     overall = np.mean(list(errors.values()), axis=0)  # every method counts the same, however many runs it has
     worst = np.argsort(-overall, kind="stable")[:_SHOWN]
-    worst = worst[overall[worst] > 0]
-    kind, title = _kind(analysis)
-    rows = tuple(
-        (int(at), *_example(analysis, int(at)), float(overall[at]), *(float(own[at]) for own in errors.values()))
-        for at in worst
-    )
-    columns = (
-        Column("row", "dev row", "count"),
-        *_example_columns(analysis),
-        Column("all", title, kind),
-        *(Column(method, method_title(method), kind) for method in errors),
-    )
+    kind, title = _measure(analysis)
+    fields: list[Field] = [
+        *_example_fields(analysis),
+        ("all", title, kind, _at(overall)),
+        *_method_fields(errors, kind),
+    ]
     caption = f"Of every method's runs that finished; {title} over all methods counts each method the same."
-    return Sheet(f"{analysis.key}-mistakes", f"{analysis.title}: worst mistakes", caption, columns, rows)
+    return analysis.sheet("mistakes", "worst mistakes", caption, fields, worst[overall[worst] > 0])
 
 
 def disagreement_sheet(analysis: Analysis) -> Sheet | None:
     """The examples on which the two best methods differ most; None where there are not two with predictions."""
-    if not _can_be_shown(analysis):
-        return None
     errors = _errors(analysis)
-    names = [row.runs[0].method for row in analysis.best_rows if row.runs[0].method in errors][:2]
+    names = [row.method for row in analysis.best_rows if row.method in errors][:2]
     if len(names) < 2:
         return None
-    first, second = (errors[name] for name in names)
-    order = np.argsort(-np.abs(first - second), kind="stable")[:_SHOWN]
-    order = order[np.abs(first - second)[order] > 0]
-    kind, title = _kind(analysis)
-    rows = tuple(
-        (int(at), *_example(analysis, int(at)), float(first[at]), float(second[at]), float(second[at] - first[at]))
-        for at in order
-    )
-    columns = (
-        Column("row", "dev row", "count"),
-        *_example_columns(analysis),
-        *(Column(name, method_title(name), kind) for name in names),
-        Column("difference", "difference", "difference"),
-    )
+    difference = errors[names[1]] - errors[names[0]]
+    order = np.argsort(-np.abs(difference), kind="stable")[:_SHOWN]
+    kind, title = _measure(analysis)
+    fields: list[Field] = [
+        *_example_fields(analysis),
+        *_method_fields({name: errors[name] for name in names}, kind),
+        ("difference", "difference", "difference", _at(difference)),
+    ]
     caption = f"{title[:1].upper()}{title[1:]}, over each method's runs that finished; positive: the second errs more."
-    heading = f"{analysis.title}: where {method_title(names[0])} and {method_title(names[1])} differ"
-    return Sheet(f"{analysis.key}-disagreements", heading, caption, columns, rows)
+    heading = f"where {method_title(names[0])} and {method_title(names[1])} differ"
+    return analysis.sheet("disagreements", heading, caption, fields, order[difference[order] != 0])
 
 
-def _can_be_shown(analysis: Analysis) -> bool:
-    texts = analysis.examples.texts if analysis.examples else ()
-    finished = any(run.run_id in analysis.predictions for row in analysis.rows for run in row.finished)
-    return finished and bool(texts) and bool(texts[0])
-
-
-def _errors(analysis: Analysis) -> dict[str, Array]:
-    """Method → [N] share of its runs that are wrong, or mean absolute error of a regression."""
-    assert analysis.examples is not None
-    labels = np.array(analysis.examples.labels)
-    by_method: dict[str, list[Array]] = {}
+def _errors(analysis: Analysis) -> dict[str, NDArray[Any]]:
+    """Method → [N] mean error of its runs that finished; empty without sentences or predictions."""
+    examples, task = analysis.examples, analysis.task
+    if examples is None or task is None or not any(examples.texts[:1]):
+        return {}
+    predicted: dict[str, list[NDArray[Any]]] = {}
     for row in analysis.rows:
-        for run in row.finished:
-            if run.run_id in analysis.predictions:
-                by_method.setdefault(run.method, []).append(analysis.predictions[run.run_id])
-    if _is_classification(analysis):
-        return {name: (np.stack(said) != labels).mean(0) for name, said in by_method.items()}
-    return {name: np.abs(np.stack(said) - labels).mean(0) for name, said in by_method.items()}
+        for _, prediction in analysis.predicted(row):
+            predicted.setdefault(row.method, []).append(prediction)
+    labels = np.array(examples.labels)
+    return {name: task.type.errors(np.stack(own), labels).mean(0) for name, own in predicted.items()}
 
 
-def _is_classification(analysis: Analysis) -> bool:
-    return analysis.task is not None and analysis.task.kind == "classification"
+def _measure(analysis: Analysis) -> tuple[str, str]:
+    """The kind of a column of errors, and what they are called."""
+    assert analysis.task is not None
+    return "percent" if analysis.task.type.right_or_wrong else "score", analysis.task.type.error_title
 
 
-def _kind(analysis: Analysis) -> tuple[str, str]:
-    return ("percent", "share of runs wrong") if _is_classification(analysis) else ("score", "mean absolute error")
+def _example_fields(analysis: Analysis) -> list[Field]:
+    """Row number, text and label of a dev example, from its index."""
+    examples, task = analysis.examples, analysis.task
+    assert examples is not None
+    assert task is not None
+    return [
+        ("row", "dev row", "count", int),
+        ("text", "text", "text", lambda at: " ⁄ ".join(examples.texts[at])),
+        (
+            "label",
+            "label",
+            "text" if task.type.value_type is str else "effect",
+            lambda at: task.type.value(task, examples.labels[at]),
+        ),
+    ]
 
 
-def _example(analysis: Analysis, at: int) -> tuple[Cell, ...]:
-    assert analysis.examples is not None
-    label = analysis.examples.labels[at]
-    names = analysis.task.labels if analysis.task else ()
-    return (" ⁄ ".join(analysis.examples.texts[at]), names[int(label)] if names else label)
+def _method_fields(errors: dict[str, NDArray[Any]], kind: str) -> list[Field]:
+    return [(name, method_title(name), kind, _at(own)) for name, own in errors.items()]
 
 
-def _example_columns(analysis: Analysis) -> tuple[Column, ...]:
-    return (Column("text", "text"), Column("label", "label", "text" if _is_classification(analysis) else "effect"))
+def _at(values: NDArray[Any]) -> Callable[[int], float]:
+    return lambda index: float(values[index])

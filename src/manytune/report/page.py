@@ -1,4 +1,4 @@
-"""Content → `index.html`: one self-contained file that asks nothing of anyone."""
+"""Content → `index.html`: one self-contained file that loads nothing over the network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from manytune.report.sheets import UNKNOWN, Sheet
 from manytune.utils.errors import DependencyError
 from manytune.utils.version import __version__
 
-__all__ = ["embedded", "render_page", "render_template"]
-
 _LONG = 34  # characters; longer texts may be broken over lines
 
 
 def render_page(content: Content) -> str:
-    """The page. Everything from users' files is escaped: text in HTML by jinja, data in JSON by `embedded`.
+    """The page. Text from users' files is escaped: by jinja in HTML, by `embedded` in JSON.
 
     Raises:
         DependencyError: plotly is not installed whole.
@@ -42,14 +40,9 @@ def render_page(content: Content) -> str:
 
 
 def render_template(name: str, title: str, scripts: Iterable[str], *, served: bool = False, **values: Any) -> str:
-    """A page from a template.
+    """A page from the template `name`, with `scripts` in their order and `values` as the template's variables.
 
-    Args:
-        name: Of the template.
-        title: Of the page.
-        scripts: Names of its scripts, in their order.
-        served: Whether it may ask the server that it comes from.
-        values: For the template.
+    A `served` page may send requests to the server that it comes from.
 
     Raises:
         DependencyError: plotly is among the scripts, and not installed whole.
@@ -82,14 +75,14 @@ def embedded(data: Any) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """What the browser may do: run these scripts and no other, and fetch nothing."""
+    """Content-Security-Policy: the browser runs these scripts and no other, and fetches nothing."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
-    """Rows of cells: what is shown, what is sorted by, and how it is set."""
+    """Rows of cells: the text, the value to sort by, and how the cell is set."""
     return [
         [
             {
@@ -113,11 +106,10 @@ def _text(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly.js from the package of that name, which is not imported: that alone would take a second."""
+    """plotly.js out of the package plotly, which is not imported because importing it takes a second."""
     package = importlib.util.find_spec("plotly")
-    places = list(package.submodule_search_locations or ()) if package else []
-    for place in places:
-        file = Path(place) / "package_data" / "plotly.min.js"
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        file = Path(folder) / "package_data" / "plotly.min.js"
         if file.is_file():
             return file.read_text(encoding="utf-8").replace("</script", "<\\/script")
     raise DependencyError("The page's charts need the package plotly: pip install plotly.")

@@ -6,18 +6,16 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from manytune.config.plan import short_number
 from manytune.report.analysis import Analysis
 from manytune.report.answer import configuration_title
-from manytune.report.sheets import Column, Sheet
+from manytune.report.sheets import Field, Sheet
 from manytune.report.task_table import MethodRow
-from manytune.storage.record import RunRecord
-
-__all__ = ["Figure", "figures", "published_sheet"]
+from manytune.stats import Summary, summarize
+from manytune.utils.text import short_number
 
 _NAMES = {"learning_rate": "rate", "alpha": "α", "batch_size": "batch", "weight_decay": "decay", "max_length": "length"}
 
@@ -39,7 +37,19 @@ class Figure(BaseModel):
     """What the source gives after ±."""
     note: str | None = None
     settings: dict[str, float | int | str]
-    """What the source says of its settings; what it does not say is not there."""
+    """The settings that the source states, and no others."""
+
+
+class _Pair(NamedTuple):
+    """A published figure and the configuration of ours that is nearest to it."""
+
+    figure: Figure
+    row: MethodRow
+    metric: str
+    """Title of the metric."""
+    ours: Summary
+    difference: float | None
+    """Our mean less the published score."""
 
 
 @cache
@@ -52,53 +62,38 @@ def figures() -> tuple[Figure, ...]:
 def published_sheet(analysis: Analysis) -> Sheet | None:
     """Reported scores of this model and task beside ours; None where nothing is known or matches."""
     name = analysis.table.model.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
-    rows = []
+    pairs: list[_Pair] = []
     for figure in figures():
         row = _ours(analysis, figure)
-        if (figure.model, figure.task) != (name, analysis.table.task) or row is None:
-            continue
-        ours = next((each.best for each in row.metrics if each.metric.name == figure.metric), None)
-        mean = ours.mean if ours else None
-        rows.append(
-            (
-                figure.source,
-                configuration_title(row),
-                next((each.metric.title for each in row.metrics if each.metric.name == figure.metric), figure.metric),
-                figure.score,
-                figure.spread,
-                mean,
-                ours.deviation if ours else None,
-                ours.count if ours else 0,
-                None if mean is None else mean - figure.score,
-                _differing(row, figure),
-                figure.note,
-            )
-        )
-    if not rows:
+        if (figure.model, figure.task) == (name, analysis.table.task) and row is not None:
+            summary = next((each for each in row.metrics if each.metric.name == figure.metric), None)
+            title, ours = (summary.metric.title, summary.best) if summary else (figure.metric, summarize(()))
+            pairs.append(_Pair(figure, row, title, ours, None if ours.mean is None else ours.mean - figure.score))
+    if not pairs:
         return None
-    columns = (
-        Column("source", "reported by"),
-        Column("configuration", "our configuration"),
-        Column("metric", "metric"),
-        Column("reported", "reported", "score"),
-        Column("reported_spread", "±", "score"),
-        Column("ours", "ours", "score"),
-        Column("ours_standard_deviation", "sd", "score"),
-        Column("seeds", "seeds", "count"),
-        Column("difference", "difference", "difference"),
-        Column("differs", "settings that differ (theirs → ours)"),
-        Column("note", "note"),
-    )
+    fields: list[Field] = [
+        ("source", "reported by", "text", lambda pair: pair.figure.source),
+        ("configuration", "our configuration", "text", lambda pair: configuration_title(pair.row)),
+        ("metric", "metric", "text", lambda pair: pair.metric),
+        ("reported", "reported", "score", lambda pair: pair.figure.score),
+        ("reported_spread", "±", "score", lambda pair: pair.figure.spread),
+        ("ours", "ours", "score", lambda pair: pair.ours.mean),
+        ("ours_standard_deviation", "sd", "score", lambda pair: pair.ours.deviation),
+        ("seeds", "seeds", "count", lambda pair: pair.ours.count),
+        ("difference", "difference", "difference", lambda pair: pair.difference),
+        ("differs", "settings that differ (theirs → ours)", "text", lambda pair: _differing(pair.row, pair.figure)),
+        ("note", "note", "text", lambda pair: pair.figure.note),
+    ]
     caption = (
         "Ours is the mean over seeds of the configuration nearest to theirs: the same method and rank, then the rate. "
         "Settings that a source does not state are not compared."
     )
-    return Sheet(f"{analysis.key}-published", f"{analysis.title}: published figures", caption, columns, tuple(rows))
+    return analysis.sheet("published", "published figures", caption, fields, pairs)
 
 
 def _ours(analysis: Analysis, figure: Figure) -> MethodRow | None:
     """Our configuration of the same method with the fewest settings that differ; the better one of equals."""
-    rows = [row for row in analysis.ranked if row.runs[0].method == figure.method]
+    rows = [row for row in analysis.ranked if row.method == figure.method]
     if "rank" in figure.settings:
         rows = [row for row in rows if row.runs[0].hyperparameters.get("rank") == figure.settings["rank"]] or rows
     return min(rows, key=lambda row: len(_differences(row, figure)), default=None)
@@ -110,25 +105,24 @@ def _differing(row: MethodRow, figure: Figure) -> str:
 
 
 def _differences(row: MethodRow, figure: Figure) -> list[tuple[str, str, str]]:
+    """Name, their value and ours of each stated setting that differs."""
     ours = _settings(row)
-    return [
-        (name, _shown(name, theirs), _shown(name, ours.get(name)))
-        for name, theirs in figure.settings.items()
-        if _shown(name, theirs) != _shown(name, ours.get(name))
-    ]
+    settings = [(name, _shown(name, theirs), _shown(name, ours.get(name))) for name, theirs in figure.settings.items()]
+    return [(name, theirs, own) for name, theirs, own in settings if theirs != own]
 
 
 def _settings(row: MethodRow) -> dict[str, Any]:
-    run: RunRecord = row.runs[0]
+    run = row.runs[0]
     own = {name: value for name, value in run.hyperparameters.items() if name != "training"}
     training = run.hyperparameters.get("training")
     shared: Mapping[str, Any] = training if isinstance(training, Mapping) else {}
-    targets = own.get("targets")
+    targets, ratio, steps = own.get("targets"), shared.get("warmup_ratio"), shared.get("warmup_steps")
+    warmup = f"{100 * ratio:g} % of steps" if ratio is not None else None if steps is None else f"{steps:g} steps"
     return {
         **shared,
         **own,
         "targets": "+".join(map(str, targets)) if isinstance(targets, list | tuple) else targets,
-        "warmup": _warmup(run, shared),
+        "warmup": warmup,
         "template": run.template,
         "selection": run.selection,
         "start": "pretrained weights",
@@ -136,17 +130,9 @@ def _settings(row: MethodRow) -> dict[str, Any]:
     }
 
 
-def _warmup(run: RunRecord, training: Mapping[str, Any]) -> str | None:
-    if training.get("warmup_ratio") is not None:
-        return f"{100 * training['warmup_ratio']:g} % of steps"
-    if training.get("warmup_steps") is None:
-        return None
-    return f"{training['warmup_steps']:g} steps"
-
-
 def _shown(name: str, value: object) -> str:
     if value is None:
         return "unknown"
-    if name == "learning_rate" and isinstance(value, int | float):
-        return short_number(value)
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    if not isinstance(value, int | float):
+        return str(value)
+    return short_number(value) if name == "learning_rate" else f"{value:g}"

@@ -20,8 +20,6 @@ from manytune.storage.lookup import altered
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.utils.errors import StoreError
 
-__all__ = ["ReportData", "StudyFacts", "read"]
-
 
 @dataclass(frozen=True, eq=False)
 class StudyFacts:
@@ -30,7 +28,7 @@ class StudyFacts:
     study: Study
     status: StudyStatus
     label_suffix: str
-    """What its labels got so that they are not mixed with another study's; mostly nothing."""
+    """What was added to its labels so that they are not mixed with another study's; mostly nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +39,17 @@ class ReportData:
     records: tuple[RunRecord, ...]
     """All runs that have ended, in the studies' order."""
     histories: Mapping[str, tuple[HistoryRow, ...]]
-    """Run id → its evaluations; a run without a history is not there."""
+    """Run id → its evaluations, of the runs that have a history."""
     logits: Mapping[str, NDArray[Any]]
-    """Run id → [N, outputs] on dev; a run whose logits were not kept is not there."""
+    """Run id → [N, outputs] on dev, of the runs whose logits were kept."""
     tasks: Mapping[str, Task]
     """Name → the task."""
     examples: Mapping[str, Examples]
-    """Task → its dev rows; a task whose rows were not kept is not there."""
+    """Task → its dev rows, of the tasks whose rows were kept."""
     structures: Mapping[tuple[str, str], Structure]
-    """(task, model) → its module tree, likewise."""
+    """(task, model) → its module tree, where it was kept."""
     problems: tuple[str, ...] = ()
-    """Files that the report goes without, although they are there, and why."""
+    """Files that exist but are not used, and why."""
 
 
 def read(directories: Sequence[Path | str]) -> ReportData:
@@ -79,15 +77,15 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     studies = [store.study() for store in stores]
     clashing = _clashing(per_study)
     suffixes = _suffixes([study.name for study in studies]) if clashing else [""] * len(studies)
-    records = []
-    for suffix, own in zip(suffixes, per_study, strict=True):
-        for record in own.values():
-            clash = (record.task, record.model, record.label) in clashing
-            records.append(record.model_copy(update={"label": record.label + suffix}) if clash else record)
-    facts = [
+    records = [
+        record.model_copy(update={"label": record.label + suffix}) if _configuration(record) in clashing else record
+        for suffix, own in zip(suffixes, per_study, strict=True)
+        for record in own.values()
+    ]
+    facts = (
         StudyFacts(study, store.status(), suffix)
         for study, store, suffix in zip(studies, stores, suffixes, strict=True)
-    ]
+    )
     problems: list[str] = []
     histories: dict[str, tuple[HistoryRow, ...]] = {}
     logits: dict[str, NDArray[Any]] = {}
@@ -125,27 +123,38 @@ def _own_logits(store: Store, record: RunRecord) -> NDArray[Any] | None:
     return store.read_predictions(record.run_id)
 
 
+def provenance_facts(run: RunRecord, *, data: str, commit: str) -> dict[str, str]:
+    """Name → value of what is known of the code, weights, data and machine; `data` and `commit` name those two."""
+    origin = run.provenance
+    facts: dict[str, Any] = {
+        "model revision": origin.model_revision,
+        f"{data}, {run.task}": origin.data_fingerprint,
+        commit: origin.git_commit,
+        **{f"hardware, {name}": value for name, value in origin.hardware.items()},
+        **{f"version, {name}": value for name, value in origin.versions.items()},
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
 def without_examples(data: ReportData) -> ReportData:
     """The same without the dev rows' sentences: their labels and parts stay, so that scores can be recomputed."""
     blank = {task: rows.model_copy(update={"texts": ((),) * len(rows.texts)}) for task, rows in data.examples.items()}
     return replace(data, examples=blank)
 
 
+def _configuration(record: RunRecord) -> tuple[str, str, str]:
+    return record.task, record.model, record.label
+
+
 def _clashing(per_study: Sequence[Mapping[str, RunRecord]]) -> set[tuple[str, str, str]]:
     """(task, model, label) that several studies have with different settings."""
     settings: dict[tuple[str, str, str], list[Any]] = {}
-    for records in per_study:
-        for record in records.values():
-            setting = (_comparable(record.hyperparameters), record.template, record.selection)
-            known = settings.setdefault((record.task, record.model, record.label), [])
-            if setting not in known:
-                known.append(setting)
+    for record in (record for records in per_study for record in records.values()):
+        setting = (_comparable(record.hyperparameters), record.template, record.selection)
+        known = settings.setdefault(_configuration(record), [])
+        if setting not in known:
+            known.append(setting)
     return {key for key, known in settings.items() if len(known) > 1}
-
-
-def _suffixes(names: Sequence[str]) -> list[str]:
-    """What tells the studies' labels apart: the name, with a number where names repeat."""
-    return [f" [{name} {place}]" if names.count(name) > 1 else f" [{name}]" for place, name in enumerate(names, 1)]
 
 
 def _comparable(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,3 +163,8 @@ def _comparable(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(training, Mapping):
         return dict(hyperparameters)
     return {**hyperparameters, "training": {name: value for name, value in training.items() if name != "max_pack"}}
+
+
+def _suffixes(names: Sequence[str]) -> list[str]:
+    """What tells the studies' labels apart: the name, with a number where names repeat."""
+    return [f" [{name} {number}]" if names.count(name) > 1 else f" [{name}]" for number, name in enumerate(names, 1)]

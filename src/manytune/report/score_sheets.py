@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import fmean, median
 
 import numpy as np
 
 from manytune.data.metrics import Metric
-from manytune.report.analysis import Analysis, score_of
-from manytune.report.answer import train_seconds
-from manytune.report.sheets import Cell, Column, Sheet
-from manytune.report.task_table import MethodRow, MetricSummary
+from manytune.data.tasks import GLUE
+from manytune.methods.base import Axis
+from manytune.report.analysis import Analysis
+from manytune.report.answer import configuration_title, method_title
+from manytune.report.series import swept
+from manytune.report.sheets import Cell, Field, Sheet, sheet_of
+from manytune.report.task_table import MethodRow, last_score_of, score_of
 from manytune.stats import MINIMUM_SEEDS, Comparison, combined_p, mcnemar, metric_draws, summarize
-from manytune.storage.directory import PENDING
+from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import RunRecord, RunState
 
-__all__ = [
-    "comparison_sheet",
-    "cost_sheet",
-    "left_out_sheet",
-    "parts_sheet",
-    "rank_sheet",
-    "rate_sheet",
-    "run_sheet",
-    "score_sheets",
-    "standing_sheet",
-    "swept",
-]
-
-_CONFIGURATION = Column("configuration", "configuration")
+_CONFIGURATION: Field = ("configuration", "configuration", "text", lambda of: of.label)
+_SEEDS: Field = ("seeds", "seeds", "count", lambda row: len(row.finished))
+_MEAN: Field = ("mean", "mean", "score", lambda row: row.mean)
+_TRAINABLE: Field = ("trainable", "trainable", "count", lambda row: row.trainable)
+_TRAINABLE_SHARE: Field = ("trainable_share", "of all", "share", lambda row: row.trainable_share)
 
 _SELECTED = {
     "dev": "The best evaluation was chosen on dev itself, so its scores are optimistic.",
@@ -40,49 +34,42 @@ _SELECTED = {
 
 def score_sheets(analysis: Analysis) -> tuple[Sheet, ...]:
     """One table a metric, the primary one first: best and last evaluation side by side."""
-    return tuple(_score_sheet(analysis, place) for place in range(len(analysis.rows[0].metrics)))
+    return tuple(_score_sheet(analysis, index) for index in range(len(analysis.rows[0].metrics)))
 
 
-def _score_sheet(analysis: Analysis, place: int) -> Sheet:
-    metric = analysis.rows[0].metrics[place].metric
-    columns = [
+def _score_sheet(analysis: Analysis, index: int) -> Sheet:
+    metric = analysis.rows[0].metrics[index].metric
+
+    def scores(row: MethodRow) -> list[float]:
+        return [score for _, score in row.scored(metric.name)]
+
+    fields: list[Field] = [
         _CONFIGURATION,
-        Column("seeds", "seeds", "count"),
-        Column("left_out", "left out"),
-        Column("mean", "mean", "score"),
-        Column("standard_deviation", "sd", "score"),
-        Column("median", "median", "score"),
-        Column("best", "best", "score"),
-        Column("best_seed", "seed", "count"),
-        Column("last_mean", "last: mean", "score"),
-        Column("last_standard_deviation", "last: sd", "score"),
+        ("seeds", "seeds", "count", lambda row: len(scores(row))),
+        ("left_out", "left out", "text", partial(_left_out, analysis)),
+        ("mean", "mean", "score", lambda row: row.metrics[index].best.mean),
+        ("standard_deviation", "sd", "score", lambda row: row.metrics[index].best.deviation),
+        ("median", "median", "score", lambda row: median(scores(row)) if scores(row) else None),
+        ("best", "best", "score", lambda row: _best(row, metric)[1]),
+        ("best_seed", "seed", "count", lambda row: _best(row, metric)[0]),
+        ("last_mean", "last: mean", "score", lambda row: row.metrics[index].last.mean),
+        ("last_standard_deviation", "last: sd", "score", lambda row: row.metrics[index].last.deviation),
     ]
-    if place == 0:
-        examples = (Column("examples_low", "dev: low", "score"), Column("examples_high", "dev: high", "score"))
-        columns[5:5] = examples
-    rows = []
-    for row in analysis.rows:
-        cells = _score_cells(analysis, row, row.metrics[place])
-        if place == 0:
-            cells[5:5] = analysis.intervals.get(row.label, (None, None))
-        rows.append(tuple(cells))
     caption = (
         "Mean, standard deviation and median over the seeds that finished, each at its best evaluation; last: at the "
         f"last one. {' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
     ).strip()
-    if place == 0:
+    stem = "scores"
+    if index == 0:
+        intervals, unknown = analysis.intervals, (None, None)
+        fields[5:5] = [
+            ("examples_low", "dev: low", "score", lambda row: intervals.get(row.label, unknown)[0]),
+            ("examples_high", "dev: high", "score", lambda row: intervals.get(row.label, unknown)[1]),
+        ]
         caption += " dev: 95 % bootstrap interval of the mean over dev examples."
-    name = f"{analysis.key}-scores" if place == 0 else f"{analysis.key}-scores-{metric.name}"
-    return Sheet(name, f"{analysis.title}: {metric.title}", caption, tuple(columns), tuple(rows))
-
-
-def _score_cells(analysis: Analysis, row: MethodRow, summary: MetricSummary) -> list[Cell]:
-    metric = summary.metric
-    scores = [(run.seed, score) for run in row.finished if (score := score_of(run, metric.name)) is not None]
-    seed, best = _best(scores, metric)
-    median = statistics.median(score for _, score in scores) if scores else None
-    first: list[Cell] = [row.label, len(scores), _left_out(analysis, row), summary.best.mean, summary.best.deviation]
-    return [*first, median, best, seed, summary.last.mean, summary.last.deviation]
+    else:
+        stem += f"-{metric.name}"
+    return analysis.sheet(stem, metric.title, caption, fields, analysis.rows)
 
 
 def _left_out(analysis: Analysis, row: MethodRow) -> str | None:
@@ -92,277 +79,178 @@ def _left_out(analysis: Analysis, row: MethodRow) -> str | None:
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or None
 
 
-def _best(scores: Sequence[tuple[int, float]], metric: Metric) -> tuple[int | None, float | None]:
+def _best(row: MethodRow, metric: Metric) -> tuple[int | None, float | None]:
+    """Seed and score of the best run that finished."""
     sign = 1 if metric.higher_is_better else -1
-    return max(scores, key=lambda one: sign * one[1], default=(None, None))
+    scored = ((run.seed, score) for run, score in row.scored(metric.name))
+    return max(scored, key=lambda one: sign * one[1], default=(None, None))
 
 
 def left_out_sheet(analysis: Analysis) -> Sheet | None:
-    """The runs that no mean holds, by name, with the reason."""
-    rows: list[tuple[Cell, ...]] = []
+    """The runs that no mean holds, by name, with the reason; None where there are none."""
+    left_out: list[tuple[RunRecord | RunStatus, str | None]] = []
     for run in analysis.records:
         if run.state is not RunState.FINISHED:
-            rows.append((run.run_id, run.label, run.seed, str(run.state), run.failure or next(iter(run.notes), None)))
+            left_out.append((run, run.failure or next(iter(run.notes), None)))
         elif run.last_collapsed:
-            said = "predicts a constant at its last evaluation: left out of the last mean"
-            rows.append((run.run_id, run.label, run.seed, str(run.state), said))
-    rows += [(run.run_id, run.label, run.seed, run.state, "has not ended") for run in analysis.pending]
-    if not rows:
+            left_out.append((run, "predicts a constant at its last evaluation: left out of the last mean"))
+    left_out += [(run, "has not ended") for run in analysis.pending]
+    if not left_out:
         return None
-    columns = (
-        Column("run", "run"),
-        _CONFIGURATION,
-        Column("seed", "seed", "count"),
-        Column("state", "state"),
-        Column("reason", "why"),
-    )
-    return Sheet(
-        f"{analysis.key}-left-out",
-        f"{analysis.title}: runs that are in no mean",
-        "Collapsed, failed, pruned and pending runs are counted beside the means and never averaged in.",
-        columns,
-        tuple(rows),
-    )
+    fields: list[Field] = [
+        ("run", "run", "text", lambda one: one[0].run_id),
+        ("configuration", "configuration", "text", lambda one: one[0].label),
+        ("seed", "seed", "count", lambda one: one[0].seed),
+        ("state", "state", "text", lambda one: str(one[0].state)),
+        ("reason", "why", "text", lambda one: one[1]),
+    ]
+    caption = "Collapsed, failed, pruned and pending runs are counted beside the means and never averaged in."
+    return analysis.sheet("left-out", "runs that are in no mean", caption, fields, left_out)
 
 
 def run_sheet(analysis: Analysis) -> Sheet:
     """Every run that has ended."""
-    names = [summary.metric for summary in analysis.rows[0].metrics]
-    columns = [
-        Column("run", "run"),
+    metrics = [summary.metric for summary in analysis.rows[0].metrics]
+    fields: list[Field] = [
+        ("run", "run", "text", lambda run: run.run_id),
         _CONFIGURATION,
-        Column("seed", "seed", "count"),
-        Column("state", "state"),
-        *(Column(metric.name, metric.title, "score") for metric in names),
-        Column("best_step", "at step", "count"),
-        *(Column(f"last_{metric.name}", f"last {metric.title}", "score") for metric in names),
-        Column("steps", "steps", "count"),
-        Column("train_seconds", "training", "seconds"),
+        ("seed", "seed", "count", lambda run: run.seed),
+        ("state", "state", "text", lambda run: str(run.state)),
+        *((each.name, each.title, "score", partial(score_of, metric=each.name)) for each in metrics),
+        ("best_step", "at step", "count", lambda run: run.best_step),
+        *(
+            (f"last_{each.name}", f"last {each.title}", "score", partial(last_score_of, metric=each.name))
+            for each in metrics
+        ),
+        ("steps", "steps", "count", lambda run: run.steps),
+        ("train_seconds", "training", "seconds", lambda run: run.cost.train_seconds),
     ]
-    rows = []
-    for run in analysis.records:
-        best = [score_of(run, metric.name) for metric in names]
-        last = [
-            run.last_score if metric.name == run.primary_metric else run.last_scores.get(metric.name)
-            for metric in names
-        ]
-        first = (run.run_id, run.label, run.seed, str(run.state))
-        rows.append((*first, *best, run.best_step, *last, run.steps, run.cost.train_seconds))
     caption = "Best scores are those of the best snapshot, read back and scored once more, alone and in fp32."
-    return Sheet(f"{analysis.key}-runs", f"{analysis.title}: every run", caption, tuple(columns), tuple(rows))
+    return analysis.sheet("runs", "every run", caption, fields, analysis.records)
 
 
 def comparison_sheet(analysis: Analysis) -> Sheet | None:
     """Every pair of methods; None where there are fewer than two with scores."""
     if not analysis.comparisons:
         return None
-    columns = (
-        Column("first", "first"),
-        Column("second", "second"),
-        Column("verdict", "verdict"),
-        Column("difference", "difference", "difference"),
-        Column("low", "95 %: low", "difference"),
-        Column("high", "95 %: high", "difference"),
-        Column("seeds", "seeds", "count"),
-        Column("wins", "first ahead", "count"),
-        Column("p", "p", "p"),
-        Column("p_holm", "p (Holm)", "p"),
-        Column("sign_flip_p", "p, sign flips", "p"),
-        Column("effect_size", "effect size", "effect"),
-        Column("seeds_needed", "seeds for 80 %", "count"),
-        Column("examples_low", "dev: low", "difference"),
-        Column("examples_high", "dev: high", "difference"),
-        Column("examples_p", "dev: p", "p"),
-        Column("mcnemar_p", "McNemar p", "p"),
-        Column("choices_first", "of first's", "count"),
-        Column("choices_second", "of second's", "count"),
-    )
+
+    def tested(value: Callable[[Comparison], Cell]) -> Callable[[Comparison], Cell]:
+        """A value that is shown only where the seeds are enough for a test."""
+        return lambda pair: value(pair) if pair.seeds >= MINIMUM_SEEDS else None
+
+    fields: list[Field] = [
+        ("first", "first", "text", lambda pair: pair.first_label),
+        ("second", "second", "text", lambda pair: pair.second_label),
+        ("verdict", "verdict", "text", lambda pair: str(pair.verdict)),
+        ("difference", "difference", "difference", lambda pair: pair.difference),
+        ("low", "95 %: low", "difference", tested(lambda pair: pair.low)),
+        ("high", "95 %: high", "difference", tested(lambda pair: pair.high)),
+        ("seeds", "seeds", "count", lambda pair: pair.seeds),
+        ("wins", "first ahead", "count", lambda pair: pair.wins),
+        ("p", "p", "p", tested(lambda pair: pair.p)),
+        ("p_holm", "p (Holm)", "p", tested(lambda pair: pair.p_holm)),
+        ("sign_flip_p", "p, sign flips", "p", tested(lambda pair: pair.sign_flip_p)),
+        ("effect_size", "effect size", "effect", tested(lambda pair: pair.effect)),
+        ("seeds_needed", "seeds for 80 %", "count", lambda pair: pair.seeds_needed),
+        ("examples_low", "dev: low", "difference", lambda pair: pair.examples_low),
+        ("examples_high", "dev: high", "difference", lambda pair: pair.examples_high),
+        ("examples_p", "dev: p", "p", lambda pair: pair.examples_p),
+        ("mcnemar_p", "McNemar p", "p", partial(_mcnemar, analysis)),
+        ("choices_first", "of first's", "count", lambda pair: pair.choices[0]),
+        ("choices_second", "of second's", "count", lambda pair: pair.choices[1]),
+    ]
     caption = (
         "Each method by its configuration with the best mean. p and the interval over seeds are of paired t-tests "
         "that pay for the choice among a method's configurations; Holm corrects over all pairs of methods. Sign flips, "
         "effect size (Hedges' d) and McNemar are of the two configurations alone. dev: interval and p of a paired "
         f"bootstrap over dev examples. Below {MINIMUM_SEEDS} seeds nothing over seeds is shown but the difference."
     )
-    rows = tuple(_comparison(analysis, each) for each in analysis.comparisons)
-    return Sheet(f"{analysis.key}-comparisons", f"{analysis.title}: methods in pairs", caption, columns, rows)
+    return analysis.sheet("comparisons", "methods in pairs", caption, fields, analysis.comparisons)
 
 
-def _comparison(analysis: Analysis, found: Comparison) -> tuple[Cell, ...]:
-    enough = found.seeds >= MINIMUM_SEEDS
-    tests = (found.p, found.p_holm, found.sign_flip_p, found.effect)
-    return (
-        found.first_label,
-        found.second_label,
-        str(found.verdict),
-        found.difference,
-        found.low if enough else None,
-        found.high if enough else None,
-        found.seeds,
-        found.wins,
-        *(tests if enough else (None,) * len(tests)),
-        found.seeds_needed,
-        found.examples_low,
-        found.examples_high,
-        found.examples_p,
-        _mcnemar(analysis, analysis.row(found.first_label), analysis.row(found.second_label)),
-        *found.choices,
-    )
-
-
-def _mcnemar(analysis: Analysis, first: MethodRow, second: MethodRow) -> float | None:
-    """One p over the seeds that both have; None for a regression or without predictions."""
-    if analysis.examples is None or analysis.task is None or analysis.task.kind != "classification":
+def _mcnemar(analysis: Analysis, pair: Comparison) -> float | None:
+    """One p over the seeds that both have; None where predictions are not right or wrong, or were not kept."""
+    if analysis.examples is None or analysis.task is None or not analysis.task.type.right_or_wrong:
         return None
     labels = np.array(analysis.examples.labels)
-    ours, theirs = (
-        {run.seed: analysis.predictions[run.run_id] for run in row.finished if run.run_id in analysis.predictions}
-        for row in (first, second)
+    first, second = (
+        {run.seed: prediction == labels for run, prediction in analysis.predicted(analysis.row(label))}
+        for label in (pair.first_label, pair.second_label)
     )
-    shared = sorted(ours.keys() & theirs.keys())
-    return combined_p([mcnemar(ours[seed] == labels, theirs[seed] == labels)[2] for seed in shared])
+    return combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first.keys() & second.keys())])
 
 
 def standing_sheet(analysis: Analysis) -> Sheet | None:
     """Which configurations may be the best; None where none has a score."""
     if not analysis.standings:
         return None
-    best = analysis.mean(analysis.ranked[0])
-    rows: list[tuple[Cell, ...]] = []
-    for row in analysis.ranked:
-        standing = analysis.standings[row.label]
-        said = {True: "yes", False: "no", None: "too few seeds"}[standing.in_reach]
-        mean = analysis.mean(row)
-        behind = None if mean is None or best is None else mean - best
-        p = None if standing.in_reach is None else standing.p
-        rows.append((row.label, len(row.finished), mean, behind, p, said, row.trainable, row.trainable_share))
-    columns = (
+    best, standings = analysis.ranked[0].mean, analysis.standings
+    said = {True: "yes", False: "no", None: "too few seeds"}
+
+    def p(row: MethodRow) -> float | None:
+        return None if standings[row.label].may_be_best is None else standings[row.label].p
+
+    fields: list[Field] = [
         _CONFIGURATION,
-        Column("seeds", "seeds", "count"),
-        Column("mean", "mean", "score"),
-        Column("from_best", "from the best", "difference"),
-        Column("p", "p (is the best)", "p"),
-        Column("may_be_best", "may be the best"),
-        Column("trainable", "trainable", "count"),
-        Column("trainable_share", "of all", "share"),
-    )
+        _SEEDS,
+        _MEAN,
+        ("from_best", "from the best", "difference", lambda row: row.mean - best),
+        ("p", "p (is the best)", "p", p),
+        ("may_be_best", "may be the best", "text", lambda row: said[standings[row.label].may_be_best]),
+        _TRAINABLE,
+        _TRAINABLE_SHARE,
+    ]
     caption = (
         "The true best one is among those marked yes in at least 95 % of studies (multiple comparisons with the best, "
         "paired t-tests over seeds, Bonferroni)."
     )
-    return Sheet(f"{analysis.key}-standings", f"{analysis.title}: who may be the best", caption, columns, tuple(rows))
+    return analysis.sheet("standings", "who may be the best", caption, fields, analysis.ranked)
 
 
 def cost_sheet(analysis: Analysis) -> Sheet:
     """What each configuration costs."""
-    columns = (
+
+    def parameters(name: str, row: MethodRow) -> int | None:
+        known = (run.parameters for run in row.runs if run.parameters.total is not None)
+        return getattr(next(known, None), name, None)
+
+    fields: list[Field] = [
         _CONFIGURATION,
-        Column("total", "parameters", "count"),
-        Column("trainable", "trainable", "count"),
-        Column("trainable_share", "of all", "share"),
-        *(Column(name, name, "count") for name in ("backbone", "bias", "adapter", "head")),
-        Column("train_seconds", "training", "seconds"),
-        Column("eval_seconds", "evaluation", "seconds"),
-        Column("samples_per_second", "samples/s", "count"),
-        Column("peak_memory_bytes", "peak memory", "bytes"),
-        Column("snapshot_bytes", "snapshot", "bytes"),
-        Column("pack_size", "in a pack of", "count"),
-    )
-    rows: list[tuple[Cell, ...]] = []
-    for row in analysis.rows:
-        parameters = next((run.parameters for run in row.runs if run.parameters.total is not None), None)
-        split = ("backbone", "bias", "adapter", "head")
-        rows.append(
-            (
-                row.label,
-                parameters.total if parameters else None,
-                row.trainable,
-                row.trainable_share,
-                *(getattr(parameters, name) if parameters else None for name in split),
-                train_seconds(row),
-                _mean(row, lambda run: run.cost.eval_seconds),
-                row.samples_per_second,
-                row.peak_memory_bytes,
-                _mean(row, lambda run: run.cost.snapshot_bytes),
-                _mean(row, lambda run: run.cost.pack_size),
-            )
-        )
+        ("total", "parameters", "count", partial(parameters, "total")),
+        _TRAINABLE,
+        _TRAINABLE_SHARE,
+        *((name, name, "count", partial(parameters, name)) for name in ("backbone", "bias", "adapter", "head")),
+        ("train_seconds", "training", "seconds", lambda row: row.train_seconds),
+        ("eval_seconds", "evaluation", "seconds", lambda row: row.mean_cost("eval_seconds")),
+        ("samples_per_second", "samples/s", "count", lambda row: row.samples_per_second),
+        ("peak_memory_bytes", "peak memory", "bytes", lambda row: row.peak_memory_bytes),
+        ("snapshot_bytes", "snapshot", "bytes", lambda row: row.mean_cost("snapshot_bytes")),
+        ("pack_size", "in a pack of", "count", lambda row: row.mean_cost("pack_size")),
+    ]
     caption = (
         "backbone, bias, adapter and head add up to the trainable ones. Times are a run's share of its pack's time, "
         "mean over the runs that finished; peak memory is the whole pack's."
     )
-    return Sheet(f"{analysis.key}-cost", f"{analysis.title}: cost", caption, columns, tuple(rows))
+    return analysis.sheet("cost", "cost", caption, fields, analysis.rows)
 
 
-def _mean(row: MethodRow, value: Callable[[RunRecord], float | None]) -> float | None:
-    return summarize(map(value, row.finished)).mean
-
-
-def swept(analysis: Analysis, method: str | None, name: str) -> dict[str, list[tuple[float, MethodRow]]]:
-    """Configurations that differ in one hyper-parameter, as series: what is the same → (value, configuration).
-
-    Series of one value are left out.
-
-    Args:
-        analysis: Where they are.
-        method: Only of this method; None for all.
-        name: The hyper-parameter.
-    """
-    series: dict[str, list[tuple[float, MethodRow]]] = {}
-    for row in analysis.rows:
-        settings = dict(row.runs[0].hyperparameters)
-        value = settings.pop(name, None)
-        if not isinstance(value, int | float) or (method is not None and row.runs[0].method != method):
-            continue
-        # A label minus its swept part names the series as the rest of the page does.
-        key = ", ".join(part for part in _parts(row) if not part.startswith(_SHOWN[name]))
-        series.setdefault(key, []).append((float(value), row))
-    return {
-        key: sorted(points, key=lambda point: point[0])
-        for key, points in series.items()
-        if len({value for value, _ in points}) > 1
-    }
-
-
-_SHOWN = {"rank": "r=", "learning_rate": "lr "}
-
-
-def _parts(row: MethodRow) -> list[str]:
-    method = row.runs[0].method
-    rest = row.label.removeprefix(method).strip()
-    first, *others = rest.split(", ")
-    return [method, first, *others] if first else [method]
-
-
-def rank_sheet(analysis: Analysis) -> Sheet | None:
-    """Score by LoRA rank; None where fewer than two ranks were run."""
-    return _swept_sheet(analysis, "rank", "rank", "rank", "count")
-
-
-def rate_sheet(analysis: Analysis) -> Sheet | None:
-    """Score by learning rate; None where no method has more than one."""
-    return _swept_sheet(analysis, "learning_rate", "learning rate", "rates", "rate")
-
-
-def _swept_sheet(analysis: Analysis, name: str, title: str, stem: str, kind: str) -> Sheet | None:
-    rows: list[tuple[Cell, ...]] = []
-    for key, points in swept(analysis, None, name).items():
-        for value, row in points:
-            best = row.primary.best
-            left_out = len(row.runs) - len(row.finished)
-            rows.append((key, value, len(row.finished), left_out, best.mean, best.deviation, row.trainable))
-    if not rows:
+def axis_sheet(axis: Axis, analysis: Analysis) -> Sheet | None:
+    """Score by a hyper-parameter; None where no series has two values of it."""
+    title = axis.name.replace("_", " ")
+    points = [(sweep.name, value, row) for sweep in swept(analysis, axis) for value, row in sweep.points]
+    if not points:
         return None
-    columns = (
-        Column("series", "method"),
-        Column(name, title, kind),
-        Column("seeds", "seeds", "count"),
-        Column("left_out", "left out", "count"),
-        Column("mean", "mean", "score"),
-        Column("standard_deviation", "sd", "score"),
-        Column("trainable", "trainable", "count"),
-    )
+    fields: list[Field] = [
+        ("series", "method", "text", lambda one: one[0]),
+        (axis.name, title, axis.kind, lambda one: one[1]),
+        ("seeds", "seeds", "count", lambda one: len(one[2].finished)),
+        ("left_out", "left out", "count", lambda one: len(one[2].runs) - len(one[2].finished)),
+        ("mean", "mean", "score", lambda one: one[2].mean),
+        ("standard_deviation", "sd", "score", lambda one: one[2].primary.best.deviation),
+        ("trainable", "trainable", "count", lambda one: one[2].trainable),
+    ]
     caption = f"{analysis.metric.title}, mean and standard deviation over the seeds that finished."
-    return Sheet(f"{analysis.key}-{stem}", f"{analysis.title}: {title}", caption, columns, tuple(rows))
+    return analysis.sheet(axis.key, title, caption, fields, points)
 
 
 def parts_sheet(analysis: Analysis) -> Sheet | None:
@@ -371,27 +259,65 @@ def parts_sheet(analysis: Analysis) -> Sheet | None:
     if examples is None or not examples.parts or not analysis.predictions:
         return None
     labels = np.array(examples.labels)
-    rows: list[tuple[Cell, ...]] = []
-    for row in analysis.rows:
-        own = [analysis.predictions[run.run_id] for run in row.finished if run.run_id in analysis.predictions]
-        cells: list[Cell] = [row.label, len(own)]
-        for first, last in examples.parts.values():
-            scores = _scores(analysis, own, labels, first, last)
-            summary = summarize(scores)
-            cells += [summary.mean, summary.deviation]
-        rows.append(tuple(cells))
-    columns = [_CONFIGURATION, Column("seeds", "seeds", "count")]
-    for name in examples.parts:
-        columns += [Column(f"{name}_mean", name, "score"), Column(f"{name}_standard_deviation", "sd", "score")]
+
+    def over_seeds(field: str, first: int, last: int, row: MethodRow) -> float | None:
+        predictions = [prediction[first:last] for _, prediction in analysis.predicted(row)]
+        if not predictions:
+            return None
+        once = np.ones((1, last - first))
+        scores = metric_draws(analysis.metric.name, np.stack(predictions), labels[first:last], once)
+        return None if scores is None else getattr(summarize(scores[0]), field)
+
+    fields: list[Field] = [_CONFIGURATION, ("seeds", "seeds", "count", lambda row: len(analysis.predicted(row)))]
+    for name, part in examples.parts.items():
+        fields.append((f"{name}_mean", name, "score", partial(over_seeds, "mean", *part)))
+        fields.append((f"{name}_standard_deviation", "sd", "score", partial(over_seeds, "deviation", *part)))
     sizes = ", ".join(f"{name} {last - first}" for name, (first, last) in examples.parts.items())
     caption = f"{analysis.metric.title}, mean and standard deviation over seeds, on each part of dev ({sizes} rows)."
-    return Sheet(f"{analysis.key}-parts", f"{analysis.title}: parts of dev", caption, tuple(columns), tuple(rows))
+    return analysis.sheet("parts", "parts of dev", caption, fields, analysis.rows)
 
 
-def _scores(analysis: Analysis, predictions: Sequence[Any], labels: Any, first: int, last: int) -> list[float]:
-    if not predictions:
-        return []
-    part = slice(first, last)
-    said = np.stack(predictions)[:, part]
-    found = metric_draws(analysis.metric.name, said, labels[part], np.ones((1, last - first)))
-    return [] if found is None else [float(score) for score in found[0]]
+def glue_sheet(analyses: Sequence[Analysis]) -> Sheet | None:
+    """The average over GLUE's nine tasks, of each backbone and method with a score on all of them; None without any.
+
+    A task with several metrics counts by their mean, as on GLUE's leaderboard, and every task counts the same:
+    Wang et al. 2018, https://arxiv.org/abs/1804.07461, section 4.
+    """
+    best: dict[tuple[str, str], dict[str, MethodRow]] = {}
+    for analysis in analyses:
+        for row in analysis.best_rows:
+            best.setdefault((analysis.table.model, row.method), {})[analysis.table.task] = row
+    whole = [(model, method, rows) for (model, method), rows in best.items() if set(GLUE) <= rows.keys()]
+    if not whole:
+        return None
+
+    def score(task: str, item: tuple[str, str, Mapping[str, MethodRow]]) -> float | None:
+        scores = [[score for _, score in item[2][task].scored(metric)] for metric in GLUE[task].all_metrics]
+        return fmean(map(fmean, scores)) if all(scores) else None
+
+    def average(item: tuple[str, str, Mapping[str, MethodRow]]) -> float | None:
+        scores = [score(task, item) for task in GLUE]
+        known = [each for each in scores if each is not None]
+        return fmean(known) if len(known) == len(scores) else None
+
+    fields: list[Field] = [
+        ("model", "model", "text", lambda item: item[0]),
+        ("method", "method", "text", lambda item: method_title(item[1])),
+        ("average", "average", "score", average),
+        *((name, task.title, "score", partial(score, name)) for name, task in GLUE.items()),
+        (
+            "configurations",
+            "configuration by task",
+            "text",
+            lambda item: "; ".join(
+                f"{task.title}: {configuration_title(item[2][name])}" for name, task in GLUE.items()
+            ),
+        ),
+    ]
+    caption = (
+        "Mean over the nine tasks of GLUE; a task's score is the mean of its metrics over the seeds that finished, on "
+        "dev (the leaderboard's is on test). Each method by its best configuration on each task, chosen on dev: the "
+        "more configurations it had, the more its average owes to that choice."
+    )
+    whole.sort(key=lambda item: -(average(item) or 0.0))
+    return sheet_of("glue-average", "GLUE average", caption, fields, whole)

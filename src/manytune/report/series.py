@@ -2,58 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from manytune.data.metrics import Metric
+from manytune.methods import METHODS
+from manytune.methods.base import LEARNING_RATE, Axis
 from manytune.report.analysis import Analysis
-from manytune.report.answer import method_title, train_seconds
+from manytune.report.answer import method_title
 from manytune.report.task_table import MethodRow
-from manytune.stats import summarize
+from manytune.stats import Summary
 from manytune.storage.record import HistoryRow, RunState
 from manytune.utils.text import printable
 
-__all__ = [
-    "COSTS",
-    "RUNNING",
-    "STOPPED",
-    "CostAxis",
-    "Curve",
-    "Look",
-    "Traced",
-    "curves",
-    "curves_of",
-    "front",
-    "looks",
-    "looks_of",
-    "loss_rises",
-    "quantities",
-    "thinned",
-]
+OTHER_COLOR = "grey"
+"""Name in the palette of the colour of methods that are not registered."""
 
 RUNNING, STOPPED = "running", "stopped"
 """The states of a run that trains now, and of one that has begun and would go on."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-_METHODS = ("full", "lora", "bitfit", "head")
 
-_PALEST = 0.35  # lines differ in style and marker besides
+_PALEST = 0.35  # of a method's last configuration: how far its colour is taken towards the paper's
 _POINTS = 240  # of one curve: more than a screen's width can tell apart
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a configuration is drawn, the same in every chart; told apart without colour too."""
+    """How a configuration is drawn, the same in every chart; line style and marker differ too, not colour alone."""
 
     name: str
     """As short as it can be without being mistaken: "LoRA r=8"."""
     color: str
-    """Name in the palette: full, lora, bitfit, head or other."""
+    """Its name in the palette."""
     shade: int
-    """Its place among its method's configurations, from 0."""
+    """Index among its method's configurations, from 0: it chooses line style and marker."""
     tone: float = 0.0
     """How far its colour is taken towards the paper's, from 0 to below 1."""
+
+    @property
+    def markup(self) -> str:
+        """The name as plotly shows it unchanged: it reads a subset of HTML, templates and formulas."""
+        text = self.name
+        for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;"), ("$", "&#36;")):
+            text = text.replace(sign, entity)
+        return text
+
+    @property
+    def paint(self) -> str:
+        """The colour as the page's script reads it: palette name and tone."""
+        return f"@{self.color}~{self.tone:.2f}"
 
     @property
     def dash(self) -> str:
@@ -68,7 +68,7 @@ class Look:
 
 def looks(analysis: Analysis) -> dict[str, Look]:
     """Label → look, of every configuration."""
-    return looks_of({row.label: row.runs[0].method for row in analysis.rows})
+    return looks_of({row.label: row.method for row in analysis.rows})
 
 
 def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
@@ -79,12 +79,12 @@ def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
     found = {
         label: Look(
             printable(_short(label, method, group)).lstrip("_"),  # matplotlib's legends leave out what begins with _
-            method if method in _METHODS else "other",
-            place,
-            _PALEST * place / max(len(group) - 1, 1),
+            METHODS[method].color if method in METHODS else OTHER_COLOR,
+            shade,
+            _PALEST * shade / max(len(group) - 1, 1),
         )
         for method, group in groups.items()
-        for place, label in enumerate(group)
+        for shade, label in enumerate(group)
     }
     names = [look.name for look in found.values()]
     return {
@@ -98,7 +98,7 @@ def _short(label: str, method: str, group: Sequence[str]) -> str:
     parts = [each.removeprefix(method).strip().split(", ") for each in group]
     shared = set(parts[0]).intersection(*parts[1:])
     own = [part for part in label.removeprefix(method).strip().split(", ") if part not in shared]
-    title = {"full": "Full", "head": "Head only"}.get(method, method_title(method))
+    title = (METHODS[method].short_title if method in METHODS else None) or method_title(method)
     return " ".join([title, ", ".join(own)]).strip()
 
 
@@ -109,12 +109,13 @@ class Curve:
     label: str
     steps: tuple[int, ...]
     mean: tuple[float, ...]
-    """Over the runs that finished, or train still, and have a value at the step."""
+    """Over the runs that finished, or still train, and have a value at the step."""
     low: tuple[float, ...]
+    """The lowest value of these runs."""
     high: tuple[float, ...]
-    """The lowest and the highest of them."""
+    """The highest value of these runs."""
     runs: tuple[tuple[str, int, str, tuple[int, ...], tuple[float, ...]], ...]
-    """Every run, whatever became of it: id, seed, state, steps, values."""
+    """Every run, whatever its state: id, seed, state, steps, values."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Traced:
     run_id: str
     seed: int
     state: str
-    """Of the run; `running` and `stopped` too."""
+    """A state of `RunState`, RUNNING or STOPPED."""
 
 
 def quantities(metric: Metric) -> tuple[tuple[str, str, Callable[[HistoryRow], float | None]], ...]:
@@ -138,7 +139,7 @@ def quantities(metric: Metric) -> tuple[tuple[str, str, Callable[[HistoryRow], f
 
 
 def curves(analysis: Analysis, value: Callable[[HistoryRow], float | None]) -> tuple[Curve, ...]:
-    """One curve for each configuration that has a history, thinned to what the eye can tell."""
+    """One curve for each configuration that has a history, thinned to the points that can be seen."""
     traced = {row.label: [Traced(run.run_id, run.seed, str(run.state)) for run in row.runs] for row in analysis.rows}
     return curves_of(traced, analysis.histories, value)
 
@@ -148,7 +149,7 @@ def curves_of(
     histories: Mapping[str, Sequence[HistoryRow]],
     value: Callable[[HistoryRow], float | None],
 ) -> tuple[Curve, ...]:
-    """The same, from label → runs and run id → history."""
+    """As `curves`, from label → runs and run id → history."""
     found = []
     for label, own in traced.items():
         runs, by_step = [], dict[int, list[float]]()
@@ -159,31 +160,24 @@ def curves_of(
             if run.state in (RunState.FINISHED, RUNNING, STOPPED):
                 for step, each in points:
                     by_step.setdefault(step, []).append(each)
-            kept = thinned(points)
-            steps, values = zip(*(points[at] for at in kept), strict=True)
+            steps, values = zip(*(points[at] for at in thinned(points)), strict=True)
             runs.append((run.run_id, run.seed, run.state, steps, values))
-        if not runs:
-            continue
-        means = [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
-        kept = thinned(means)
-        steps = tuple(means[at][0] for at in kept)
-        found.append(
-            Curve(
-                label,
-                steps,
-                tuple(means[at][1] for at in kept),
-                tuple(min(by_step[step]) for step in steps),
-                tuple(max(by_step[step]) for step in steps),
-                tuple(runs),
+        if runs:
+            means = [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
+            kept = [means[at] for at in thinned(means)]
+            low, high = (tuple(end(by_step[step]) for step, _ in kept) for end in (min, max))
+            found.append(
+                Curve(label, tuple(s for s, _ in kept), tuple(mean for _, mean in kept), low, high, tuple(runs))
             )
-        )
     return tuple(found)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _POINTS) -> list[int]:
-    """Indices of the points to draw: largest triangles of three buckets (Steinarsson 2013).
+    """Indices of at most `most` points to draw, which keep both ends and every turn that can be seen.
 
-    Both ends stay, and so does every turn that can be seen.
+    Largest-Triangle-Three-Buckets (Steinarsson 2013, http://hdl.handle.net/1946/15343): the points between the ends
+    are cut into buckets of equal size, and of each bucket that point stays which forms the largest triangle with the
+    point kept before and the mean of the next bucket.
     """
     count = len(points)
     if count <= most:
@@ -207,46 +201,93 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _POINTS) -> list[
 def loss_rises(analysis: Analysis) -> tuple[str, ...]:
     """Labels of configurations whose evaluation loss rises by 5 % or more while their score rises too."""
     score, loss, *_ = quantities(analysis.metric)
-    losses = {curve.label: curve for curve in curves(analysis, loss[2])}
     scores = {curve.label: dict(zip(curve.steps, curve.mean, strict=True)) for curve in curves(analysis, score[2])}
+    sign = 1 if analysis.metric.higher_is_better else -1
     found = []
-    for label, curve in losses.items():
+    for curve in curves(analysis, loss[2]):
         if not curve.mean:
             continue
-        lowest = min(range(len(curve.mean)), key=lambda at: curve.mean[at])
-        then, now = (scores.get(label, {}).get(curve.steps[at]) for at in (lowest, len(curve.mean) - 1))
-        better = (
-            then is not None and now is not None and (now > then) == analysis.metric.higher_is_better and now != then
-        )
+        lowest = curve.mean.index(min(curve.mean))
+        then, now = (scores.get(curve.label, {}).get(curve.steps[at]) for at in (lowest, -1))
+        better = then is not None and now is not None and sign * now > sign * then
         if better and curve.mean[-1] > 1.05 * curve.mean[lowest]:
-            found.append(label)
+            found.append(curve.label)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class SweptSeries:
+    """The configurations of one method that differ in one hyper-parameter alone."""
+
+    name: str
+    """What they have in common: "lora lr 4e-4"."""
+    look: Look
+    points: tuple[tuple[float, MethodRow], ...]
+    """(value of the hyper-parameter, configuration), by rising value."""
+
+    @property
+    def known(self) -> tuple[tuple[float, Summary], ...]:
+        """Value and best scores of the configurations that have a mean."""
+        return tuple((value, row.primary.best) for value, row in self.points if row.mean is not None)
+
+    def band(self, sign: int) -> list[float]:
+        """Mean plus `sign` standard deviations of each of `known`."""
+        return [(best.mean or 0.0) + sign * (best.deviation or 0.0) for _, best in self.known]
+
+
+def swept_axes() -> tuple[Axis, ...]:
+    """The hyper-parameters to draw scores against: those of the registered methods, and the learning rate."""
+    own = {kind.axis.key: kind.axis for kind in METHODS.values() if kind.axis is not None}
+    return (*own.values(), LEARNING_RATE)
+
+
+def references(analysis: Analysis, axis: Axis) -> list[tuple[Look, float, str]]:
+    """Look, mean score and line style of each method that charts against a hyper-parameter show as a line."""
+    found: list[tuple[Look, float, str]] = []
+    for row in analysis.best_rows:
+        kind = METHODS.get(row.method)
+        if kind is not None and kind.reference_dash and row.mean is not None and axis.name not in kind.model_fields:
+            found.append((looks(analysis)[row.label], row.mean, kind.reference_dash))
+    return found
+
+
+def swept(analysis: Analysis, axis: Axis) -> tuple[SweptSeries, ...]:
+    """Configurations that differ in one hyper-parameter alone; a series of one value is left out."""
+    series: dict[str, list[tuple[float, MethodRow]]] = {}
+    for row in analysis.rows:
+        value = row.runs[0].hyperparameters.get(axis.name)
+        if isinstance(value, int | float):
+            # A label without the part that differs names the series as the rest of the page does.
+            parts = [row.method, *row.label.removeprefix(row.method).strip().split(", ")]
+            key = ", ".join(part for part in parts if part and not part.startswith(axis.prefix))
+            series.setdefault(key, []).append((float(value), row))
+    look, found, shades = looks(analysis), list[SweptSeries](), Counter[str]()
+    for key, points in series.items():
+        if len({value for value, _ in points}) > 1:
+            points.sort(key=lambda point: point[0])
+            color = look[points[0][1].label].color
+            found.append(SweptSeries(key, Look(key, color, shades[color]), tuple(points)))
+            shades[color] += 1
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class CostAxis:
-    """What a configuration costs in one respect."""
+    """One kind of cost of a configuration."""
 
-    name: str
     title: str
     kind: str
     """How a value is shown, out of sheets.FORMATS."""
-    less_is_better: bool
     value: Callable[[MethodRow], float | None]
+    less_is_better: bool = True
 
 
 COSTS = (
-    CostAxis("trainable", "trainable parameters", "count", True, lambda row: row.trainable),
-    CostAxis("train_seconds", "training time of a run", "seconds", True, train_seconds),
-    CostAxis("peak_memory_bytes", "peak memory of the pack", "bytes", True, lambda row: row.peak_memory_bytes),
-    CostAxis(
-        "snapshot_bytes",
-        "bytes on disk",
-        "bytes",
-        True,
-        lambda row: summarize(run.cost.snapshot_bytes for run in row.finished).mean,
-    ),
-    CostAxis("samples_per_second", "training samples a second", "count", False, lambda row: row.samples_per_second),
+    CostAxis("trainable parameters", "count", lambda row: row.trainable),
+    CostAxis("training time of a run", "seconds", lambda row: row.train_seconds),
+    CostAxis("peak memory of the pack", "bytes", lambda row: row.peak_memory_bytes),
+    CostAxis("bytes on disk", "bytes", lambda row: row.mean_cost("snapshot_bytes")),
+    CostAxis("training samples a second", "count", lambda row: row.samples_per_second, less_is_better=False),
 )
 """What scores are drawn against."""
 

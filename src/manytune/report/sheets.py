@@ -6,15 +6,14 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from rich.filesize import decimal
 
-from manytune.utils.text import markdown, printable
-
-__all__ = ["FORMATS", "Cell", "Column", "Sheet", "show", "signed", "tex", "to_csv", "to_markdown", "to_tex"]
+from manytune.utils.text import duration, markdown, printable, short_number
 
 Cell = str | int | float | None
 """A value as it is; None is unknown."""
@@ -53,6 +52,21 @@ class Sheet:
         return [[show(cell, column.kind) for cell, column in zip(row, self.columns, strict=True)] for row in self.rows]
 
 
+Field = tuple[str, str, str, Callable[[Any], Cell]]
+"""A column and its cells: name, title and kind of the `Column`, and what a row's item has there."""
+
+
+def sheet_of(name: str, title: str, caption: str, fields: Sequence[Field], items: Iterable[Any]) -> Sheet:
+    """A sheet with a row for each item.
+
+    >>> sheet_of("words", "Words", "", [("word", "word", "text", str), ("length", "letters", "count", len)], ["a"]).rows
+    (('a', 1),)
+    """
+    rows = tuple(tuple(value(item) for *_, value in fields) for item in items)
+    columns = tuple(Column(header, heading, kind) for header, heading, kind, _ in fields)
+    return Sheet(name, title, caption, columns, rows)
+
+
 def show(cell: Cell, kind: str) -> str:
     """A value as text."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
@@ -66,21 +80,13 @@ def signed(value: float) -> str:
     return "0" if value == 0 else f"{'+' if value > 0 else '−'}{text}"
 
 
-def _seconds(value: float) -> str:
-    if value < 100:
-        return f"{value:.1f} s"
-    if value < 3600:
-        return f"{int(value) // 60}:{int(value) % 60:02d} min"
-    return f"{int(value) // 3600}:{int(value) % 3600 // 60:02d} h"
+def interval(low: float | None, high: float | None, unknown: str = UNKNOWN) -> str:
+    """Bounds of a difference: "−0.004 to +0.012"."""
+    return unknown if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def _rate(value: float) -> str:
-    mantissa, exponent = f"{value:.6e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 FORMATS: Mapping[str, Callable[[int | float], str]] = MappingProxyType(
@@ -93,9 +99,9 @@ FORMATS: Mapping[str, Callable[[int | float], str]] = MappingProxyType(
         "percent": lambda value: f"{100 * value:.0f} %",
         "p": _p,
         "effect": lambda value: f"{value:.1f}".replace("-", "−"),
-        "seconds": _seconds,
+        "seconds": lambda value: f"{value:.1f} s" if value < 100 else duration(int(value)),
         "bytes": lambda value: decimal(int(value)),
-        "rate": _rate,
+        "rate": short_number,
     }
 )
 """Kind of a column → how its numbers are shown."""

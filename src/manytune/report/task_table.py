@@ -7,8 +7,8 @@ never averaged in: they are counted beside the mean and named below the table.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,16 +20,24 @@ from rich.text import Text
 
 from manytune.data.metrics import METRICS, Metric
 from manytune.data.tasks import TASKS
+from manytune.report.sheets import UNKNOWN, show
 from manytune.stats import Lead, Summary, leader, summarize
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StoreError, choices
 from manytune.utils.text import listed, printable
 
-__all__ = ["MethodRow", "MetricSummary", "TaskTable", "render", "tabulate"]
-
-_UNKNOWN = "–"
 _LAST_COLLAPSED = "predicted a constant at the last evaluation, left out of the last mean"
 _LEFT_OUT = "Means and standard deviations are over the runs that finished; the others are left out of them."
+
+
+def score_of(run: RunRecord, metric: str) -> float | None:
+    """A metric of the run's best snapshot."""
+    return run.best_score if metric == run.primary_metric else run.scores.get(metric)
+
+
+def last_score_of(run: RunRecord, metric: str) -> float | None:
+    """A metric of the run's last tensors."""
+    return run.last_score if metric == run.primary_metric else run.last_scores.get(metric)
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,19 @@ class MetricSummary:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method on one task, over its seeds."""
+    """One method with its hyper-parameters (a configuration) on one task, over its seeds."""
 
     label: str
-    """What tells the method from the others: "lora r=8, lr 4e-4"."""
+    """What tells the configuration from the others: "lora r=8, lr 4e-4"."""
     runs: tuple[RunRecord, ...]
-    """All of its runs, whatever became of them."""
+    """All of its runs, whatever their state."""
     metrics: tuple[MetricSummary, ...]
     """The task's metrics, the primary one first."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.runs[0].method
 
     @property
     def finished(self) -> tuple[RunRecord, ...]:
@@ -63,23 +76,33 @@ class MethodRow:
         """The runs that ended in this state."""
         return tuple(run for run in self.runs if run.state is state)
 
+    def scored(self, metric: str) -> list[tuple[RunRecord, float]]:
+        """The runs that finished and have a best score in this metric, with that score."""
+        return [(run, score) for run in self.finished if (score := score_of(run, metric)) is not None]
+
     @property
-    def stragglers(self) -> tuple[tuple[RunRecord, float], ...]:
+    def low_outliers(self) -> tuple[tuple[RunRecord, float], ...]:
         """Runs that finished and score less than half of the median of the method's others, with that median.
 
-        Their training did not take off, though they predict no constant. Of fewer than 3 runs none is one.
+        Their training did not take off, though they predict no constant. There are none among fewer than 3 runs.
         """
-        scored = [(run, run.best_score) for run in self.finished if run.best_score is not None]
-        if len(scored) < 3 or not self.primary.metric.higher_is_better:
+        metric = self.primary.metric
+        scored = self.scored(metric.name)
+        if len(scored) < 3 or not metric.higher_is_better:
             return ()
         ordered = sorted(score for _, score in scored)
         medians = ((run, score, _median_without(ordered, bisect_left(ordered, score))) for run, score in scored)
-        return tuple((run, middle) for run, score, middle in medians if middle > 0 and score < middle / 2)
+        return tuple((run, median) for run, score, median in medians if median > 0 and score < median / 2)
 
     @property
     def primary(self) -> MetricSummary:
         """The metric that ranks."""
         return self.metrics[0]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean best score in the metric that ranks."""
+        return self.primary.best.mean
 
     @property
     def trainable(self) -> int | None:
@@ -106,6 +129,16 @@ class MethodRow:
         return max((peak for peak in peaks if peak is not None), default=None)
 
     @property
+    def train_seconds(self) -> float | None:
+        """Mean training time of a run, its share of its pack's; over the runs that finished."""
+        known = [run.cost.train_seconds for run in self.finished if run.cost.train_seconds is not None]
+        return sum(known) / len(known) if known else None
+
+    def mean_cost(self, name: str) -> float | None:
+        """Mean of a field of `Cost` over the runs that finished."""
+        return summarize(getattr(run.cost, name) for run in self.finished).mean
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the mean does not show: "1 of 3 collapsed: <run id>"."""
         named = [(str(state), self.in_state(state)) for state in RunState if state is not RunState.FINISHED]
@@ -117,16 +150,22 @@ class MethodRow:
         )
 
 
+def _median_without(ordered: Sequence[float], index: int) -> float:
+    """The median of sorted values without the one at `index`, without another sort for each of many runs."""
+    low, high = (at + (at >= index) for at in ((len(ordered) - 2) // 2, (len(ordered) - 1) // 2))
+    return (ordered[low] + ordered[high]) / 2
+
+
 @dataclass(frozen=True)
 class TaskTable:
-    """All methods on one task."""
+    """All configurations of all methods on one task and backbone."""
 
     task: str
     """Name of the task."""
     model: str
     """Name of the backbone."""
     rows: tuple[MethodRow, ...]
-    """One for each method, in the order that the records came in."""
+    """One for each configuration, in the order that the records came in."""
 
     @property
     def title(self) -> str:
@@ -135,32 +174,40 @@ class TaskTable:
 
     @property
     def lead(self) -> Lead | None:
-        """The highest mean against the second; None if fewer than two methods have one."""
+        """The highest mean against the second; None if fewer than two configurations have one."""
         metric = self.rows[0].primary.metric
-        scores = {row.label: [_best(run, metric) for run in row.finished] for row in self.rows}
+        scores = {row.label: [score for _, score in row.scored(metric.name)] for row in self.rows}
         return leader(scores, higher_is_better=metric.higher_is_better)
 
     @property
     def sentence(self) -> str:
         """Which mean is best, and how its lead compares with the spread over seeds."""
-        metric = self.rows[0].primary.metric
-        means = {row.label: row.primary.best.mean for row in self.rows}
-        known = {label: mean for label, mean in means.items() if mean is not None}
-        what = f"{self.title}, {metric.title}"
+        what = f"{self.title}, {self.rows[0].primary.metric.title}"
+        known = {row.label: f"{row.label} ({row.mean:.3f})" for row in self.rows if row.mean is not None}
         if not known:
             return f"{what}: no run finished, so there is nothing to compare."
         lead = self.lead
         if lead is None:
-            ((label, mean),) = known.items()
-            return f"{what}: only {label} ({_score(mean)}) has a mean; there is nothing to compare it with."
-        first, second = (f"{label} ({_score(known[label])})" for label in (lead.first, lead.second))
+            return f"{what}: only {next(iter(known.values()))} has a mean; there is nothing to compare it with."
+        first, second = known[lead.first], known[lead.second]
         if lead.difference == 0:
             return f"{what}: {first} and {second} are equal."
-        return f"{what}: {first} is ahead of {second} by {_small(lead.difference)}{_against_spread(lead)}"
+        ahead = f"{what}: {first} is ahead of {second} by {_small(lead.difference)}"
+        counts = f"{lead.seeds[0]}" if lead.seeds[0] == lead.seeds[1] else f"{lead.seeds[0]} and {lead.seeds[1]}"
+        seeds = f"{counts} seed{'' if lead.seeds == (1, 1) else 's'}"
+        if lead.spread is None:
+            return (
+                f"{ahead}; from {seeds} each nothing can be said about the spread over seeds, so no difference can be "
+                "claimed."
+            )
+        spread = f"than the spread over seeds ({_small(lead.spread)})"
+        if lead.within_spread:
+            return f"{ahead}, no more {spread}: no difference can be claimed from {seeds}."
+        return f"{ahead}, more {spread}: a hint from {seeds}, no proof that the one is better."
 
 
 def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
-    """Group records into one table for each task and backbone, one row for each method.
+    """Group records into one table for each task and backbone, one row for each configuration.
 
     Args:
         records: In any order; tables and rows come in the order in which they are first seen.
@@ -171,64 +218,29 @@ def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
     tables: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for record in records:
         tables.setdefault((record.task, record.model), {}).setdefault(record.label, []).append(record)
-    return tuple(_task_table(task, model, methods) for (task, model), methods in tables.items())
+    found = []
+    for (task, model), rows in tables.items():
+        runs = [run for own in rows.values() for run in own]
+        names = dict.fromkeys([*(run.primary_metric for run in runs), *(name for run in runs for name in run.scores)])
+        for name in names:
+            if name not in METRICS:
+                raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
+        metrics = [METRICS[name] for name in names]
+        found.append(TaskTable(task, model, tuple(_row(label, own, metrics) for label, own in rows.items())))
+    return tuple(found)
 
 
-def _task_table(task: str, model: str, methods: Mapping[str, list[RunRecord]]) -> TaskTable:
-    runs = [run for group in methods.values() for run in group]
-    names = dict.fromkeys([*(run.primary_metric for run in runs), *(name for run in runs for name in run.scores)])
-    metrics = [_metric(name, task) for name in names]
-    return TaskTable(task, model, tuple(_row(label, group, metrics) for label, group in methods.items()))
-
-
-def _row(label: str, runs: Iterable[RunRecord], metrics: Iterable[Metric]) -> MethodRow:
-    row = MethodRow(label=label, runs=tuple(runs), metrics=())
-    steady = [run for run in row.finished if not run.last_collapsed]
+def _row(label: str, runs: Sequence[RunRecord], metrics: Iterable[Metric]) -> MethodRow:
+    finished = [run for run in runs if run.state is RunState.FINISHED]
     summaries = (
         MetricSummary(
-            metric=metric,
-            best=summarize(_best(run, metric) for run in row.finished),
-            last=summarize(_last(run, metric) for run in steady),
+            metric,
+            best=summarize(score_of(run, metric.name) for run in finished),
+            last=summarize(last_score_of(run, metric.name) for run in finished if not run.last_collapsed),
         )
         for metric in metrics
     )
-    return replace(row, metrics=tuple(summaries))
-
-
-def _best(run: RunRecord, metric: Metric) -> float | None:
-    return run.best_score if metric.name == run.primary_metric else run.scores.get(metric.name)
-
-
-def _last(run: RunRecord, metric: Metric) -> float | None:
-    return run.last_score if metric.name == run.primary_metric else run.last_scores.get(metric.name)
-
-
-def _median_without(ordered: Sequence[float], place: int) -> float:
-    """The median of sorted values without the one at `place`."""
-    low, high = (at + (at >= place) for at in ((len(ordered) - 2) // 2, (len(ordered) - 1) // 2))
-    return (ordered[low] + ordered[high]) / 2
-
-
-def _metric(name: str, task: str) -> Metric:
-    if name not in METRICS:
-        raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
-    return METRICS[name]
-
-
-def _against_spread(lead: Lead) -> str:
-    """The end of the sentence: the lead beside the spread over seeds."""
-    counts = f"{lead.seeds[0]}" if lead.seeds[0] == lead.seeds[1] else f"{lead.seeds[0]} and {lead.seeds[1]}"
-    seeds = f"{counts} seed{'' if lead.seeds == (1, 1) else 's'}"
-    if lead.spread is None:
-        return f"; from {seeds} each nothing can be said about the spread over seeds, so no difference can be claimed."
-    if lead.within_spread:
-        return (
-            f", no more than the spread over seeds ({_small(lead.spread)}): no difference can be claimed from {seeds}."
-        )
-    return (
-        f", more than the spread over seeds ({_small(lead.spread)}): a hint from {seeds}, "
-        "no proof that the one is better."
-    )
+    return MethodRow(label, tuple(runs), tuple(summaries))
 
 
 def render(tables: Iterable[TaskTable]) -> Group:
@@ -236,18 +248,18 @@ def render(tables: Iterable[TaskTable]) -> Group:
 
     A row takes one line where the console is wide enough, else it stacks its figures in pairs on two.
     """
-    return Group(*(part for table in tables for part in _render_one(table)))
-
-
-def _render_one(table: TaskTable) -> list[RenderableType]:
-    notes = [f"{row.label}: {note}" for row in table.rows for note in row.notes]
-    below = [table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
-    return [_Drawn(table), *(Padding(Text(line), (0, 0, 0, 2), expand=False) for line in below), Text()]
+    parts: list[RenderableType] = []
+    for table in tables:
+        notes = [f"{row.label}: {note}" for row in table.rows for note in row.notes]
+        below = [table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
+        indented = (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in below)
+        parts += [_WideOrStacked(table), *indented, Text()]
+    return Group(*parts)
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A table as wide as it likes to be, or else its narrow form."""
+class _WideOrStacked:
+    """A table with one line a row where the console is wide enough, else with stacked cells."""
 
     table: TaskTable
 
@@ -260,72 +272,41 @@ class _Drawn:
 def _draw(table: TaskTable, *, stacked: bool) -> Table:
     title = Text(f"{table.title} on {table.model}: mean ± standard deviation over seeds", style="bold")
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    lay_out = _one_column_a_group if stacked else _one_column_a_text
-    for place, heading in enumerate(lay_out(_headings(table))):
-        drawn.add_column(heading, justify="right" if place else "left", overflow="fold")
+
+    def lay_out(groups: Sequence[Sequence[str]]) -> list[Text]:
+        if stacked:  # the label too is broken between its parts, or it would leave no room for the figures
+            return [Text("\n".join(group).replace(", ", ",\n")) for group in groups]
+        return [Text(text) for group in groups for text in group]
+
+    scores = [(f"{each.metric.title} best", f"{each.metric.title} last") for each in table.rows[0].metrics]
+    headings = [("method",), ("runs",), *scores, ("trainable", "of all"), ("samples/s", "peak memory")]
+    for index, heading in enumerate(lay_out(headings)):
+        drawn.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*lay_out(_cells(row)))
     return drawn
 
 
-def _one_column_a_group(groups: Sequence[Sequence[str]]) -> list[Text]:
-    # The label too is broken between its parts, or it would leave no room for the figures.
-    return [Text("\n".join(group).replace(", ", ",\n")) for group in groups]
-
-
-def _one_column_a_text(groups: Sequence[Sequence[str]]) -> list[Text]:
-    return [Text(text) for group in groups for text in group]
-
-
-def _headings(table: TaskTable) -> list[tuple[str, ...]]:
-    metrics = [summary.metric.title for summary in table.rows[0].metrics]
-    scores = [(f"{metric} best", f"{metric} last") for metric in metrics]
-    return [("method",), ("runs",), *scores, ("trainable", "of all"), ("samples/s", "peak memory")]
-
-
 def _cells(row: MethodRow) -> list[tuple[str, ...]]:
-    averaged, runs = len(row.finished), len(row.runs)
-    share, speed, memory = row.trainable_share, row.samples_per_second, row.peak_memory_bytes
+    averaged, runs, speed, memory = len(row.finished), len(row.runs), row.samples_per_second, row.peak_memory_bytes
+    # A row without a mean says what became of its runs.
+    states = ", ".join(state for state in RunState if state is not RunState.FINISHED and row.in_state(state))
+    without_best = UNKNOWN if averaged else states
+    without_last = RunState.COLLAPSED if averaged and all(r.last_collapsed for r in row.finished) else without_best
     return [
         (printable(row.label),),
         (str(runs) if averaged == runs else f"{averaged} of {runs}",),
-        *(
-            (_mean_cell(each.best, _without_best(row)), _mean_cell(each.last, _without_last(row)))
-            for each in row.metrics
-        ),
-        (
-            _UNKNOWN if row.trainable is None else f"{row.trainable:,}",
-            _UNKNOWN if share is None else f"{100 * share:.2f} %",
-        ),
-        (
-            _UNKNOWN if speed is None else f"{speed:.0f}",
-            _UNKNOWN if memory is None else decimal(memory),
-        ),
+        *((_mean_cell(each.best, without_best), _mean_cell(each.last, without_last)) for each in row.metrics),
+        (show(row.trainable, "count"), show(row.trainable_share, "share")),
+        (UNKNOWN if speed is None else f"{speed:.0f}", UNKNOWN if memory is None else decimal(memory)),
     ]
 
 
-def _mean_cell(summary: Summary, instead: str) -> str:
-    """Mean ± deviation, or `instead` where there is no mean."""
+def _mean_cell(summary: Summary, without: str) -> str:
+    """Mean ± deviation, or `without` where there is no mean."""
     if summary.mean is None:
-        return instead
-    return _score(summary.mean) + ("" if summary.deviation is None else f" ± {summary.deviation:.3f}")
-
-
-def _without_best(row: MethodRow) -> str:
-    """What a row without a best mean shows: what became of its runs."""
-    states = (state for state in RunState if state is not RunState.FINISHED and row.in_state(state))
-    return _UNKNOWN if row.finished else ", ".join(states)
-
-
-def _without_last(row: MethodRow) -> str:
-    """What a row without a last mean shows."""
-    if row.finished and all(run.last_collapsed for run in row.finished):
-        return str(RunState.COLLAPSED)
-    return _without_best(row)
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}"
+        return without
+    return f"{summary.mean:.3f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.3f}")
 
 
 def _small(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the commands print besides the comparison: plan, parameters, status, one run, tasks and methods."""
+"""Tables, lines and numbers that the commands print."""
 
 from __future__ import annotations
 
@@ -13,28 +13,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from manytune.report.sheets import UNKNOWN
 from manytune.storage.directory import RunStatus, StudyStatus
-from manytune.storage.record import Cost, HistoryRow, RunRecord
-from manytune.utils.text import cut, printable, shortened
-
-__all__ = [
-    "MANY",
-    "closing_lines",
-    "counted",
-    "duration",
-    "facts_table",
-    "history_table",
-    "percent",
-    "plain_table",
-    "record_facts",
-    "status_line",
-    "status_summary",
-    "status_table",
-    "watched",
-]
+from manytune.storage.record import HistoryRow, RunRecord
+from manytune.utils.text import counted, cut, duration, printable, shortened
 
 MANY = 100
-"""Runs, or packs, that are listed one by one; more are put together."""
+"""Runs, or packs, that are listed one by one; more are summarized."""
 
 _FAILED_SHOWN = 20
 _LONGEST_CELL = 4000  # characters
@@ -42,12 +27,13 @@ _LONGEST_CELL = 4000  # characters
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
     """A table whose numbers stand to the right; a column is numeric if all its filled cells are."""
-    cells = [["–" if cell is None else cell for cell in row] for row in rows]
+    cells = [[UNKNOWN if cell is None else cell for cell in row] for row in rows]
     table = Table(title=None if title is None else Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
-        filled = [row[index] for row in cells if row[index] != "–"]
-        numeric = bool(filled) and all(_is_numeric(cell) for cell in filled)
-        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
+        filled = [row[index] for row in cells if row[index] != UNKNOWN]
+        # A text such as "0.24 %" counts as a number too.
+        numeric = all(isinstance(c, int | float) or (isinstance(c, str) and c[:1].isdigit()) for c in filled)
+        table.add_column(Text(printable(name)), justify="right" if filled and numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(_written(cell)) for cell in row))
     return table
@@ -59,26 +45,24 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, Text(_written("–" if value is None else value)))
+        table.add_row(name, Text(_written(UNKNOWN if value is None else value)))
     return table
 
 
 def status_line(status: StudyStatus) -> str:
-    """How many runs stand where: "glue: 3 runs: 2 finished, 1 pending"."""
+    """How many runs are in each state: "glue: 3 runs: 2 finished, 1 pending"."""
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items() if count)
     return f"{status.study}: {counted(status.planned, 'run')}: {counts}"
 
 
 def status_table(status: StudyStatus) -> Table:
-    """Every planned run and where it stands."""
-    rows = [
-        (run.task, run.label, run.seed, run.state, run.best_score, run.best_step, run.run_id) for run in status.runs
-    ]
+    """Every planned run and its state."""
+    rows = [(r.task, r.label, r.seed, r.state, r.best_score, r.best_step, r.run_id) for r in status.runs]
     return plain_table(("task", "method", "seed", "state", "best score", "step", "run"), rows)
 
 
 def status_summary(status: StudyStatus) -> Table:
-    """Every task and method, and how many of its runs stand where: for studies of which a line a run is too much."""
+    """How many runs of each task and method are in each state: for studies with too many runs to list each."""
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for run in status.runs:
         groups.setdefault((run.task, run.label), []).append(run)
@@ -94,6 +78,19 @@ def status_summary(status: StudyStatus) -> Table:
 
 def record_facts(record: RunRecord) -> dict[str, Any]:
     """The facts of a run that a reader asks for first."""
+    count, cost = record.parameters, record.cost
+    parameters = None
+    if count.total is not None and count.trainable is not None:
+        parts = [(name, getattr(count, name)) for name in ("backbone", "bias", "adapter", "head")]
+        split = ", ".join(f"{name} {value:,}" for name, value in parts if value)
+        share = percent(count.trainable, count.total)
+        parameters = f"{count.trainable:,} of {count.total:,} train ({share}): {split}"
+    training = (
+        None if cost.train_seconds is None else duration(cost.train_seconds),
+        None if cost.samples_per_second is None else f"{cost.samples_per_second:.0f} samples/s",
+        None if cost.pack_size is None else f"in a pack of {cost.pack_size}",
+    )
+    peak = cost.peak_memory_bytes
     return {
         "run": record.run_id,
         "state": record.state,
@@ -104,47 +101,37 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         "seed": record.seed,
         "best": _scores(record.scores, record.best_step),
         "last": _scores(record.last_scores, record.steps),
-        "parameters": _parameters(record),
-        "training": _training(record.cost),
-        "peak memory": None
-        if record.cost.peak_memory_bytes is None
-        else f"{decimal(record.cost.peak_memory_bytes)} (whole pack)",
+        "parameters": parameters,
+        "training": ", ".join(fact for fact in training if fact) or None,
+        "peak memory": None if peak is None else f"{decimal(peak)} (whole pack)",
         "notes": "; ".join(record.notes) or None,
     }
+
+
+def _scores(scores: Mapping[str, float | None], step: int | None) -> str | None:
+    known = [f"{name} {value:.4f}" for name, value in scores.items() if value is not None]
+    return f"{', '.join(known)} (step {step})" if known else None
 
 
 def history_table(rows: Sequence[HistoryRow]) -> Table:
     """One line an evaluation."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     columns = ("step", "epoch", "train loss", "learning rate", "eval loss", *metrics)
-    return plain_table(
-        columns,
-        [
-            (
-                row.step,
-                row.epoch,
-                row.train_loss,
-                None if row.learning_rate is None else f"{row.learning_rate:.2e}",
-                row.eval_loss,
-                *(row.metrics.get(name) for name in metrics),
-            )
-            for row in rows
-        ],
-    )
+    cells = []
+    for row in rows:
+        rate = None if row.learning_rate is None else f"{row.learning_rate:.2e}"
+        scores = (row.metrics.get(name) for name in metrics)
+        cells.append((row.step, row.epoch, row.train_loss, rate, row.eval_loss, *scores))
+    return plain_table(columns, cells)
 
 
 def watched(
     write: Callable[[], tuple[Path, bool]], every: float | None, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[tuple[Path, bool]]:
-    """Write a report once, or again and again until the study is complete.
+    """Write a report once, or every `every` seconds until the study is complete.
 
-    Args:
-        write: Writes it; gives the page's path and whether every planned run has ended.
-        every: Seconds between two times; None: only once.
-        sleep: Waits so many seconds.
-
-    Yields:
-        After each time: the page's path, and whether it was the first time.
+    `write` returns the page's path and whether every planned run has ended. Each time the page's path is yielded, and
+    whether this was the first time.
     """
     page, complete = write()
     yield page, True
@@ -162,62 +149,16 @@ def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | Non
         f"Every run: manytune status {directory}; one run: manytune show {directory} RUN",
     ]
     if failed:
-        lines += [
-            f"{counted(len(failed), 'run')} failed:",
-            *(f"  {run.run_id}: {shortened(run.failure, 500)}" for run in failed[:_FAILED_SHOWN]),
-        ]
-        if len(failed) > _FAILED_SHOWN:
-            lines.append(f"  and {len(failed) - _FAILED_SHOWN} more")
+        lines.append(f"{counted(len(failed), 'run')} failed:")
+        lines += [f"  {run.run_id}: {shortened(run.failure, 500)}" for run in failed[:_FAILED_SHOWN]]
+        lines += [f"  and {len(failed) - _FAILED_SHOWN} more"] if len(failed) > _FAILED_SHOWN else []
         lines.append("To have them trained again, give the same command --retry-failed.")
     return lines
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: "1 run", "2 runs"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def percent(part: int, whole: int) -> str:
-    """A share, as in the comparison: "0.24 %"."""
+    """A share: "0.24 %"."""
     return f"{100 * part / whole:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3:20 min, 2:05 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def _scores(scores: Mapping[str, float | None], step: int | None) -> str | None:
-    known = [f"{name} {value:.4f}" for name, value in scores.items() if value is not None]
-    return f"{', '.join(known)} (step {step})" if known else None
-
-
-def _parameters(record: RunRecord) -> str | None:
-    count = record.parameters
-    if count.total is None or count.trainable is None:
-        return None
-    parts = [(name, getattr(count, name)) for name in ("backbone", "bias", "adapter", "head")]
-    split = ", ".join(f"{name} {value:,}" for name, value in parts if value)
-    share = percent(count.trainable, count.total)
-    return f"{count.trainable:,} of {count.total:,} train ({share}): {split}"
-
-
-def _training(cost: Cost) -> str | None:
-    known = (
-        None if cost.train_seconds is None else duration(cost.train_seconds),
-        None if cost.samples_per_second is None else f"{cost.samples_per_second:.0f} samples/s",
-        None if cost.pack_size is None else f"in a pack of {cost.pack_size}",
-    )
-    return ", ".join(fact for fact in known if fact) or None
-
-
-def _is_numeric(cell: Any) -> bool:
-    return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit())
 
 
 def _written(cell: Any) -> str:

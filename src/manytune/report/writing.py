@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from manytune.report.analysis import Analysis
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
 from manytune.report.folder import MANIFEST, manifest_of, write_folder
@@ -23,8 +24,6 @@ from manytune.storage.record import plain
 from manytune.utils.errors import StoreError
 from manytune.utils.text import markdown
 
-__all__ = ["files_of", "write_report"]
-
 SUMMARY_VERSION = 1
 
 
@@ -33,20 +32,20 @@ def write_report(
 ) -> tuple[Path, bool]:
     """Write the report of one study, or of several together.
 
-    What it says is a pure function of what the directories hold: the same input gives the same bytes. Files of an
-    earlier report are replaced, or removed where this one has them no more; other files in the folder stay.
+    The same directories give the same bytes. Files of an earlier report are replaced, or removed where this one does
+    not have them; other files in the folder stay.
 
     Args:
         directories: Study directories.
         out: Where to; `report` in the study directory by default.
-        examples: Whether dev sentences are shown; without them a report can be handed on where the data may not.
+        examples: Whether dev sentences are shown; a report without them can be shared where the data may not be.
 
     Returns:
         The page's path, and whether every planned run has ended.
 
     Raises:
-        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written, as
-            where a file that no report wrote is in its way.
+        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written: a file
+            that no report wrote is in its way, for example.
     """
     if out is None and len(directories) != 1:
         raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
@@ -74,18 +73,25 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     for task in content.tasks:
         files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis, problems).items()}
     tasks = [
-        attempt(f"{task.analysis.title}: no summary", partial(_plain_summary, task), None, problems)
-        for task in content.tasks
+        attempt(f"{task.analysis.title}: no summary", partial(_summary, task), None, problems) for task in content.tasks
     ]
     content = replace(content, problems=tuple(problems))
     files["report.md"] = _markdown(content, files)
-    files["summary.json"] = json.dumps(_summary(content, tasks), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    summary = {
+        "schema_version": SUMMARY_VERSION,
+        "studies": [name for name, _ in content.studies],
+        "complete": content.complete,
+        "tasks": [task for task in tasks if task is not None],
+        "waiting": list(content.waiting),
+        "problems": list(content.problems),
+    }
+    files["summary.json"] = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files["index.html"] = render_page(content)
     files[MANIFEST] = manifest_of(files)
     return files
 
 
-def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
+def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
     lines = [f"# {markdown(content.title)}", *map(markdown, content.state), *map(markdown, content.problems)]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
@@ -111,54 +117,38 @@ def _markdown(content: Content, files: dict[str, str | bytes]) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _summary(content: Content, tasks: Sequence[Any]) -> dict[str, Any]:
-    """The report for programs."""
-    return {
-        "schema_version": SUMMARY_VERSION,
-        "studies": [name for name, _ in content.studies],
-        "complete": content.complete,
-        "tasks": [task for task in tasks if task is not None],
-        "waiting": list(content.waiting),
-        "problems": list(content.problems),
-    }
-
-
-def _plain_summary(task: TaskContent) -> Any:
-    """A task's summary, without what JSON has no word for."""
-    return plain(_task_summary(task))
-
-
-def _task_summary(task: TaskContent) -> dict[str, Any]:
+def _summary(task: TaskContent) -> Any:
+    """A task's part of summary.json; what is not finite is null."""
     analysis = task.analysis
-    comparisons = [asdict(each) for each in analysis.comparisons]
-    return {
-        "key": analysis.key,
-        "task": analysis.table.task,
-        "model": analysis.table.model,
-        "metric": analysis.metric.name,
-        "higher_is_better": analysis.metric.higher_is_better,
-        "selection": list(analysis.selections),
-        "answer": {
-            "headline": task.answer.headline,
-            "decided": task.answer.decided,
-            "points": [asdict(point) for point in task.answer.points],
-        },
-        "configurations": [_configuration(task, row) for row in analysis.rows],
-        "comparisons": comparisons,
-        "pending": [run.run_id for run in analysis.pending],
-    }
+    return plain(
+        {
+            "key": analysis.key,
+            "task": analysis.table.task,
+            "model": analysis.table.model,
+            "metric": analysis.metric.name,
+            "higher_is_better": analysis.metric.higher_is_better,
+            "selection": list(analysis.selections),
+            "answer": {
+                "headline": task.answer.headline,
+                "decided": task.answer.decided,
+                "points": [asdict(point) for point in task.answer.points],
+            },
+            "configurations": [_configuration(analysis, row) for row in analysis.rows],
+            "comparisons": [asdict(each) for each in analysis.comparisons],
+            "pending": [run.run_id for run in analysis.pending],
+        }
+    )
 
 
-def _configuration(task: TaskContent, row: MethodRow) -> dict[str, Any]:
-    standing = task.analysis.standings.get(row.label)
-    low, high = task.analysis.intervals.get(row.label, (None, None))
+def _configuration(analysis: Analysis, row: MethodRow) -> dict[str, Any]:
+    standing, interval = analysis.standings.get(row.label), analysis.intervals.get(row.label)
     return {
         "label": row.label,
-        "method": row.runs[0].method,
+        "method": row.method,
         "metrics": {each.metric.name: {"best": asdict(each.best), "last": asdict(each.last)} for each in row.metrics},
         "scores": {str(run.seed): run.best_score for run in row.finished},
-        "examples_interval": None if low is None else [low, high],
-        "may_be_best": standing.in_reach if standing else None,
+        "examples_interval": interval,
+        "may_be_best": standing.may_be_best if standing else None,
         "trainable": row.trainable,
         "trainable_share": row.trainable_share,
         "runs": {run.run_id: str(run.state) for run in row.runs},

@@ -1,7 +1,7 @@
-"""Statistics over seeds.
+"""Descriptive statistics over seeds.
 
-What is here describes; it does not test. A mean over a few seeds with its spread says how far scores scatter,
-not whether a difference is real.
+They are no tests: a mean over a few seeds with its spread says how far scores scatter, not whether a difference is
+real.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-__all__ = ["Lead", "Summary", "leader", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,10 @@ class Summary:
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
-    """Mean and sample standard deviation of the values that are known.
+    """Mean and sample standard deviation of the values; None and NaN are unknown and left out.
 
-    Args:
-        values: Numbers; None and NaN are unknown and left out.
+    >>> summarize([1.0, 3.0, None])
+    Summary(count=2, mean=2.0, deviation=1.4142135623730951)
     """
     known = [float(value) for value in values if value is not None and not math.isnan(value)]
     return Summary(
@@ -42,7 +40,7 @@ def summarize(values: Iterable[float | None]) -> Summary:
 
 @dataclass(frozen=True)
 class Lead:
-    """The best mean of a group, the second best, and what lies between them."""
+    """The best mean of several groups against the second best."""
 
     first: str
     """Name of the best."""
@@ -51,7 +49,8 @@ class Lead:
     difference: float
     """How much better the first mean is; never negative, whichever direction is better."""
     spread: float | None
-    """Pooled standard deviation over the seeds of these two; None if neither has two seeds."""
+    """Pooled standard deviation over the seeds of these two, sqrt(Σ (n - 1) s² / Σ (n - 1)); None if neither has
+    two seeds."""
     seeds: tuple[int, int]
     """How many seeds the first and the second have."""
 
@@ -62,15 +61,14 @@ class Lead:
 
 
 def leader(groups: Mapping[str, Iterable[float | None]], *, higher_is_better: bool) -> Lead | None:
-    """Compare the best mean with the second best.
+    """Compare the best mean with the second best; None if fewer than two groups have scores.
 
-    Args:
-        groups: Name → scores, one a seed, the unknown ones left out; a group that has none is left out. Of
-            equal means the one that comes first in the mapping is called the first.
-        higher_is_better: Direction of the score.
+    `groups` is name → scores, one a seed, of which the unknown ones are left out. Of equal means the one that comes
+    first in the mapping is called the first.
 
-    Returns:
-        None if fewer than two groups have scores.
+    >>> lead = leader({"full": [0.5, 0.7], "lora": [0.8, 0.9]}, higher_is_better=True)
+    >>> lead.first, round(lead.difference, 3), round(lead.spread, 3), lead.within_spread
+    ('lora', 0.25, 0.112, False)
     """
     sign = 1.0 if higher_is_better else -1.0
     summaries = {name: summarize(scores) for name, scores in groups.items()}
@@ -79,17 +77,13 @@ def leader(groups: Mapping[str, Iterable[float | None]], *, higher_is_better: bo
     if len(ranked) < 2:
         return None
     first, second = ranked[:2]
+    pair = (summaries[first], summaries[second])
+    spreads = [(each.count - 1, each.deviation) for each in pair if each.deviation is not None]
+    degrees = sum(weight for weight, _ in spreads)
     return Lead(
         first=first,
         second=second,
         difference=sign * (means[first] - means[second]),
-        spread=_pooled_deviation([summaries[first], summaries[second]]),
-        seeds=(summaries[first].count, summaries[second].count),
+        spread=math.sqrt(sum(weight * s**2 for weight, s in spreads) / degrees) if degrees else None,
+        seeds=(pair[0].count, pair[1].count),
     )
-
-
-def _pooled_deviation(groups: Iterable[Summary]) -> float | None:
-    """sqrt(Σ (n - 1) s² / Σ (n - 1)) over the groups; a group of one says nothing about the spread."""
-    known = [(group.count - 1, group.deviation) for group in groups if group.deviation is not None]
-    degrees = sum(weight for weight, _ in known)
-    return math.sqrt(sum(weight * s**2 for weight, s in known) / degrees) if degrees else None

@@ -1,8 +1,11 @@
 """Differences between configurations over the seeds that both have.
 
 Two configurations with the same seed start from the same head and see the same rows in the same order, so their
-scores are compared seed by seed. If the two are equally good, which of them got which score is chance, and so
-the differences are symmetric around 0: what the paired t-test and the sign-flip test ask for.
+scores are compared seed by seed. If the two are equally good, it is chance which of them got which score. So the
+differences are symmetric around 0, as the paired t-test and the sign-flip test require.
+
+scipy.stats.ttest_rel gives the same p and interval for one pair; here all pairs of two groups are tested at once, over
+the seeds that each pair shares.
 """
 
 from __future__ import annotations
@@ -16,34 +19,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Differences", "detectable", "differences", "effect_size", "power", "seeds_needed", "sign_flip"]
-
 Array = NDArray[Any]
 
-_NO_SPREAD = 1e-12  # what rounding leaves of the spread of equal differences
-_EXACT_UP_TO = 14  # seeds; 2^14 sign patterns are counted, of more a fixed sample is drawn
+_NO_SPREAD = 1e-12  # by rounding, equal differences can have a standard deviation up to this
+_EXACT_UP_TO = 14  # seeds, which have 2^14 sign patterns; of more seeds a fixed sample of patterns is drawn
 _SAMPLED_PATTERNS = 20_000
 _MOST_SEEDS = 1000  # more than anyone will run
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Differences a - b of each configuration of one group from each of another.
-
-    Attributes:
-        count: [..., A, B] seeds that both have.
-        mean: [..., A, B] mean difference over them; NaN where there are none.
-        deviation: [..., A, B] sample standard deviation; NaN for fewer than two.
-    """
+    """Differences a - b between each configuration of one group and each of another."""
 
     count: Array
+    """[..., A, B] seeds that both have."""
     mean: Array
+    """[..., A, B] mean difference over them; NaN where there are none."""
     deviation: Array
+    """[..., A, B] sample standard deviation; NaN for fewer than two."""
 
     def greater_p(self) -> Array:
-        """[..., A, B] one-sided p of the paired t-test that a is better than b; 1 where nothing is known.
+        """[..., A, B] one-sided p of the paired t-test that a is better than b; 1 for fewer than two shared seeds.
 
-        Where all differences are the same t has no value. The p is then that of the sign-flip test: 2^-n.
+        t = mean / (deviation / √n) with n - 1 degrees of freedom. Where all differences are the same t has no value;
+        the p is then that of the sign-flip test: 2^-n.
         """
         from scipy.special import stdtr
 
@@ -58,7 +57,10 @@ class Differences:
         return Differences(self.count, -self.mean, self.deviation).greater_p()
 
     def lower(self, alpha: float) -> Array:
-        """[..., A, B] bound that the true difference is above, but for a share `alpha` of studies."""
+        """[..., A, B] lower bound of the true difference, which fails in a share `alpha` of studies.
+
+        mean - t_(1 - alpha, n - 1) · deviation / √n.
+        """
         from scipy.special import stdtrit
 
         with np.errstate(invalid="ignore"):
@@ -66,7 +68,7 @@ class Differences:
         return np.where(self.count >= 2, self.mean - reach, -np.inf)
 
     def upper(self, alpha: float) -> Array:
-        """[..., A, B] bound that the true difference is below, but for a share `alpha` of studies."""
+        """[..., A, B] upper bound of the true difference, which fails in a share `alpha` of studies."""
         return -Differences(self.count, -self.mean, self.deviation).lower(alpha)
 
     def _error(self) -> Array:
@@ -77,9 +79,11 @@ class Differences:
 def differences(a: ArrayLike, b: ArrayLike) -> Differences:
     """Compare every configuration of one group with every one of another.
 
-    Args:
-        a: [..., A, seeds] scores, NaN where a configuration lacks a seed.
-        b: [..., B, seeds] scores for the same seeds.
+    `a` is [..., A, seeds] scores, NaN where a configuration lacks a seed, and `b` [..., B, seeds] for the same seeds.
+
+    >>> found = differences([[0.7, 0.8, 0.9]], [[0.6, 0.6, np.nan]])
+    >>> found.count.item(), found.mean.round(3).item(), found.greater_p().round(3).item()
+    (2, 0.15, 0.102)
     """
     each = np.asarray(a, dtype=float)[..., :, None, :] - np.asarray(b, dtype=float)[..., None, :, :]
     known = np.isfinite(each)
@@ -92,21 +96,23 @@ def differences(a: ArrayLike, b: ArrayLike) -> Differences:
 
 
 def sign_flip(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the sign-flip test of mean difference 0; None for no differences.
+    """Two-sided p of the sign-flip test of mean difference 0 (Fisher 1935); None for no differences.
 
-    With n seeds it cannot go below 2 / 2^n: 0.25 for 3 and 0.0625 for 5. Up to 14 seeds every pattern of signs
-    is counted; beyond, 20,000 are drawn from a fixed seed.
+    It is the share of all patterns of signs that give a sum at least as far from 0 as the observed one. With n seeds
+    it cannot go below 2 / 2^n: 0.25 for 3 and 0.0625 for 5. Up to 14 seeds every pattern is counted; beyond, 20,000
+    are drawn from a fixed seed.
+
+    >>> sign_flip([0.02, 0.01, 0.03])
+    0.25
     """
     values = np.asarray(differences, dtype=float)
     count = len(values)
     if not count:
         return None
     if count <= _EXACT_UP_TO:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=count)))
-        extra = 0
-    else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED_PATTERNS, count))
-        extra = 1  # the pattern that was observed
+        signs, extra = np.array(list(itertools.product((-1.0, 1.0), repeat=count))), 0
+    else:  # the observed pattern counts as one more
+        signs, extra = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED_PATTERNS, count)), 1
     sums = np.abs(signs @ values)
     seen = abs(values.sum())
     reached = int((sums >= seen - 1e-12 * max(seen, 1e-300)).sum())
@@ -118,6 +124,9 @@ def effect_size(differences: Sequence[float]) -> float | None:
 
     None for fewer than two differences or none that spreads. The correction is 1 - 3 / (4 (n - 1) - 1)
     (Hedges 1981, https://doi.org/10.3102/10769986006002107).
+
+    >>> round(effect_size([0.02, 0.01, 0.03]), 3)
+    1.143
     """
     values = np.asarray(differences, dtype=float)
     if len(values) < 2 or (deviation := float(values.std(ddof=1))) <= _NO_SPREAD:
@@ -128,10 +137,12 @@ def effect_size(differences: Sequence[float]) -> float | None:
 def power(effect: ArrayLike, seeds: ArrayLike, alpha: float) -> Array:
     """Share of studies in which a two-sided paired t-test at `alpha` finds a true difference.
 
-    Args:
-        effect: True difference in units of the paired differences' standard deviation.
-        seeds: Number of seeds, at least 2.
-        alpha: Level of the test, after whatever correction.
+    P(|T| > t_(1 - alpha/2, n - 1)), T noncentral t with noncentrality |effect| √n (Cohen 1988). `effect` is the true
+    difference in standard deviations of the paired differences, n the seeds (at least 2), `alpha` the level after
+    whatever correction.
+
+    >>> power(1.0, [5, 10], 0.05).round(2).tolist()
+    [0.4, 0.8]
     """
     from scipy.special import nctdtr, stdtrit
 
@@ -139,19 +150,16 @@ def power(effect: ArrayLike, seeds: ArrayLike, alpha: float) -> Array:
     noncentral = np.abs(np.asarray(effect, dtype=float)) * np.sqrt(seeds)
     critical = -stdtrit(seeds - 1, alpha / 2)
     found: Array = 1 - nctdtr(seeds - 1, noncentral, critical) + nctdtr(seeds - 1, noncentral, -critical)
-    return np.where(np.isfinite(found), found, 1.0)  # scipy gives up where the effect is beyond doubt
+    return np.where(np.isfinite(found), found, 1.0)  # scipy gives NaN where the noncentrality is very large
 
 
 def seeds_needed(difference: float, deviation: float, alpha: float, wanted: float = 0.8) -> int | None:
     """The fewest seeds, at least 2, with which a difference of this size is found with power `wanted`.
 
-    None if more than 1,000 would be needed.
+    None if more than 1,000 would be needed. `deviation` is that of the paired differences, `alpha` two-sided.
 
-    Args:
-        difference: What the true difference is taken to be.
-        deviation: Standard deviation of the paired differences.
-        alpha: Two-sided level of the test.
-        wanted: Power.
+    >>> seeds_needed(0.01, 0.01, 0.05)
+    10
     """
     if deviation <= _NO_SPREAD or difference == 0:
         return None if difference == 0 else 2
@@ -161,7 +169,11 @@ def seeds_needed(difference: float, deviation: float, alpha: float, wanted: floa
 
 
 def detectable(deviation: float, seeds: int, alpha: float, wanted: float = 0.8) -> float | None:
-    """The smallest true difference that `seeds` seeds find with power `wanted`; None for fewer than 2 seeds."""
+    """The smallest true difference that `seeds` seeds find with power `wanted`; None for fewer than 2 seeds.
+
+    >>> round(detectable(0.01, 10, 0.05), 4)
+    0.01
+    """
     if seeds < 2:
         return None
     low, high = 0.0, 1.0

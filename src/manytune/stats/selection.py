@@ -1,15 +1,15 @@
-"""The best of several configurations, compared without pretending that it had been the only one.
+"""Tests of the best of several configurations that account for its having been chosen.
 
-A method is as good as its best configuration. Which one that is, the data say, and the one that looks best is
-partly the luckiest. So method A counts as better than method B only if one of its configurations is better than
-every one of B's, and its p is multiplied by the number of A's configurations:
+A method is as good as its best configuration. Which one that is, is read from the same scores, and the one that looks
+best is partly the luckiest. So method A counts as better than method B only if one of A's configurations is better
+than every one of B's, and its p is multiplied by the number of A's configurations:
 
     p(A > B) = A · min_i max_j p(i > j)
 
 For a fixed i, the largest p over j is a valid p for "i is better than all of B" (an intersection-union test,
-Berger 1982), and the factor pays for the choice of i (Bonferroni). Both hold however the scores depend on one
-another. The bounds of the interval for the difference between the two best configurations are the same test,
-turned around.
+Berger 1982, https://doi.org/10.1080/00401706.1982.10487790), and the factor corrects for the choice of i (Bonferroni).
+Both hold however the scores depend on one another. The interval for the difference between the two best
+configurations holds the differences that the same test does not reject.
 """
 
 from __future__ import annotations
@@ -22,44 +22,41 @@ from numpy.typing import ArrayLike, NDArray
 
 from manytune.stats.paired import Differences
 
-__all__ = ["BestOf", "best_of", "best_of_draws", "best_set", "holm"]
-
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best configuration of one method against the best of another, both chosen by the data.
-
-    Attributes:
-        p: [...] two-sided p that the two are equally good.
-        low: [...] lower bound of the interval for the difference between the two best true means.
-        high: [...] upper bound.
-    """
+    """The best configuration of one method against the best of another, both chosen by their scores."""
 
     p: Array
+    """[...] two-sided p that the two are equally good."""
     low: Array
+    """[...] lower bound of the interval for the difference between the two best true means."""
     high: Array
+    """[...] upper bound."""
 
 
 def best_of(found: Differences, alpha: float) -> BestOf:
-    """Test the best of A configurations against the best of B, over seeds.
+    """Test the best of A configurations against the best of B, over seeds, from the differences [..., A, B].
 
-    Args:
-        found: Differences [..., A, B] of their scores.
-        alpha: The interval covers the true difference but for this share of studies.
+    The interval leaves out the true difference in at most a share `alpha` of studies.
+
+    >>> from manytune.stats.paired import differences
+    >>> a, b = [[0.70, 0.72, 0.71, 0.74], [0.66, 0.60, 0.62, 0.64]], [[0.65, 0.66, 0.67, 0.66]]
+    >>> found = best_of(differences(a, b), 0.05)
+    >>> round(float(found.p), 3), round(float(found.low), 3), round(float(found.high), 3)
+    (0.013, 0.022, 0.085)
     """
     ways_a, ways_b = found.mean.shape[-2:]
     return _best_of(found.greater_p(), found.less_p(), found.lower(alpha / 2 / ways_a), found.upper(alpha / 2 / ways_b))
 
 
 def best_of_draws(draws_a: Array, draws_b: Array, alpha: float) -> BestOf:
-    """The same over dev examples, from bootstrap draws of the configurations' scores.
+    """As `best_of`, but over dev examples, from bootstrap draws of the configurations' scores.
 
-    Args:
-        draws_a: [draws, A] scores of each configuration in resampled dev sets.
-        draws_b: [draws, B] scores in the same dev sets.
-        alpha: As in `best_of`.
+    These are [draws, A] and [draws, B] scores in the same resampled dev sets. The one-sided p of a pair is
+    (1 + number of draws without an advantage) / (draws + 1).
     """
     ways_a, ways_b = draws_a.shape[-1], draws_b.shape[-1]
     each = draws_a[:, :, None] - draws_b[:, None, :]
@@ -84,9 +81,17 @@ def _best_of(greater: Array, less: Array, lower: Array, upper: Array) -> BestOf:
 
 
 def holm(p: ArrayLike) -> Array:
-    """Holm's adjusted p-values along the last axis (Holm 1979): below `alpha` in at most a share `alpha` of
-    families in which no difference is real, however the tests depend on one another.
+    """Holm's adjusted p-values along the last axis (Holm 1979, https://www.jstor.org/stable/4615733).
+
+    In at most a share `alpha` of families of tests is the adjusted p of any difference that is not real below `alpha`,
+    however the tests depend on one another. The k-th smallest of m is multiplied by m + 1 - k, and none is smaller
+    than the one before it.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
     """
+    # statsmodels' multipletests does this for one family; for eight lines it would be a heavy dependency. What scipy
+    # has, false_discovery_control, controls another error: the share of false claims.
     values = np.asarray(p, dtype=float)
     count = values.shape[-1]
     order = np.argsort(values, axis=-1, kind="stable")
@@ -98,13 +103,16 @@ def holm(p: ArrayLike) -> Array:
 
 
 def best_set(found: Differences) -> Array:
-    """[..., C] p that each of C configurations is the best: those above 5 % may be it.
+    """[..., C] p of "this one is the best" for each of C configurations, from the differences [..., C, C] among them.
 
-    The true best one is among them in at least 95 % of studies, and no further correction is needed for that:
-    it fails only if the best one itself is rejected (multiple comparisons with the best, Hsu 1984).
+    p(i) = min(1, (C - 1) · min_j p(j > i)); those above 5 % may be the best. The true best one is above 5 % in at least
+    95 % of studies, and no further correction is needed: this fails only if the best one itself is rejected (multiple
+    comparisons with the best, Hsu 1984, https://doi.org/10.1214/aos/1176346732).
 
-    Args:
-        found: Differences [..., C, C] of all configurations from one another.
+    >>> from manytune.stats.paired import differences
+    >>> scores = [[0.70, 0.72, 0.71], [0.69, 0.72, 0.71], [0.50, 0.53, 0.51]]
+    >>> best_set(differences(scores, scores)).round(3).tolist()
+    [1.0, 0.423, 0.0]
     """
     count = found.mean.shape[-1]
     if count == 1:

@@ -1,8 +1,8 @@
-"""What can be said of the methods of one task: who is better than whom, and who may be the best.
+"""Verdicts on the methods of one task: which is better than which, and which configurations may be the best.
 
-The verdict is over seeds, by paired t-tests that account for the choice among a method's configurations, and
-corrected over all pairs of methods (Holm). It is given from 5 seeds on. Where dev predictions were kept, a
-difference must also hold over dev examples; else it is one of this dev set alone.
+A verdict is over seeds, by paired t-tests that account for the choice among a method's configurations, and
+corrected over all pairs of methods (Holm). It takes at least 5 seeds. Where dev predictions were kept, the method
+must also be better over dev examples; else the verdict is "better on this dev set".
 """
 
 from __future__ import annotations
@@ -20,34 +20,22 @@ from numpy.typing import NDArray
 from manytune.stats.paired import detectable, differences, effect_size, seeds_needed, sign_flip
 from manytune.stats.selection import BestOf, best_of, best_of_draws, best_set, holm
 
-__all__ = [
-    "LEVEL",
-    "MINIMUM_SEEDS",
-    "Comparison",
-    "Configuration",
-    "Standing",
-    "Verdict",
-    "compare",
-    "compare_all",
-    "standings",
-]
-
 Array = NDArray[Any]
 
 LEVEL = 0.05
-"""Share of studies without a true difference in which one may be claimed."""
+"""Significance level: the share of studies without a true difference in which one may be claimed."""
 
 MINIMUM_SEEDS = 5
-"""Fewer seeds tell too little of the spread for any verdict."""
+"""Seeds that a verdict takes: the spread over fewer of them is known too badly."""
 
 
 class Verdict(StrEnum):
-    """What a comparison of two methods comes to."""
+    """The result of a comparison of two methods."""
 
     BETTER = "better"
-    """The first is better, over seeds and, where they are known, over dev examples."""
+    """The first is better over seeds and, where predictions were kept, over dev examples."""
     ON_THIS_DEV_SET = "better on this dev set"
-    """Over seeds it is, but another dev set might say otherwise."""
+    """The first is better over seeds, but not over dev examples: another dev set might say otherwise."""
     WITHIN_NOISE = "within noise"
     """No difference can be told from chance."""
     TOO_FEW_SEEDS = "too few seeds"
@@ -63,7 +51,8 @@ class Configuration:
     scores: Mapping[int, float]
     """Seed → score of the runs that finished; higher is better."""
     draws: Array | None = None
-    """[draws] its mean score over seeds in resampled dev sets, the same sets for all; None if not known."""
+    """[draws] its mean score over seeds in resampled dev sets, the same sets for all configurations; None if
+    unknown."""
 
     @property
     def mean(self) -> float:
@@ -73,7 +62,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods, each by its best configuration; the first is the one with the higher mean."""
+    """Two methods, each represented by its best configuration; the first is the one with the higher mean."""
 
     first: str
     second: str
@@ -83,34 +72,33 @@ class Comparison:
     choices: tuple[int, int]
     """Among how many configurations each was chosen."""
     difference: float
-    """Mean difference of these two over the seeds that both have; the first's mean less the second's if none."""
+    """Mean difference of these two over the seeds that both have; the difference of their means if they share none."""
     seeds: int
     """Seeds that both have."""
     low: float | None
-    """Bounds of the 95 % interval over seeds, with the choice of both accounted for; None if unknown."""
+    """Lower bound of the 95 % interval over seeds, which accounts for the choice of both; None if unknown."""
     high: float | None
     p: float
-    """Two-sided, the choice accounted for; 1 where nothing can be said."""
+    """Two-sided p that accounts for the choice of both; 1 below 2 shared seeds."""
     p_holm: float
     """`p`, corrected over all pairs of methods of the task."""
     verdict: Verdict
     sign_flip_p: float | None
-    """Two-sided p of the exact sign-flip test of the two configurations alone: a check without assumptions."""
+    """Two-sided p of the sign-flip test of the two configurations alone, which assumes no distribution."""
     effect: float | None
-    """Hedges-corrected d_z of the two configurations."""
+    """Cohen's d_z of the two configurations with Hedges' correction; None where the differences have no spread."""
     wins: int
     """Seeds in which the first is ahead."""
     deviation: float | None
     """Standard deviation of the paired differences."""
     alpha: float
-    """The level that one pair of configurations must reach for a verdict, with all corrections."""
+    """The level for one pair of configurations, after all corrections: LEVEL / pairs / configurations of the first."""
     seeds_needed: int | None
-    """Seeds, at least 5, that would find a difference of this size with power 80 %, if it is real; None if
-    unknown or more than 1,000."""
+    """Seeds, at least 5, that find a true difference of this size with power 80 %; None if unknown or above 1,000."""
     detectable: float | None
-    """The true difference that these seeds find with power 80 %."""
+    """The smallest true difference that these seeds find with power 80 %; None below 2 seeds."""
     examples_low: float | None
-    """Bounds of the 95 % interval over dev examples; None where predictions were not kept."""
+    """Lower bound of the 95 % interval over dev examples; None where predictions were not kept."""
     examples_high: float | None
     examples_p: float | None
     """Two-sided bootstrap p over dev examples."""
@@ -124,19 +112,21 @@ class Standing:
 
     label: str
     p: float
-    """That it is the best."""
-    in_reach: bool | None
-    """Whether it may be; None where there are too few seeds to say."""
+    """p of the hypothesis that it is the best."""
+    may_be_best: bool | None
+    """Whether it may be the best; None where there are too few seeds to say."""
 
 
 def compare(first: Sequence[Configuration], second: Sequence[Configuration], pairs: int) -> Comparison:
-    """Compare two methods by their best configurations.
+    """Compare two methods by their best configurations; each given configuration has at least one score.
 
-    Args:
-        first: Configurations of one method, each with at least one score.
-        second: Those of another.
-        pairs: How many pairs of methods the task has, for the level that must be reached; `p_holm` is set by
-            `compare_all`.
+    `pairs` is how many pairs of methods the task has, for `alpha`. `compare_all` sets `p_holm` and the verdict.
+
+    >>> full = Configuration("full", "full", {0: 0.64, 1: 0.63, 2: 0.65, 3: 0.62, 4: 0.64})
+    >>> head = Configuration("head", "head", {0: 0.55, 1: 0.53, 2: 0.56, 3: 0.54, 4: 0.53})
+    >>> found = compare([head], [full], pairs=1)
+    >>> found.first, round(found.difference, 3), round(found.low, 3), round(found.high, 3)
+    ('full', 0.094, 0.08, 0.108)
     """
     a, b = (max(group, key=lambda one: one.mean) for group in (first, second))
     if b.mean > a.mean:
@@ -181,6 +171,11 @@ def compare_all(configurations: Sequence[Configuration]) -> tuple[Comparison, ..
     """Compare all methods of a task with one another, pair by pair.
 
     Configurations without a score are left out. The best method's comparisons come first.
+
+    >>> full = Configuration("full", "full", {0: 0.64, 1: 0.63, 2: 0.65, 3: 0.62, 4: 0.64})
+    >>> head = Configuration("head", "head", {0: 0.55, 1: 0.53, 2: 0.56, 3: 0.54, 4: 0.53})
+    >>> [(found.first, str(found.verdict), found.second) for found in compare_all([head, full])]
+    [('full', 'better', 'head')]
     """
     methods: dict[str, list[Configuration]] = {}
     for one in configurations:
@@ -195,28 +190,29 @@ def compare_all(configurations: Sequence[Configuration]) -> tuple[Comparison, ..
 
 
 def standings(configurations: Sequence[Configuration]) -> tuple[Standing, ...]:
-    """Which configurations may be the best of all, at 95 %; those without a score are left out."""
+    """Which configurations may be the best of all, at 95 %; those without a score are left out.
+
+    >>> full = Configuration("full", "full", {0: 0.64, 1: 0.63, 2: 0.65, 3: 0.62, 4: 0.64})
+    >>> head = Configuration("head", "head", {0: 0.55, 1: 0.53, 2: 0.56, 3: 0.54, 4: 0.53})
+    >>> {found.label: found.may_be_best for found in standings([head, full])}
+    {'head': False, 'full': True}
+    """
     known = [one for one in configurations if one.scores]
     if not known:
         return ()
-    seeds = sorted({seed for one in known for seed in one.scores})
-    table = _table(known, seeds)
-    p = best_set(differences(table, table))
     best = max(known, key=lambda one: one.mean)
-    return tuple(
-        Standing(
-            one.label,
-            float(own),
-            None if len(one.scores.keys() & best.scores.keys()) < MINIMUM_SEEDS else bool(own > LEVEL),
-        )
-        for one, own in zip(known, p, strict=True)
-    )
+    table = _table(known, sorted({seed for one in known for seed in one.scores}))
+    found = []
+    for one, p in zip(known, best_set(differences(table, table)), strict=True):
+        enough = len(one.scores.keys() & best.scores.keys()) >= MINIMUM_SEEDS
+        found.append(Standing(one.label, float(p), bool(p > LEVEL) if enough else None))
+    return tuple(found)
 
 
 def _verdict(found: Comparison) -> Verdict:
     if found.seeds < MINIMUM_SEEDS:
         return Verdict.TOO_FEW_SEEDS
-    # The first has the higher mean; a test that prefers the second says that the two cannot be told apart.
+    # The first has the higher mean. Where the test nevertheless favours the second, neither is better.
     if found.p_holm >= LEVEL or found.low is None or found.low <= 0:
         return Verdict.WITHIN_NOISE
     if found.examples_low is not None and found.examples_low <= 0:

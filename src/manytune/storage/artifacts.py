@@ -15,27 +15,23 @@ import io
 import json
 import zipfile
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.config import digest
-from manytune.data.tasks import Scale, Task
+from manytune.data.task_types import Scale
+from manytune.data.tasks import Task
+from manytune.methods import Method
 from manytune.utils.errors import StoreError
 from manytune.utils.npz import read_npz
 from manytune.utils.text import shortened
 
-__all__ = [
-    "PREDICTIONS",
-    "Examples",
-    "Learned",
-    "Structure",
-    "Trained",
-    "predictions_from_bytes",
-    "predictions_to_bytes",
-]
+if TYPE_CHECKING:
+    from manytune.models.spec import ModelSpec
+
 
 PREDICTIONS = "predictions.npz"
 """In a run's directory."""
@@ -93,18 +89,16 @@ class Examples(_Kept):
         return self
 
     def fit(self, task: Task) -> bool:
-        """Whether these can be rows of `task`: as many texts each, and labels of its classes."""
-        classes = None if task.kind == "regression" else range(len(task.labels))
-        return all(len(row) == len(task.text_columns) for row in self.texts) and (
-            classes is None or all(label in classes for label in self.labels)
-        )
+        """Whether these can be rows of `task`: as many texts each, and labels of its type."""
+        pairs = all(len(row) == len(task.text_columns) for row in self.texts)
+        return pairs and task.type.may_hold(task, self.labels)
 
 
 class Learned(_Kept):
     """What only the training rows say of a user's own task: predictions mean nothing without it."""
 
     labels: tuple[str, ...] = ()
-    """The classes, in the order of the outputs; empty for regression."""
+    """The classes, in the order of the outputs; empty where the task type has none."""
     target_range: tuple[float, float] | None = None
     """The lowest and the highest training target."""
     center: float | None = None
@@ -138,7 +132,7 @@ class Learned(_Kept):
         Raises:
             ValueError: It cannot have been learned of such a task.
         """
-        if task.kind == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+        if task.type.has_classes and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"{len(set(self.labels))} different classes of {len(self.labels)}")
         if self.spread is not None and self.spread <= 0:
             raise ValueError(f"a spread of {self.spread}")
@@ -153,12 +147,24 @@ class Trained(_Kept):
     """Whether every tensor of the backbone trains."""
     biases: tuple[str, ...] = ()
     """The backbone's biases that train by themselves."""
-    lora_rank: int | None = None
-    """Rank of the adapters; None where there are none."""
-    lora_targets: tuple[str, ...] = ()
-    """Paths of the linear layers with an adapter."""
+    adapters: tuple[tuple[str, int], ...] = ()
+    """Paths of the modules with an adapter, and how many parameters it has."""
+    adapter_label: str | None = None
+    """What distinguishes adapters of different size: "r=8"; None where there are none."""
     head: tuple[str, ...] = ()
     """The head's tensors that train."""
+
+    @classmethod
+    def of(cls, method: Method, spec: ModelSpec) -> Trained:
+        """What `method` trains of a backbone and its head."""
+        adaptation = method.adapt(spec)
+        return cls(
+            weights=adaptation.weights,
+            biases=adaptation.biases,
+            adapters=tuple(adaptation.adapters.items()),
+            adapter_label=method.adapter_label if adaptation.adapters else None,
+            head=adaptation.head,
+        )
 
 
 class Structure(_Kept):
@@ -172,6 +178,20 @@ class Structure(_Kept):
     """The head's parameters: path → shape, in the order of computation."""
     trained: dict[str, Trained]
     """Label of a method → what it trains."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_adapters(cls, data: Any) -> Any:
+        """Read adapters as earlier versions wrote them: a rank, and the layers with an update of that rank."""
+        try:
+            for trained in data["trained"].values():
+                if isinstance(trained, dict) and "lora_rank" in trained:
+                    rank, targets = trained.pop("lora_rank"), trained.pop("lora_targets")
+                    sizes = [(path, rank * sum(data["tensors"][f"{path}.weight"])) for path in targets]
+                    trained |= {"adapters": sizes, "adapter_label": f"r={rank}" if targets else None}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"trained: {type(error).__name__}: {error}") from error
+        return data
 
 
 def predictions_to_bytes(logits: NDArray[Any]) -> bytes:

@@ -12,8 +12,6 @@ from manytune.storage.directory import OWN_FOLDERS, Store
 from manytune.utils.caches import user_cache
 from manytune.utils.files import left_over, writing
 
-__all__ = ["Waste", "cached", "remove", "still_waste", "unneeded"]
-
 
 @dataclass(frozen=True)
 class Waste:

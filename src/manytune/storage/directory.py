@@ -2,7 +2,7 @@
 
 OUT/study.yaml                 the effective study
 OUT/plan.json                  the packs, as the first start planned them
-OUT/ground.json                what results rest on beside the study; see `ground`
+OUT/provenance.json            what results rest on beside the study; see `provenance`
 OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
 OUT/runs/<run-id>/history.csv  one row an evaluation
 OUT/runs/<run-id>/best/        the snapshot
@@ -46,20 +46,19 @@ from manytune.utils.files import (
 from manytune.utils.json_text import parse_json
 from manytune.utils.text import listed, shortened
 
-__all__ = ["OWN_FOLDERS", "PENDING", "RunStatus", "Store", "StudyStatus", "differences", "named_directory"]
-
 T = TypeVar("T")
-
 
 PENDING = "pending"
 """The state of a run that has no record yet."""
 
 _PLAN_VERSION = 1
 _MOST_PLAN_BYTES = 2**29  # 100,000 runs take about 100 MB
-_MOST_LOGITS_BYTES = 2**32
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+MOST_LOGITS = 2**32
+"""Bytes of predictions beyond which they are not read."""
+
 OWN_FOLDERS = ("runs", "packs", "tasks", "live")
-"""Of a study directory: only who holds the lock writes into them."""
+"""Folders of a study directory into which only the holder of its lock writes."""
 
 _NOT_FOREIGN = re.compile(r"\.DS_Store|\..*\.tmp|lock")  # macOS' folder notes; our own files cut short by a crash
 
@@ -76,10 +75,10 @@ class RunStatus:
     seed: int
     state: str
     """finished, failed, collapsed, pruned or pending."""
-    primary_metric: str | None
-    best_score: float | None
-    best_step: int | None
-    failure: str | None
+    primary_metric: str | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,8 @@ class StudyStatus:
     """Ids of runs that have a record here although the plan does not name them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists, strings and numbers, ready for JSON."""
-        return asdict(self) | {
-            "counts": dict(self.counts),
-            "runs": [asdict(run) for run in self.runs],
-            "unplanned": list(self.unplanned),
-        }
+        """The same as plain mappings, sequences, texts and numbers, ready for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -119,12 +114,9 @@ class Store:
 
     @classmethod
     def create_or_open(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
-        """Start a study directory, or go on with the one that is there.
+        """Start a study directory, which may be missing or empty, or go on with one that holds the same study.
 
-        Args:
-            root: The directory; it may be missing or empty, or hold the same study.
-            study: The effective study.
-            accept_changes: Let it take the place of another study that the directory holds.
+        With `accept_changes`, the effective study takes the place of another one that the directory holds.
 
         Raises:
             StoreError: The directory holds another study, or other files and no study.
@@ -144,11 +136,22 @@ class Store:
         """
         store = cls(named_directory(root))
         with writing(store.root):
-            if store._study_file.exists():
-                if not accept_changes:
-                    store._refuse_another(study)
-            else:
-                store._refuse_foreign_files()
+            if not store._study_file.exists():
+                _refuse_unwritable(store.root)
+                names = os.listdir(store.root) if store.root.exists() else []
+                foreign = sorted(name for name in names if not _NOT_FOREIGN.fullmatch(name))
+                if foreign:
+                    raise StoreError(
+                        f"{store.root} holds files but no study ({listed(foreign, 5)}). "
+                        "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
+                    )
+            elif not accept_changes and (there := store.study()).hash != study.hash:
+                different = differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
+                lines = "\n".join(f"  {line}" for line in different)
+                raise StoreError(
+                    f"{store.root} already holds a study that differs from this one:\n{lines}\n"
+                    "Give another --out, or --accept-changes to go on with this one: runs that are in both are kept."
+                )
         return store
 
     @classmethod
@@ -196,9 +199,9 @@ class Store:
         return self.root / "packs" / _checked_id(pack_id, "pack")
 
     def sweep(self) -> None:
-        """Remove what processes that were killed left half-written; for whoever alone works on the directory.
+        """Remove what killed processes left half-written; the caller must hold the directory's lock.
 
-        In the report, and beside the folders of the study, other processes may be writing without the lock.
+        Outside of `OWN_FOLDERS`, as in the report, other processes may be writing without it.
         """
         for folder, _, _ in os.walk(self.root):
             inside, *_ = (*Path(folder).relative_to(self.root).parts, "")
@@ -241,15 +244,16 @@ class Store:
     def _plan_file(self) -> Path:
         return self.root / "plan.json"
 
-    def write_plan(self, packs: Sequence[Pack], place: Mapping[str, int] | None = None) -> None:
+    def write_plan(self, packs: Sequence[Pack], executor: Mapping[str, int] | None = None) -> None:
         """Keep the packs, so that every later start trains the same runs together.
 
         Args:
             packs: The packs.
-            place: How many workers train them, 0 for none, and threads of each; None: as it was kept before.
+            executor: `count` of workers, 0 for none, and `threads` of each; None: as it was kept before.
         """
-        place = self.read_executor() if place is None else place
-        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs), **({"place": place} if place else {})}
+        executor = executor or self.read_executor()
+        plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs)}
+        plan |= {"executor": executor} if executor else {}
         write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
@@ -258,26 +262,30 @@ class Store:
 
     def read_executor(self) -> dict[str, int] | None:
         """How many workers, and threads of each, trained the packs; None if it was not kept."""
-        return self._plan(
-            lambda plan: {name: int(plan["place"][name]) for name in ("count", "threads")} if "place" in plan else None
-        )
+
+        def read(plan: Any) -> dict[str, int] | None:
+            kept = plan.get("executor", plan.get("place"))  # "place": as earlier versions wrote it
+            return None if kept is None else {name: int(kept[name]) for name in ("count", "threads")}
+
+        return self._plan(read)
 
     def _plan(self, read: Callable[[Any], T]) -> T | None:
-        text = read_text(self._plan_file, _MOST_PLAN_BYTES)
+        """What `read` finds in the kept plan; None if none was kept."""
+        path = self.root / "plan.json"
+        text = read_text(path, _MOST_PLAN_BYTES)
         if text is None:
             return None
         try:
             plan = parse_json(text)
-            version = plan["schema_version"]
-            if version != _PLAN_VERSION:
+            if (version := plan["schema_version"]) != _PLAN_VERSION:
                 raise StoreError(
-                    f"{self._plan_file} has schema version {shortened(version)}; this manytune reads version "
+                    f"{path} has schema version {shortened(version)}; this manytune reads version "
                     f"{_PLAN_VERSION}. Use the newer manytune that wrote it."
                 )
             return read(plan)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise StoreError(
-                f"{self._plan_file} is damaged: {type(error).__name__}: {shortened(error)}. "
+                f"{path} is damaged: {type(error).__name__}: {shortened(error)}. "
                 "Delete it to have the packs planned anew; runs that ended are kept."
             ) from error
 
@@ -298,7 +306,7 @@ class Store:
     def read_predictions(self, run_id: str) -> NDArray[Any] | None:
         """A run's logits `[N, outputs]` on dev; None if none were kept."""
         path = self.run_dir(run_id) / PREDICTIONS
-        data = read_bytes(path, _MOST_LOGITS_BYTES)
+        data = read_bytes(path, MOST_LOGITS)
         return None if data is None else predictions_from_bytes(data, where=str(path))
 
     def task_artifacts(self, task: str) -> TaskArtifacts:
@@ -315,10 +323,7 @@ class Store:
         return self.task_artifacts(name).complete(self.study().task(name))
 
     def write_record(self, record: RunRecord) -> None:
-        """Write a run's record, which says that the run has ended: call it last.
-
-        Whatever else is in the run's directory is brought to the disk before.
-        """
+        """Write a run's record, which says that it has ended, after all else of the run was brought to the disk."""
         directory = self.run_dir(record.run_id)
         with writing(directory):
             sync_tree(directory)
@@ -348,7 +353,7 @@ class Store:
         """
         if not self._study_file.exists():  # `check` allows that: nothing has begun
             return {}
-        planned = self._planned_runs(self.study())
+        planned = self.runs()
         records = self._records(planned)
         return {run.id: records[run.id] for run in planned if run.id in records}
 
@@ -361,20 +366,9 @@ class Store:
                 sync(directory)
                 shutil.rmtree(directory)
 
-    def _run_ids(self) -> list[str]:
-        try:
-            names = os.listdir(self.root / "runs")
-        except FileNotFoundError:
-            return []
-        return [name for name in names if _ID.fullmatch(name)]
-
-    def runs(self) -> list[Run]:
-        """All runs of the study, in its order."""
-        return self._planned_runs(self.study())
-
-    def _planned_runs(self, study: Study) -> list[Run]:
-        """All runs in the study's order; which runs there are is the kept plan's to say."""
-        in_study = plan_runs(study)
+    def runs(self, study: Study | None = None) -> list[Run]:
+        """All runs in the order of the study, which is read if it is not given; the kept plan says which there are."""
+        in_study = plan_runs(study or self.study())
         packs = self.read_plan()
         if packs is None:  # not started, or killed before the plan was written
             return list(in_study)
@@ -385,14 +379,15 @@ class Store:
     def _records(self, planned: Sequence[Run]) -> dict[str, RunRecord]:
         """All records, in the order of `planned`, then those that it does not name, by id."""
         order = {run.id: place for place, run in enumerate(planned)}
-        run_ids = sorted(self._run_ids(), key=lambda run_id: (order.get(run_id, len(order)), run_id))
+        names = os.listdir(folder) if (folder := self.root / "runs").exists() else []
+        run_ids = sorted(filter(_ID.fullmatch, names), key=lambda run_id: (order.get(run_id, len(order)), run_id))
         records = {run_id: self.read_record(run_id) for run_id in run_ids}
         return {run_id: record for run_id, record in records.items() if record is not None}
 
     def status(self) -> StudyStatus:
         """Where the study stands: each planned run's state."""
         study = self.study()
-        planned = self._planned_runs(study)
+        planned = self.runs(study)
         records = self._records(planned)
         rows = tuple(_run_status(run, records.pop(run.id, None)) for run in planned)
         counted = Counter(row.state for row in rows)
@@ -404,28 +399,6 @@ class Store:
             runs=rows,
             unplanned=tuple(records),
         )
-
-    def _refuse_another(self, study: Study) -> None:
-        there = self.study()
-        if there.hash == study.hash:
-            return
-        different = differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
-        lines = "\n".join(f"  {line}" for line in different)
-        raise StoreError(
-            f"{self.root} already holds a study that differs from this one:\n{lines}\n"
-            "Give another --out, or --accept-changes to go on with this one: runs that are in both are kept."
-        )
-
-    def _refuse_foreign_files(self) -> None:
-        _refuse_unwritable(self.root)
-        if not self.root.exists():
-            return
-        foreign = sorted(name for name in os.listdir(self.root) if not _NOT_FOREIGN.fullmatch(name))
-        if foreign:
-            raise StoreError(
-                f"{self.root} holds files but no study ({listed(foreign, 5)}). "
-                "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
-            )
 
 
 def named_directory(root: Path | str) -> Path:
@@ -461,18 +434,11 @@ def _checked_id(name: str, what: str) -> str:
 
 
 def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
-    return RunStatus(
-        run_id=run.id,
-        task=run.task,
-        model=run.model,
-        label=run.label,
-        seed=run.seed,
-        state=str(record.state) if record else PENDING,
-        primary_metric=record.primary_metric if record else None,
-        best_score=record.best_score if record else None,
-        best_step=record.best_step if record else None,
-        failure=record.failure if record else None,
-    )
+    about = (run.id, run.task, run.model, run.label, run.seed)
+    if record is None:
+        return RunStatus(*about, PENDING)
+    scored = (record.primary_metric, record.best_score, record.best_step)
+    return RunStatus(*about, str(record.state), *scored, record.failure)
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[str]:

@@ -4,6 +4,8 @@ DIR/lock says who: it is made by a hard link, which either succeeds or finds tha
 too, where flock may do nothing. Its holder touches it every few seconds. A lock is left over where its process is
 dead, or, if that cannot be seen from here, as on another machine, where nobody has touched it for a while.
 
+The package filelock would do less: it relies on flock, or never takes over the lock of a holder that died.
+
 No two wall clocks are compared: a process is known by its id and the kernel's count at its start, and the one who
 waits measures the while by its own clock.
 """
@@ -29,8 +31,6 @@ from pydantic import ConfigDict, TypeAdapter
 
 from manytune.utils.errors import StoreError
 from manytune.utils.files import boot_id, read_bytes, writing
-
-__all__ = ["Held", "Lock"]
 
 _MOST_BYTES = 2**16
 _BEAT_SECONDS = 10.0
@@ -92,9 +92,7 @@ class _Holder:
         return f"the process {self.pid} on {self.host}, since {self.since}"
 
 
-@cache
-def _holder_adapter() -> TypeAdapter[_Holder]:
-    return TypeAdapter(_Holder)  # made once: a lock is read before every write
+_holder_adapter = cache(lambda: TypeAdapter(_Holder))  # made once: a lock is read before every write
 
 
 @dataclass(frozen=True)
@@ -139,16 +137,16 @@ class Lock:
         directory: What is locked.
     """
 
-    def __init__(self, directory: Path, told: Callable[[str], None], *, wait: bool = False) -> None:
+    def __init__(self, directory: Path, report: Callable[[str], None], *, wait: bool = False) -> None:
         """Look at a directory; nothing is locked yet.
 
         Args:
             directory: What to lock; it may be missing.
-            told: Given a sentence where there is a reason to wait.
+            report: Called with a sentence where there is a reason to wait.
             wait: Wait for another process to end, rather than refuse.
         """
         self.directory = directory
-        self._told = told
+        self._report = report
         self._wait = wait
         self._file = directory / "lock"
         self._said: set[str] = set()
@@ -168,7 +166,7 @@ class Lock:
         Raises:
             StoreError: Another process holds it, and we are not to wait.
         """
-        while (holder := self._read()) is not None and not self._left_over(holder, self._file):
+        while (holder := _holder_in(self._file)) is not None and not self._left_over(holder, self._file):
             if not self._wait:
                 raise StoreError(
                     f"{self.directory} is in use: {holder}, runs a study in it. "
@@ -200,7 +198,7 @@ class Lock:
             done.set()
             beat.join()
             with suppress(StoreError):  # a lock that cannot be read now is left over once this process has ended
-                if self._read() == me:
+                if _holder_in(self._file) == me:
                     self._file.unlink(missing_ok=True)
             with suppress(OSError):
                 for path in made:
@@ -208,7 +206,7 @@ class Lock:
 
     def _take(self, me: _Holder) -> bool:
         """Make the lock, or take over one that was left over; not where somebody who lives has it."""
-        holder = self._read()
+        holder = _holder_in(self._file)
         text = json.dumps(asdict(me))
         with writing(self._file):
             if holder is None:
@@ -235,30 +233,31 @@ class Lock:
         return True
 
     def _replace(self, dead: _Holder, text: str) -> bool:
-        """Take the place of a lock that was left over.
+        """Replace a lock that was left over.
 
-        Of all that found it so, the one that makes a file named after it may: there is no moment without a lock, in
-        which one who came late could take away that of the first. Where that one died on the way, the right goes to
-        who makes a file named after it.
+        Several processes may find it left over at once. The one that succeeds in making a file named after the dead
+        holder may replace the lock; so there is no moment without a lock, in which a latecomer could remove the new
+        one. If that process dies before it has replaced it, the right goes in turn to the one that makes a file named
+        after that process.
         """
         last = dead
-        while not self._make(right := self._right(last), text):
-            other = _holder_in(right)
-            if other is None or not self._left_over(other, right):
+        while not self._make(claim := self._claim(last), text):
+            other = _holder_in(claim)
+            if other is None or not self._left_over(other, claim):
                 return False
             last = other
         try:
-            if self._read() != dead:  # it was replaced before we got the right
+            if _holder_in(self._file) != dead:  # it was replaced before we claimed it
                 return False
             temporary = self._file.with_name(f".lock.{secrets.token_hex(8)}.tmp")
             temporary.write_text(text)
             temporary.replace(self._file)
             return True
         finally:
-            right.unlink(missing_ok=True)
+            claim.unlink(missing_ok=True)
 
-    def _right(self, holder: _Holder) -> Path:
-        """The file that gives the right to take a holder's place."""
+    def _claim(self, holder: _Holder) -> Path:
+        """The file whose maker may replace a holder's lock."""
         name = hashlib.sha256(holder.token.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return self._file.with_name(f".lock.{name}.tmp")
 
@@ -268,7 +267,7 @@ class Lock:
         if alive is not None:
             return not alive
         touched = _touched(file)
-        if self._judged == (file, holder, touched):  # it took all our patience already, and nobody has touched it since
+        if self._judged == (file, holder, touched):  # it was waited for in full already, and not touched since
             return True
         self._say(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
         end = time.monotonic() + _PATIENCE_SECONDS
@@ -279,27 +278,24 @@ class Lock:
         self._judged = (file, holder, touched)
         return True
 
-    def _read(self) -> _Holder | None:
-        """Who holds the lock; None if nobody does."""
-        return _holder_in(self._file)
-
     def _say(self, text: str) -> None:
         """Say something once."""
         if text not in self._said:
             self._said.add(text)
-            self._told(text)
+            self._report(text)
 
     def _beat(self, me: _Holder, lost: threading.Event, done: threading.Event) -> None:
         """Touch the lock again and again; a moment in which that fails is no reason to give up."""
         while not done.wait(_BEAT_SECONDS):
             with suppress(OSError, StoreError):
-                if self._read() != me:
+                if _holder_in(self._file) != me:
                     lost.set()
                     return
                 os.utime(self._file)
 
 
 def _touched(file: Path) -> int | None:
+    """When a file was last touched; None if it is gone."""
     try:
         return file.stat().st_mtime_ns
     except OSError:
@@ -307,6 +303,7 @@ def _touched(file: Path) -> int | None:
 
 
 def _holder_in(file: Path) -> _Holder | None:
+    """Who holds a lock; None if nobody does."""
     data = read_bytes(file, _MOST_BYTES)
     return None if data is None else _Holder.parse(data)
 
@@ -323,7 +320,7 @@ def _boot() -> str:
 
 
 _ENDED = -1
-"""In place of a count: the process has ended, and its parent has not waited for it."""
+"""Instead of a count: the process has ended, and its parent has not waited for it."""
 
 
 def _ticks(pid: int) -> int | None:

@@ -11,38 +11,18 @@ from pathlib import Path
 
 from manytune.data.metrics import METRICS
 from manytune.storage.artifacts import PREDICTIONS
-from manytune.storage.directory import OWN_FOLDERS, Store
+from manytune.storage.directory import MOST_LOGITS, OWN_FOLDERS, Store
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import ModelError, StoreError, StudyError, choices
 from manytune.utils.files import digest_of
 from manytune.utils.text import listed
 
-__all__ = [
-    "SNAPSHOT",
-    "altered",
-    "chosen_records",
-    "digests",
-    "one_run",
-    "refuse_another_backbone",
-    "refuse_own_folders",
-]
-
 SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
 """Files in a run's directory of which the record holds digests, as it does of `PREDICTIONS`."""
 
-_MOST_LOGITS_BYTES = 2**32
-
-_FEW = 6
-"""Runs that a message names."""
-
 
 def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
-    """The run that is called so, or the only one whose id starts so.
-
-    Args:
-        start: What the user wrote.
-        run_ids: Of all runs.
-        directory: Of the study, for the message.
+    """The run whose id a user wrote, or the only one of `run_ids` whose id starts so.
 
     Raises:
         StoreError: There is no such run, or more than one.
@@ -52,7 +32,7 @@ def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
         return found[0]
     see_all = f"`manytune status {directory}` lists all runs."
     if found:
-        shown = listed(found, _FEW, 200)
+        shown = listed(found, 6, 200)
         raise StoreError(f"{start!r} is the start of {len(found)} runs: {shown}. Give more of one. {see_all}")
     near = difflib.get_close_matches(start, run_ids, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -62,11 +42,8 @@ def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
 def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord, ...]:
     """The records of the runs that a user chose to predict with, or to export.
 
-    Args:
-        store: The study directory.
-        runs: `best`, the finished run with the best score of a task; or one or several ids, or starts of ids, with
-            commas between.
-        task: Name of the task, needed for `best` in a study of several.
+    `runs` is `best`, the finished run with the best score of a task; or one or several ids, or starts of ids, with
+    commas between. In a study of several tasks, `best` needs the `task`.
 
     Raises:
         StoreError: There is no such run, or it has no snapshot.
@@ -89,16 +66,10 @@ def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord
 
 
 def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: str) -> None:
-    """Refuse weights that a run did not start from.
-
-    Args:
-        run_id: The run.
-        model: As in its study.
-        trained: The revision it was trained on; None if that is not known.
-        now: The revision at hand.
+    """Refuse weights that a run did not start from: those of another revision than `trained`, if that is known.
 
     Raises:
-        ModelError: They are not the same.
+        ModelError: They are.
     """
     if trained not in (None, now):
         raise ModelError(
@@ -119,14 +90,11 @@ def digests(run_dir: Path) -> dict[str, str]:
 def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None:
     """Say that a file is not the one that the run wrote: copied from another run, edited or damaged.
 
-    Args:
-        store: The study directory.
-        record: Of the run.
-        names: Paths in its directory; those that are not there are passed over.
+    `names` are paths in the run's directory; those that are not there are passed over.
 
     Returns:
-        One sentence of what is wrong and how to mend it; None where all are as they were, and of a record of version
-        1, which has no digests.
+        What is wrong and how to mend it; None where all are as they were, and for a record of version 1, which has no
+        digests.
 
     Raises:
         StoreError: A file cannot be read.
@@ -143,8 +111,8 @@ def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None
 
 def _digest(path: Path) -> str:
     try:
-        if path.name == PREDICTIONS and path.stat().st_size > _MOST_LOGITS_BYTES:
-            raise OSError(errno.EFBIG, f"it has more than {_MOST_LOGITS_BYTES:,} bytes")
+        if path.name == PREDICTIONS and path.stat().st_size > MOST_LOGITS:
+            raise OSError(errno.EFBIG, f"it has more than {MOST_LOGITS:,} bytes")
         return digest_of(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -168,14 +136,15 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
 
 def _instead(records: Sequence[RunRecord]) -> str:
     """What became of the runs of a task, of which none has finished with a score."""
-    states = Counter(str(record.state) for record in records)
-    if not states:
+    if not records:
         return ""
+    states = Counter(str(record.state) for record in records)
     said = f" with a score: of {records[0].task}, {', '.join(f'{count} {state}' for state, count in states.items())}"
-    collapsed = next((record.run_id for record in records if record.state is RunState.COLLAPSED), None)
-    if collapsed is None:
-        return said
-    return f"{said} (predicting one constant for every text; --run {collapsed} uses one all the same)"
+    for record in records:
+        if record.state is RunState.COLLAPSED:
+            said += f" (predicting one constant for every text; --run {record.run_id} uses one all the same)"
+            break
+    return said
 
 
 def refuse_own_folders(stores: Iterable[Store], target: Path) -> None:

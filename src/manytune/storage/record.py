@@ -30,32 +30,16 @@ from pydantic import (
 from manytune.utils.errors import StoreError
 from manytune.utils.json_text import parse_json
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Cost",
-    "HistoryRow",
-    "Parameters",
-    "Provenance",
-    "RunRecord",
-    "RunState",
-    "Scores",
-    "Whole",
-    "collapse_note",
-    "history_from_csv",
-    "history_to_csv",
-    "plain",
-]
-
 SCHEMA_VERSION = 2
 
 _FEW_STEPS = 100
 """Optimizer steps below which a run that collapsed is first of all a short one."""
 
 _ROSE = 1.5
-"""The last training loss over the lowest one, or over that of guessing: by less, it rises by chance."""
+"""Last training loss / the lowest one, or that of guessing: above this ratio it did not rise by chance."""
 
 _PLAIN = "plain"
-"""Validation's context where all values are plain already: looking at each once is enough."""
+"""Validation context: all values are plain already, and need no second look (thousands of records load fast)."""
 
 
 def plain(value: Any) -> Any:
@@ -121,7 +105,7 @@ class Parameters(_FrozenModel):
     bias: Whole | None = None
     """Trained biases of the backbone, where only its biases train."""
     adapter: Whole | None = None
-    """Trained parameters that were added to the backbone, such as LoRA's A and B."""
+    """Trained parameters that were added to the backbone, such as the factors of a low-rank update."""
     head: Whole | None = None
     """Trained parameters of the head."""
 
@@ -236,11 +220,7 @@ class RunRecord(_FrozenModel):
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "record") -> Self:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: The JSON text.
-            where: What to call the text in an error message, such as its path.
+        """Read what `to_json` wrote; messages call the text `where`, such as its path.
 
         Raises:
             StoreError: The text is no record, or a newer version of manytune wrote it.
@@ -266,12 +246,8 @@ def collapse_note(
 ) -> str:
     """What a reader should know of a run that collapsed: its first note.
 
-    Args:
-        title: Of the metric.
-        score: The best snapshot's.
-        steps: Optimizer steps that were taken.
-        history: The run's evaluations.
-        classes: How many there are; None for a regression.
+    `score` is the best snapshot's, by the metric called `title`; `steps` are the optimizer's; `classes` is how many
+    there are, None for a regression.
     """
     scored = "" if score is None else f" ({title} {score:.3f})"
     said = f"It predicts one constant for all dev rows{scored}, whatever their text."
@@ -318,22 +294,15 @@ def history_to_csv(rows: Sequence[HistoryRow]) -> str:
     """The text of `history.csv`: a header, then one line a row; each metric has the column of its name."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_BEFORE_METRICS, *metrics, *_AFTER_METRICS])
-    for row in rows:
-        before = [getattr(row, name) for name in _BEFORE_METRICS]
-        scores = [row.metrics.get(name) for name in metrics]
-        after = [getattr(row, name) for name in _AFTER_METRICS]
-        writer.writerow([*before, *scores, *after])  # floats by repr: they read back bit for bit
+    # Floats are written by repr, as csv does it: they read back bit for bit.
+    table = csv.DictWriter(text, [*_BEFORE_METRICS, *metrics, *_AFTER_METRICS], lineterminator="\n")
+    table.writeheader()
+    table.writerows(row.model_dump(exclude={"metrics"}) | row.metrics for row in rows)
     return text.getvalue()
 
 
 def history_from_csv(text: str, where: str = "history") -> tuple[HistoryRow, ...]:
-    """Read what `history_to_csv` wrote.
-
-    Args:
-        text: The CSV text.
-        where: What to call the text in an error message, such as its path.
+    """Read what `history_to_csv` wrote; messages call the text `where`, such as its path.
 
     Raises:
         StoreError: Columns are missing or out of order, or a cell is not a number.
@@ -348,16 +317,15 @@ def history_from_csv(text: str, where: str = "history") -> tuple[HistoryRow, ...
             f"{where} has the columns {', '.join(header) or '(none)'}; they must be "
             f"{', '.join(_BEFORE_METRICS)}, one for each metric, {', '.join(_AFTER_METRICS)}."
         )
+    rows = []
     try:
-        return tuple(_history_row(header, line, metrics=header[start:stop]) for line in lines)
+        for line in lines:
+            cells: dict[str, Any] = {name: cell or None for name, cell in zip(header, line, strict=True)}
+            scores = {name: cells.pop(name) for name in header[start:stop]}
+            rows.append(HistoryRow.model_validate({**cells, "metrics": scores}))
     except ValueError as error:
         raise StoreError(f"{where} cannot be read: {_first_problem(error)}.") from error
-
-
-def _history_row(header: list[str], line: list[str], metrics: list[str]) -> HistoryRow:
-    cells = {name: cell or None for name, cell in zip(header, line, strict=True)}
-    scores = {name: cells.pop(name) for name in metrics}
-    return HistoryRow.model_validate({**cells, "metrics": scores})
+    return tuple(rows)
 
 
 def _first_problem(error: Exception) -> str:

@@ -13,8 +13,6 @@ from manytune.storage.record import RunRecord
 from manytune.utils.errors import StoreError
 from manytune.utils.files import read_text, write_atomically, write_file
 
-__all__ = ["TaskArtifacts"]
-
 _MOST_EXAMPLES_BYTES = 2**31
 
 
@@ -26,11 +24,9 @@ class TaskArtifacts:
     """OUT/tasks/<task>."""
 
     def refuse_another(self, task: Task, records: Iterable[RunRecord]) -> None:
-        """Refuse to go on where runs that have ended predict other classes, or other targets.
+        """Refuse to go on where runs that have ended predict other classes, or other targets, than the data has now.
 
-        Args:
-            task: The task, with what its data says now.
-            records: Of all runs of it that the study has and that have ended.
+        `task` has what its data says now; `records` are those of all its runs that the study has.
 
         Raises:
             StoreError: They do.
@@ -58,14 +54,8 @@ class TaskArtifacts:
     ) -> None:
         """Keep a task's dev rows, its module tree, and what only its data says.
 
-        A tree that is there learns of methods that were added since.
-
-        Args:
-            task: The task.
-            examples: Its dev rows.
-            structure: The module tree.
-            scored: Fingerprints of the data of the study's runs that have ended: rows of such data stay. Where it is
-                not given, all do.
+        A tree that is there learns of methods that were added since. Rows that are there stay if their fingerprint is
+        in `scored`, those of the data of the study's runs that have ended; where it is not given, all do.
 
         Raises:
             StoreError: It cannot be written.
@@ -80,7 +70,7 @@ class TaskArtifacts:
         write_file(self._path("structure"), structure.to_json())
 
     def _stay(self, scored: Collection[str | None] | None) -> bool:
-        """Whether dev rows are there that runs which have ended were scored on."""
+        """Whether the dev rows that are there must stay, because runs that have ended were scored on them."""
         if scored is None or not self._path("examples").exists():
             return self._path("examples").exists()
         with suppress(StoreError):
@@ -89,11 +79,7 @@ class TaskArtifacts:
         return False
 
     def complete(self, task: Task, records: Iterable[RunRecord] = ()) -> Task:
-        """A task with what only its data says.
-
-        Args:
-            task: The task, as in the study.
-            records: Of runs whose outputs it is to explain.
+        """A task of the study with what only its data says, which is what these runs have learned.
 
         Raises:
             StoreError: That is not there, damaged, or not what a run has learned.

@@ -1,10 +1,10 @@
-"""A process that keeps the books of one tracker, through accelerate's class for it.
+"""The process of one tracker, which logs through accelerate's class for it.
 
     python -m manytune.tracking.tracker_process TRACKER FOLDER PROJECT < messages
 
 TensorBoard and MLflow get figures as they come, of many runs at once: TensorBoard's tracker has a writer for each run,
-and MLflow's client names the run in every call. The other trackers know one active run a process, so each run is told
-to them when it has ended, with its whole curve.
+and MLflow's client names the run in every call. The other trackers know one active run a process, so each run is
+logged there when it has ended, with its whole curve.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Row = Mapping[str, Any]
 """step, and figures: name → value."""
 
 
-class _Books(Protocol):
-    """How one tracker is kept."""
+class _RunLog(Protocol):
+    """How runs are logged in one tracker."""
 
     live: bool
-    """Whether figures are noted before their run has ended."""
+    """Whether figures are logged before their run has ended."""
 
     def open(self, run_id: str, known: str | None, config: Mapping[str, Any]) -> str:
-        """Begin a run, or go on with the one that is known; returns what it is known by."""
+        """Begin a run, or go on with the one that the tracker knows as `known`; returns the tracker's id for it."""
 
-    def note(self, run_id: str, rows: Sequence[Row]) -> None:
-        """Note figures."""
+    def log(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Log figures."""
 
     def end(self, run_id: str, end: Mapping[str, Any]) -> None:
-        """Note how a run ended, and close it."""
+        """Log how a run ended, and close it."""
 
 
 class _TensorBoard:
@@ -61,13 +61,13 @@ class _TensorBoard:
             tracker.store_init_configuration(dict(config))
         return run_id
 
-    def note(self, run_id: str, rows: Sequence[Row]) -> None:
+    def log(self, run_id: str, rows: Sequence[Row]) -> None:
         for row in rows:
             self._open[run_id].log(row["figures"], step=row["step"])
 
     def end(self, run_id: str, end: Mapping[str, Any]) -> None:
         tracker = self._open.pop(run_id)
-        tracker.log({**end["figures"], **_said(end["facts"])}, step=end["step"])
+        tracker.log({**end["figures"], **_texts(end["facts"])}, step=end["step"])
         tracker.finish()
 
 
@@ -81,8 +81,8 @@ class _MLflow:
         self._client = MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)
         found = self._client.get_experiment_by_name(name)
-        place = (folder / "mlflow-artifacts").resolve().as_uri()
-        self._experiment = found.experiment_id if found else self._client.create_experiment(name, place)
+        artifacts = (folder / "mlflow-artifacts").resolve().as_uri()
+        self._experiment = found.experiment_id if found else self._client.create_experiment(name, artifacts)
         self._ids: dict[str, str] = {}
 
     def open(self, run_id: str, known: str | None, config: Mapping[str, Any]) -> str:
@@ -96,7 +96,7 @@ class _MLflow:
         self._ids[run_id] = known
         return known
 
-    def note(self, run_id: str, rows: Sequence[Row]) -> None:
+    def log(self, run_id: str, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -105,15 +105,15 @@ class _MLflow:
             self._client.log_batch(self._ids[run_id], metrics=metrics)
 
     def end(self, run_id: str, end: Mapping[str, Any]) -> None:
-        self.note(run_id, [end])
+        self.log(run_id, [end])
         known = self._ids.pop(run_id)
-        for name, value in _said(end["facts"]).items():
+        for name, value in _texts(end["facts"]).items():
             self._client.set_tag(known, name, value)
         self._client.set_terminated(known, "FAILED" if end["facts"]["state"] == "failed" else "FINISHED")
 
 
 class _OneByOne:
-    """A tracker that knows one run at a time: it is told of a run when that has ended."""
+    """A tracker that knows one run at a time: a run is logged when it has ended."""
 
     live = False
 
@@ -131,7 +131,7 @@ class _OneByOne:
         self._configs[run_id] = config
         return run_id
 
-    def note(self, run_id: str, rows: Sequence[Row]) -> None:
+    def log(self, run_id: str, rows: Sequence[Row]) -> None:
         self._rows[run_id] = rows
 
     def end(self, run_id: str, end: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ class _OneByOne:
         project = self._project if self._name in _RUN_NAME else f"{self._project}-{run_id}"
         tracker = self._class(project, **options)
         tracker.start()
-        tracker.store_init_configuration({**self._configs.pop(run_id), **_said(end["facts"])})
+        tracker.store_init_configuration({**self._configs.pop(run_id), **_texts(end["facts"])})
         for row in self._rows.pop(run_id):
             tracker.log(row["figures"], step=row["step"])
         tracker.log(end["figures"])
@@ -152,54 +152,47 @@ class _OneByOne:
 
 
 def main(name: str, folder: Path, project: str) -> None:
-    """Note what comes on standard input, until it ends."""
+    """Log what comes on standard input, until it ends."""
     from accelerate import PartialState
 
     PartialState(cpu=True)
-    books: _Books
+    log: _RunLog
     if name == "tensorboard":
-        books = _TensorBoard(folder, project)
+        log = _TensorBoard(folder, project)
     elif name == "mlflow":
-        books = _MLflow(folder, project)
+        log = _MLflow(folder, project)
     else:
-        books = _OneByOne(name, folder, project)
+        log = _OneByOne(name, folder, project)
     configs: dict[str, Mapping[str, Any]] = {}
-    marks: dict[str, dict[str, Any]] = {}
+    states: dict[str, dict[str, Any]] = {}
+    opened: set[str] = set()
     for line in sys.stdin:
         message = parse_json(line)
         run_id = message["run"]
         if "config" in message:
             configs[run_id] = message["config"]
             continue
-        if run_id not in marks:
-            marks[run_id] = _mark(folder / name / f"{run_id}.json")
-        mark = marks[run_id]
-        if mark["ended"]:
+        path = folder / name / f"{run_id}.json"
+        if run_id not in states:
+            text = read_text(path)
+            states[run_id] = {"id": None, "step": -1, "ended": False} if text is None else parse_json(text)
+        # What is known of the run: its id in the tracker, the last step that was logged, whether it has ended there.
+        state, end = states[run_id], message.get("end")
+        if state["ended"] or (end is None and not log.live):
             continue
-        end = message.get("end")
-        if end is None and not books.live:
-            continue
-        if not mark.get("open"):
-            mark["id"], mark["open"] = books.open(run_id, mark["id"], configs[run_id]), True
-        rows = [row for row in message["rows"] if row["step"] > mark["step"]]
-        books.note(run_id, rows)
-        mark["step"] = max([mark["step"], *(row["step"] for row in rows)])
+        if run_id not in opened:
+            state["id"] = log.open(run_id, state["id"], configs[run_id])
+            opened.add(run_id)
+        rows = [row for row in message["rows"] if row["step"] > state["step"]]
+        log.log(run_id, rows)
+        state["step"] = max([state["step"], *(row["step"] for row in rows)])
         if end is not None:
-            books.end(run_id, end)
-            mark["ended"] = True
-        known = {key: value for key, value in mark.items() if key != "open"}
-        write_file(folder / name / f"{run_id}.json", json.dumps(known) + "\n")
-        if end is not None:
-            marks[run_id] = {"ended": True}
+            log.end(run_id, end)
+            state["ended"] = True
+        write_file(path, json.dumps(state) + "\n")
 
 
-def _mark(path: Path) -> dict[str, Any]:
-    """What a tracker knows of a run: what it is known by there, the last step noted, whether it has ended."""
-    text = read_text(path)
-    return {"id": None, "step": -1, "ended": False} if text is None else parse_json(text)
-
-
-def _said(facts: Mapping[str, Any]) -> dict[str, str]:
+def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 

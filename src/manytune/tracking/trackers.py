@@ -1,10 +1,10 @@
-"""What a study tells trackers: one tracked run for each of its runs, with configuration, curves and final scores.
+"""Trackers: each run of a study is a run there, with its configuration, curves and final scores.
 
 Trackers keep a process-wide active run, wait for networks and fail in ways of their own. So each lives in a process of
-its own (`process`), which is fed through a pipe by a thread: whatever becomes of it, the study goes on.
+its own (`tracker_process`), which a thread feeds through a pipe: whatever becomes of it, the study goes on.
 
-OUT/tracking/<tracker>/<run-id>.json   what it knows of a run, so that a study that goes on continues there
-OUT/tracking/<tracker>.log             what it said
+OUT/tracking/<tracker>/<run-id>.json   what it has logged of a run, so that a study that goes on continues there
+OUT/tracking/<tracker>.log             what its process printed
 """
 
 from __future__ import annotations
@@ -16,34 +16,29 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from manytune.config import TRACKERS, Study
-from manytune.config.plan import Run
+from manytune.config.plan import Pack, Run
 from manytune.storage.directory import Store
 from manytune.storage.record import HistoryRow, RunRecord
+from manytune.training.callbacks import Best, Callback
 from manytune.utils.errors import DependencyError
-
-__all__ = ["Trackers"]
 
 _PATIENCE_SECONDS = 60.0
 """That a tracker has to bring the last figures home when the study has ended."""
 
 
-class Trackers:
-    """The trackers of a study. A context: leaving it lets them finish."""
+class Trackers(Callback):
+    """The trackers that a study names."""
 
     def __init__(self, study: Study, store: Store, warn: Callable[[str], None]) -> None:
-        """Look whether they are there.
+        """Look whether their packages are there.
 
-        Args:
-            study: Whose `tracking` names them.
-            store: The study directory.
-            warn: Given a sentence where one of them fails.
+        `warn` is called with a sentence where one of them fails.
 
         Raises:
             DependencyError: A package is missing.
@@ -59,30 +54,30 @@ class Trackers:
                     install = f"pip install 'manytune[{extra}]'" if extra else f"pip install accelerate {package}"
                     raise DependencyError(f"tracking: {name} needs the package {needed}: {install}")
 
-    def start(self, runs: Iterable[Run], records: Mapping[str, RunRecord]) -> None:
-        """Tell of all runs: those that ended before too, where a tracker does not know of them."""
+    def on_study_begin(self, packs: Sequence[Pack], ended: Mapping[str, RunRecord]) -> None:
+        """Start the processes, and send all runs; those that ended before too, unless a tracker knows of them."""
         folder = self._store.root / "tracking"
-        self._processes = [_TrackerProcess(name, folder, self._study.name) for name in self._study.tracking]
-        if not self._processes:
-            return
-        for run in runs:
-            self._tell({"run": run.id, "config": self._config(run)})
-            if run.id in records:
-                self.ended(records[run.id])
+        for name in self._study.tracking:
+            self._processes.append(_TrackerProcess(name, folder, self._study.name))
+        for pack in packs if self._processes else ():
+            for run in pack.runs:
+                self._send({"run": run.id, "config": self._config(run)})
+                if run.id in ended:
+                    self.on_run_end(pack.id, ended[run.id])
 
-    def evaluated(self, rows: Mapping[str, HistoryRow]) -> None:
-        """Tell of an evaluation: run id → its row."""
+    def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
+        """Send an evaluation."""
         for run_id, row in rows.items():
-            self._tell({"run": run_id, "rows": [_figures(row)]})
+            self._send({"run": run_id, "rows": [_figures(row)]})
 
-    def ended(self, record: RunRecord) -> None:
-        """Tell of the end of a run, and whatever of its history was not told."""
+    def on_run_end(self, pack_id: str, record: RunRecord) -> None:
+        """Send the end of a run, and whatever of its history was not sent."""
         if not self._processes:
             return
         final = {f"best/{name}": score for name, score in record.scores.items()}
         final |= {f"last/{name}": score for name, score in record.last_scores.items()}
         final |= {f"cost/{name}": value for name, value in record.cost.model_dump().items()}
-        self._tell(
+        self._send(
             {
                 "run": record.run_id,
                 "rows": [_figures(row) for row in self._store.read_history(record.run_id)],
@@ -99,12 +94,8 @@ class Trackers:
             }
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def on_study_end(self) -> None:
+        """Let them finish, all at once."""
         for process in self._processes:
             process.close()
         for process in self._processes:
@@ -112,12 +103,12 @@ class Trackers:
             if failure:
                 self._warn(
                     f"tracking: {process.name} failed: {failure} All results are in {self._store.root} as ever; "
-                    f"what {process.name} said is in {process.log}."
+                    f"what {process.name} printed is in {process.log}."
                 )
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         for process in self._processes:
-            process.tell(message)
+            process.send(message)
 
     def _config(self, run: Run) -> dict[str, Any]:
         study = self._study
@@ -138,7 +129,7 @@ class Trackers:
 
 
 class _TrackerProcess:
-    """A process that keeps one tracker's books, and the thread that feeds it."""
+    """The process of one tracker, and the thread that feeds it."""
 
     def __init__(self, name: str, folder: Path, project: str) -> None:
         self.name = name
@@ -157,13 +148,13 @@ class _TrackerProcess:
         self._thread = threading.Thread(target=self._feed, daemon=True)
         self._thread.start()
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Have it note something; this never waits."""
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Have it log something; this never waits."""
         if self._process.poll() is None:
             self._messages.put(json.dumps(message).encode() + b"\n")
 
     def close(self) -> None:
-        """Say that there is nothing more."""
+        """There is nothing more to log."""
         self._messages.put(None)
 
     def end(self, patience: float) -> str | None:
@@ -184,7 +175,7 @@ class _TrackerProcess:
     def _feed(self) -> None:
         stdin = self._process.stdin
         assert stdin is not None
-        with suppress(OSError):  # it has died, which `end` says
+        with suppress(OSError):  # it has died, which `end` reports
             while (message := self._messages.get()) is not None:
                 stdin.write(message)
                 stdin.flush()

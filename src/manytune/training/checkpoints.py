@@ -1,8 +1,11 @@
-"""What a pack that was killed goes on from.
+"""What a pack that was stopped goes on from: a checkpoint of each of its runs, and the pack's roster.
 
-DIR/<step>.safetensors      the bank: values, moments, touched rows
-DIR/run<r>-<step>.safetensors  one run's tensors at a step, that of its best evaluation or its last
-DIR/<step>.json             written last: all else, and the SHA-256 of each of those files
+DIR/state-<step>.safetensors             values, moments and touched rows of the runs that have not ended
+DIR/<run-id>.<field>-<step>.safetensors  tensors of a run's outcome, such as those of its best evaluation
+DIR/roster-<step>.json                   written last: each run's clock, outcome and files, and the files' SHA-256
+
+Tensors are named and oriented as in the unpacked model, so a run can go on in another pack. All that changes with every
+step is in one file, because each file costs milliseconds until it is on the disk, and a pack may have 64 runs.
 
 The two newest checkpoints are kept: when one turns out to be damaged, the one before is used.
 """
@@ -13,57 +16,49 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import numpy as np
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manytune.config.plan import Run
-from manytune.storage.record import HistoryRow, RunState
-from manytune.training.evaluation import Evaluation
-from manytune.training.loop import Checkpoint, Outcome
+from manytune.training.outcome import Checkpoint, Clock, Outcome, RunCheckpoint
 from manytune.utils.errors import StoreError
 from manytune.utils.files import digest_of, open_regular, read_bytes, replacing, write_atomically
 from manytune.utils.json_text import parse_json
 
-__all__ = ["Checkpoints"]
-
-_FORMAT = 1
+_FORMAT = 2
 _SECONDS = 300.0
 """Between two checkpoints, where evaluations are rarer."""
 
 _KEPT = 2
-_MOST_BYTES = 2**32  # of the JSON file
-_PLAIN = ("steps", "best_step", "train_seconds", "eval_seconds", "losses", "evaluations_since_best", "failure")
-"""Fields of an outcome that JSON holds as they are."""
-
-_TENSORS = ("best_state", "last_state")
+_MOST_BYTES = 2**32  # of a roster
+_adapter: Any = cache(TypeAdapter)  # making one takes milliseconds
 
 
 class Checkpoints:
-    """The checkpoints of one pack.
-
-    Attributes:
-        facts: What else is kept in each, by its owner: JSON values.
-    """
+    """The checkpoints of one pack."""
 
     def __init__(self, directory: Path, runs: Sequence[Run], every: int | None, facts: Mapping[str, Any]) -> None:
-        """Look at a pack's directory.
+        """Nothing is read or written yet.
 
         Args:
             directory: Where they are; made when the first one is kept.
-            runs: The runs of the pack; of them, those that a checkpoint is of take their place when it is read.
+            runs: A checkpoint of other runs is refused.
             every: Optimizer steps between two; None for every five minutes.
-            facts: Kept in each.
+            facts: JSON values that `newest` gives back.
         """
         self.directory = directory
         self.runs = runs
         self.every = every
         self.facts = dict(facts)
-        self._digests: dict[str, str] = {}
+        self._digests: dict[str, str] = {}  # of the files of the newest checkpoint
+        self._written: dict[tuple[str, str], tuple[dict[str, Tensor], str]] = {}  # (run, field) → (tensors, file)
         self._kept_at = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -78,31 +73,31 @@ class Checkpoints:
         Raises:
             StoreError: It cannot be written.
         """
-        name = f"{checkpoint.step:09d}"
-        digests = {f"{name}.safetensors": self._write(f"{name}.safetensors", checkpoint.tensors)}
-        outcomes = []
-        for index, outcome in enumerate(checkpoint.outcomes):
-            files = {}
-            for field, step in zip(_TENSORS, (outcome.best_step, outcome.steps), strict=True):
-                state = getattr(outcome, field)
-                if not state:
+        step = f"{checkpoint.step:09d}"
+        digests: dict[str, str] = {}
+        runs = []
+        for each in checkpoint.runs:
+            outcome, run_id, files = each.outcome, each.outcome.run.id, {}
+            kind: Any = type(outcome)
+            for name in _tensor_fields(kind):
+                tensors: dict[str, Tensor] = getattr(outcome, name)
+                if not tensors:
                     continue
-                file = files[field] = f"run{index}-{step}.safetensors"
-                # A run's tensors at a step never change, so they are written once.
-                digests[file] = self._digests.get(file) or self._write(file, state)
-            outcomes.append({**_outcome_to_json(outcome), "files": files})
-        document = {
-            "format": _FORMAT,
-            "runs": [run.id for run in self.runs],
-            "step": checkpoint.step,
-            "alive": checkpoint.alive,
-            "seconds": checkpoint.seconds,
-            "outcomes": outcomes,
-            "digests": digests,
-            "facts": self.facts,
-        }
-        text = json.dumps({"sha256": _document_digest(document), "checkpoint": document})
-        write_atomically(self.directory / f"{name}.json", text + "\n")
+                known, file = self._written.get((run_id, name), (None, ""))
+                if known is not tensors:
+                    file = f"{run_id}.{name}-{step}.safetensors"
+                    self._digests[file] = self._write(file, tensors)
+                    self._written[run_id, name] = (tensors, file)
+                files[name] = file
+                digests[file] = self._digests[file]
+            values = _adapter(kind).dump_python(outcome, mode="json", exclude={"run", *files})
+            clock = asdict(each.clock)
+            runs.append({"id": run_id, "alive": each.alive, "clock": clock, "outcome": values, "files": files})
+        digests[f"state-{step}.safetensors"] = self._write(f"state-{step}.safetensors", checkpoint.tensors)
+        common = {"format": _FORMAT, "seconds": checkpoint.seconds, "facts": self.facts}
+        roster = {**common, "runs": runs, "digests": digests}
+        text = json.dumps({"sha256": _roster_digest(roster), "roster": roster})
+        write_atomically(self.directory / f"roster-{step}.json", text + "\n")
         self._digests = digests
         self._kept_at = time.monotonic()
         self._clear()
@@ -111,26 +106,33 @@ class Checkpoints:
         """The newest checkpoint that is whole, and its facts; None if there is none.
 
         Args:
-            told: Given a sentence on each that is not.
+            told: Given a sentence on each that cannot be used.
         """
-        for path in reversed(self._documents()):
+        for path in reversed(self._rosters()):
             try:
                 return self._read(path)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 reason = " ".join(str(error).split())
                 told(f"The checkpoint {path} is damaged ({reason}): it is left out, and an older one used, if any.")
                 path.unlink(missing_ok=True)
+        if any(self.directory.glob("[0-9]*.json")):  # of format 1, which held the tensors of all runs stacked
+            told(
+                f"The checkpoints in {self.directory} are of an earlier version of manytune, which this one cannot go "
+                "on from: their runs start anew, unless you stop now, before they are replaced at the next checkpoint, "
+                "and let that version finish them."
+            )
         return None
 
     def forget(self) -> None:
-        """Remove them all, for a pack that starts anew: those of later steps would else be taken for newer ones."""
-        for path in self._documents():
+        """Remove them all, for a pack that starts anew: `newest` goes by the step, and theirs may be later."""
+        for path in self._rosters():
             path.unlink(missing_ok=True)
-        self._digests = {}
+        self._digests, self._written = {}, {}
         if self.directory.exists():
             self._clear()
 
     def _write(self, file: str, tensors: Mapping[str, Tensor]) -> str:
+        """Write tensors; returns the file's SHA-256."""
         path = self.directory / file
         try:
             with replacing(path) as temporary:
@@ -142,55 +144,59 @@ class Checkpoints:
         return digest_of(path)
 
     def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-        document = _document(path)
-        if document["format"] != _FORMAT:
-            raise ValueError(f"its format is {document['format']!r}, and not {_FORMAT}")
-        by_id = {run.id: run for run in self.runs}
-        runs = [by_id[run_id] for run_id in document["runs"]]
-        for file, digest in document["digests"].items():
+        roster = _roster(path)
+        if roster["format"] != _FORMAT:
+            raise ValueError(f"its format is {roster['format']!r}, and not {_FORMAT}")
+        for file, digest in roster["digests"].items():
             if digest_of(self._inside(file)) != digest:
                 raise ValueError(f"{file} is not what was written")
-        outcomes = []
-        for run, facts in zip(runs, document["outcomes"], strict=True):
-            outcome = _outcome_from_json(run, facts)
-            for field, file in facts["files"].items():
-                setattr(outcome, field, _tensors(self._inside(file)))
-            outcomes.append(outcome)
-        tensors = _tensors(self.directory / f"{path.stem}.safetensors")
-        checkpoint = Checkpoint(document["step"], document["alive"], outcomes, tensors, document["seconds"])
-        self._digests = document["digests"]
-        self.runs = runs
-        return checkpoint, document["facts"]
+        by_id = {run.id: run for run in self.runs}
+        runs = []
+        self._written = {}
+        for entry in roster["runs"]:
+            run = by_id[entry["id"]]
+            loaded = {name: _tensors(self._inside(file)) for name, file in entry["files"].items()}
+            outcome = _outcome(run, entry["outcome"], loaded)
+            self._written |= {(run.id, name): (loaded[name], file) for name, file in entry["files"].items()}
+            clock = _adapter(Clock).validate_python(entry["clock"])
+            runs.append(RunCheckpoint(clock, outcome, entry["alive"]))
+        tensors = _tensors(self.directory / f"{path.stem.replace('roster', 'state')}.safetensors")
+        self._digests = roster["digests"]
+        return Checkpoint(runs, tensors, roster["seconds"]), roster["facts"]
 
     def _inside(self, file: str) -> Path:
         if Path(file).name != file:
             raise ValueError(f"{file!r} is no file of this directory")
         return self.directory / file
 
-    def _documents(self) -> list[Path]:
-        return sorted(self.directory.glob("[0-9]*.json"))
+    def _rosters(self) -> list[Path]:
+        return sorted(self.directory.glob("roster-*.json"))
 
     def _clear(self) -> None:
         """Remove what no checkpoint that is kept refers to."""
-        documents = self._documents()
-        kept = {path.name for path in documents[-_KEPT:]}
-        for path in documents[-_KEPT:]:
+        newest = self._rosters()[-_KEPT:]
+        kept = {path.name for path in newest}
+        for path in newest:
             try:
-                kept |= _document(path)["digests"].keys()
+                kept |= _roster(path)["digests"].keys()
             except (ValueError, KeyError, TypeError, AttributeError):
-                kept.discard(path.name)  # damaged: of no use to anyone
+                kept.discard(path.name)  # it is damaged, so nothing can go on from it
         for path in self.directory.iterdir():
-            if path.name not in kept and (path.suffix in (".json", ".safetensors", ".tmp")):
+            if path.name not in kept and path.suffix in (".json", ".safetensors", ".tmp"):
                 path.unlink(missing_ok=True)
 
 
-def _document(path: Path) -> dict[str, Any]:
-    """What a checkpoint's JSON file holds, if it is what was written."""
+def _roster(path: Path) -> dict[str, Any]:
+    """What a roster's file holds, if it is what was written."""
     whole = parse_json(read_bytes(path, _MOST_BYTES) or b"")
-    document: dict[str, Any] = whole["checkpoint"]
-    if _document_digest(document) != whole["sha256"]:
+    roster: dict[str, Any] = whole["roster"]
+    if _roster_digest(roster) != whole["sha256"]:
         raise ValueError("it is not what was written")
-    return document
+    return roster
+
+
+def _roster_digest(roster: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(roster).encode()).hexdigest()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -199,37 +205,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return tensors
 
 
-def _document_digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+@cache
+def _tensor_fields(kind: Any) -> list[str]:
+    """The fields of a class of outcomes that are files of their own."""
+    return [name for name, hint in get_type_hints(kind).items() if hint == dict[str, Tensor]]
 
 
-def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    plain = {name: getattr(outcome, name) for name in _PLAIN}
-    return plain | {
-        "state": str(outcome.state),
-        "history": [row.model_dump(mode="python") for row in outcome.history],
-        "best": _evaluation_to_json(outcome.best),
-        "last": _evaluation_to_json(outcome.last),
-    }
-
-
-def _outcome_from_json(run: Run, facts: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        run,
-        state=RunState(facts["state"]),
-        history=[HistoryRow(**row) for row in facts["history"]],
-        best=_evaluation_from_json(facts["best"]),
-        last=_evaluation_from_json(facts["last"]),
-        **{name: facts[name] for name in _PLAIN},
-    )
-
-
-def _evaluation_to_json(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    """What is needed to compare later ones with it; predictions are not."""
-    if evaluation is None:
-        return None
-    return {"scores": evaluation.scores, "loss": evaluation.loss, "collapsed": evaluation.collapsed}
-
-
-def _evaluation_from_json(facts: Mapping[str, Any] | None) -> Evaluation | None:
-    return None if facts is None else Evaluation(**facts, predictions=np.empty(0))
+def _outcome(run: Run, values: Mapping[str, Any], loaded: Mapping[str, Mapping[str, Tensor]]) -> Outcome:
+    """An outcome from all its fields, as `keep` wrote them: in JSON, or as files of tensors."""
+    found = {**values, **loaded, "run": run}
+    if missing := {field.name for field in fields(Outcome)} - found.keys():
+        raise ValueError(f"it lacks {sorted(missing)}")
+    outcome: Outcome = _adapter(Outcome).validate_python(found)
+    return outcome

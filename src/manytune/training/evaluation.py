@@ -9,40 +9,37 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from manytune.data import metrics
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
 from manytune.packing import PackedModel, build_layout
 
-__all__ = ["Evaluation", "beats", "evaluate", "example_losses", "predict", "predictions_of"]
-
+# Tokens that go through the backbone at once: enough to fill the device; on a CPU few enough for its caches.
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536, "mps": 16384}
-"""Tokens that go through the backbone at once while evaluating: enough to fill the device, and little enough
-that on a CPU the widest activation stays near the caches."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What one evaluation of one run found.
-
-    Attributes:
-        scores: Metric name → score, the primary one first; NaN where a logit is not a finite number.
-        loss: Mean loss, without class weights; of scaled targets, on their scale.
-        collapsed: The predictions are one constant.
-        predictions: [N] class indices or numbers, in the rows' order.
-        logits: [N, outputs] fp32, in the rows' order; of scaled targets fp64, in the targets' own unit; None where they
-            were not kept.
-    """
+class EvaluationSummary:
+    """What one evaluation of one run found, as far as later ones are compared with it."""
 
     scores: dict[str, float]
+    """Metric name → score, the primary one first; NaN where a logit is not a finite number."""
     loss: float
+    """Mean loss, without class weights; of scaled targets, on their scale."""
     collapsed: bool
+    """Whether all predictions are the same."""
+
+
+@dataclass(frozen=True)
+class Evaluation(EvaluationSummary):
+    """What one evaluation of one run found, arrays in the rows' order."""
+
     predictions: NDArray[Any]
+    """[N], as the task's type decodes them."""
     logits: NDArray[Any] | None = None
+    """[N, outputs] fp32; of scaled targets fp64, in the targets' own unit; None where they were not kept."""
 
 
 @torch.no_grad()
@@ -76,11 +73,11 @@ def evaluate(model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArr
     return tuple(_score(task, own, data.labels[at]) for own, at in zip(logits, rows, strict=True))
 
 
-def beats(metric: str, new: Evaluation, old: Evaluation | None) -> bool:
+def beats(metric: str, new: EvaluationSummary, old: EvaluationSummary | None) -> bool:
     """Whether one evaluation is better than another, by a metric; of two equals neither is.
 
-    A score that is no number beats nothing. Whatever it scores, a prediction that is one constant is worse than
-    one that is not: its score says nothing of the texts, while a correlation below 0 is one.
+    A score that is no number beats nothing. A collapsed run is worse than any other, whatever the scores: its 0 says
+    nothing of the texts, while a correlation below 0 does.
     """
     if not math.isfinite(new.scores[metric]):
         return False
@@ -90,35 +87,13 @@ def beats(metric: str, new: Evaluation, old: Evaluation | None) -> bool:
     return sign * new.scores[metric] > sign * old.scores[metric]
 
 
-def predictions_of(task: Task, logits: NDArray[Any]) -> NDArray[Any]:
-    """Logits [N, outputs] → class indices [N], or numbers [N] for regression, in the unit of the logits."""
-    return logits.argmax(-1) if task.kind == "classification" else logits[:, 0]
-
-
-def example_losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of every example: cross-entropy, or the squared error for regression.
-
-    Args:
-        kind: `classification` or `regression`.
-        logits: [R, B, outputs] fp32.
-        labels: [R, B] int64 classes or fp32 targets.
-
-    Returns:
-        [R, B] fp32.
-    """
-    if kind == "regression":
-        return (logits[..., 0] - labels).square()
-    flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return flat.view(labels.shape)
-
-
 def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation:
-    targets = torch.from_numpy(task.learned(labels))
-    losses = example_losses(task.kind, torch.from_numpy(logits)[None], targets[None])
+    targets = torch.from_numpy(task.type.loss_labels(task, labels))
+    losses = task.type.losses(torch.from_numpy(logits)[None], targets[None])
     if task.scale is not None:  # fp32 could not hold large targets with a small spread
         logits = task.outside(logits.astype(np.float64))
-    predictions = predictions_of(task, logits)
-    # The largest of logits that are NaN is the first one: a failure would pass for a collapse.
+    predictions = task.type.decode(logits)
+    # argmax of NaN is 0, so predictions of a failed run are constant; that is no collapse.
     finite = bool(np.isfinite(logits).all())
     unknown = dict.fromkeys(task.metrics, math.nan)
     return Evaluation(

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from manytune.config import Training
 from manytune.config.plan import Run, evaluation_steps, steps_per_epoch, total_steps, warmup_steps
 from manytune.data.splits import Encoded, epoch_order
 from manytune.data.tasks import Task
 from manytune.packing import PackedAdamW, PackedModel, build_layout, schedule_factor
-from manytune.storage.record import HistoryRow, RunState
-from manytune.training.evaluation import Evaluation, beats, evaluate, example_losses
-
-__all__ = ["Checkpoint", "Keeper", "Listener", "Outcome", "PackData", "class_weights", "train_pack"]
+from manytune.training.callbacks import PackCallback
+from manytune.training.evaluation import beats, evaluate
+from manytune.training.outcome import Checkpoint, Clock, Outcome, RunCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,144 +39,15 @@ class PackData:
     select_rows: tuple[NDArray[Any], ...]
 
 
-@dataclass
-class Outcome:
-    """What became of one run.
-
-    Attributes:
-        run: The run.
-        state: How it ended: finished or failed. Whether it collapsed, only the last score of its snapshot says.
-        failure: Why it failed, if it did.
-        history: One row an evaluation.
-        best: What the best evaluation found, at step `best_step`; None before the first one.
-        best_state: The run's tensors at that step, by name, on the CPU.
-        last: What the last evaluation found.
-        last_state: The run's tensors at its end, where that is not the best step.
-        steps: Optimizer steps taken.
-        train_seconds: The run's share of the pack's training time.
-        eval_seconds: Its share of the time of evaluation.
-        losses: Of the steps since the last evaluation.
-        evaluations_since_best: How many found nothing better.
-    """
-
-    run: Run
-    state: RunState = RunState.FINISHED
-    failure: str | None = None
-    history: list[HistoryRow] = field(default_factory=list)
-    best: Evaluation | None = None
-    best_step: int | None = None
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    last: Evaluation | None = None
-    last_state: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    evaluations_since_best: int = 0
-
-    def note_step(self, step: int, loss: float, seconds: float) -> None:
-        """Take in one optimizer step."""
-        self.steps = step
-        self.losses.append(loss)
-        self.train_seconds += seconds
-
-    def note_evaluation(
-        self, evaluation: Evaluation, *, learning_rate: float, epoch: float, samples_seen: int, seconds: float
-    ) -> None:
-        """Take in one evaluation, as a row of the history."""
-        self.last = evaluation
-        self.history.append(
-            HistoryRow(
-                step=self.steps,
-                epoch=epoch,
-                samples_seen=samples_seen,
-                train_loss=sum(self.losses) / len(self.losses) if self.losses else None,
-                learning_rate=learning_rate,
-                eval_loss=evaluation.loss,
-                metrics=evaluation.scores,
-                seconds=seconds,
-            )
-        )
-        self.losses = []
-
-    def improved(self, metric: str) -> bool:
-        """Whether the last evaluation beats the best one before it; the earlier of two equals stays best."""
-        assert self.last is not None
-        better = beats(metric, self.last, self.best)
-        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
-        return better
-
-    def exhausted(self, patience: int | None) -> bool:
-        """Whether early stopping ends the run."""
-        return patience is not None and self.evaluations_since_best >= patience
-
-    def fail(self, step: int) -> None:
-        """End the run because its loss is not a number."""
-        self.state = RunState.FAILED
-        rate = f"{self.run.method.learning_rate:g}"
-        self.failure = (
-            f"The training loss became {self.losses[-1]} at step {step}. The usual cause is a learning rate that "
-            f"is too high (it was {rate} at its peak): use a lower one, a longer warm-up, or max_grad_norm."
-        )
-
-    def close(self) -> None:
-        """Settle the state of a run that has come to its end."""
-        if self.state is RunState.FINISHED and self.best is None:
-            self.state = RunState.FAILED
-            self.failure = "No evaluation gave a score that is a number."
-
-
-@dataclass
-class Checkpoint:
-    """All that is needed to go on with a pack after a step, to the bit: batches and dropout follow from the step.
-
-    Attributes:
-        step: Optimizer steps taken.
-        alive: Which runs are still in the pack.
-        outcomes: What became of each run so far.
-        tensors: The bank's dump.
-        seconds: Since the pack started.
-    """
-
-    step: int
-    alive: list[int]
-    outcomes: list[Outcome]
-    tensors: dict[str, Tensor]
-    seconds: float
-
-
-class Keeper(Protocol):
-    """Who keeps checkpoints."""
-
-    def due(self, step: int) -> bool:
-        """Whether one is wanted after this step, although nothing but the weights has changed."""
-
-    def keep(self, checkpoint: Checkpoint) -> None:
-        """Keep one; may raise to stop the training there."""
-
-
-class Listener(Protocol):
-    """Who is told how a pack gets on."""
-
-    def step(self, step: int, losses: Sequence[float]) -> None:
-        """An optimizer step was taken; the losses are those of the runs still in the pack."""
-
-    def evaluated(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """The runs still in the pack were evaluated."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """A run left the pack."""
-
-
 def train_pack(
     model: PackedModel,
     runs: Sequence[Run],
     task: Task,
     data: PackData,
     training: Training,
-    listener: Listener,
-    keeper: Keeper | None = None,
+    callback: PackCallback,
     start: Checkpoint | None = None,
+    pack_id: str = "pack",
 ) -> list[Outcome]:
     """Train the runs of a pack to their ends.
 
@@ -188,13 +57,18 @@ def train_pack(
         task: What they train for.
         data: The rows of each run.
         training: The settings that all runs share.
-        listener: Told of every step, evaluation and end; of an end only when a checkpoint knows of it, so that whoever
-            goes on from there never trains a run again that has ended.
-        keeper: Given a checkpoint after every evaluation, when a run leaves, and when it says that one is due.
-        start: Where to go on from, with a model of the same runs that has not been trained.
+        callback: Called at every step and evaluation; asked to save a checkpoint after every evaluation, when a run
+            leaves, and when it says that one is due; and told of each run's end, but only after a checkpoint that knows
+            of it, so that no run that has ended is ever trained again.
+        start: Where to go on from: checkpoints of the same runs in the same order, whatever packs they were in. `model`
+            has not been trained.
+        pack_id: What the callback knows the pack by.
 
     Returns:
         One outcome for each run, in the order of `runs`.
+
+    Raises:
+        ValueError: `start` is of other runs, or those that have not ended are at different steps.
     """
     samples = len(data.train_rows[0])
     epoch_steps = steps_per_epoch(samples, training.batch_size, training.accumulate)
@@ -209,18 +83,26 @@ def train_pack(
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
     )
-    outcomes = [Outcome(run) for run in runs] if start is None else start.outcomes
+    outcomes = [Outcome(run) for run in runs] if start is None else [each.outcome for each in start.runs]
     batches = _Batches(data, runs, training.batch_size * training.accumulate)
     weights = class_weights(task, training, data)
     alive = list(range(len(runs)))
     first, began = 0, time.perf_counter()
     if start is not None:
-        first, alive, began = start.step, start.alive, began - start.seconds
+        if [outcome.run.id for outcome in outcomes] != [run.id for run in runs]:
+            raise ValueError("the checkpoint is of other runs than the pack")
+        alive, began = start.alive, began - start.seconds
+        # The model was built of all runs and shrinks to those that are left, as it did before the stop. Built of these
+        # alone it could have other groups of runs, whose products may round differently.
         model.keep(alive)
-        model.bank.restore(start.tensors)
-        optimizer.steps = first
+        clocks = {(start.runs[index].clock.step, start.runs[index].clock.optimizer_steps) for index in alive}
+        if len(clocks) > 1:
+            raise ValueError(f"the runs of a pack go on from the same step, not from {sorted(clocks)}")
+        first, optimizer.steps = next(iter(clocks), (0, 0))
+        for position, index in enumerate(alive):
+            model.bank.restore(position, start.tensors_of(index))
         for index in set(range(len(runs))) - set(alive):
-            listener.ended(outcomes[index])
+            callback.on_run_trained(outcomes[index])
 
     for step in range(first, total if alive else first):
         started = time.perf_counter()
@@ -232,7 +114,7 @@ def train_pack(
         elapsed = time.perf_counter() - started
         for index, loss in zip(alive, losses, strict=True):
             outcomes[index].note_step(done, loss, elapsed / len(alive))
-        listener.step(done, losses)
+        callback.on_step_end(pack_id, done, losses)
 
         gone = [index for index, loss in zip(alive, losses, strict=True) if not math.isfinite(loss)]
         for index in gone:
@@ -257,22 +139,35 @@ def train_pack(
                 if outcome.improved(task.primary_metric):
                     outcome.best, outcome.best_step = evaluation, done
                     outcome.best_state = model.bank.state(position)
-            listener.evaluated(done, [outcomes[index] for index in alive])
+            newest = {runs[index].id: outcomes[index].history[-1] for index in alive}
+            callback.on_evaluate(pack_id, done, newest, _best(task.primary_metric, outcomes))
             leaving = [index for index in alive if outcomes[index].exhausted(training.early_stopping)]
             if done == total:
                 leaving = alive
             alive = _shrink(model, alive, leaving, outcomes)
             gone = [*gone, *leaving]
 
-        if keeper is not None and (evaluated or gone or keeper.due(done)):
-            elapsed = time.perf_counter() - began
-            keeper.keep(Checkpoint(done, alive, outcomes, model.bank.dump(), elapsed))
+        if evaluated or gone or callback.should_checkpoint(done):
+            kept = [
+                RunCheckpoint(Clock.after(outcome.steps, training, samples), outcome, index in alive)
+                for index, outcome in enumerate(outcomes)
+            ]
+            callback.save_checkpoint(Checkpoint(kept, model.bank.dump(), time.perf_counter() - began))
         for index in gone:
-            listener.ended(outcomes[index])
+            callback.on_run_trained(outcomes[index])
         if not alive:
             break
 
     return outcomes
+
+
+def _best(metric: str, outcomes: Sequence[Outcome]) -> tuple[str, float] | None:
+    """The run with the best score so far, also of those that have left, and that score; None before there is one."""
+    best: Outcome | None = None
+    for outcome in outcomes:
+        if outcome.best is not None and beats(metric, outcome.best, best.best if best else None):
+            best = outcome
+    return None if best is None or best.best is None else (best.run.id, best.best.scores[metric])
 
 
 def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any] | None:
@@ -280,12 +175,12 @@ def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any
 
     `balanced` weighs a class by n / (classes * its rows), as scikit-learn does.
     """
-    if training.class_weights == "none" or task.kind != "classification":
+    if training.class_weights == "none" or not task.type.has_classes:
         return None
-    classes = len(task.labels)
     if training.class_weights == "balanced":
-        counts = np.stack([np.bincount(data.train.labels[r], minlength=classes) for r in data.train_rows])
-        balanced: NDArray[Any] = counts.sum(1, keepdims=True) / (classes * np.maximum(counts, 1))
+        of_rows = [task.type.class_counts(task, data.train.labels[rows]) for rows in data.train_rows]
+        counts = np.array([list(own.values()) for own in of_rows])
+        balanced: NDArray[Any] = counts.sum(1, keepdims=True) / (len(task.labels) * np.maximum(counts, 1))
         return balanced.astype(np.float32)
     return np.tile(np.array(training.class_weights, dtype=np.float32), (len(data.train_rows), 1))
 
@@ -306,7 +201,7 @@ def _forward_backward(
     up: each depends on its own parameters alone, so every run gets the gradient of its own loss.
     """
     drawn = np.stack([data.labels[own] for own in rows])
-    labels = torch.from_numpy(task.learned(drawn)).to(model.device)
+    labels = torch.from_numpy(task.type.loss_labels(task, drawn)).to(model.device)
     share = torch.ones(labels.shape, device=model.device)
     if class_weights is not None:
         share = torch.from_numpy(class_weights[list(alive)]).to(model.device).gather(1, labels)
@@ -317,7 +212,7 @@ def _forward_backward(
         micro = slice(first, first + batch_size)
         layout = build_layout(data, [own[micro] for own in rows], first_index=first, device=model.device)
         logits = model.forward(layout, step=step)
-        per_run = (example_losses(task.kind, logits, labels[:, micro]) * share[:, micro]).sum(1)
+        per_run = (task.type.losses(logits, labels[:, micro]) * share[:, micro]).sum(1)
         per_run.sum().backward()
         losses += per_run.detach()
     return losses.tolist()

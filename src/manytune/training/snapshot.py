@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manytune.config.plan import Run
+from manytune.methods.adaptation import Adaptation
 from manytune.models.loading import Backbone
-from manytune.packing import Adaptation, Member, PackedModel
+from manytune.packing import Member, PackedModel
 from manytune.storage.directory import Store
 from manytune.storage.lookup import SNAPSHOT, altered
 from manytune.storage.record import RunRecord
@@ -27,23 +28,18 @@ from manytune.utils.files import MOST_BYTES, open_regular, replacing_directory
 from manytune.utils.json_text import parse_json
 from manytune.utils.text import shortened
 
-__all__ = ["load", "load_own", "restore", "restore_pack", "save"]
-
 _FORMAT = 1
 _TENSORS = "snapshot.safetensors"
 _FACTS = "snapshot.json"
 
 
 def save(directory: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
-    """Write a snapshot, whole or not at all; one that is there is replaced.
+    """Write a snapshot in place of the one that may be there; returns its bytes on disk.
 
     Args:
-        directory: Where to; its parent is made if need be.
-        state: Tensors by name, as the bank gives them.
-        facts: JSON-able; `format` is added.
-
-    Returns:
-        Bytes on disk.
+        directory: It is there whole or not at all; its parent is made if need be.
+        state: Tensors by name, as `Bank.state` gives them.
+        facts: JSON values; `format` is added.
 
     Raises:
         StoreError: It cannot be written.
@@ -80,18 +76,13 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_own(store: Store, record: RunRecord, run: Run) -> dict[str, Tensor]:
-    """The tensors of a run's best snapshot, once they are known to be the run's own.
+    """The tensors of a run's best snapshot, after checking that this run wrote them.
 
-    The files must have the digests of the record; one of version 1 has none, so there the snapshot's facts alone can
-    tell.
-
-    Args:
-        store: The study directory.
-        record: Of the run.
-        run: The same run, as it is planned.
+    The files must have the digests that the record holds. A record of version 1 holds none: there the facts beside the
+    tensors are all that can be compared with the record and the planned run.
 
     Raises:
-        StoreError: The snapshot is missing, damaged, or another one than the run wrote.
+        StoreError: The snapshot is missing, damaged, or was written by another run.
     """
     directory = store.snapshot_dir(run.id)
     state, facts = load(directory)
@@ -104,8 +95,7 @@ def load_own(store: Store, record: RunRecord, run: Run) -> dict[str, Tensor]:
     own |= run.method.model_dump(mode="json")
     method = facts.get("method")
     found = {**facts, **(method if isinstance(method, dict) else {})}
-    # A fact that an earlier version did not write cannot differ.
-    for name in own.keys() & found.keys():
+    for name in own.keys() & found.keys():  # an earlier version wrote fewer facts
         if found[name] != own[name]:
             raise StoreError(
                 f"The snapshot {directory} is not of the run {run.id}: its {name} is {shortened(found[name])}, the "
@@ -123,7 +113,7 @@ def restore(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> PackedModel:
-    """A model of one run with a snapshot's tensors, alone and in fp32: what `best_score` is measured with.
+    """A model of one run with a snapshot's tensors, alone and in fp32; `best_score` is measured with it.
 
     Raises:
         StoreError: The tensors are not those of such a run.

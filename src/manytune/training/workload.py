@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,19 +13,16 @@ import numpy as np
 from manytune.config import Study
 from manytune.config.plan import Run, total_steps, warmup_steps
 from manytune.data.encodings import encode_cached
-from manytune.data.splits import Encoded, Split, class_counts, encode, leaked, load_task, train_split, uneven_classes
+from manytune.data.splits import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
 from manytune.data.tasks import SPLITS, Task
-from manytune.methods import ParameterCount, adapt, count_parameters
+from manytune.methods import Adaptation, ParameterCount, count_parameters
 from manytune.models.loading import load_tokenizer, model_spec
 from manytune.models.spec import ModelSpec
-from manytune.packing import Adaptation
 from manytune.packing.heads import reach
 from manytune.training.learnable import refuse_unlearnable
 from manytune.training.loop import PackData
 from manytune.utils.errors import DataError, ModelError
 from manytune.utils.text import listed
-
-__all__ = ["TaskWork", "blank_rows", "encode_split", "encode_texts", "load_splits", "longest", "prepare"]
 
 _NEVER = 10**9  # tokens at which a row is cut
 _REASONS = 3  # that a note gives
@@ -33,40 +30,32 @@ _REASONS = 3  # that a note gives
 
 @dataclass(frozen=True)
 class TaskWork:
-    """One task of a study, encoded for its backbone.
-
-    Attributes:
-        study: The study.
-        task: The task.
-        train: Its training split.
-        dev: Its dev split.
-        model_spec: The backbone's tensors and the task's head, without values.
-        fingerprint: SHA-256 over both splits.
-        sources: Where the rows came from.
-        dev_texts: The dev split's sentences, one or two a row.
-        also: Other splits that a run's best snapshot is scored on.
-        data_notes: What was found in the rows that a reader of the results should know.
-    """
+    """One task of a study, encoded for its backbone."""
 
     study: Study
     task: Task
     train: Encoded
     dev: Encoded
     model_spec: ModelSpec
+    """The backbone's tensors and the task's head, without values."""
     fingerprint: str
+    """SHA-256 over all splits."""
     sources: tuple[str, ...]
+    """Where the rows of each split came from."""
     dev_texts: tuple[tuple[str, ...], ...]
+    """The dev split's sentences, one or two a row."""
     also: Mapping[str, Encoded] = field(default_factory=dict)
+    """Other splits that a run's best snapshot is scored on."""
     data_notes: tuple[str, ...] = ()
+    """What was found in the rows that a reader of the results should know."""
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
         most, whose = longest(self.study, self.model_spec)
-        parts = (("train", self.train), ("dev", self.dev))
         return [*self.data_notes] + [
             f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {most} tokens, {whose}."
-            for name, data in parts
+            for name, data in (("train", self.train), ("dev", self.dev))
             if data.truncated
         ]
 
@@ -86,7 +75,7 @@ class TaskWork:
         Raises:
             StudyError: Its method does not fit the backbone.
         """
-        return adapt(run.method, self.model_spec)
+        return run.method.adapt(self.model_spec)
 
     def parameters(self, run: Run) -> ParameterCount:
         """How many parameters a run has and trains."""
@@ -94,29 +83,15 @@ class TaskWork:
 
     def pack_data(self, runs: Sequence[Run]) -> PackData:
         """The rows that each run trains on and is selected by."""
-        if self.study.selection == "dev":
-            everything = np.arange(self.train.size)
-            dev = np.arange(self.dev.size)
-            return PackData(self.train, self.dev, (everything,) * len(runs), (dev,) * len(runs))
-        splits = [self._split(run.seed) for run in runs]
-        return PackData(
-            self.train, self.train, tuple(train for train, _ in splits), tuple(select for _, select in splits)
-        )
+        if self.study.selection == "dev":  # all runs share two arrays
+            return PackData(self.train, self.dev, *((rows,) * len(runs) for rows in self._split(seed=0)))
+        return PackData(self.train, self.train, *zip(*(self._split(run.seed) for run in runs), strict=True))
 
     def warnings(self, runs: Sequence[Run]) -> list[str]:
         """What should be said before training: settings that cannot work as they are meant."""
-        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs), *self._fused_targets(runs)]
-
-    def _fused_targets(self, runs: Sequence[Run]) -> list[str]:
-        fused = self.model_spec.fused
-        if fused is None or not any(
-            run.method.method == "lora" and set(run.method.targets) & self.model_spec.targets.keys() for run in runs
-        ):
-            return []
-        return [
-            f"{self.task.name}: query, key and value are one layer, {fused}; where lora's targets name one of them, "
-            "all of that layer is adapted."
-        ]
+        notes = dict.fromkeys(note for run in runs for note in run.method.notes(self.model_spec))
+        of_methods = [f"{self.task.name}: {note}" for note in notes]
+        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs), *of_methods]
 
     def _warm_up_without_end(self) -> list[str]:
         total = total_steps(self.study.training, self.train_size)
@@ -164,14 +139,20 @@ def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
     return task, splits
 
 
-def prepare(study: Study, name: str) -> TaskWork:
-    """Load, check and encode a task's rows, and look at its backbone without loading weights.
+def prepare(study: Study, name: str, spec_of: Callable[[int], ModelSpec] | None = None) -> TaskWork:
+    """Load, check and encode a task's rows.
+
+    Args:
+        study: The study.
+        name: The task.
+        spec_of: Outputs → the backbone's tensors and head, as the loaded weights have them; None: as they are known
+            without loading weights.
 
     Raises:
         ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
     """
     task, splits = load_splits(study, name)
-    parts = model_spec(study.model, task.num_outputs)
+    parts = model_spec(study.model, task.num_outputs) if spec_of is None else spec_of(task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
     both = "".join(rows.fingerprint for rows in splits.values())
@@ -190,24 +171,22 @@ def prepare(study: Study, name: str) -> TaskWork:
 
 
 def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterator[str]:
-    """Rows left out, and of a user's own data, what a result would be blamed for later."""
+    """Rows left out, and what in a user's own rows makes scores too high or classes hard to learn."""
     for name, rows in splits.items():
         if rows.left_out:
             some = "; ".join(rows.left_out[:_REASONS]) + ("; …" if len(rows.left_out) > _REASONS else "")
             yield f"{task.name}: {len(rows.left_out)} {name} rows were left out ({some})."
     if task.own is None:
         return
-    shared = leaked(splits["train"], splits["dev"])
-    if shared:
+    if shared := leaked(splits["train"], splits["dev"]):
         yield (
             f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
             "on dev are too high. `manytune check` lists them."
         )
-    lacking = [] if task.kind == "regression" else class_counts(task, splits["train"]).items()
-    if never := [name for name, count in lacking if count == 0]:
+    counts = task.type.class_counts(task, splits["train"].labels)
+    if never := [name for name, count in counts.items() if count == 0]:
         yield f"{task.name}: no training row is of {listed(never)}, so no run learns to tell it."
-    uneven = uneven_classes(task, splits["train"])
-    if uneven is not None:
+    if (uneven := uneven_classes(task, splits["train"])) is not None:
         (few, least), (many, most) = uneven
         yield (
             f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many})"
@@ -219,25 +198,21 @@ def _blank_notes(
     task: Task, tokenizer: Any, splits: Mapping[str, Split], encoded: Mapping[str, Encoded]
 ) -> Iterator[str]:
     for name, rows in splits.items():
-        blank = blank_rows(tokenizer, rows, encoded[name])
-        if blank:
+        if blank := blank_rows(tokenizer, rows, encoded[name]):
             where = rows.place(blank[0])
             yield f"{task.name}: {len(blank)} {name} rows have no token of their own, the first is {where}."
 
 
 def blank_rows(tokenizer: Any, rows: Split, encoded: Encoded) -> list[int]:
-    """The rows of which the tokenizer leaves special tokens alone: a model cannot tell them apart."""
+    """The rows of which the tokenizer makes only special tokens: a model cannot tell them apart."""
     special = tokenizer.num_special_tokens_to_add(pair=len(rows.texts[0]) == 2)
     found: list[int] = np.flatnonzero(encoded.lengths <= special).tolist()
     return found
 
 
-def encode_texts(
-    study: Study, task: Task, parts: ModelSpec, tokenizer: Any, texts: Sequence[tuple[str, ...]]
-) -> Encoded:
+def encode_texts(study: Study, parts: ModelSpec, tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> Encoded:
     """Encode rows without labels as the study encodes those of a task."""
-    labels = np.zeros(len(texts), dtype=np.int64 if task.kind == "classification" else np.float32)
-    return encode_split(study, parts, tokenizer, Split(tuple(texts), labels, "", ""))
+    return encode_split(study, parts, tokenizer, Split(tuple(texts), np.zeros(len(texts)), "", ""))
 
 
 def encode_split(study: Study, parts: ModelSpec, tokenizer: Any, rows: Split, *, whole: bool = False) -> Encoded:
@@ -262,16 +237,15 @@ def encode_split(study: Study, parts: ModelSpec, tokenizer: Any, rows: Split, *,
 
 def longest(study: Study, parts: ModelSpec) -> tuple[int, str]:
     """The most tokens that a row may have, and what says so."""
-    asked, positions = study.training.max_length, parts.max_length
-    if positions < asked:
-        return positions, f"the most that {study.model} takes"
-    return asked, "which is training.max_length"
+    if parts.max_length < study.training.max_length:
+        return parts.max_length, f"the most that {study.model} takes"
+    return study.training.max_length, "which is training.max_length"
 
 
 def _fitted(model: str, rows: Encoded, parts: ModelSpec) -> Encoded:
     """The rows, if the backbone has an embedding for each of their ids.
 
-    Where it knows one token type or none, all tokens are of that type, as transformers has it by default.
+    Where it knows one token type or none, all tokens are of type 0, as by default in transformers.
     """
     if parts.token_types <= 1:
         rows = replace(rows, types=np.zeros_like(rows.types))

@@ -1,12 +1,11 @@
-"""The user's cache: where it is, and entries that are used only as they were written.
+"""The user's cache: where it is, and entries that are used only if they are as they were written.
 
-An entry's name ends with the SHA-256 of its content: CACHE/encoded/<key>-<digest>.npz, CACHE/<key>-<digest>.so.
-One that is damaged, or that others could have written, is removed and made anew.
+An entry's name ends with the SHA-256 of its content: CACHE/encoded/<key>-<digest>.npz, CACHE/<key>-<digest>.so. An
+entry that is damaged, or that another user could have written, is removed and made again: some entries are code.
 """
 
 from __future__ import annotations
 
-import errno
 import getpass
 import hashlib
 import os
@@ -16,22 +15,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from manytune.utils.errors import StoreError
-from manytune.utils.files import replacing, sweep_leftovers
-
-__all__ = ["own_folder", "read_entry", "read_own", "settle_caches", "user_cache", "write_entry"]
-
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+from manytune.utils.files import OTHERS_WRITE, open_regular, replacing, sweep_leftovers, trusted_users
 
 
 def user_cache() -> Path:
-    """The user's folder for what may be deleted at any time; it need not be there yet.
+    """The user's folder for files that may be deleted at any time; it may not exist yet.
 
-    It is MANYTUNE_CACHE_DIR; else `manytune` in XDG_CACHE_HOME, or in the home folder's `.cache`; else, as in a
-    container whose user has no home, a folder among the temporary files that has the user's number in its name.
+    It is MANYTUNE_CACHE_DIR; else `manytune` in XDG_CACHE_HOME or in `~/.cache`; else a folder in the system's
+    temporary directory with the user's number in its name: in a container a user may have no home. platformdirs has
+    no such last choice.
     """
     if given := os.environ.get("MANYTUNE_CACHE_DIR"):
         return Path(os.path.expanduser(given)).absolute()
-    if os.path.isabs(given := os.environ.get("XDG_CACHE_HOME", "")):  # a relative one is to be ignored, says XDG
+    if os.path.isabs(
+        given := os.environ.get("XDG_CACHE_HOME", "")
+    ):  # the XDG specification says to ignore a relative one
         return Path(given, "manytune")
     home = os.path.expanduser("~")  # unlike Path.home, it raises nothing where no home is known
     folder = Path(home, ".cache", "manytune")
@@ -39,15 +37,15 @@ def user_cache() -> Path:
         return folder
     try:
         return Path(tempfile.gettempdir(), f"manytune-{os.geteuid()}")
-    except OSError:  # no folder at all can be written
+    except OSError:  # not even a temporary directory can be written
         return folder.absolute()
 
 
 def settle_caches() -> None:
-    """Where the home folder cannot hold caches, give libraries that have caches of their own another place.
+    """Where the home folder cannot hold caches, point libraries that have caches of their own to ours.
 
-    Without a home `~` would become a folder below the working one, and without a name in the system's list of users
-    `getpass.getuser` raises an error.
+    Without a home, they would make a folder named `~` in the working directory. torch calls `getpass.getuser`, which
+    fails for a user number without a name.
     """
     home = os.path.expanduser("~")
     if not os.path.isabs(home) or not _can_be_written(Path(home, ".cache")):
@@ -57,7 +55,7 @@ def settle_caches() -> None:
             os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
             if not os.path.isabs(home):
                 os.environ["HOME"] = str(folder)
-            elif not os.path.exists(os.path.join(home, ".cache", "huggingface")):  # what is there can still be read
+            elif not os.path.exists(os.path.join(home, ".cache", "huggingface")):  # an existing one can still be read
                 os.environ.setdefault("HF_HOME", str(folder / "huggingface"))
     try:
         getpass.getuser()
@@ -66,7 +64,7 @@ def settle_caches() -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """Make a folder that only this user can write to; what others can write to may hold anything.
+    """Make a folder that only this user can write to.
 
     Raises:
         StoreError: It cannot be made, belongs to another user, or can be written by others.
@@ -77,36 +75,15 @@ def own_folder(path: Path) -> Path:
         owners, mode = {path.stat().st_uid, path.lstat().st_uid}, path.stat().st_mode
     except OSError as error:
         raise StoreError(f"the folder {path} cannot be made: {error.strerror}. {advice}") from error
-    if not owners <= _trusted():
+    if not owners <= trusted_users():
         raise StoreError(f"the folder {path} belongs to another user. {advice}")
-    if mode & _OTHERS_WRITE and "MANYTUNE_CACHE_DIR" not in os.environ and os.geteuid() in owners:
-        with suppress(OSError):  # an earlier version made it, by the user's umask
-            path.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
+    if mode & OTHERS_WRITE and "MANYTUNE_CACHE_DIR" not in os.environ and os.geteuid() in owners:
+        with suppress(OSError):  # earlier versions made it with the umask's permissions
+            path.chmod(stat.S_IMODE(mode) & ~OTHERS_WRITE)
             return path
-    if mode & _OTHERS_WRITE:
+    if mode & OTHERS_WRITE:
         raise StoreError(f"others can write to the folder {path}. Run `chmod go-w` on it. {advice}")
     return path
-
-
-def read_own(path: Path) -> bytes:
-    """The content of a regular file that only this user, or root, can have written.
-
-    Raises:
-        OSError: It cannot be read, or is something else.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # neither a link nor a pipe that blocks
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid not in _trusted() or status.st_mode & _OTHERS_WRITE:
-            raise PermissionError(errno.EPERM, "others can have written it", str(path))
-        with open(handle, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(handle)
-
-
-def _trusted() -> set[int]:
-    return {0, os.geteuid()}
 
 
 def _can_be_written(path: Path) -> bool:
@@ -116,17 +93,11 @@ def _can_be_written(path: Path) -> bool:
 
 
 def read_entry(folder: Path, key: str, suffix: str) -> tuple[Path, bytes] | None:
-    """An entry's file and content; None if there is none that is as it was written.
-
-    Args:
-        folder: Where it is.
-        key: All that its content depends on, as a digest.
-        suffix: Its ending, such as `.npz`.
-    """
+    """An entry's file and content; None if there is none that is as it was written. `key` digests its inputs."""
     for path in sorted(folder.glob(f"{key}-*{suffix}")):
         content = b""
-        with suppress(OSError):
-            content = read_own(path)
+        with suppress(OSError), open_regular(path, own=True) as file:
+            content = file.read()
         if path.name == _entry_name(key, content, suffix):
             return path, content
         with suppress(OSError):
@@ -135,7 +106,7 @@ def read_entry(folder: Path, key: str, suffix: str) -> tuple[Path, bytes] | None
 
 
 def write_entry(folder: Path, key: str, content: bytes, suffix: str) -> Path:
-    """Write an entry, whole or not at all; what killed processes left half-written beside it is removed.
+    """Write an entry, whole or not at all, and remove what killed processes left half-written beside it.
 
     Raises:
         StoreError: It cannot be written.
@@ -144,7 +115,7 @@ def write_entry(folder: Path, key: str, content: bytes, suffix: str) -> Path:
     path = folder / _entry_name(key, content, suffix)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.chmod(0o600)  # whatever the umask: see `read_own`
+        temporary.chmod(0o600)  # whatever the umask: see `open_regular`
     return path
 
 

@@ -6,8 +6,6 @@ import re
 
 from manytune.utils.errors import StudyError, choices
 
-__all__ = ["DEVICES", "check_device"]
-
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """What `--device` may be; `auto` takes the first of cuda, mps and cpu that is there."""
 

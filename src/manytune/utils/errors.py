@@ -18,17 +18,6 @@ from typing import ClassVar
 
 from manytune.utils.text import listed, printable, quoted
 
-__all__ = [
-    "DataError",
-    "DependencyError",
-    "ManytuneError",
-    "ModelError",
-    "StoreError",
-    "StudyError",
-    "choices",
-]
-
-
 _LONGEST = 3000  # characters of a message
 _NAMES = 50  # that a message lists
 

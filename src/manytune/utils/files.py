@@ -1,7 +1,10 @@
-"""Files that are whole or not there: what the study directory, and the user's cache, are written with.
+"""Files that are whole or not there: the study directory and the user's cache are written with these functions.
 
-Every file is written under a temporary name, brought to the disk, and then renamed: a reader, or a start
+Every file is written under a temporary name, synced to the disk, and then renamed: a reader, or a process that starts
 after a crash, sees the old file or the new one, never a part of one.
+
+The filelock package is no help here: a lock must be on the temporary file itself, and must tell a dead writer's file
+from a living one's.
 """
 
 from __future__ import annotations
@@ -24,41 +27,19 @@ from typing import TextIO
 
 from manytune.utils.errors import StoreError
 
-__all__ = [
-    "MOST_BYTES",
-    "boot_id",
-    "check_output",
-    "digest_of",
-    "is_stream",
-    "left_over",
-    "locked",
-    "open_regular",
-    "open_stream",
-    "output_file",
-    "read_bytes",
-    "read_text",
-    "replacing",
-    "replacing_directory",
-    "sweep_leftovers",
-    "sync",
-    "sync_tree",
-    "temporary",
-    "write_atomically",
-    "write_file",
-    "writing",
-]
-
 _LEFTOVER = re.compile(
     r"\.(?P<stem>.+)\.(?P<token>[0-9a-f]{8}|[0-9a-f]{12})\.(?P<kind>tmp|old)", re.DOTALL
-)  # 8 digits: of earlier versions
+)  # earlier versions wrote 8 digits
 _LONGEST_STEM = 255 - len("..123456789abc.tmp")
-"""Bytes; file systems allow a name 255."""
+"""Bytes; file systems allow names of 255."""
 
 _ABANDONED_SECONDS = 24 * 3600.0
-"""After which a temporary is taken for abandoned, where locks do not tell."""
+"""The age at which a temporary counts as abandoned, where locks cannot tell."""
 
 MOST_BYTES = 2**26
-"""Of a file that is read whole, where nobody says otherwise."""
+"""The largest file that is read whole, unless the caller gives another limit."""
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -70,7 +51,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         same = read_bytes(path, len(data)) == data
-    except StoreError:  # another length, or nothing that can be read: it is written over
+    except StoreError:  # longer, or unreadable: it is replaced
         same = False
     if not same:
         write_atomically(path, data)
@@ -102,31 +83,41 @@ def read_bytes(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> byt
             data = b"" if large else file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # a ValueError of a name with a null character
+    except (OSError, ValueError) as error:  # ValueError: the name has a null character
         raise StoreError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if large or len(data) > most:
         raise StoreError(f"{path} cannot be read: it has more than {most:,} bytes.")
     return data
 
 
-def open_regular(path: Path, *, pipe: bool = False) -> BufferedReader:
+def open_regular(path: Path, *, pipe: bool = False, own: bool = False) -> BufferedReader:
     """Open a file for reading, and nothing that would have to be waited for or never ends.
 
     Args:
         path: The file.
         pipe: Whether it may be a pipe as well, which is waited for.
+        own: Whether it must be neither a link nor a file that another user (but root) could have written.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is none of these.
     """
-    handle = os.open(path, os.O_RDONLY | (0 if pipe else os.O_NONBLOCK))
-    mode = os.fstat(handle).st_mode
+    handle = os.open(path, os.O_RDONLY | (0 if pipe else os.O_NONBLOCK) | (os.O_NOFOLLOW if own else 0))
+    status = os.fstat(handle)
+    mode = status.st_mode
+    if own and (status.st_uid not in trusted_users() or mode & OTHERS_WRITE):
+        os.close(handle)
+        raise PermissionError(errno.EPERM, "others can have written it", str(path))
     if stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode)):
         return os.fdopen(handle, "rb")
     os.close(handle)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no regular file", str(path))
+
+
+def trusted_users() -> set[int]:
+    """Numbers of the users whose files are believed: root and this one."""
+    return {0, os.geteuid()}
 
 
 def digest_of(path: Path) -> str:
@@ -144,7 +135,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into an error for the user."""
     try:
         yield
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of a pipe closed it: no error, as for `head`
         raise
     except OSError as error:
         name = Path(os.fsdecode(error.filename or path))
@@ -198,10 +189,10 @@ def open_stream(path: Path) -> TextIO:
     Raises:
         OSError: It cannot be written.
     """
-    if sys.stdout is not None:  # it is where the caller closed it
+    if sys.stdout is not None:  # it is None where the caller closed it
         sys.stdout.flush()
     number = _own_output(path.stat())
-    # Opened by its name once more, a file that the shell has opened for us would be written from its beginning.
+    # Opening by name a file that the shell opened for us would write from its beginning, over what is there.
     return open(path if number is None else os.dup(number), "w", encoding="utf-8", newline="")
 
 
@@ -274,8 +265,8 @@ def replacing_directory(path: Path, *, empty: bool = False) -> Iterator[Path]:
         except OSError as error:
             if empty or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        # Two renames, as no portable call exchanges two directories. Whoever is killed between them leaves the only
-        # copy as `.old`, which `sweep_leftovers` puts back; the lock tells it that we live.
+        # Two renames, as no portable call exchanges two directories. A process killed between them leaves the only
+        # copy as `.old`; `sweep_leftovers` puts it back, unless the lock says that this process still lives.
         old = new.with_suffix(".old")
         with locked(path):
             path.rename(old)

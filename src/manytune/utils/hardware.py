@@ -16,17 +16,7 @@ import torch
 
 from manytune.utils.devices import check_device
 from manytune.utils.errors import StudyError
-
-__all__ = [
-    "PeakMemory",
-    "choose_device",
-    "choose_dtype",
-    "describe",
-    "free_memory",
-    "git_commit",
-    "keep_freed_memory",
-    "versions",
-]
+from manytune.utils.files import boot_id
 
 _AVAILABLE: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
@@ -110,7 +100,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the source tree that this package runs from; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]  # src/manytune/utils/hardware.py
     if not (root / ".git").exists():
         return None
     try:
@@ -127,10 +117,10 @@ def git_commit() -> str | None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory that a training step frees, for the next step.
+    """Have glibc keep the memory that a training step frees, for the next step; other C libraries are left as they are.
 
-    By default glibc gives the top of the heap back to the system and gets it again, page by page: a step of a pack of
-    eight then took 6,700 page faults and 5 % more time. Elsewhere than on glibc nothing is done.
+    By default glibc gives the top of the heap back to the system and takes it again page by page: a step of a pack of
+    eight then had 6,700 page faults and took 5 % longer.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -150,7 +140,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
+    """Whether an error says that an allocation failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # What torch raises on a CPU is a RuntimeError like any other.
@@ -158,7 +148,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def let_go_of_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free what nothing refers to, also in the GPU's cache."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -167,18 +157,20 @@ def let_go_of_memory(device: torch.device) -> None:
 def oom_kills() -> str | None:
     """How often the system has killed processes of this one's group because memory ran out; None if not known.
 
-    It is a text that holds the machine's start too: only of one start do two figures compare.
+    The text begins with the id of the machine's start: counts of different starts cannot be compared.
     """
+    boot = boot_id()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
+    if boot is None:
+        return None
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers in ("", "memory"):  # the second and the first version of control groups
+        if controllers in ("", "memory"):  # cgroup v2 and v1
             root = Path("/sys/fs/cgroup", controllers)
-            # In a container the own group may be the root of what is seen.
+            # In a container, the process's own group may be mounted as the root.
             for folder in (root / group.lstrip("/"), root):
                 for name in ("memory.events", "memory.oom_control"):
                     count = _figure(folder / name, "oom_kill")
@@ -190,8 +182,8 @@ def oom_kills() -> str | None:
 class PeakMemory:
     """The most memory held at once since this was made: of the GPU, else of the process (resident set).
 
-    Linux lets a process start its own high-water mark anew; where that is not possible the figure is None
-    rather than that of the whole process's past.
+    Linux lets a process reset its own high-water mark; where it cannot, the figure is None rather than that of the
+    process's whole life.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -212,7 +204,7 @@ class PeakMemory:
 
 
 def _figure(path: Path, name: str) -> str | None:
-    """The figure behind a name, in a file of such lines."""
+    """The number behind a name, in a file with a name and a number on each line."""
     try:
         words = [line.split() for line in path.read_text().splitlines()]
     except OSError:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["parse_json"]
-
 
 def parse_json(text: str | bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """What a JSON text holds.

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["read_npz"]
-
 _MOST_BYTES = 4 << 30
 _UTF8_NAME = 0x800  # the one flag of a zip's entry that does not change how it is read
 

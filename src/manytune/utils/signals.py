@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "StopRequest", "stop_requests"]
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

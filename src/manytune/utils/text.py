@@ -7,8 +7,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-
-__all__ = ["column_shown", "cut", "listed", "markdown", "no_column", "printable", "quoted", "say", "shortened"]
+from decimal import Decimal
 
 _WIDE = 40  # characters of a name that is shown
 
@@ -60,6 +59,21 @@ def listed(names: Sequence[object], most: int = 20, limit: int = 60) -> str:
     return ", ".join(shortened(name, limit) for name in names[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 run", "2 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3:20 min, 2:05 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
 def markdown(text: str) -> str:
     """Text that neither Markdown nor HTML in it takes for more than text: no markup, no link, one line."""
     escaped = re.sub(r"([\\`*_{}\[\]<>|#&~!$])", r"\\\1", printable(" ".join(text.split())))
@@ -84,3 +98,11 @@ def column_shown(name: str) -> str:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).lower()
+
+
+def short_number(value: float) -> str:
+    """Write a number exactly and shortly, in scientific notation: 0.0004 is 4e-4, 1.5e-05 is 1.5e-5."""
+    sign, digits, exponent = Decimal(repr(float(value))).normalize().as_tuple()
+    mantissa = "".join(map(str, digits))
+    point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
+    return f"{'-' if sign else ''}{mantissa[0]}{point}e{int(exponent) + len(mantissa) - 1}"

@@ -14,7 +14,6 @@ from manytune.config.plan import plan_runs
 from manytune.executors import Inline, Workers, auto, best_executor
 from manytune.storage.directory import Store
 from manytune.study import run_study
-from manytune.tracking.progress import make_progress
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils import hardware
 from tiny import make_tiny
@@ -77,19 +76,18 @@ def test_a_study_that_goes_on_does_so_as_it_was_begun(
     model: Path, tmp_path: Path, machine: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what = study(model, seeds=2, steps=1)
-    quiet = make_progress(quiet=True)
-    run_study(what, tmp_path, executor=Inline("cpu"), progress=quiet)
+    run_study(what, tmp_path, executor=Inline("cpu"), callbacks=[])
     store = Store.open(tmp_path)
     assert store.read_executor() == {"count": 0, "threads": 2}
     store.write_plan(store.read_plan() or (), {"count": 3, "threads": 1})
     store.reset_run(plan_runs(what)[0].id)
     opened: list[Workers] = []
 
-    def instead(self: Workers, material: Any, reports: Any) -> Any:
+    def instead(self: Workers, inputs: Any, callback: Any) -> Any:
         opened.append(self)
-        return Inline("cpu").open(material, reports)
+        return Inline("cpu").open(inputs, callback)
 
     monkeypatch.setattr(Workers, "open", instead)
-    run_study(what, tmp_path, progress=quiet)
+    run_study(what, tmp_path, callbacks=[])
     assert opened == [Workers(3, 1)]
     assert store.read_executor() == {"count": 3, "threads": 1}

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from manytune.executors.ray_executor import OnRay, Resources
-from manytune.executors.ray_node import Post, Storage, files_in, look, mirror
+from manytune.executors.ray_node import Mail, Mailbox, Storage, files_in, mirror, node_problem
 from manytune.study import run_study
-from manytune.tracking.progress import make_progress
 from manytune.utils.errors import StudyError
 from manytune.utils.hardware import versions
 from ray_cluster import ray_cluster
@@ -72,31 +71,32 @@ class TestFiles:
 
     def test_a_node_that_does_not_see_the_storage_says_so(self, tmp_path: Path) -> None:
         storage = Storage(str(tmp_path), "probe")
-        assert "does not see --ray-storage" in (look(versions(), storage) or "")
+        assert "does not see --ray-storage" in (node_problem(versions(), storage) or "")
         storage.push({"probe": b"seen"}, ["probe"])
-        assert look(versions(), storage) is None
+        assert node_problem(versions(), storage) is None
 
     def test_a_node_with_another_version_says_so(self) -> None:
         other = {**versions(), "torch": "0.1"}
-        said = look(other, None) or ""
+        said = node_problem(other, None) or ""
         assert re.search(r"has other versions than the driver: torch \S+, not 0\.1\. Install the same there\.", said)
 
 
-def test_the_post_keeps_the_order_and_the_wish_to_stop() -> None:
-    post = Post()
-    assert post.begin("a", 1) is None
-    post.tell("a", 1, {"n": 1}, {})
-    post.tell("b", 1, {"n": 2}, {"f": b"x"})
-    assert post.take() == [("a", 1, {"n": 1}, {}), ("b", 1, {"n": 2}, {"f": b"x"})]
-    assert post.take() == []
-    post.stop(15)
-    assert (post.stopped(), post.begin("c", 1), post.begun()) == (15, 15, [("a", 1), ("c", 1)])
+def test_the_mailbox_keeps_the_order_and_the_request_to_stop() -> None:
+    mailbox = Mailbox()
+    assert mailbox.begin("a", 1) is None
+    first, second = Mail("a", 1, {"n": 1}, {}), Mail("b", 1, {"n": 2}, {"f": b"x"}, ("e", "f"))
+    mailbox.put(first)
+    mailbox.put(second)
+    assert mailbox.take() == [first, second]
+    assert mailbox.take() == []
+    mailbox.stop(15)
+    assert (mailbox.stopped(), mailbox.begin("c", 1), mailbox.begun()) == (15, 15, [("a", 1), ("c", 1)])
 
 
 def test_a_cluster_that_is_not_there_is_refused_in_plain_words() -> None:
     pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
     with pytest.raises(StudyError, match=r"--ray-address: auto cannot be reached"):
-        OnRay("auto").site("fp32", 32)
+        OnRay("auto").profile("fp32", 32)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,9 @@ def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Pat
     if connected:
         ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
     study = small_study(make_tiny(tmp_path / "model"))
-    place = OnRay(cluster.address, Resources(cpu=1, gpu=1))
+    executor = OnRay(cluster.address, Resources(cpu=1, gpu=1))
     with pytest.raises(StudyError, match=r"--pack-resources: no node has room for one pack; the nodes have cpu="):
-        run_study(study, tmp_path / "out", executor=place, progress=make_progress(quiet=True))
+        run_study(study, tmp_path / "out", executor=executor, callbacks=[])
     assert not (tmp_path / "out").exists()
     assert ray.is_initialized() is connected  # a connection of the caller's own is left alone
     ray.shutdown()

@@ -8,20 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from callback_log import CallbackLog
 from manytune.config import Study
 from manytune.config.plan import Run, plan_packs, plan_runs
 from manytune.data import metrics
-from manytune.data.tasks import Task, get_task
-from manytune.executors.job import PackJob
 from manytune.report.guard import ReportWarning
 from manytune.report.writing import write_report
 from manytune.storage.directory import Store
@@ -30,9 +27,9 @@ from manytune.storage.record import RunState
 from manytune.study import StudyResult, run_study
 from manytune.training import snapshot
 from manytune.training.evaluation import Evaluation, evaluate
-from manytune.training.loop import Outcome, PackData, train_pack
+from manytune.training.loop import PackData, train_pack
+from manytune.training.outcome import Outcome
 from manytune.utils.errors import DataError, ManytuneError, StoreError
-from manytune.utils.signals import StopRequest
 from tiny import make_tiny
 
 TASK = "builtin-similarity"
@@ -42,37 +39,6 @@ ONE_STEP = {"max_steps": 1, "precision": "fp32"}
 FINISHED, FAILED, COLLAPSED = RunState.FINISHED, RunState.FAILED, RunState.COLLAPSED
 
 Evaluate = Callable[..., tuple[Evaluation, ...]]
-
-
-class Told:
-    """A progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.packs: list[str] = []
-        self.bests: list[tuple[str, float]] = []
-        self.ended: dict[str, tuple[str, str | None]] = {}
-        self.messages: list[str] = []
-
-    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None:
-        self.packs.append(pack_id)
-
-    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None: ...
-
-    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
-        self.bests.append(best)
-
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
-        self.ended[run_id] = (state, note)
-
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None: ...
-
-    def message(self, text: str, level: str = "info") -> None:
-        self.messages.append(text)
-
-    def __enter__(self) -> Told:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +60,9 @@ def small(model: Path, methods: Sequence[Mapping[str, Any]] = (LORA,), **changes
     )
 
 
-def run(study: Study, out: Path) -> tuple[StudyResult, Told]:
-    told = Told()
-    return run_study(study, out, device="cpu", progress=told), told
+def run(study: Study, out: Path) -> tuple[StudyResult, CallbackLog]:
+    told = CallbackLog()
+    return run_study(study, out, device="cpu", callbacks=[told]), told
 
 
 def test_what_is_no_study_is_refused_in_plain_words(tmp_path: Path) -> None:
@@ -120,7 +86,7 @@ def test_a_run_that_is_constant_on_the_selecting_rows_alone_has_not_collapsed(
     result, told = run(small(tiny, selection="train-split"), tmp_path)
     assert [record.state for record in result.records] == [FINISHED, FINISHED]
     assert all(record.best_score for record in result.records)
-    assert all(note is None for _, note in told.ended.values())
+    assert told.ended == {record.run_id: "finished" for record in result.records}
 
 
 def test_a_run_that_is_constant_on_dev_has_collapsed_and_scores_0(
@@ -130,10 +96,8 @@ def test_a_run_that_is_constant_on_dev_has_collapsed_and_scores_0(
     result, told = run(small(tiny, selection="train-split"), tmp_path)
     assert [(record.state, record.best_score) for record in result.records] == [(COLLAPSED, 0.0)] * 2
     for record in result.records:
-        state, note = told.ended[record.run_id]
-        assert state == "collapsed"
-        assert note == record.notes[0]
-        assert note == (
+        assert told.records[record.run_id] == record
+        assert record.notes[0] == (
             "It predicts one constant for all dev rows (Pearson 0.000), whatever their text. "
             "It took only 2 steps: train longer."
         )
@@ -180,23 +144,20 @@ def test_with_a_split_of_train_dev_is_scored_once(
     assert (record.last_scores == {}) is (selection == "train-split")
 
 
-def test_the_best_run_that_is_told_of_is_best_by_the_metrics_own_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_run_is_best_by_the_metrics_own_direction(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     error = metrics.Metric("pearson", "Error", False, lambda predictions, labels: 0.0)
-    monkeypatch.setattr(metrics, "METRICS", {"pearson": error})
-    told: list[tuple[str, float]] = []
-    reports: Any = SimpleNamespace(evaluated=lambda pack_id, step, rows, best: told.append(best))
-    task = replace(get_task(TASK), metrics=("pearson",))
-    cpu = torch.device("cpu")
-    store = SimpleNamespace(pack_dir=lambda name: Path(name))
-    pack, work = SimpleNamespace(id="pack", runs=()), SimpleNamespace(task=task, study=small(Path("no-model")))
-    job: Any = PackJob(store, work, None, pack, (), cpu, reports, StopRequest())  # type: ignore[arg-type]
-    outcomes = []
-    for name, score in (("a", 0.3), ("b", 0.1), ("c", 0.2)):
-        found = Evaluation({"pearson": score}, 0.5, False, np.arange(2))
-        outcomes.append(Outcome(SimpleNamespace(id=name), best=found, last=found))  # type: ignore[arg-type]
-    job.evaluated(1, outcomes)
-    job.evaluated(2, outcomes[:1])  # the others have left
-    assert told == [("b", 0.1), ("b", 0.1)]
+    monkeypatch.setattr(metrics, "METRICS", {**metrics.METRICS, "pearson": error})
+    scores = iter([(0.3, 0.1), (0.2, 0.4)])
+
+    def falling(model: Any, task: Any, data: Any, rows: Any) -> tuple[Evaluation, ...]:
+        found = evaluate(model, task, data, rows)
+        return tuple(replace(e, scores={"pearson": score}) for e, score in zip(found, next(scores), strict=True))
+
+    monkeypatch.setattr("manytune.training.loop.evaluate", falling)
+    result, told = run(small(tiny), tmp_path)
+    assert told.bests == [(result.records[1].run_id, 0.1)] * 2
 
 
 def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
@@ -240,7 +201,7 @@ def failing(error: Exception, *, after: int = 0) -> Callable[..., list[Outcome]]
         if len(calls) > 1:
             return train_pack(model, runs, task, data, training, told, *others)
         for each in runs[:after]:
-            told.ended(Outcome(each, state=FAILED, failure="Its own reason."))
+            told.on_run_trained(Outcome(each, state=FAILED, failure="Its own reason."))
         raise error
 
     return train
@@ -257,7 +218,7 @@ def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
     assert [record.state for record in head] == [FINISHED, FINISHED]
     assert result.failed == lora
     for record in lora:
-        assert told.ended[record.run_id] == ("failed", record.failure)
+        assert told.records[record.run_id] == record
         assert (record.steps, record.best_score, record.cost.train_seconds) == (None, None, None)
         assert record.parameters.trainable
     assert len(told.packs) == 2
@@ -283,8 +244,8 @@ def test_runs_that_failed_are_tried_again_when_asked_for(
         result, _ = run(small(tiny, [LORA, HEAD]), tmp_path / "out")
         assert len(result.failed) == 2
     untouched = result.records[2:]
-    told = Told()
-    again = run_study(small(tiny, [LORA, HEAD]), tmp_path / "out", device="cpu", progress=told, retry_failed=True)
+    told = CallbackLog()
+    again = run_study(small(tiny, [LORA, HEAD]), tmp_path / "out", device="cpu", callbacks=[told], retry_failed=True)
     assert again.failed == ()
     assert again.records[2:] == untouched
     assert [r.best_score for r in again.records] == [r.best_score for r in undisturbed.records]
@@ -316,8 +277,8 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
     study = small(tiny, training=training)
     stopping_at = [4]
 
-    class Stopping(Told):
-        def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+    class Stopping(CallbackLog):
+        def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
             if step == stopping_at[0] + 1:
                 raise KeyboardInterrupt
 
@@ -325,7 +286,7 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
         monkeypatch.setattr("manytune.executors.job.kernel_path", lambda device: kernels)
         told = Stopping()
         with suppress(KeyboardInterrupt):
-            run_study(study, tmp_path / "out", device="cpu", progress=told)
+            run_study(study, tmp_path / "out", device="cpu", callbacks=[told])
         return told
 
     start("compiled")
@@ -338,6 +299,33 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
     undisturbed, _ = run(study, tmp_path / "undisturbed")
     records = Store.open(tmp_path / "out").finished_runs().values()
     assert [r.best_score for r in records] == [r.best_score for r in undisturbed.records]
+
+
+def test_a_run_whose_batches_would_change_on_its_way_starts_anew(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more training rows the same step lies elsewhere in another pass."""
+    own = {"name": "own", "train": "own.csv", "dev": "dev.csv", "text": ["text"], "label": "y", "type": "regression"}
+    training = {"max_steps": 6, "eval_every": 2, "precision": "fp32"}
+    study = small(tiny, tasks=[own], training=training)
+    monkeypatch.chdir(tmp_path)
+    lines = [f"text number {index},{index * 37 % 11}" for index in range(80)]
+    (tmp_path / "dev.csv").write_text("\n".join(["text,y", *lines[60:]]))
+
+    class Stopping(CallbackLog):
+        def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+            if step == 5 and not self.packs[1:]:
+                raise KeyboardInterrupt
+
+    told = Stopping()
+    for rows in (40, 60):
+        (tmp_path / "own.csv").write_text("\n".join(["text,y", *lines[:rows]]))
+        with suppress(KeyboardInterrupt):
+            result = run_study(study, tmp_path / "out", device="cpu", callbacks=[told], accept_changes=True)
+    assert any("was begun with batch: 1, and here it is 0. A run never changes" in said for said in told.messages)
+    assert [record.steps for record in result.records] == [6, 6]
+    undisturbed = run_study(study, tmp_path / "undisturbed", device="cpu", callbacks=[CallbackLog()])
+    assert [r.best_score for r in result.records] == [r.best_score for r in undisturbed.records]
 
 
 # Memory
@@ -456,8 +444,8 @@ def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: 
     changed = small(tiny, [LORA, HEAD], seeds=[1, 2])
     with pytest.raises(StoreError, match=r"seeds: \[0, 1\] there, \[1, 2\] here(.|\n)*--accept-changes"):
         run(changed, tmp_path)
-    told = Told()
-    result = run_study(changed, tmp_path, device="cpu", progress=told, accept_changes=True)
+    told = CallbackLog()
+    result = run_study(changed, tmp_path, device="cpu", callbacks=[told], accept_changes=True)
     by_id = {record.run_id: record for record in result.records}
     assert by_id[first.records[1].run_id] == first.records[1]
     assert by_id.keys() == {run.id for run in plan_runs(changed)}
@@ -477,8 +465,8 @@ def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(ti
     first, _ = run(whole, tmp_path)
     assert len(first.records) == 8
     less = small(tiny, [LORA], training=ONE_STEP)
-    told = Told()
-    result = run_study(less, tmp_path, device="cpu", progress=told, accept_changes=True)
+    told = CallbackLog()
+    result = run_study(less, tmp_path, device="cpu", callbacks=[told], accept_changes=True)
     wanted = {run.id for run in plan_runs(less)}
     assert {record.run_id for record in result.records} == wanted
     assert [table.task for table in result.tables] == [TASK]
@@ -492,7 +480,7 @@ def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(ti
     again, told = run(less, tmp_path)
     assert (again.records, told.messages) == (result.records, ["2 of 2 runs have ended before."])
     # Nothing was lost: accepted the other way, they count again, and none is trained anew.
-    back = run_study(whole, tmp_path, device="cpu", progress=(told := Told()), accept_changes=True)
+    back = run_study(whole, tmp_path, device="cpu", callbacks=[told := CallbackLog()], accept_changes=True)
     assert (back.records, told.packs) == (first.records, [])
 
 
@@ -509,17 +497,17 @@ def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: 
     out = tmp_path / "out"
     three, two = ("x", "y", "z"), ("x", "y")
     first, _ = run(study(three, LORA), out)
-    files = {name: (out / name).read_bytes() for name in ("ground.json", "tasks/own/learned.json", "plan.json")}
+    files = {name: (out / name).read_bytes() for name in ("provenance.json", "tasks/own/learned.json", "plan.json")}
     texts = Store.open(out).task_artifacts("own").examples()
-    run_study(study(two, HEAD), out, device="cpu", progress=Told(), accept_changes=True)
+    run_study(study(two, HEAD), out, device="cpu", callbacks=[CallbackLog()], accept_changes=True)
     dev = Store.open(out).task_artifacts("own").examples()
     assert dev is not None
     assert {text for (text,) in dev.texts} <= {f"item x {place}" for place in range(40)}
     assert set(dev.labels) <= {0, 1}, "rows of the runs that the study has now"
     with pytest.raises(StoreError, match="Task own: its data has other classes"):
-        run_study(study(two, HEAD, LORA), out, device="cpu", progress=Told(), accept_changes=True)
+        run_study(study(two, HEAD, LORA), out, device="cpu", callbacks=[CallbackLog()], accept_changes=True)
     assert Store.open(out).study() == study(two, HEAD), "nothing was written"
-    back = run_study(study(three, LORA), out, device="cpu", progress=(told := Told()), accept_changes=True)
+    back = run_study(study(three, LORA), out, device="cpu", callbacks=[told := CallbackLog()], accept_changes=True)
     assert (back.records, told.packs) == (first.records, [])
     assert {name: (out / name).read_bytes() for name in files} == files
     assert Store.open(out).task_artifacts("own").examples() == texts
@@ -560,7 +548,7 @@ def test_who_is_refused_has_written_nothing(tiny: Path, tmp_path: Path, monkeypa
 
         monkeypatch.setattr(Lock, "look", look_too_early)
         with pytest.raises(StoreError, match="is in use"):
-            run_study(mine, tmp_path, device="cpu", progress=Told(), accept_changes=True)
+            run_study(mine, tmp_path, device="cpu", callbacks=[CallbackLog()], accept_changes=True)
         assert Store.open(tmp_path).study() == theirs
         assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "study.yaml"]
 
@@ -592,25 +580,45 @@ def test_who_has_lost_the_lock_writes_no_record(tiny: Path, tmp_path: Path, monk
 def test_other_versions_or_data_are_refused_or_accepted(tiny: Path, tmp_path: Path, kind: str, name: str) -> None:
     first, _ = run(small(tiny), tmp_path)
     Store.open(tmp_path).reset_run(first.records[0].run_id)
-    ground = json.loads((tmp_path / "ground.json").read_text())
-    here = ground[kind][name]
-    ground[kind][name] = "another"
-    (tmp_path / "ground.json").write_text(json.dumps(ground))
+    there = json.loads((tmp_path / "provenance.json").read_text())
+    here = there[kind][name]
+    there[kind][name] = "another"
+    (tmp_path / "provenance.json").write_text(json.dumps(there))
     with pytest.raises(
         StoreError, match=rf'{kind}.{name}: "another" there, "{re.escape(here)}" here(.|\n)*--accept-changes'
     ):
         run(small(tiny), tmp_path)
-    told = Told()
-    run_study(small(tiny), tmp_path, device="cpu", progress=told, accept_changes=True)
+    told = CallbackLog()
+    run_study(small(tiny), tmp_path, device="cpu", callbacks=[told], accept_changes=True)
     assert any(text.startswith("Accepted changes:") for text in told.messages)
-    assert json.loads((tmp_path / "ground.json").read_text())[kind][name] == here
+    assert json.loads((tmp_path / "provenance.json").read_text())[kind][name] == here
 
 
-def test_ground_that_is_damaged_is_told(tiny: Path, tmp_path: Path) -> None:
+def test_a_directory_of_an_earlier_version_is_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    """It has ground.json, and in its plan "place"; what they say counts until the first start writes the new ones."""
     first, _ = run(small(tiny), tmp_path)
     Store.open(tmp_path).reset_run(first.records[0].run_id)
-    (tmp_path / "ground.json").write_text("{")
-    with pytest.raises(StoreError, match=r"ground\.json is damaged"):
+    there = json.loads((tmp_path / "provenance.json").read_text())
+    there["data"][TASK] = "another"
+    (tmp_path / "ground.json").write_text(json.dumps(there))
+    (tmp_path / "provenance.json").unlink()
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["place"] = plan.pop("executor")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert Store.open(tmp_path).read_executor() == plan["place"]
+    with pytest.raises(StoreError, match=f'data.{TASK}: "another" there'):
+        run(small(tiny), tmp_path)
+    run_study(small(tiny), tmp_path, device="cpu", callbacks=[], accept_changes=True)
+    assert json.loads((tmp_path / "provenance.json").read_text())["data"][TASK] != "another"
+    plan["executor"] = plan.pop("place")
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan
+
+
+def test_provenance_that_is_damaged_is_reported(tiny: Path, tmp_path: Path) -> None:
+    first, _ = run(small(tiny), tmp_path)
+    Store.open(tmp_path).reset_run(first.records[0].run_id)
+    (tmp_path / "provenance.json").write_text("{")
+    with pytest.raises(StoreError, match=r"provenance\.json is damaged"):
         run(small(tiny), tmp_path)
 
 
@@ -632,7 +640,7 @@ def test_a_plan_that_was_stored_is_obeyed(tiny: Path, tmp_path: Path) -> None:
     apart = plan_packs(plan_runs(study), 1)
     Store.create_or_open(tmp_path, study).write_plan(apart)
     result, told = run(study, tmp_path)
-    assert told.packs == [pack.id for pack in apart]
+    assert told.started == [pack.id for pack in apart]
     assert [record.cost.pack_size for record in result.records] == [1, 1]
 
 
@@ -642,7 +650,7 @@ def test_a_note_on_the_data_is_said_once_and_kept_in_every_record(tiny: Path, tm
     notes = [text for text in told.messages if "were cut at 12 tokens" in text]
     assert len(notes) == 2
     assert [record.notes for record in result.records] == [notes, notes]
-    assert set(told.ended.values()) == {("finished", None)}
+    assert set(told.ended.values()) == {"finished"}
 
 
 def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

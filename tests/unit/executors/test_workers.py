@@ -1,4 +1,4 @@
-"""Worker processes: where they sit, and what becomes of a pack whose process dies."""
+"""Worker processes: their threads and cores, and what becomes of a pack whose process dies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,22 @@ import psutil
 import pytest
 import torch
 
+from callback_log import CallbackLog
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
-from manytune.data.tasks import Task
 from manytune.executors import Inline, Workers
-from manytune.executors.base import PackEnd
 from manytune.executors.inline import train_apart
-from manytune.executors.messages import Sender, encoded, end_in, end_message, pass_on
+from manytune.executors.messages import CallSender, encoded, replay
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import HistoryRow, RunState
 from manytune.study import StudyResult, run_study
+from manytune.training.callbacks import Callback, ForwardingCallback, PackEnd
 from manytune.training.workload import prepare
 from manytune.utils import hardware
 from manytune.utils.errors import StudyError
 from manytune.utils.signals import StopRequest
+from record_factory import make_record
 from study_files import results_in, small_study, write_small_study
 from tiny import make_tiny
 
@@ -46,38 +47,21 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [each for each in psutil.Process(pid).children() if "manytune.executors.worker_process" in each.cmdline()]
 
 
-class Watcher:
-    """A progress that does something to the worker processes when a pack has been evaluated."""
+class Watcher(CallbackLog):
+    """Does something to the worker processes when a pack has been evaluated."""
 
-    def __init__(self, act: Callable[[str, int], None]) -> None:
+    def __init__(self, act: Callable[[str, int], None] = lambda pack_id, step: None) -> None:
+        super().__init__()
         self.act = act
-        self.messages: list[str] = []
-        self.ended: dict[str, tuple[str, str | None]] = {}
 
-    def pack_started(self, pack_id: str, task: Task, runs: Sequence[str], total_steps: int) -> None: ...
-
-    def step(self, pack_id: str, step: int, losses: Sequence[float]) -> None: ...
-
-    def evaluated(self, pack_id: str, step: int, best: tuple[str, float]) -> None:
+    def on_evaluate(self, pack_id: str, step: int, *values: Any) -> None:
+        super().on_evaluate(pack_id, step, *values)
         self.act(pack_id, step)
 
-    def run_ended(self, pack_id: str, run_id: str, state: str, note: str | None = None) -> None:
-        self.ended[run_id] = (state, note)
 
-    def pack_finished(self, pack_id: str, seconds: float | None) -> None: ...
-
-    def message(self, text: str, level: str = "info") -> None:
-        self.messages.append(text)
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def run(study: Study, out: Path, act: Callable[[str, int], None], place: Workers) -> tuple[StudyResult, Watcher]:
+def run(study: Study, out: Path, act: Callable[[str, int], None], workers: Workers) -> tuple[StudyResult, Watcher]:
     told = Watcher(act)
-    return run_study(study, out, executor=place, progress=told), told
+    return run_study(study, out, executor=workers, callbacks=[told]), told
 
 
 def kill_workers() -> None:
@@ -87,21 +71,21 @@ def kill_workers() -> None:
 
 def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
     study = small_study(model)
-    run_study(study, tmp_path / "undisturbed", executor=Inline("cpu"), progress=Watcher(lambda *_: None))
+    run_study(study, tmp_path / "undisturbed", executor=Inline("cpu"), callbacks=[])
     killed: list[int] = []
-    seats: list[tuple[list[int], str | None]] = []
+    setups: list[tuple[list[int], str | None]] = []
 
     def kill_once(pack_id: str, step: int) -> None:
         if step == 4 and not killed:
             (worker,) = workers_of(os.getpid())
-            seats.append((worker.cpu_affinity(), worker.environ().get("OMP_NUM_THREADS")))
+            setups.append((worker.cpu_affinity(), worker.environ().get("OMP_NUM_THREADS")))
             killed.append(worker.pid)
             kill_workers()
 
     result, told = run(study, tmp_path / "out", kill_once, Workers(1, threads=1))
     assert result.failed == ()
     assert len(killed) == 1
-    assert seats == [([sorted(os.sched_getaffinity(0))[0]], "1")]
+    assert setups == [([sorted(os.sched_getaffinity(0))[0]], "1")]
     assert any(text.endswith("its process was killed by SIGKILL. It goes on elsewhere.") for text in told.messages)
     assert any(re.search(r"goes on from step [24]\.", text) for text in told.messages)
     assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
@@ -123,7 +107,7 @@ def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path,
     full, lora = result.records
     assert (full.state, lora.state) == (RunState.FAILED, RunState.FINISHED)
     assert full.failure == ("What trained it died 3 times, the last time because its process was killed by SIGKILL.")
-    assert told.ended[full.run_id] == ("failed", full.failure)
+    assert told.records[full.run_id] == full
     assert full.parameters.trainable
 
 
@@ -158,10 +142,10 @@ def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path
 
 
 def test_one_worker_a_device_and_a_share_of_the_cores_each() -> None:
-    capacity, site = Workers(devices=("cpu", "cpu", "cpu")).site("fp32", 32)
-    assert (capacity, site.device) == (3, "cpu")
-    whole = Inline("cpu").site("fp32", 32)[1]
-    assert site.free_bytes == pytest.approx(whole.free_bytes / 3, rel=0.2)
+    capacity, profile = Workers(devices=("cpu", "cpu", "cpu")).profile("fp32", 32)
+    assert (capacity, profile.device) == (3, "cpu")
+    whole = Inline("cpu").profile("fp32", 32)[1]
+    assert profile.free_bytes == pytest.approx(whole.free_bytes / 3, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -182,54 +166,73 @@ def test_a_device_that_is_not_there_is_refused_before_anything_starts(model: Pat
             small_study(model),
             tmp_path / "out",
             executor=Workers(devices=("cuda:7",)),
-            progress=Watcher(lambda *_: None),
+            callbacks=[],
         )
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_sent_is_what_is_told() -> None:
+def test_what_is_sent_is_what_is_called() -> None:
+    """Every call of the protocol, through JSON and back; of steps, four a second at most."""
     sent: list[dict[str, Any]] = []
     now = [0.0]
-    sender = Sender(lambda message: sent.append(message), clock=lambda: now[0])
+    sender = CallSender(lambda message: sent.append(json.loads(encoded(message))), clock=lambda: now[0])
     row = HistoryRow(step=3, train_loss=0.1 + 0.2, metrics={"pearson": None}, eval_loss=float("nan"))
-    sender.pack_started("p", ["a", "b"], 10)
+    record = make_record()
+    sender.on_train_begin("p", "stsb", "pearson", ["a", "b"], total_steps=10, first_step=2)
     for step, seconds in ((1, 0.0), (2, 0.1), (3, 0.3)):
         now[0] = seconds
-        sender.step("p", step, [0.5, float("inf")])
-    sender.evaluated("p", 3, {"a": row}, ("a", 1 / 3))
-    sender.message("well", "warning")
-    told: list[Any] = []
+        sender.on_step_end("p", step, [0.5, float("inf")])
+    sender.on_evaluate("p", 3, {"a": row}, ("a", 1 / 3))
+    sender.on_evaluate("p", 3, {"a": row}, None)
+    sender.on_checkpoint("p", 3)
+    sender.on_run_end("p", record)
+    sender.on_message("well", "warning")
+    calls: list[tuple[str, Mapping[str, Any]]] = []
 
-    class Reports:
-        def __getattr__(self, name: str) -> Any:
-            return lambda **values: told.append((name, values))
+    class Log(ForwardingCallback):
+        def forward(self, hook: str, arguments: Mapping[str, Any]) -> None:
+            calls.append((hook, arguments))
 
-    for message in sent:
-        pass_on(json.loads(encoded(message)), Reports())  # type: ignore[arg-type]
-    assert told == [
-        ("pack_started", {"pack_id": "p", "runs": ["a", "b"], "total_steps": 10}),
-        ("step", {"pack_id": "p", "step": 1, "losses": [0.5, float("inf")]}),
-        ("step", {"pack_id": "p", "step": 3, "losses": [0.5, float("inf")]}),
-        ("evaluated", {"pack_id": "p", "step": 3, "rows": {"a": row}, "best": ("a", 1 / 3)}),
-        ("message", {"text": "well", "level": "warning"}),
+    assert [replay(message, Log()) for message in sent] == [None] * len(sent)
+    assert repr(calls.pop(3)[1]["rows"]) == repr({"a": row})  # of its nan, no equality can be asked
+    assert calls == [
+        (
+            "on_train_begin",
+            {
+                "pack_id": "p",
+                "task": "stsb",
+                "metric": "pearson",
+                "runs": ["a", "b"],
+                "total_steps": 10,
+                "first_step": 2,
+            },
+        ),
+        ("on_step_end", {"pack_id": "p", "step": 1, "losses": [0.5, float("inf")]}),
+        ("on_step_end", {"pack_id": "p", "step": 3, "losses": [0.5, float("inf")]}),
+        ("on_evaluate", {"pack_id": "p", "step": 3, "rows": {"a": row}, "best": None}),
+        ("on_checkpoint", {"pack_id": "p", "step": 3}),
+        ("on_run_end", {"pack_id": "p", "record": record}),
+        ("on_message", {"text": "well", "level": "warning"}),
     ]
     end = PackEnd("p", "broken", reason="r", traceback="t", out_of_memory=True)
-    assert end_in(json.loads(encoded(end_message(end)))) == end
+    sender.on_pack_end(end)
+    calls.clear()
+    assert (replay(sent[-1], Log()), calls) == (end, [])
 
 
 def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker process does with a pack, in this process."""
     study = small_study(model)
-    store = Store.create_or_open(tmp_path, study)
+    Store.create_or_open(tmp_path, study)
     works = {"builtin-similarity": prepare(study, "builtin-similarity")}
-    inputs = PackInputs(study, tmp_path, works, Backbones().of)
+    inputs = PackInputs(tmp_path, works, Backbones(study.model))
     (pack,) = plan_packs(plan_runs(study), 8)
 
     def broken(*_: object) -> None:
         raise MemoryError("no more")
 
     monkeypatch.setattr("manytune.executors.job.train_pack", broken)
-    end = train_apart(store, inputs, pack, [], torch.device("cpu"), Sender(lambda message: None), StopRequest())
+    end = train_apart(inputs, pack, [], torch.device("cpu"), Callback(), StopRequest())
     assert (end.how, end.out_of_memory) == ("broken", True)
     assert (end.reason or "").startswith("MemoryError: no more")
     assert "in broken" in (end.traceback or "")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from manytune.packing.kernels import Kernels
-from manytune.packing.kernels.compiled import Compiled, compiled_library
-from manytune.packing.kernels.reference import Plain
+from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels.reference import ReferenceKernels
 
 
 @pytest.fixture(scope="session")
-def compiled() -> Compiled:
+def compiled() -> CompiledKernels:
     library = compiled_library()
     if library is None:
         pytest.skip("no C++ compiler on this machine: the compiled kernels cannot be made")
-    return Compiled(library)
+    return CompiledKernels(library)
 
 
 @pytest.fixture(params=["plain", "compiled"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return Plain() if request.param == "plain" else request.getfixturevalue("compiled")
+    return ReferenceKernels() if request.param == "plain" else request.getfixturevalue("compiled")

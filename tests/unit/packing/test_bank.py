@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.bank import Bank, BankTensor, join_dumps, run_of_dump
 from manytune.packing.dropout import generator
 
 # The tensors that the groups of a bank hold: name → (shape of one run's, transposed, trains).
@@ -106,6 +106,63 @@ def test_a_smaller_bank_keeps_each_runs_tensors_and_moments(bank: Bank, data: st
         assert len(tensor.value) == len(tensor.group) > 0
     assert sum(len(group) for group in bank.groups[:-1]) == len(kept)
     assert not bank.of(len(kept))
+
+
+def dumped(bank: Bank, run: int) -> dict[str, dict[str, torch.Tensor]]:
+    return run_of_dump(bank.dump(), run)
+
+
+@given(st.permutations([(1, 0), (2, 1), (1, 1)]), st.data())
+def test_a_run_is_restored_in_another_bank_without_touching_its_neighbours(
+    sizes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    old, new = make_bank([(1, 0), (2, 1), (1, 1)]), make_bank(sizes)
+    for tensor in (*old.tensors, *new.tensors):
+        tensor.moments = {"exp_avg": tensor.value.detach() * 2}
+    for tensor in new.tensors:
+        if tensor.holds(0):
+            tensor.set(0, tensor.get(0) * 5)
+    old_run = data.draw(st.integers(0, 3))
+    kinds = {frozenset(new.state(run)): run for run in range(4)}
+    new_run = kinds[frozenset(old.state(old_run))]
+    before = [dumped(new, run) for run in range(4)]
+    before = [{name: {k: v.clone() for k, v in parts.items()} for name, parts in each.items()} for each in before]
+    new.restore(new_run, dumped(old, old_run))
+    for run, expected in enumerate(before):
+        expected = dumped(old, old_run) if run == new_run else expected
+        found = dumped(new, run)
+        assert found.keys() == expected.keys()
+        for name, parts in found.items():
+            assert parts.keys() == expected[name].keys() == {"value", "exp_avg"}
+            assert all(torch.equal(parts[part], expected[name][part]) for part in parts)
+
+
+def test_a_dump_is_oriented_as_the_unpacked_model_and_can_be_joined_anew() -> None:
+    bank = make_bank([(2, 0), (1, 1)])
+    for tensor in bank.tensors:
+        tensor.moments = {"exp_avg": tensor.value.detach() * 2}
+    for run in range(3):
+        for name, parts in dumped(bank, run).items():
+            assert torch.equal(parts["value"], bank.state(run)[name])
+            assert torch.equal(parts["exp_avg"], bank.state(run)[name] * 2)
+    joined = join_dumps([dumped(bank, 2), dumped(bank, 0)])
+    for position, run in enumerate((2, 0)):
+        again, expected = run_of_dump(joined, position), dumped(bank, run)
+        assert again.keys() == expected.keys()
+        assert all(torch.equal(again[name]["value"], expected[name]["value"]) for name in again)
+
+
+def test_a_part_that_does_not_fit_is_refused() -> None:
+    bank = make_bank([(2, 0)])
+    for tensor in bank.tensors:
+        tensor.moments = {"exp_avg": tensor.value.detach() * 2}
+    found = dumped(bank, 1)
+    with pytest.raises(ValueError, match=r"lora_A\.weight has the shape \(2, 4\), not \(1, 4\)"):
+        bank.restore(1, {**found, "lora_A.weight": {**found["lora_A.weight"], "exp_avg": torch.zeros(1, 4)}})
+    with pytest.raises(ValueError, match=r"lora_A\.weight has no value"):
+        bank.restore(1, {**found, "lora_A.weight": {}})
+    with pytest.raises(KeyError, match=r"'lora_A\.weight'"):
+        bank.restore(1, {name: parts for name, parts in found.items() if name != "lora_A.weight"})
 
 
 @pytest.mark.parametrize("change", ["missing", "besides"])

@@ -23,7 +23,7 @@ from manytune.packing.dropout import (
     keep_mask,
     site_key,
 )
-from manytune.packing.kernels.reference import Plain
+from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.layout import Layout, build_layout
 
 SEQUENCES, LENGTH, CHANNELS = 32, 16, 64
@@ -262,7 +262,7 @@ def test_a_site_key_is_of_32_bits_and_differs_by_path_and_call() -> None:
 
 
 def test_a_context_counts_the_calls_of_each_site_in_each_forward_pass() -> None:
-    context = Context(torch.float32, Plain())
+    context = Context(torch.float32, ReferenceKernels())
     for _ in range(2):
         context.begin(layout_of(), None)
         drawn = [context.site(path) for path in ("a", "b", "a", "a")]

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manytune.methods.task_head import trained_head
+from manytune.methods.bitfit import BitFit
 from manytune.models.spec import HeadLayer, HeadSpec
 from manytune.packing.bank import Bank
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, site_key
 from manytune.packing.heads import PackedHead, initial_head, reach
-from manytune.packing.kernels.reference import Plain
+from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.layout import build_layout
 from tiny import random_rows
 
@@ -41,12 +41,12 @@ class Pack:
     def __init__(self, spec: HeadSpec, seeds: Sequence[int], modes: Sequence[Mode], *, train: bool = False) -> None:
         self.spec, self.seeds = spec, seeds
         self.bank = Bank()
-        trained = [trained_head(mode, spec) for mode in modes]
+        trained = [BitFit(learning_rate=1.0, head=mode).trained_head(spec) for mode in modes]
         self.head = PackedHead(spec, seeds, trained, self.bank, torch.device("cpu"))
         # Each run's rows derive from its seed, so that a run sees the same alone and in a pack.
         rows = [np.random.default_rng(seed).integers(0, 20, PER_RUN) for seed in seeds]
         layout = build_layout(random_rows(20, longest=4), rows)
-        self.context = Context(torch.float32, Plain())
+        self.context = Context(torch.float32, ReferenceKernels())
         self.context.begin(layout, Keys.build(layout, seeds, 1) if train else None)
         self.context.rows = "sequences"
         self.features = torch.cat(

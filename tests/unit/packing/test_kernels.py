@@ -20,14 +20,14 @@ from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, build, choose_kernels
-from manytune.packing.kernels.compiled import Compiled, compiled_library
-from manytune.packing.kernels.reference import Plain
+from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.kernels.reference import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
 from manytune.utils.caches import user_cache
 from tiny import random_rows
 
-PLAIN = Plain()
+PLAIN = ReferenceKernels()
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 """Two bf16 roundings of one number may fall on either side; the sums before them are fp32."""
@@ -75,7 +75,9 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 3).map(lambda n: 16 * n) | 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes, p=st.sampled_from([0.0, 0.1, 0.5]), shared=st.booleans())
-def test_residual_norm(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], p: float, shared: bool) -> None:
+def test_residual_norm(
+    compiled: CompiledKernels, dtype: torch.dtype, shape: tuple[int, int], p: float, shared: bool
+) -> None:
     case = Rows(*shape, dtype, p)
     y, residual = case.rows(), case.rows(torch.float32)
     bias, shift = case.by_run(shared=shared), case.by_run(shared=shared)
@@ -129,7 +131,7 @@ def test_residual_norm_and_its_gradient_are_those_of_torch() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes, shared=st.booleans())
-def test_gelu(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], shared: bool) -> None:
+def test_gelu(compiled: CompiledKernels, dtype: torch.dtype, shape: tuple[int, int], shared: bool) -> None:
     case = Rows(*shape, dtype, 0.0)
     x, bias, grad = 3 * case.rows(), case.by_run(shared=shared), case.rows()
     assert_close(compiled.gelu(x, bias, case.segments), PLAIN.gelu(x, bias, case.segments), dtype)
@@ -160,7 +162,9 @@ def test_gelu_far_out(kernels: Kernels, far: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes, p=st.sampled_from([0.0, 0.3]))
-def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], p: float) -> None:
+def test_padding_and_its_adjoint(
+    compiled: CompiledKernels, dtype: torch.dtype, shape: tuple[int, int], p: float
+) -> None:
     case = Rows(*shape, dtype, p)
     tokens = case.layout.tokens
     segments = Segments(case.layout.token_bounds, torch.device("cpu"))
@@ -185,7 +189,9 @@ def test_padding_and_its_adjoint(compiled: Compiled, dtype: torch.dtype, shape: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=30)
 @given(shape=shapes, rank=st.integers(1, 18), p=st.sampled_from([0.0, 0.3]), below=st.booleans())
-def test_lora(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], rank: int, p: float, below: bool) -> None:
+def test_lora(
+    compiled: CompiledKernels, dtype: torch.dtype, shape: tuple[int, int], rank: int, p: float, below: bool
+) -> None:
     """Of activations in bf16 the compiled products are those in fp32, up to rank 16."""
     runs, width = shape
     case = Rows(runs, width, dtype, p)
@@ -211,7 +217,7 @@ def test_lora(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int], ra
         torch.testing.assert_close(ours.float() / size, wanted / size, rtol=0, atol=2e-6 if exact else 2e-2)
 
 
-def test_lora_of_a_run_does_not_depend_on_its_neighbours(compiled: Compiled) -> None:
+def test_lora_of_a_run_does_not_depend_on_its_neighbours(compiled: CompiledKernels) -> None:
     """Not in a bit, and whatever a neighbour holds."""
     bounds, width, rank = (0, 70, 75, 180), 24, 4
     draw = generator("lora neighbours")
@@ -240,7 +246,7 @@ def test_lora_of_a_run_does_not_depend_on_its_neighbours(compiled: Compiled) -> 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(deadline=None, max_examples=25)
 @given(shape=shapes)
-def test_segment_sums(compiled: Compiled, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+def test_segment_sums(compiled: CompiledKernels, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     case = Rows(*shape, dtype, 0.0)
     rows = case.rows()
     index, tokens = case.segments.runs[: case.layout.tokens], case.layout.tokens
@@ -260,7 +266,7 @@ def test_segment_sums_add_low_precision_in_fp32(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_dropout_in_place(compiled: Compiled, dtype: torch.dtype) -> None:
+def test_dropout_in_place(compiled: CompiledKernels, dtype: torch.dtype) -> None:
     case = Rows(2, 37, dtype, 0.3)
     assert case.drop is not None
     x = case.rows()
@@ -312,7 +318,14 @@ class Heads:
     ("runs", "heads", "width", "longest"), [(1, 1, 16, 9), (3, 2, 8, 21), (2, 3, 20, 40), (2, 2, 64, 150)]
 )
 def test_attention(
-    compiled: Compiled, runs: int, heads: int, width: int, longest: int, p: float, dtype: torch.dtype, first_only: bool
+    compiled: CompiledKernels,
+    runs: int,
+    heads: int,
+    width: int,
+    longest: int,
+    p: float,
+    dtype: torch.dtype,
+    first_only: bool,
 ) -> None:
     case = Heads(runs, heads, width, dtype, p, first_only=first_only, longest=longest)
     for ours, plain in zip(case.run(compiled), case.run(PLAIN), strict=True):
@@ -359,7 +372,7 @@ def test_attention_to_far_scores_is_finite(kernels: Kernels) -> None:
         assert part.isfinite().all()
 
 
-def test_results_do_not_depend_on_the_number_of_threads(compiled: Compiled) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(compiled: CompiledKernels) -> None:
     threads = torch.get_num_threads()
     found = []
     try:
@@ -411,7 +424,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert choose_in_a_new_process(XDG_CACHE_HOME=str(tmp_path / "file")) == "plain"
 
 
-def test_the_library_is_compiled_once(compiled: Compiled, tmp_path: Path) -> None:
+def test_the_library_is_compiled_once(compiled: CompiledKernels, tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     assert choose_in_a_new_process(**environment) == "compiled"
     (library,) = (tmp_path / "manytune").iterdir()
@@ -516,7 +529,7 @@ def test_a_library_that_is_not_as_it_was_compiled_is_compiled_anew(
 
 
 def test_a_library_that_lacks_a_function_is_compiled_anew(cache: Cache) -> None:
-    cache.add(cache.library.read_bytes().replace(b"adamw_pointer", b"adamx_pointer"))
+    cache.add(cache.library.read_bytes().replace(b"adamw_f32", b"adamx_f32"))
     assert cache.compute() == "compiled 24"
     assert list(cache.folder.iterdir()) == [cache.library]
 

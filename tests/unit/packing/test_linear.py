@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
-from manytune.packing.kernels.reference import Plain
+from manytune.packing.hooks import LowRankUpdate
+from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.layout import build_layout
-from manytune.packing.linear import LoraSite, PackedLayerNorm, PackedLinear, run_rows
+from manytune.packing.linear import PackedLayerNorm, PackedLinear, run_rows
 from tiny import random_rows
 
 IN, OUT = 6, 5
@@ -27,6 +28,7 @@ PATH = "encoder.query"
 # Runs 0 and 5 train nothing here; 1 and 2 are of one rank, 3 of another, and 2 to 4 have biases of their own.
 LORA = ((1, 3, 2, (0.5, 4.0), 0.3), (3, 4, 4, (2.0,), 0.0))  # first, last, rank, scales, dropout
 BIASES = ((2, 3), (3, 5))
+SCALES = ((0, 2), (4, 6))
 
 
 def start(dtype: torch.dtype, *, train: bool, even: bool = False) -> Context:
@@ -36,7 +38,7 @@ def start(dtype: torch.dtype, *, train: bool, even: bool = False) -> Context:
     layout = build_layout(data, [rows[0]] * RUNS if even else rows)
     counts = np.diff(layout.token_bounds)
     assert (len(set(counts)) == 1) is even
-    context = Context(dtype, Plain())
+    context = Context(dtype, ReferenceKernels())
     context.begin(layout, Keys.build(layout, SEEDS, 2) if train else None)
     return context
 
@@ -44,7 +46,9 @@ def start(dtype: torch.dtype, *, train: bool, even: bool = False) -> Context:
 class Case:
     """A packed layer with LoRA groups and bias banks, and its parameters."""
 
-    def __init__(self, context: Context, *, bias: bool = True, lora: bool = True, biases: bool = True) -> None:
+    def __init__(
+        self, context: Context, *, bias: bool = True, lora: bool = True, biases: bool = True, scales: bool = False
+    ) -> None:
         draw = generator("linear")
         dtype = context.dtype
 
@@ -58,14 +62,19 @@ class Case:
         self.context = context
         self.layer = PackedLinear(linear, PATH, context, dtype)
         bank = Bank()
-        for first, last, rank, scales, dropout in LORA if lora else ():
+        for first, last, rank, factors, dropout in LORA if lora else ():
             group = bank.group(first, last)
             a = bank.add(BankTensor("a", "adapter", group, fresh(last - first, IN, rank)))
             b = bank.add(BankTensor("b", "adapter", group, fresh(last - first, rank, OUT)))
-            self.layer.lora.append(LoraSite(a, b, torch.tensor(scales, dtype=dtype), dropout))
+            self.layer.hooks.low_rank.append(LowRankUpdate(a, b, torch.tensor(factors, dtype=dtype), dropout))
         for first, last in BIASES if biases else ():
             value = fresh(last - first, OUT)
-            self.layer.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
+            self.layer.hooks.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
+        for first, last in SCALES if scales else ():
+            group = bank.group(first, last)
+            for entries, width in ((self.layer.hooks.input_scales, IN), (self.layer.hooks.output_scales, OUT)):
+                entries.append(bank.add(BankTensor("scale", "adapter", group, fresh(last - first, width))))
+        self.tensors = bank.tensors
         self.parameters = [tensor.value for tensor in bank.tensors]
         assert context.layout is not None
         self.x = torch.randn(context.layout.tokens, IN, generator=draw, dtype=dtype, requires_grad=True)
@@ -83,23 +92,27 @@ class Case:
         parts = []
         for run, (first, last) in enumerate(self.spans()):
             rows = x[first:last]
+            for scale in self.layer.hooks.input_scales:
+                rows = rows * scale.own(run) if scale.holds(run) else rows
             y = rows @ self.layer.weight.T
-            own = [bias for bias in self.layer.biases if bias.holds(run)]
+            own = [bias for bias in self.layer.hooks.biases if bias.holds(run)]
             if own:
                 y = y + own[0].value[run - own[0].group.first]
             elif self.layer.bias is not None:
                 y = y + self.layer.bias
-            for site in self.layer.lora:
-                if not site.a.holds(run):
+            for update in self.layer.hooks.low_rank:
+                if not update.a.holds(run):
                     continue
-                index = run - site.group.first
+                index = run - update.group.first
                 inputs = rows
-                if context.keys is not None and site.dropout > 0:
+                if context.keys is not None and update.dropout > 0:
                     keys = context.keys.tokens[first:last]
-                    mask = dropout_scale(keys, site_key(f"{PATH}.lora", 0), IN, site.dropout, x.dtype)
+                    mask = dropout_scale(keys, site_key(f"{PATH}.lora", 0), IN, update.dropout, x.dtype)
                     assert 0 < int((mask == 0).sum()) < mask.numel()
                     inputs = rows * mask
-                y = y + inputs @ site.a.value[index] @ site.b.value[index] * site.scale[index]
+                y = y + inputs @ update.a.value[index] @ update.b.value[index] * update.scale[index]
+            for scale in self.layer.hooks.output_scales:
+                y = y * scale.own(run) if scale.holds(run) else y
             parts.append(y)
         return torch.cat(parts)
 
@@ -109,14 +122,15 @@ class Case:
 
 @pytest.mark.parametrize("train", [True, False], ids=["dropout", "no dropout"])
 @pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
-@pytest.mark.parametrize("has", ["both", "lora", "biases", "neither", "no frozen bias"])
+@pytest.mark.parametrize("has", ["all", "both", "lora", "biases", "scales", "neither", "no frozen bias", "new bias"])
 def test_output_and_gradients_equal_those_of_each_run_alone(has: str, even: bool, train: bool) -> None:
     context = start(torch.float64, train=train, even=even)
     case = Case(
         context,
-        bias=has != "no frozen bias",
-        lora=has not in ("biases", "neither"),
-        biases=has in ("both", "biases"),
+        bias=has not in ("no frozen bias", "new bias"),
+        lora=has not in ("biases", "scales", "neither"),
+        biases=has in ("all", "both", "biases", "new bias"),
+        scales=has in ("all", "scales"),
     )
     ours, plain = case.packed(case.x), case.plain(case.x)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
@@ -131,7 +145,7 @@ def test_output_and_gradients_equal_those_of_each_run_alone(has: str, even: bool
 
 
 def test_gradients_by_finite_differences() -> None:
-    case = Case(start(torch.float64, train=True))
+    case = Case(start(torch.float64, train=True), scales=True)
 
     def forward(x: Tensor, *_: Tensor) -> Tensor:
         return case.packed(x)
@@ -150,14 +164,14 @@ def test_inputs_without_gradient_cost_none() -> None:
 
 @pytest.mark.parametrize("poisoned", range(RUNS))
 def test_what_one_run_holds_does_not_reach_another(poisoned: int) -> None:
-    case = Case(start(torch.float32, train=True))
+    case = Case(start(torch.float32, train=True), scales=True)
     spans = list(case.spans())
     upstream = torch.ones(case.x.shape[0], OUT)
     clean = torch.autograd.grad(case.packed(case.x), [case.x, *case.parameters], upstream)
     own = slice(*spans[poisoned])
     with torch.no_grad():
         case.x[own] = float("nan")
-        for tensor in [*(t for site in case.layer.lora for t in (site.a, site.b)), *case.layer.biases]:
+        for tensor in case.tensors:
             if tensor.holds(poisoned):
                 tensor.data(poisoned).fill_(float("nan"))
     upstream[own] = float("nan")
@@ -168,8 +182,8 @@ def test_what_one_run_holds_does_not_reach_another(poisoned: int) -> None:
     assert output[own].isnan().all()
     assert output[others].isfinite().all()
     assert torch.equal(spoilt[0][others], clean[0][others])
-    groups = [site.group for site in case.layer.lora for _ in "ab"] + [bias.group for bias in case.layer.biases]
-    for group, before, after in zip(groups, clean[1:], spoilt[1:], strict=True):
+    for tensor, before, after in zip(case.tensors, clean[1:], spoilt[1:], strict=True):
+        group = tensor.group
         for run in range(group.first, group.last):
             if run != poisoned:
                 assert torch.equal(after[run - group.first], before[run - group.first])
@@ -194,31 +208,37 @@ def test_run_rows_are_frozen_where_no_bank_has_them() -> None:
     context = start(torch.float32, train=False)
     case = Case(context, lora=False)
     frozen = torch.full((OUT,), 7.0)
-    rows = run_rows(frozen, case.layer.biases, context)
+    rows = run_rows(frozen, case.layer.hooks.biases, context)
     assert rows.shape == (RUNS, OUT)
     assert (rows[[0, 1, 5]] == 7.0).all()
     assert torch.equal(rows[2:5], torch.cat(case.parameters))
 
 
-@pytest.mark.parametrize("banked", [True, False])
-def test_layer_norm_with_biases_of_each_runs_own(banked: bool) -> None:
+@pytest.mark.parametrize("has", ["neither", "biases", "gains", "both", "new biases"])
+def test_layer_norm_with_gains_and_biases_of_each_runs_own(has: str) -> None:
     context = start(torch.float64, train=True)
     draw = generator("norm")
     norm = nn.LayerNorm(IN, eps=1e-3, dtype=torch.float64).requires_grad_(False)
     norm.weight.copy_(torch.rand(IN, generator=draw))
     norm.bias.copy_(torch.rand(IN, generator=draw))
+    if has == "new biases":
+        norm.bias = None
     packed = PackedLayerNorm(norm, context)
     bank = Bank()
-    for first, last in BIASES if banked else ():
-        value = nn.Parameter(torch.rand(last - first, IN, generator=draw, dtype=torch.float64))
-        packed.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
+    for entries, spans, names in (
+        (packed.hooks.biases, BIASES, ("biases", "both", "new biases")),
+        (packed.hooks.gains, SCALES, ("gains", "both")),
+    ):
+        for first, last in spans if has in names else ():
+            value = nn.Parameter(torch.rand(last - first, IN, generator=draw, dtype=torch.float64))
+            entries.append(bank.add(BankTensor("norm", "bias", bank.group(first, last), value)))
     assert context.layout is not None
     x = torch.randn(1, context.layout.tokens, IN, generator=draw, dtype=torch.float64, requires_grad=True)
     parts = []
     for run, (first, last) in enumerate(itertools.pairwise(context.segments.bounds)):
-        own = [bias.value[run - bias.group.first] for bias in packed.biases if bias.holds(run)]
-        bias = own[0] if own else norm.bias
-        parts.append(F.layer_norm(x[:, first:last], (IN,), norm.weight, bias, norm.eps))
+        bias, *_ = *(bias.own(run) for bias in packed.hooks.biases if bias.holds(run)), norm.bias
+        gain, *_ = *(gain.own(run) for gain in packed.hooks.gains if gain.holds(run)), norm.weight
+        parts.append(F.layer_norm(x[:, first:last], (IN,), gain, bias, norm.eps))
     plain = torch.cat(parts, dim=1)
     ours = packed(x)
     assert ours.shape == x.shape

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manytune.config import make_method
-from manytune.methods import adapt
+from manytune.methods import make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
 from tiny import make_tiny, random_rows
@@ -34,7 +33,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture
 def build(backbone: Backbone) -> Callable[..., PackedModel]:
     def packed(method: str, runs: int = 1, dtype: torch.dtype = torch.float32) -> PackedModel:
-        adaptation = adapt(METHODS[method], backbone.model_spec)
+        adaptation = METHODS[method].adapt(backbone.model_spec)
         return PackedModel(backbone, [Member(seed, adaptation) for seed in range(runs)], dtype=dtype)
 
     return packed
@@ -43,7 +42,8 @@ def build(backbone: Backbone) -> Callable[..., PackedModel]:
 def storages(model: PackedModel) -> set[int]:
     """Where the parameters lie that a forward pass reads and no run owns."""
     owned = {id(tensor.value) for tensor in model.bank.tensors}
-    return {p.data_ptr() for module in model._passes.modules for p in module.parameters() if id(p) not in owned}
+    parts = (model._passes._encoder, model._passes.pooler)
+    return {p.data_ptr() for part in parts for p in part.parameters() if id(p) not in owned}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,8 +95,8 @@ def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_c
 ) -> None:
     model = build("full", dtype=torch.bfloat16)
     products = {f"bert.{path}.weight" for path in backbone.model_spec.linears}
-    lows = {t.name: t for t in model.bank.tensors if t.low is not None}
-    assert lows.keys() == {name for name in products if "pooler" not in name}
+    copies = {t.name: t for t in model.bank.tensors if t.compute_copy is not None}
+    assert copies.keys() == {name for name in products if "pooler" not in name}
     assert all(tensor.value.dtype == torch.float32 for tensor in model.bank.tensors)
     optimizer = PackedAdamW(model.bank, model.context.kernels)
     layout, labels = build_layout(ROWS, [np.arange(6)]), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -107,9 +107,9 @@ def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_c
         loss.backward()
         assert all(tensor.grad is not None for tensor in model.bank.tensors)
         optimizer.step([1e-3])
-        for tensor in lows.values():
-            assert tensor.low is not None
-            assert torch.equal(tensor.low, tensor.value.bfloat16())
+        for tensor in copies.values():
+            assert tensor.compute_copy is not None
+            assert torch.equal(tensor.compute_copy, tensor.value.bfloat16())
     assert losses[2] < losses[0]
     fresh = build("full", dtype=torch.bfloat16)
     fresh.bank.load(0, model.bank.state(0))
@@ -141,7 +141,7 @@ def spread(model: PackedModel, run: int) -> None:
 def test_runs_that_differ_in_alpha_alone_keep_their_own_scale(backbone: Backbone) -> None:
     """They share a group, also after one of them has left."""
     members = [
-        Member(5, adapt(make_method("lora", rank=2, alpha=alpha, learning_rate=1.0), backbone.model_spec))
+        Member(5, make_method("lora", rank=2, alpha=alpha, learning_rate=1.0).adapt(backbone.model_spec))
         for alpha in (1.0, 8.0, 64.0)
     ]
     together = PackedModel(backbone, members)

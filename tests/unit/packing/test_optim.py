@@ -116,7 +116,7 @@ def test_neighbours_of_one_rate_are_stepped_as_one_where_operations_are_launches
     for where in (torch.device("cpu"), gpu):
         monkeypatch.setattr(reference, "_stretches", lambda own, _, where=where: stretches(own, where))
         bank = make_bank()
-        optimizer = PackedAdamW(bank, reference.Plain(), max_grad_norm=1.0, **SETTINGS)
+        optimizer = PackedAdamW(bank, reference.ReferenceKernels(), max_grad_norm=1.0, **SETTINGS)
         for step in range(3):
             put_gradients(bank, step, range(len(rates)))
             optimizer.step(rates)
@@ -130,7 +130,7 @@ def test_large_tensors_and_a_copy_in_bf16(kernels: Kernels) -> None:
     shape, bank = (130, 257), Bank()
     value = nn.Parameter(torch.randn(*shape, generator=generator("large")))
     tensor = BankTensor("dense.weight", "backbone", bank.group(0, 1), value, stacked=False)
-    tensor.low = nn.Parameter(value.detach().bfloat16())
+    tensor.compute_copy = nn.Parameter(value.detach().bfloat16())
     bank.add(tensor)
     theirs = nn.Parameter(value.detach().clone())
     reference = torch.optim.AdamW(
@@ -139,24 +139,24 @@ def test_large_tensors_and_a_copy_in_bf16(kernels: Kernels) -> None:
     optimizer = PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
     for step in range(3):
         grad = gradients(step, 2, "large", shape).bfloat16()
-        tensor.low.grad, theirs.grad = grad.clone(), grad.float()
+        tensor.compute_copy.grad, theirs.grad = grad.clone(), grad.float()
         nn.utils.clip_grad_norm_([theirs], 1.0)
         optimizer.step([1e-2])
         reference.step()
         assert tensor.grad is None
         torch.testing.assert_close(value, theirs, rtol=3e-7, atol=3e-7)
-        assert torch.equal(tensor.low, value.bfloat16())
+        assert torch.equal(tensor.compute_copy, value.bfloat16())
 
 
 def test_gradients_of_micro_batches_add_up_in_fp32() -> None:
     value = nn.Parameter(torch.zeros(3))
     tensor = BankTensor(
-        "dense.weight", "backbone", Group(0, 1), value, stacked=False, low=nn.Parameter(value.bfloat16())
+        "dense.weight", "backbone", Group(0, 1), value, stacked=False, compute_copy=nn.Parameter(value.bfloat16())
     )
-    assert tensor.low is not None
+    assert tensor.compute_copy is not None
     for grad in (1.0, 2.0**-12, 2.0**-12):
         tensor.collect_grad()
-        tensor.low.grad = torch.full((3,), grad).bfloat16()
+        tensor.compute_copy.grad = torch.full((3,), grad).bfloat16()
     for _ in range(2):  # the last one counts before it is collected too
         assert tensor.grad is not None
         assert torch.equal(tensor.grad, torch.full((3,), 1 + 2.0**-11))

@@ -33,7 +33,7 @@ def test_keys_are_safe_and_unique_where_a_task_has_several_backbones(tmp_path: P
 
 
 def test_configurations_are_ranked_by_their_mean(cola: Analysis) -> None:
-    means = [cola.mean(row) for row in cola.ranked]
+    means = [row.mean for row in cola.ranked]
     assert means == sorted(means, reverse=True)  # type: ignore[type-var]
     assert [row.runs[0].method for row in cola.best_rows] == ["full", "lora", "bitfit"]
 
@@ -43,7 +43,7 @@ def test_the_interval_over_dev_examples_is_around_the_mean(cola: Analysis, stsb:
         assert set(analysis.intervals) == {row.label for row in analysis.rows}
         for row in analysis.rows:
             low, high = analysis.intervals[row.label]
-            mean = analysis.mean(row)
+            mean = row.mean
             assert mean is not None
             assert low < mean < high
             assert 0.005 < high - low < 0.12

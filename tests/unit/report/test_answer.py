@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from manytune.report.analysis import Analysis, analyse
-from manytune.report.answer import Answer, answer, cheapest
+from manytune.report.answer import Answer, answer, near_best
 from manytune.report.report_data import read
 from manytune.report.sheets import signed
 from study_factory import GLUE_LIKE, make_study_directory
@@ -40,7 +40,7 @@ def test_a_clear_winner_is_called_best_with_its_interval(tmp_path: Path) -> None
     assert comparison.high is not None
     interval = f"({signed(comparison.difference)}, 95 % interval {signed(comparison.low)} to {signed(comparison.high)}"
     assert f"is better than LoRA r=8, lr 4e-4 {interval}, 5 seeds, p " in point.text
-    assert cheapest(analysis) == analysis.ranked[:1]
+    assert near_best(analysis) == analysis.ranked[:1]
 
 
 def test_within_noise_says_so_and_which_is_cheapest(tmp_path: Path) -> None:
@@ -52,14 +52,12 @@ def test_within_noise_says_so_and_which_is_cheapest(tmp_path: Path) -> None:
     assert "95 % interval" in noise.text
     assert "of the parameters" in noise.text
     assert "four of five studies would find a true difference of 0." in noise.text
-    behind = signed(
-        (analysis.mean(analysis.row("lora r=8, lr 4e-4")) or 0) - (analysis.ranked[0].primary.best.mean or 0)
-    )
+    behind = signed((analysis.row("lora r=8, lr 4e-4").mean or 0) - (analysis.ranked[0].mean or 0))
     assert cheap.text.startswith(
         f"Cheapest of the 2 configurations that no test tells from the best: LoRA r=8, lr 4e-4 ({behind}): "
     )
     assert "fewest trainable parameters (74,498)" in cheap.text
-    assert {row.label for row in cheapest(analysis)} == {"full lr 5e-5", "lora r=8, lr 4e-4"}
+    assert {row.label for row in near_best(analysis)} == {"full lr 5e-5", "lora r=8, lr 4e-4"}
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -71,7 +69,7 @@ def test_few_seeds_get_no_verdict_and_a_number_to_go_on_with(tmp_path: Path, see
     assert f"{5 - seeds} more." in found.points[0].text
     assert "p =" not in found.points[0].text
     assert "interval" not in found.points[0].text
-    assert cheapest(analysis) == ()
+    assert near_best(analysis) == ()
     assert "better" not in kinds(found)
     assert "cheap" not in kinds(found)
 
@@ -117,6 +115,6 @@ def test_a_seed_that_did_not_take_off_is_named_and_its_method_is_no_cheap_choice
     said = [point.text for point in answer(analysis).points if point.kind == "warning"]
     assert any(f"LoRA r=8, lr 4e-4: seed 3 scored {low:.3f}, less than half" in text for text in said) is told
     lora = next(row for row in analysis.rows if row.label.startswith("lora"))
-    assert [run.seed for run, _ in lora.stragglers] == [3] * told
+    assert [run.seed for run, _ in lora.low_outliers] == [3] * told
     if told:
-        assert lora not in cheapest(analysis)
+        assert lora not in near_best(analysis)

@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 from matplotlib import rc_context
 from matplotlib.text import Text
 
+from manytune.methods.base import LEARNING_RATE
+from manytune.methods.lora import Lora
 from manytune.report import charts, figures
 from manytune.report.analysis import Analysis
 from manytune.report.drawing import draw
 from manytune.report.figures import PALETTE, draw_figures
-from manytune.report.series import COSTS, curves, front, looks, loss_rises, quantities, thinned
+from manytune.report.series import COSTS, Look, curves, front, looks, loss_rises, quantities, thinned
 from manytune.storage.artifacts import Structure, Trained
+
+RANK = Lora.axis
 
 
 def test_looks_are_short_and_told_apart_without_colour(cola: Analysis) -> None:
@@ -91,8 +95,8 @@ def every_chart(analysis: Analysis) -> list[charts.Chart]:
     made = [
         charts.score_chart(analysis),
         charts.curve_chart(analysis),
-        charts.rank_chart(analysis),
-        charts.rate_chart(analysis),
+        charts.axis_chart(RANK, analysis),
+        charts.axis_chart(LEARNING_RATE, analysis),
         charts.cost_chart(analysis),
     ]
     return [chart for chart in made if chart is not None]
@@ -137,14 +141,14 @@ def test_many_runs_are_a_band_alone(cola: Analysis, monkeypatch: pytest.MonkeyPa
 
 
 def test_ranks_are_drawn_with_full_and_bitfit_as_lines(cola: Analysis) -> None:
-    chart = charts.rank_chart(cola)
+    chart = charts.axis_chart(RANK, cola)
     assert chart is not None
     (series,) = [trace for trace in chart.data if trace["mode"] == "lines+markers"]
     assert series["x"] == [2, 8, 64, 256]
     lines = {trace["name"]: trace["y"] for trace in chart.data if trace["x"] == [2, 256]}
     assert lines == {
-        "Full": [cola.mean(cola.row("full lr 5e-5"))] * 2,
-        "best BitFit lr 1e-3": [cola.mean(cola.row("bitfit lr 1e-3"))] * 2,
+        "Full": [cola.row("full lr 5e-5").mean] * 2,
+        "best BitFit lr 1e-3": [cola.row("bitfit lr 1e-3").mean] * 2,
     }
 
 
@@ -159,7 +163,7 @@ def test_the_score_can_be_seen_against_every_cost(cola: Analysis) -> None:
 
 @pytest.mark.parametrize("name", ["<b>x</b>", "a %{x} b", "a & b"])
 def test_no_name_is_markup_or_a_template_for_plotly(name: str) -> None:
-    plain = charts._plain(name)
+    plain = Look(name, "green", 0).markup
     assert not set("<>{") & set(plain)
 
 
@@ -182,7 +186,7 @@ def test_figures_are_png_and_svg_and_the_same_bytes_every_time(cola: Analysis) -
 def test_no_label_of_a_figure_is_an_unset_formula(cola: Analysis) -> None:
     """A dollar sign in a name must show as one, so formulas are off; labels of the axes must do without."""
     with rc_context(figures._STYLE):
-        for name, make in figures._FIGURES.items():
+        for name, make in figures.figure_makers().items():
             figure = make(cola)
             figure.draw_without_rendering()
             labels = [text.get_text() for text in figure.findobj(Text)]
@@ -191,7 +195,7 @@ def test_no_label_of_a_figure_is_an_unset_formula(cola: Analysis) -> None:
 
 
 def test_the_palettes_are_of_the_same_methods() -> None:
-    assert set(PALETTE) == {"full", "lora", "bitfit", "head", "other"}
+    assert set(PALETTE) == {"blue", "green", "vermilion", "purple", "orange", "grey"}
 
 
 class TestDrawing:
@@ -205,7 +209,7 @@ class TestDrawing:
         assert drawing is not None
         lora = ("LoRA r=2", "LoRA r=8", "LoRA r=64", "LoRA r=256")
         assert drawing.columns == (("Full",), ("BitFit lr 2e-4", "BitFit lr 1e-3"), lora)
-        assert drawing.colors == ("full", "bitfit", "lora")
+        assert drawing.colors == ("blue", "vermilion", "green")
 
     def test_what_trains_where(self, cola: Analysis) -> None:
         found = self.parts(cola)
@@ -233,7 +237,9 @@ class TestDrawing:
         tree = cola.structure
         assert tree is not None
         last = tuple(f"encoder.layer.{layer}.attention.self.query" for layer in (4, 5))
-        trained = {"full lr 5e-5": Trained(weights=False, lora_rank=2, lora_targets=last)}
+        trained = {
+            "full lr 5e-5": Trained(weights=False, adapters=tuple((path, 64) for path in last), adapter_label="r=2")
+        }
         found = self.parts(dataclasses.replace(cola, structure=tree.model_copy(update={"trained": trained})))
         assert found["encoder.layer.0–3", "attention.self.query"] == ["frozen"]
         assert found["encoder.layer.4–5", "attention.self.query"] == ["frozen + r=2"]

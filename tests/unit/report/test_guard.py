@@ -40,7 +40,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of its report, without figures, which take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_FIGURES", {})
+        patch.setattr(figures, "figure_makers", dict)
         return write_report([small], tmp_path_factory.mktemp("guarded") / "whole")[0]
 
 
@@ -49,9 +49,9 @@ def break_down(*args: object) -> NoReturn:
 
 
 CONTENT = [
-    *("score_chart", "curve_chart", "rank_chart", "rate_chart", "cost_chart", "draw", "answer", "loss_rises"),
+    *("score_chart", "curve_chart", "axis_chart", "cost_chart", "draw", "answer", "loss_rises"),
     *("score_sheets", "parts_sheet", "left_out_sheet", "run_sheet", "comparison_sheet", "standing_sheet"),
-    *("rank_sheet", "rate_sheet", "cost_sheet", "published_sheet", "mistake_sheet", "disagreement_sheet"),
+    *("axis_sheet", "cost_sheet", "published_sheet", "mistake_sheet", "disagreement_sheet"),
     *("glue_sheet", "_provenance"),
 ]
 ANALYSIS = ["_predictions", "_draws", "compare_all", "standings", "tabulate"]
@@ -63,7 +63,7 @@ ANALYSIS = ["_predictions", "_draws", "compare_all", "standings", "tabulate"]
 def test_a_part_that_fails_takes_no_other_along(
     small: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
-    monkeypatch.setattr(figures, "_FIGURES", {})
+    monkeypatch.setattr(figures, "figure_makers", dict)
     monkeypatch.setattr(module, name, break_down)
     with pytest.warns(ReportWarning, match="IndexError: that <b>bug</b>"):
         page, _ = write_report([small], tmp_path / "report")
@@ -79,8 +79,8 @@ def test_a_part_that_fails_takes_no_other_along(
 
 
 def test_a_figure_that_fails_takes_no_other_along(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {"scores": figures._FIGURES["scores"], "cost": break_down}
-    monkeypatch.setattr(figures, "_FIGURES", kept)
+    kept = {"scores": figures.figure_makers()["scores"], "cost": break_down}
+    monkeypatch.setattr(figures, "figure_makers", lambda: kept)
     with pytest.warns(ReportWarning, match="The figure .*-cost could not be drawn: IndexError"):
         page, _ = write_report([small], tmp_path / "report")
     assert {path.stem for path in (page.parent / "figures").iterdir()} == {"cola-scores", "stsb-scores"}
@@ -90,7 +90,7 @@ def test_a_figure_that_fails_takes_no_other_along(small: Path, tmp_path: Path, m
 def test_a_summary_that_fails_takes_no_other_along(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "_FIGURES", {})
+    monkeypatch.setattr(figures, "figure_makers", dict)
     monkeypatch.setattr(writing, "_configuration", break_down)
     with pytest.warns(ReportWarning, match=": no summary: IndexError"):
         page, _ = write_report([small], tmp_path / "report")
@@ -131,7 +131,7 @@ DAMAGE = {
 def test_a_damaged_file_is_named_and_the_report_goes_without_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(figures, "_FIGURES", {})
+    monkeypatch.setattr(figures, "figure_makers", dict)
     shutil.copytree(small, tmp_path / "study")
     pattern, data = DAMAGE[name]
     path = sorted((tmp_path / "study").glob(pattern))[0]
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_named_and_the_report_goes_without_it(
 def test_predictions_of_another_run_are_named_and_not_used(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "_FIGURES", {})
+    monkeypatch.setattr(figures, "figure_makers", dict)
     shutil.copytree(small, tmp_path / "study")
     one, other = sorted((tmp_path / "study" / "runs").glob("cola-full*"))
     shutil.copy(other / "predictions.npz", one)
@@ -183,7 +183,7 @@ def test_every_state_of_a_study_has_a_whole_report(
     store = make_study_directory(tmp_path / "s", study, states=states, artifacts=artifacts, evaluations=2)
     page, _ = write_report([store.root])
     text = page.read_text()
-    assert len(drawn) == 2 * len(figures._FIGURES)
+    assert len(drawn) == 2 * len(figures.figure_makers())
     assert "could not be made" not in text
     assert text.count('<section class="task"') == 2
     assert Watched(store).state()["complete"]
@@ -195,7 +195,7 @@ def test_the_answer_says_what_became_of_runs_that_have_no_score(
 ) -> None:
     states = {"cola-full": "collapsed", "cola-lora": "failed"}
     store = make_study_directory(tmp_path / "s", {**SMALL, "seeds": [0]}, states=states)
-    monkeypatch.setattr(figures, "_FIGURES", {})
+    monkeypatch.setattr(figures, "figure_makers", dict)
     page, _ = write_report([store.root])
     said = "all runs have ended and none has a score to compare: 1 collapsed (predicting one constant) and 2 failed."
     assert said in page.read_text()

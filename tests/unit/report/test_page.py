@@ -188,9 +188,9 @@ def test_text_has_contrast(scheme: str) -> None:
     for ground in ("paper", "card", "soft"):
         for ink in ("ink", "muted", "link", "good", "caution", "open"):
             assert contrast(ink, ground) >= 4.5, (ink, ground)
-    for method in ("full", "lora", "bitfit", "head", "other"):
+    for method in ("blue", "green", "vermilion", "purple", "orange", "grey"):
         assert contrast(method, "card") >= 3
-        assert contrast("card", method) >= 4.5 or method == "full"  # white on the boxes of the drawing
+        assert contrast("card", method) >= 4.5 or method == "blue"  # white on the boxes of the drawing
 
 
 def test_hostile_texts_show_as_text(hostile: Path) -> None:

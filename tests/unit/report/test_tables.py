@@ -9,17 +9,18 @@ import pytest
 
 from manytune.data import metrics
 from manytune.data.tasks import TASKS
+from manytune.methods.base import LEARNING_RATE
+from manytune.methods.lora import Lora
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import figures, published_sheet
 from manytune.report.report_data import read, without_examples
 from manytune.report.score_sheets import (
+    axis_sheet,
     comparison_sheet,
     cost_sheet,
     left_out_sheet,
     parts_sheet,
-    rank_sheet,
-    rate_sheet,
     run_sheet,
     score_sheets,
     standing_sheet,
@@ -27,6 +28,8 @@ from manytune.report.score_sheets import (
 from manytune.report.sheets import Sheet
 from manytune.stats import combined_p, mcnemar
 from study_factory import GLUE_LIKE, make_study_directory
+
+RANK = Lora.axis
 
 
 def rows(sheet: Sheet | None) -> list[dict[str, Any]]:
@@ -111,8 +114,8 @@ def test_costs_split_what_trains(cola: Analysis) -> None:
 
 
 def test_ranks_and_rates_are_series_in_their_order(cola: Analysis) -> None:
-    assert [cells["rank"] for cells in rows(rank_sheet(cola))] == [2, 8, 64, 256]
-    assert [(cells["series"], cells["learning_rate"]) for cells in rows(rate_sheet(cola))] == [
+    assert [cells["rank"] for cells in rows(axis_sheet(RANK, cola))] == [2, 8, 64, 256]
+    assert [(cells["series"], cells["learning_rate"]) for cells in rows(axis_sheet(LEARNING_RATE, cola))] == [
         ("bitfit", 2e-4),
         ("bitfit", 1e-3),
     ]
@@ -122,8 +125,8 @@ def test_a_single_rank_or_rate_is_no_series(tmp_path: Path) -> None:
     methods = [{"method": "lora", "rank": 8, "learning_rate": 4e-4}, {"method": "full", "learning_rate": 5e-5}]
     study = {**GLUE_LIKE, "tasks": ["cola"], "seeds": [0], "methods": methods}
     (analysis,) = analyse(read([make_study_directory(tmp_path / "s", study, artifacts=False).root]))
-    assert rank_sheet(analysis) is None
-    assert rate_sheet(analysis) is None
+    assert axis_sheet(RANK, analysis) is None
+    assert axis_sheet(LEARNING_RATE, analysis) is None
 
 
 def test_parts_of_dev_are_scored_apart(cola: Analysis, stsb: Analysis) -> None:

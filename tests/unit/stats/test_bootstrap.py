@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from manytune.data import metrics
+from manytune.data.task_types import TASK_TYPES
 from manytune.stats.examples import bootstrap_weights, combined_p, mcnemar, metric_draws
 
 METRICS = sorted(set(metrics.METRICS) - {"accuracy_mismatched"})  # which is not of dev
@@ -16,7 +17,7 @@ METRICS = sorted(set(metrics.METRICS) - {"accuracy_mismatched"})  # which is not
 
 def data(metric: str, rows: int = 60, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
-    if metrics.METRICS[metric].kind == "regression":
+    if metric in TASK_TYPES["regression"].metrics:
         labels = draw.integers(0, 26, rows) / 5  # with ties, as STS-B has them
         return labels + draw.normal(0, 1.0, (3, rows)).round(1), labels
     labels = draw.integers(0, classes, rows)

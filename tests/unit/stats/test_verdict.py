@@ -50,7 +50,9 @@ def test_below_five_seeds_there_is_no_verdict_however_clear_it_looks(seeds: int)
     assert found.verdict is Verdict.TOO_FEW_SEEDS
     assert found.seeds == seeds
     assert found.seeds_needed == (None if seeds == 1 else 5)
-    assert [each.in_reach for each in standings([make("lora", FAR[:seeds]), make("full", FULL[:seeds])])] == [None] * 2
+    assert [each.may_be_best for each in standings([make("lora", FAR[:seeds]), make("full", FULL[:seeds])])] == [
+        None
+    ] * 2
 
 
 def test_five_seeds_that_are_not_shared_are_too_few() -> None:
@@ -98,7 +100,7 @@ def test_what_may_be_chance_of_the_dev_set_is_called_so() -> None:
 
 def test_who_may_be_the_best() -> None:
     found = standings([make("full", FULL), make("lora", CLOSE), make("bitfit", FAR), make("head", [])])
-    assert {each.label: each.in_reach for each in found} == {"full": True, "lora": True, "bitfit": False}
+    assert {each.label: each.may_be_best for each in found} == {"full": True, "lora": True, "bitfit": False}
 
 
 def test_there_is_nothing_to_compare_of_one_method_or_none() -> None:

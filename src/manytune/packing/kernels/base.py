@@ -1,6 +1,7 @@
-"""What the kernels are given and what they compute.
+"""What a set of kernels computes, and what it is given.
 
-Shape letters are those of `layout.py`; n is the number of rows (tokens, or sequences in the last layer).
+Shape letters are those of `layout.py`; n is the number of rows: tokens, or sequences in the last layer. `hidden` is the
+residual stream in the dtype of activations, which products read; the stream itself is fp32.
 """
 
 from __future__ import annotations
@@ -16,17 +17,15 @@ from torch import Tensor
 from manytune.packing.dropout import Drop
 from manytune.packing.layout import Layout, row_count
 
-__all__ = ["AttentionCall", "Drop", "Kernels", "LoraCall", "Segments", "Step", "Stepped"]
-
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The rows of neighbouring runs.
+    """Which rows belong to which of some neighbouring runs.
 
     Attributes:
-        bounds: R + 1 ints; run r holds the rows `bounds[r]:bounds[r + 1]`, counted from the first of them.
+        bounds: R + 1 ints; run r has the rows `bounds[r]:bounds[r + 1]`; `bounds[0]` is 0.
         device: Where the rows are.
-        tail: Rows after those that belong to no run; they are treated as the last run's, but enter no sum.
+        tail: How many rows follow that belong to no run. They get the last run's bias and enter no sum.
     """
 
     bounds: tuple[int, ...]
@@ -52,13 +51,13 @@ class Segments:
 
     @cached_property
     def within(self) -> Tensor:
-        """[n] int64, the place of each row in its run."""
+        """[n] int64, the index of each row in its run."""
         starts = self.tensor[:-1].to(self.device)
         return torch.arange(len(self.runs), device=self.device) - starts[self.runs]
 
     @cached_property
     def longest(self) -> int:
-        """The rows of the run that has the most, up to one of few numbers."""
+        """The most rows that a run has, rounded up by `row_count`."""
         return row_count(int(self.tensor.diff().max()))
 
     def __len__(self) -> int:
@@ -72,13 +71,13 @@ class AttentionCall:
     Attributes:
         layout: The batch.
         heads: Number of heads.
-        q: [T, heads * d], or [S, heads * d] where only each sequence's first token asks (`first_only`).
+        q: [T, heads * d]; with `first_only` [S, heads * d], the queries of each sequence's first token.
         k: [T, heads * d], rows may be strided.
-        v: [T, heads * d], with the strides of k.
+        v: [T, heads * d], likewise.
         bias: [R or 1, 3 * heads * d] fp32, added to q, k and v.
         scale: Factor on the scores.
-        drop: Of the weights, keyed by the queries' tokens; None while evaluating.
-        first_only: Whether there is one query a sequence.
+        drop: Dropout of the attention weights, keyed by the queries' tokens; None while evaluating.
+        first_only: Whether there is one query for each sequence.
     """
 
     layout: Layout
@@ -94,12 +93,12 @@ class AttentionCall:
 
 @dataclass(frozen=True, eq=False)
 class LoraCall:
-    """The update scale * drop(x) A B that neighbouring runs make to one layer, each for its own rows.
+    """The update scale * drop(x) A B of one linear layer, by G neighbouring runs, each for its own rows.
 
     Attributes:
         x: [n, in]; its rows may be strided.
-        segments: Whose rows they are, of G runs.
-        drop: Of the rows of x; None without dropout.
+        segments: Of the G runs.
+        drop: Dropout of x; None without.
         a: [G, in, r] fp32.
         b: [G, r, out] fp32.
         scale: [G] fp32.
@@ -114,14 +113,14 @@ class LoraCall:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class AdamWStep:
     """One optimizer step of all runs of a pack.
 
     Attributes:
         number: From 1, for the correction of the moments' bias.
         rates: [R] the learning rate of each run.
-        betas: Decay of the mean and of the mean square of the gradient.
-        epsilon: Added to the root of the mean square.
+        betas: Decay of `exp_avg` and of `exp_avg_sq`.
+        epsilon: Added to the root of `exp_avg_sq`.
         weight_decay: Of the tensors that decay.
         max_grad_norm: Each run's gradient is scaled to at most this norm; 0 leaves it alone.
     """
@@ -135,16 +134,16 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Stepped:
-    """A tensor that neighbouring runs hold, with all that its optimizer step needs.
+class AdamWTensor:
+    """A tensor that G neighbouring runs train, with all that its optimizer step needs.
 
     Attributes:
-        first: The first run that holds it.
+        first: The first of these runs.
         value: [G, ...] fp32.
-        grad: [G, ...] fp32 or bf16; or, of a pack of one, sparse over the rows of `value[0]` and coalesced.
-        mean: [G, ...] fp32, the running mean of the gradient.
-        mean_square: [G, ...] fp32, that of its square.
-        low: [G, ...] bf16, `value` rounded, which is to be kept so; None where there is no such copy.
+        grad: [G, ...] fp32 or bf16. In a pack of one it may be sparse over the rows of `value[0]`, coalesced, fp32.
+        exp_avg: [G, ...] fp32, the running mean of the gradient.
+        exp_avg_sq: [G, ...] fp32, the running mean of its square.
+        value_bf16: [G, ...] `value` rounded to bf16, which the step writes anew; None where there is no such copy.
         decays: Whether weight decay applies.
         touched: [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one.
     """
@@ -152,23 +151,23 @@ class Stepped:
     first: int
     value: Tensor
     grad: Tensor
-    mean: Tensor
-    mean_square: Tensor
-    low: Tensor | None
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    value_bf16: Tensor | None
     decays: bool
     touched: Tensor | None
 
 
 class Kernels(Protocol):
-    """The functions that a packed encoder layer is made of; activations are fp32 or bf16, gradients likewise."""
+    """The functions that a packed encoder layer is made of; activations and their gradients are fp32 or bf16."""
 
     name: str
 
     def attention(self, call: AttentionCall) -> Tensor:
-        """[rows of q, heads * d]: every query's weighted sum of the values of its own sequence."""
+        """[rows of q, heads * d]: softmax(scale q kᵀ) v of each head, within each sequence."""
 
     def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        """Write the gradients of q, k and v, given that of the output; dk and dv have the same strides."""
+        """Write the gradients of q, k and v into dq, dk and dv, given that of the output."""
 
     def residual_norm(
         self,
@@ -177,8 +176,8 @@ class Kernels(Protocol):
         residual: Tensor,
         segments: Segments,
         drop: Drop | None,
-        gain: Tensor,
-        shift: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """LayerNorm(residual + drop(y + bias)).
@@ -189,58 +188,68 @@ class Kernels(Protocol):
             residual: [n, H] fp32.
             segments: Whose rows they are.
             drop: Keyed dropout of y + bias.
-            gain: [H] fp32.
-            shift: [R or 1, H] fp32.
+            norm_weight: [H] fp32.
+            norm_bias: [R or 1, H] fp32.
             epsilon: Added to the variance.
 
         Returns:
-            The output [n, H] in fp32; the same in y's dtype; the normed input [n, H] before gain and shift, fp32;
-            1 / its standard deviation [n], fp32.
+            The output [n, H] in fp32; the same in y's dtype; the input centred and divided by its standard deviation
+            [n, H] fp32; 1 / that standard deviation [n] fp32.
         """
 
     def residual_norm_grad(
         self,
         grad: Tensor,
-        grad_low: Tensor | None,
+        grad_hidden: Tensor | None,
         normed: Tensor,
         rstd: Tensor,
-        gain: Tensor,
+        norm_weight: Tensor,
         drop: Drop | None,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of the residual [n, H] fp32, made in `grad`, and of y [n, H], from those of the two outputs."""
+        """Gradients of the residual [n, H] fp32, which may be `grad` overwritten, and of y [n, H] in `dtype`.
+
+        Args:
+            grad: [n, H] fp32, that of the fp32 output.
+            grad_hidden: [n, H], that of the output in y's dtype; None where nothing used it.
+            normed: As `residual_norm` returned it.
+            rstd: Likewise.
+            norm_weight: [H] fp32.
+            drop: As in the forward pass.
+            dtype: That of y.
+        """
 
     def norm_sums(
-        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, segments: Segments
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of shift and gain for each run, [R, H] fp32 each."""
+        """Gradients of the norm's bias and weight for each run, [R, H] fp32 each."""
 
-    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
-        """[R, c] fp32: the sum of each run's rows [n, c], in the order of the rows."""
+    def segment_sums(self, x: Tensor, segments: Segments) -> Tensor:
+        """[R, c] fp32: the sum of each run's rows of x [n, c], in the order of the rows."""
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         """GELU(x + bias), exact: u Φ(u) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
 
     def gelu_grad_(self, grad: Tensor, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
-        """The gradient of x, made in `grad`."""
+        """The gradient of x, which overwrites `grad`."""
 
     def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
         """[R, longest, c]: each run's rows of drop(x) [n, c], padded with zeros."""
 
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
-        """Y [n, c] += drop(rows of padded [R, longest, c]): the adjoint of `pad`."""
+        """Add drop(rows of padded [R, longest, c]) to y [n, c]: the adjoint of `pad`."""
 
     def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
-        """Add the update to y [n, out], whose rows may be strided; what `lora_grad` needs of drop(x) A."""
+        """Add the update to y [n, out], whose rows may be strided; returns drop(x) A, for `lora_grad`."""
 
-    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The gradients of A and B, given that of y and what `lora_` returned; that of x is added to `grad_x`.
+    def lora_grad(self, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradients of A and B, given that of y and `xa` from `lora_`; that of x is added to `grad_x`.
 
-        The dropped-out input is made anew: hashing its mask again is cheaper than keeping it.
+        drop(x) is computed again: hashing its mask again is cheaper than keeping it.
         """
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
-        """[n, c]: rows x dropped out."""
+        """[n, c]: dropout of x."""
 
-    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
-        """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), after clipping, in place."""
+    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after clipping, in place."""

@@ -1,4 +1,4 @@
-"""LoRA's products as batched matrix products over the runs, whose rows are padded to the longest run."""
+"""LoRA's products as batched matrix products over the runs, each padded to the rows of the longest one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import LoraCall, Segments
 
-__all__ = ["padded_lora", "padded_lora_grad"]
-
 
 class _Padding(Protocol):
     def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor: ...
@@ -22,22 +20,22 @@ class _Padding(Protocol):
 def padded_lora(kernels: _Padding, y: Tensor, call: LoraCall) -> Tensor:
     """See `Kernels.lora_`; returns drop(x) A, [G, longest, r]."""
     x, segments = call.x, call.segments
-    low = torch.bmm(kernels.pad(x, segments, call.drop), call.a.to(x.dtype))
-    update = torch.bmm(low, (call.b * call.scale[:, None, None]).to(x.dtype))
+    xa = torch.bmm(kernels.pad(x, segments, call.drop), call.a.to(x.dtype))
+    update = torch.bmm(xa, (call.b * call.scale[:, None, None]).to(x.dtype))
     kernels.unpad_add_(y, update, segments, None)
-    return low
+    return xa
 
 
 def padded_lora_grad(
-    kernels: _Padding, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None
+    kernels: _Padding, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.lora_grad`."""
     x, segments, a, b = call.x, call.segments, call.a, call.b
     factor = call.scale[:, None, None]
     inputs, outer = kernels.pad(x, segments, call.drop), kernels.pad(grad, segments, None)
-    grad_low = torch.bmm(outer, (b * factor).to(x.dtype).mT)
-    grad_a = torch.bmm(inputs.mT, grad_low).to(a.dtype)
-    grad_b = torch.bmm(low.mT, outer).to(b.dtype) * factor
+    grad_xa = torch.bmm(outer, (b * factor).to(x.dtype).mT)
+    grad_a = torch.bmm(inputs.mT, grad_xa).to(a.dtype)
+    grad_b = torch.bmm(xa.mT, outer).to(b.dtype) * factor
     if grad_x is not None:
-        kernels.unpad_add_(grad_x, torch.bmm(grad_low, a.to(x.dtype).mT), segments, call.drop)
+        kernels.unpad_add_(grad_x, torch.bmm(grad_xa, a.to(x.dtype).mT), segments, call.drop)
     return grad_a, grad_b

@@ -20,12 +20,10 @@ from manytune.utils.caches import own_folder, read_entry, user_cache, write_entr
 from manytune.utils.errors import ManytuneError, StoreError
 from manytune.utils.files import temporary
 
-__all__ = ["kernel_problems", "load_library"]
-
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
-"""Flags that not every compiler knows, tried in this order."""
+"""Flags that not every compiler knows; the first set that works is used."""
 
 _COMPILERS = ("g++", "clang++", "c++")
 _CPU_LINES = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part", "isa")
@@ -44,7 +42,7 @@ def load_library(has_all: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
         None where there is no compiler, or no library can be made or loaded; `kernel_problems` says why.
     """
     try:
-        # CXX may have more than one word, such as `ccache g++`.
+        # CXX may be several words, such as `ccache g++`.
         compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(None, map(shutil.which, _COMPILERS))][:1]
         return _from_cache(compiler, own_folder(user_cache()), has_all) if compiler else None
     except (ManytuneError, OSError, ValueError) as error:
@@ -62,8 +60,7 @@ def kernel_problems() -> list[str]:
 def _from_cache(compiler: Sequence[str], folder: Path, has_all: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL:
     """The library of this source, compiler and processor.
 
-    Its name ends with a digest of its content, which is compared before it is loaded: running a damaged library ends
-    the process.
+    Its content is compared with the digest in its name before it is loaded: a damaged library would end the process.
 
     Raises:
         OSError: It cannot be compiled, or not be loaded.
@@ -86,12 +83,12 @@ def _from_cache(compiler: Sequence[str], folder: Path, has_all: Callable[[ctypes
 
 
 def _load(content: bytes, path: Path) -> ctypes.CDLL:
-    """Load a library from a copy in memory, where there are such.
+    """Load a library from a copy in memory, where the system has memory files.
 
-    What becomes of its file then ends no process that runs it, and its file system may be mounted noexec.
+    Whoever truncates or replaces the file then ends no process that runs it; and its file system may be noexec.
     """
     try:
-        handle = os.memfd_create("manytune-kernels")  # left open, so that no other library gets this one's name
+        handle = os.memfd_create("manytune-kernels")  # left open: a second library must not get this one's name
         with open(handle, "wb", closefd=False) as file:
             file.write(content)
         return ctypes.CDLL(f"/proc/self/fd/{handle}")
@@ -126,7 +123,7 @@ def _identity(compiler: Sequence[str]) -> Iterator[str]:
 
 
 def _processor() -> str:
-    """What tells processors apart that need different code: a home folder may be shared by several machines."""
+    """What differs between processors that need different code: machines may share a home folder, and so its cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

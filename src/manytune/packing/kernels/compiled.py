@@ -3,87 +3,69 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
+from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import load_library
+from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
 
-__all__ = ["Compiled", "compiled_library"]
-
-_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_TYPES: dict[str, Any] = {
-    "p": ctypes.c_void_p,
-    "l": ctypes.c_int64,
-    "i": ctypes.c_int32,
-    "u": ctypes.c_uint32,
-    "f": ctypes.c_float,
-    "d": ctypes.c_double,
+_ATTENTION = """
+    q: T [queries, hidden] strided; k: T [rows, hidden] strided; v: T [rows, hidden] strided;
+    bias: f32 [runs|1, 3*hidden]; starts: i64 [sequences]; lengths: i64 [sequences]; run_of: i64 [sequences];
+    drop: Drop? [rows]"""
+_LORA = """
+    x: T [rows, inputs] strided; a: f32 [runs, inputs, rank]; b: f32 [runs, rank, outputs]; scale: f32 [runs];
+    drop: Drop? [rows, inputs]"""
+KERNELS = {
+    "attention_forward": f"""{_ATTENTION}; out: T! [queries, hidden] strided;
+        heads: int64; scale: float; first_only: int32""",
+    "attention_backward": f"""{_ATTENTION}; grad: T [queries, hidden] strided;
+        dq: T! [queries, hidden] strided; dk: T! [rows, hidden] strided; dv: T! [rows, hidden] strided;
+        heads: int64; scale: float; first_only: int32""",
+    "residual_norm_forward": """
+        y: T [rows, width]; bias: f32 [runs|1, width]; residual: f32 [rows, width]; run_of: i64 [rows];
+        drop: Drop? [rows, width]; norm_weight: f32 [width]; norm_bias: f32 [runs|1, width];
+        normed: f32! [rows, width]; rstd: f32! [rows]; out: f32! [rows, width]; hidden: T! [rows, width];
+        epsilon: float""",
+    "residual_norm_backward": """
+        grad: f32! [rows, width]; grad_hidden: T? [rows, width]; normed: f32 [rows, width]; rstd: f32 [rows];
+        norm_weight: f32 [width]; drop: Drop? [rows, width]; grad_y: T! [rows, width]""",
+    "norm_sums": """
+        grad: f32 [rows, width]; grad_hidden: T? [rows, width]; normed: f32 [rows, width];
+        grad_bias: f32! [runs, width]; grad_weight: f32! [runs, width]; bounds: i64 [runs+1]""",
+    "segment_sums": "x: T [rows, width] strided; sums: f32! [runs, width]; bounds: i64 [runs+1]",
+    "gelu_forward": "x: T [rows, width]; bias: f32 [runs|1, width]; run_of: i64 [rows]; out: T! [rows, width]",
+    "gelu_backward": "grad: T! [rows, width]; x: T [rows, width]; bias: f32 [runs|1, width]; run_of: i64 [rows]",
+    "pad": """
+        x: T [rows, width] strided; drop: Drop? [rows, width]; padded: T! [runs, longest, width];
+        bounds: i64 [runs+1]""",
+    "unpad_add": """
+        padded: T [runs, longest, width]; y: T! [rows, width] strided; drop: Drop? [rows, width];
+        bounds: i64 [runs+1]""",
+    "lora_forward": f"{_LORA}; y: T! [rows, outputs] strided; xa: f32! [rows, rank]; bounds: i64 [runs+1]",
+    "lora_backward": f"""{_LORA}; grad: T [rows, outputs] strided; xa: f32 [rows, rank];
+        grad_x: T!? [rows, inputs] strided; grad_a: f32! [runs, inputs, rank]; grad_b: f32! [runs, rank, outputs];
+        bounds: i64 [runs+1]""",
+    "drop": "x: T [rows, width]; drop: Drop [rows, width]; out: T! [rows, width]",
+    "adamw": """
+        tensors: AdamWArgs [count]; rates: f64 [runs]; number: int64; beta1: double; beta2: double; epsilon: double;
+        decay: double; max_norm: double""",
 }
-_SIGNATURES = {
-    "attention_forward": "ppli",
-    "attention_backward": "pplplppli",
-    "residual_norm_forward": "pplppppplfllppppi",
-    "residual_norm_backward": "ppppppllpi",
-    "norm_sums": "ppppllppi",
-    "segment_sums": "plpllpi",
-    "gelu_forward": "pplpllpi",
-    "gelu_backward": "ppplplli",
-    "pad": "plplllppi",
-    "unpad_add": "pplllppli",
-    "lora_forward": "pplplpi",
-    "lora_backward": "pplplpplppi",
-    "drop": "ppllpi",
-}
-"""The arguments of each function of kernels.cpp that has a variant a type; the last is the number of threads."""
-_ADAMW = "plplldddddi"
+"""What each function of kernels.cpp takes; see `signature`."""
 
-
-class _Drop(ctypes.Structure):
-    _fields_ = (
-        ("keys", ctypes.c_void_p),
-        ("channels", ctypes.c_void_p),
-        ("site", ctypes.c_uint32),
-        ("threshold", ctypes.c_int32),
-        ("kept", ctypes.c_float),
-    )
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v")),
-        ("q_ld", ctypes.c_int64),
-        ("kv_ld", ctypes.c_int64),
-        ("bias", ctypes.c_void_p),
-        ("bias_ld", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "runs")),
-        ("drop", _Drop),
-        *((name, ctypes.c_int64) for name in ("sequences", "heads", "width")),
-        ("first_only", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-    )
-
-
-class _Lora(ctypes.Structure):
-    _fields_ = (
-        ("bounds", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("runs", "in", "out", "rank")),
-        *((name, ctypes.c_void_p) for name in ("a", "b", "scale")),
-        ("drop", _Drop),
-    )
-
-
-class _Stepped(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("value", "mean", "square", "grad", "low", "rows", "touched")),
-        *((name, ctypes.c_int64) for name in ("first", "runs", "size", "width", "found", "grad_low", "decays")),
-    )
+_MOMENTS = "exp_avg: f32! [runs, ...]; exp_avg_sq: f32! [runs, ...]"
+_DENSE = Signature("adamw", f"value: f32! [runs, ...]; {_MOMENTS}; grad: T [runs, ...]; value_bf16: bf16!? [runs, ...]")
+_SPARSE = Signature(
+    "adamw",
+    """value: f32! [runs, count, width]; exp_avg: f32! [runs, count, width]; exp_avg_sq: f32! [runs, count, width];
+    grad: f32 [found, width]; rows: i64 [found]; touched: u8! [count]""",
+)
 
 
 @cache
@@ -95,52 +77,49 @@ def compiled_library() -> ctypes.CDLL | None:
 def _has_all(library: ctypes.CDLL) -> bool:
     """Whether it has every function that is called."""
     try:
-        Compiled(library)
+        CompiledKernels(library)
     except ValueError:
         return False
     return True
 
 
-def _function(library: ctypes.CDLL, pointer: str, signature: str) -> Callable[..., None]:
-    address = ctypes.c_void_p.in_dll(library, pointer).value
-    assert address is not None
-    return ctypes.CFUNCTYPE(None, *(_TYPES[letter] for letter in signature))(address)
-
-
-class Compiled:
+class CompiledKernels:
     """The functions of kernels.cpp; see `Kernels` for what they compute."""
 
     name = "compiled"
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {
-            (name, dtype): _function(library, f"{name}_{suffix}", signature)
-            for name, signature in _SIGNATURES.items()
-            for dtype, suffix in _SUFFIXES.items()
-        }
-        self._adamw = _function(library, "adamw_pointer", _ADAMW)
+        self._kernels = {name: Kernel(library, name, text) for name, text in KERNELS.items()}
         # Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster.
-        self._most_rank = ctypes.c_int64.in_dll(library, "lora_most_rank").value
+        self._max_rank = ctypes.c_int64.in_dll(library, "lora_max_rank").value
 
     def attention(self, call: AttentionCall) -> Tensor:
         out = torch.empty(call.q.shape, dtype=call.q.dtype)
         _clear_tail(call, out)
-        self._call("attention_forward", call.q.dtype, _attention(call), out, out.stride(0))
+        self._attend("attention_forward", call, out)
         return out
 
     def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         _clear_tail(call, dq, dk, dv)
-        self._call(
-            "attention_backward",
+        self._attend("attention_backward", call, grad, dq, dk, dv)
+
+    def _attend(self, name: str, call: AttentionCall, *rest: Tensor) -> None:
+        layout = call.layout
+        self._kernels[name](
             call.q.dtype,
-            _attention(call),
-            grad,
-            grad.stride(0),
-            dq,
-            dq.stride(0),
-            dk,
-            dv,
-            dk.stride(0),
+            call.q,
+            call.k,
+            call.v,
+            call.bias,
+            layout.starts,
+            layout.lengths,
+            layout.sequence_run,
+            call.drop,
+            *rest,
+            call.heads,
+            call.scale,
+            call.first_only,
+            runs=layout.runs,
         )
 
     def residual_norm(
@@ -150,239 +129,133 @@ class Compiled:
         residual: Tensor,
         segments: Segments,
         drop: Drop | None,
-        gain: Tensor,
-        shift: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, width = y.shape
         normed, out = torch.empty(rows, width), torch.empty(rows, width)
-        rstd, low = torch.empty(rows), torch.empty_like(y)
-        self._call(
-            "residual_norm_forward",
+        rstd, hidden = torch.empty(rows), torch.empty_like(y)
+        self._kernels["residual_norm_forward"](
             y.dtype,
             y,
             bias,
-            _stride(bias),
             residual,
             segments.runs,
-            _drop(drop, width),
-            gain,
-            shift,
-            _stride(shift),
-            epsilon,
-            rows,
-            width,
+            drop,
+            norm_weight,
+            norm_bias,
             normed,
             rstd,
             out,
-            low,
+            hidden,
+            epsilon,
+            runs=len(segments),
         )
-        return out, low, normed, rstd
+        return out, hidden, normed, rstd
 
     def residual_norm_grad(
         self,
         grad: Tensor,
-        grad_low: Tensor | None,
+        grad_hidden: Tensor | None,
         normed: Tensor,
         rstd: Tensor,
-        gain: Tensor,
+        norm_weight: Tensor,
         drop: Drop | None,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        rows, width = grad.shape
-        grad_y = torch.empty(rows, width, dtype=dtype)
-        self._call(
-            "residual_norm_backward",
-            dtype,
-            grad,
-            grad_low,
-            normed,
-            rstd,
-            gain,
-            _drop(drop, width),
-            rows,
-            width,
-            grad_y,
-        )
+        grad_y = torch.empty(grad.shape, dtype=dtype)
+        self._kernels["residual_norm_backward"](dtype, grad, grad_hidden, normed, rstd, norm_weight, drop, grad_y)
         return grad, grad_y
 
     def norm_sums(
-        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, segments: Segments
     ) -> tuple[Tensor, Tensor]:
-        width = grad.shape[1]
-        shift, gain = torch.empty(len(segments), width), torch.empty(len(segments), width)
-        dtype = torch.float32 if grad_low is None else grad_low.dtype
-        self._call("norm_sums", dtype, grad, grad_low, normed, segments.tensor, len(segments), width, shift, gain)
-        return shift, gain
+        grad_bias, grad_weight = (torch.empty(len(segments), grad.shape[1]) for _ in range(2))
+        dtype = torch.float32 if grad_hidden is None else grad_hidden.dtype
+        self._kernels["norm_sums"](dtype, grad, grad_hidden, normed, grad_bias, grad_weight, segments.tensor)
+        return grad_bias, grad_weight
 
-    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
-        width = rows.shape[1]
-        sums = torch.empty(len(segments), width)
-        self._call("segment_sums", rows.dtype, rows, rows.stride(0), segments.tensor, len(segments), width, sums)
+    def segment_sums(self, x: Tensor, segments: Segments) -> Tensor:
+        sums = torch.empty(len(segments), x.shape[1])
+        self._kernels["segment_sums"](x.dtype, x, sums, segments.tensor)
         return sums
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         out = torch.empty_like(x)
-        self._call("gelu_forward", x.dtype, x, bias, _stride(bias), segments.runs, *x.shape, out)
+        self._kernels["gelu_forward"](x.dtype, x, bias, segments.runs, out, runs=len(segments))
         return out
 
     def gelu_grad_(self, grad: Tensor, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
-        self._call("gelu_backward", x.dtype, grad, x, bias, _stride(bias), segments.runs, *x.shape)
+        self._kernels["gelu_backward"](x.dtype, grad, x, bias, segments.runs, runs=len(segments))
         return grad
 
     def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor:
-        out = torch.empty(len(segments), segments.longest, x.shape[1], dtype=x.dtype)
-        self._call("pad", x.dtype, x, x.stride(0), segments.tensor, *out.shape, _drop(drop, x.shape[1]), out)
-        return out
+        padded = torch.empty(len(segments), segments.longest, x.shape[1], dtype=x.dtype)
+        self._kernels["pad"](x.dtype, x, drop, padded, segments.tensor)
+        return padded
 
     def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None:
-        width = y.shape[1]
-        self._call(
-            "unpad_add",
-            y.dtype,
-            padded,
-            segments.tensor,
-            *padded.shape,
-            _drop(drop, width),
-            y,
-            y.stride(0),
-        )
+        self._kernels["unpad_add"](y.dtype, padded, y, drop, segments.tensor)
 
     def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
-        x, rank = call.x, call.a.shape[2]
-        if rank > self._most_rank:
+        rank = call.a.shape[2]
+        if rank > self._max_rank:
             return padded_lora(self, y, call)
-        low = torch.empty(len(x), rank)
-        struct, _kept = _lora(call)
-        self._call("lora_forward", x.dtype, struct, x, x.stride(0), y, y.stride(0), low)
-        return low
+        xa = torch.empty(call.x.shape[0], rank)
+        self._lora("lora_forward", call, y, xa)
+        return xa
 
-    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = call.x
-        if call.a.shape[2] > self._most_rank:
-            return padded_lora_grad(self, grad, low, call, grad_x)
+    def lora_grad(self, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        if call.a.shape[2] > self._max_rank:
+            return padded_lora_grad(self, grad, xa, call, grad_x)
         grad_a, grad_b = torch.empty(call.a.shape), torch.empty(call.b.shape)
-        struct, _kept = _lora(call)
-        self._call(
-            "lora_backward",
-            x.dtype,
-            struct,
-            x,
-            x.stride(0),
-            grad,
-            grad.stride(0),
-            low,
-            grad_x,
-            0 if grad_x is None else grad_x.stride(0),
-            grad_a,
-            grad_b,
-        )
+        self._lora("lora_backward", call, grad, xa, grad_x, grad_a, grad_b)
         return grad_a, grad_b
+
+    def _lora(self, name: str, call: LoraCall, *rest: Tensor | None) -> None:
+        a, b, scale = call.a.contiguous(), call.b.contiguous(), call.scale.contiguous()
+        self._kernels[name](call.x.dtype, call.x, a, b, scale, call.drop, *rest, call.segments.tensor)
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         out = torch.empty_like(x)
-        self._call("drop", x.dtype, x, _drop(drop, x.shape[1]), *x.shape, out)
+        self._kernels["drop"](x.dtype, x, drop, out)
         return out
 
-    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
-        structs = (_Stepped * len(tensors))(*map(_stepped, tensors))
+    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
+        structs = (AdamWArgs * len(tensors))(*map(_adamw_args, tensors))
         rates = torch.tensor(step.rates, dtype=torch.float64)
-        self._adamw(
-            ctypes.addressof(structs),
-            len(structs),
-            rates.data_ptr(),
-            len(rates),
+        self._kernels["adamw"](
+            torch.float32,
+            structs,
+            rates,
             step.number,
             *step.betas,
             step.epsilon,
             step.weight_decay,
             step.max_grad_norm,
-            torch.get_num_threads(),
         )
 
-    def _call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
-        plain = [_plain(x) for x in arguments]
-        self._functions[name, dtype](*plain, torch.get_num_threads())
 
-
-def _plain(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    return ctypes.addressof(argument) if isinstance(argument, ctypes.Structure) else argument
-
-
-def _stride(bias: Tensor) -> int:
-    """Floats from one run's bias to the next; 0 where all runs share one."""
-    return bias.stride(0) if len(bias) > 1 else 0
-
-
-def _drop(drop: Drop | None, width: int = 0) -> _Drop:
-    """The C struct, for rows of `width` channels; what it points into lives as long as `drop`."""
-    if drop is None:
-        return _Drop(kept=1.0)
-    channels = drop.channels(width).data_ptr() if width else None
-    return _Drop(drop.keys.data_ptr(), channels, drop.site & 0xFFFFFFFF, drop.threshold, drop.kept)
-
-
-def _lora(call: LoraCall) -> tuple[_Lora, tuple[Tensor, ...]]:
-    """The C struct, and the tensors that it points into."""
-    runs, inputs, rank = call.a.shape
-    kept = (call.segments.tensor, call.a.contiguous(), call.b.contiguous(), call.scale.contiguous())
-    bounds, *pointers = (tensor.data_ptr() for tensor in kept)
-    return _Lora(bounds, runs, inputs, call.b.shape[2], rank, *pointers, _drop(call.drop, inputs)), kept
-
-
-def _stepped(tensor: Stepped) -> _Stepped:
+def _adamw_args(tensor: AdamWTensor) -> AdamWArgs:
     """The C struct; what it points into lives as long as `tensor`."""
-    grad, size = tensor.grad, tensor.value[0].numel()
-    rows, found, width = None, 0, 1
+    grad, state = tensor.grad, (tensor.value, tensor.exp_avg, tensor.exp_avg_sq)
     if grad.is_sparse:
-        assert tensor.touched is not None
-        rows, found, width = grad.indices().data_ptr(), grad.indices().shape[1], size // tensor.value.shape[1]
-        grad = grad.values()
-    return _Stepped(
-        value=tensor.value.data_ptr(),
-        mean=tensor.mean.data_ptr(),
-        square=tensor.mean_square.data_ptr(),
-        grad=grad.data_ptr(),
-        low=None if tensor.low is None else tensor.low.data_ptr(),
-        rows=rows,
-        touched=None if tensor.touched is None else tensor.touched.data_ptr(),
-        first=tensor.first,
-        runs=len(tensor.value),
-        size=size,
-        width=width,
-        found=found,
-        grad_low=grad.dtype == torch.bfloat16,
-        decays=tensor.decays,
-    )
+        assert tensor.value_bf16 is None
+        indexed = (*state, grad.values(), grad.indices()[0], tensor.touched)
+        *pointers, rows, touched, runs, count, width, found = _SPARSE.c_values(torch.float32, indexed, {})
+        return AdamWArgs(
+            *pointers, None, rows, touched, tensor.first, runs, count * width, width, found, 0, tensor.decays
+        )
+    is_bf16 = grad.dtype is torch.bfloat16
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    *pointers, runs = _DENSE.c_values(dtype, (*state, grad, tensor.value_bf16), {})
+    size = tensor.value.numel() // runs
+    return AdamWArgs(*pointers, None, None, tensor.first, runs, size, 1, 0, is_bf16, tensor.decays)
 
 
 def _clear_tail(call: AttentionCall, *made: Tensor) -> None:
-    """Rows that are no tokens get zeros; in the last layer q and the output have none of these."""
+    """Zero the rows that are no tokens; in the last layer q and the output have none of these."""
     for rows in made:
-        if len(rows) == call.layout.rows:
+        if rows.shape[0] == call.layout.rows:
             rows[call.layout.tokens :] = 0
-
-
-def _attention(call: AttentionCall) -> _Attention:
-    """The C struct; what it points into lives as long as `call`."""
-    layout = call.layout
-    return _Attention(
-        q=call.q.data_ptr(),
-        k=call.k.data_ptr(),
-        v=call.v.data_ptr(),
-        q_ld=call.q.stride(0),
-        kv_ld=call.k.stride(0),
-        bias=call.bias.data_ptr(),
-        bias_ld=_stride(call.bias),
-        starts=layout.starts.data_ptr(),
-        lengths=layout.lengths.data_ptr(),
-        runs=layout.sequence_run.data_ptr(),
-        drop=_drop(call.drop),
-        sequences=len(layout.starts),
-        heads=call.heads,
-        width=call.q.shape[1] // call.heads,
-        first_only=call.first_only,
-        scale=call.scale,
-    )

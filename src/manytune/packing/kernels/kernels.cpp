@@ -1,9 +1,12 @@
-// The element-wise work and the attention of a packed encoder layer, fused.
+// The element-wise work and the attention of a packed encoder layer, fused: kernels on a CPU are bound by memory, so
+// each row is read once, worked on while it is in the cache, and written once.
 //
-// Every function has a twin of the same name in plain.py, which says in torch what is computed here; the tests hold
-// the two together. Rows are tokens (or, in the last layer, sequences), sorted by run. T is the type of activations
-// (float or bf16); sums, norms, softmax and residuals are float. Nothing here draws from a generator: dropout masks
-// are hashes of keys (dropout.py). No result depends on the number of threads or on a neighbouring run.
+// reference.py computes the same in torch; the tests compare the two. Rows are tokens (in the last layer: sequences),
+// sorted by run. T is the type of activations, float or bf16; sums, norms, softmax and the residual stream are float.
+// Nothing draws from a generator: dropout masks are hashes of keys (dropout.py). Work is cut the same way whatever the
+// number of threads and whatever the neighbouring runs, so no result depends on them.
+//
+// Names: `x_ld` is the row stride of x in elements, 0 where all runs share one row; [a, b] is a shape, row by row.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -31,10 +34,29 @@ inline uint32_t as_bits(float f) {
 inline float get(float x) { return x; }
 inline float get(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
 inline void put(float& to, float x) { to = x; }
-inline void put(bf16& to, float x) {  // to the nearest, ties to even, as torch rounds
+inline void put(bf16& to, float x) {  // to nearest, ties to even, as torch rounds
   const uint32_t bits = as_bits(x);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   to.bits = uint16_t(x != x ? 0x7fc0 : rounded);
+}
+
+// ---- checks ----
+//
+// Shapes, types and strides are checked by the caller (signature.py), which cannot afford to read what index tensors
+// hold. A kernel reads that itself, before it writes anything, and returns the name of the argument at fault, or null.
+
+inline bool all_below(const int64_t* indices, int64_t count, int64_t limit) {
+  uint64_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, uint64_t(indices[i]));  // a negative one is huge
+  return count == 0 || largest < uint64_t(limit);
+}
+
+// Whether run r may hold the rows bounds[r] to bounds[r + 1], of `rows` rows in all, and none has more than `longest`.
+inline bool are_bounds(const int64_t* bounds, int64_t runs, int64_t rows, int64_t longest = INT64_MAX) {
+  if (bounds[0] < 0 || bounds[runs] > rows) return false;
+  for (int64_t r = 0; r < runs; ++r)
+    if (bounds[r] > bounds[r + 1] || bounds[r + 1] - bounds[r] > longest) return false;
+  return true;
 }
 
 // ---- keyed randomness: the hash of dropout.py ----
@@ -42,7 +64,7 @@ inline void put(bf16& to, float x) {  // to the nearest, ties to even, as torch 
 constexpr uint32_t kMultiply1 = 0x7feb352d, kMultiply2 = 0x846ca68b, kGolden = 0x9e3779b9;
 constexpr uint32_t kHeadStride = 1 << 16;
 
-template <typename U>  // one number, or sixteen
+template <typename U>  // uint32_t, or sixteen of them
 inline U finish(U x) {
   x *= kMultiply1;
   x ^= x >> 15;
@@ -65,16 +87,16 @@ inline int16_t half(const uint32_t* hashes, int64_t channel) {
   return int16_t(hashes[channel >> 1] >> ((channel & 1) * 16));
 }
 
-struct Drop {
-  const int32_t* keys;       // of the rows; null: nothing is dropped
-  const uint32_t* channels;  // the mixed key of each pair of channels
-  uint32_t site;
-  int32_t threshold;
-  float kept;
+struct DropArgs {
+  const int32_t* keys;       // [rows]; null: nothing is dropped
+  const uint32_t* channels;  // [(width + 1) / 2] the mixed key of each pair of channels; null for attention weights
+  uint32_t site;             // key of the module and of this call of it
+  int32_t threshold;         // the least 16-bit hash that is kept
+  float kept;                // 1 / (1 - p)
 };
 
-// What each channel of a row is multiplied with: 0, or 1 / (1 - p).
-inline void row_factors(const Drop& drop, int64_t row, int64_t width, uint32_t* hashes, float* factors) {
+// factors [width]: what each channel of a row is multiplied with, 0 or 1 / (1 - p).
+inline void row_factors(const DropArgs& drop, int64_t row, int64_t width, uint32_t* hashes, float* factors) {
   const int32_t threshold = drop.threshold;
   const float kept = drop.kept;
   hash_row(mix(uint32_t(drop.keys[row]) ^ drop.site), drop.channels, (width + 1) / 2, hashes);
@@ -88,12 +110,13 @@ inline void row_factors(const Drop& drop, int64_t row, int64_t width, uint32_t* 
   for (; c < width; ++c) factors[c] = half(hashes, c) >= threshold ? kept : 0.0f;
 }
 
-// One thread's factors of one row after another; ones where nothing is dropped.
+// The factors of the row that a thread works on; all ones where nothing is dropped. One object a thread: no allocation
+// for each row.
 class Factors {
  public:
   explicit Factors(int64_t width) : width_(width), factors_(width + 16, 1.0f), hashes_(width / 2 + 16) {}
 
-  const float* of(const Drop& drop, int64_t row) {
+  const float* of(const DropArgs& drop, int64_t row) {
     if (drop.keys) row_factors(drop, row, width_, hashes_.data(), factors_.data());
     return factors_.data();
   }
@@ -161,31 +184,31 @@ inline v16 exponential(v16 x) {  // 2^n * p(r), |relative error| < 2e-7
   return p * as_floats(u16((__builtin_convertvector(n, i16) + 127) << 23));
 }
 
-// An odd function of x: x over(x²) / under(x²), and beyond `last` 1/2.
-struct Odd {
-  float last, over[6], under[6];
+// An odd function as a rational one, x P(x²) / Q(x²); for |x| > limit it is ±1/2.
+struct OddRational {
+  float limit, p[6], q[6];
 };
 
-inline float at(const Odd& f, float any) {
-  const float x = std::min(std::max(any, -f.last), f.last);
+inline float at(const OddRational& f, float any) {
+  const float x = std::min(std::max(any, -f.limit), f.limit);
   const float t = x * x;
-  float over = f.over[5], under = f.under[5];
+  float p = f.p[5], q = f.q[5];
   for (int i = 4; i >= 0; --i) {
-    over = over * t + f.over[i];
-    under = under * t + f.under[i];
+    p = p * t + f.p[i];
+    q = q * t + f.q[i];
   }
-  float found = x * over / under;
-  found = any > f.last ? 0.5f : found;
-  return any < -f.last ? -0.5f : found;
+  float value = x * p / q;
+  value = any > f.limit ? 0.5f : value;
+  return any < -f.limit ? -0.5f : value;
 }
 
-// The normal distribution's Φ(x) and the slope of x Φ(x), each less 1/2, as quotients fitted for the smallest largest
-// error (5e-9 and 1.4e-7, and 1.6e-7 and 2.9e-7 in float). By way of an exponential they took half as long again.
-constexpr Odd kNormal = {
+// Φ(x) - 1/2 of the normal distribution, and the derivative of x Φ(x) less 1/2. Minimax fits: their errors are 5e-9 and
+// 1.4e-7, evaluated in float 1.6e-7 and 2.9e-7. An exponential and erf took 1.5 times as long.
+constexpr OddRational kNormal = {
     5.4f,
     {3.989422454e-1f, 3.337227033e-2f, 4.650854096e-3f, 1.643221657e-4f, 6.360027305e-6f, 2.338673147e-8f},
     {1.0f, 2.503179653e-1f, 2.837871224e-2f, 1.858984146e-3f, 7.240035709e-5f, 1.216591430e-6f}};
-constexpr Odd kSlope = {
+constexpr OddRational kSlope = {
     6.0f,
     {7.978845325e-1f, -3.074345294e-2f, 1.420917440e-2f, 2.418409716e-5f, 3.585057552e-5f, 1.908851095e-7f},
     {1.0f, 2.948056798e-1f, 4.106469640e-2f, 3.528762476e-3f, 1.935198504e-4f, 8.887478435e-6f}};
@@ -221,7 +244,8 @@ inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float*
 // A is [m, k] with the strides am and ak, B is [k, n] with rows of ldb; n is a multiple of 16.
 void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb,
              float* c, int64_t ldc, bool add = false) {
-  const int64_t tiles = (m + 5) / 6, most = (m + tiles - 1) / tiles;  // rows cut evenly: a tile of one waits for itself
+  // Rows are cut evenly: in a tile of one row, each multiply-add waits for the one before.
+  const int64_t tiles = (m + 5) / 6, most = (m + tiles - 1) / tiles;
   for (int64_t col = 0; col < n;) {
     const int wide = n - col >= 32 ? 2 : 1;
     for (int64_t row = 0; row < m; row += most) {
@@ -243,27 +267,43 @@ inline int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
 
 // ---- attention ----
 
+// The arguments of both directions. `hidden` is heads * width; the heads' columns lie side by side.
 template <typename T>
 struct Attention {
-  const T *q, *k, *v;          // [rows, ld]; the heads' columns side by side
-  int64_t q_ld, kv_ld;
-  const float* bias;           // [runs or 1, 3 * heads * width]: of q, k and v
-  int64_t bias_ld;             // 0 where all runs share one
-  const int64_t *starts, *lengths, *runs;  // of each sequence: first token, tokens, run
-  Drop drop;                   // of the weights, keyed by the queries' tokens
+  const T* q;                  // [queries, hidden]
+  int64_t q_ld;
+  const T* k;                  // [rows, hidden]
+  int64_t k_ld;
+  const T* v;                  // [rows, hidden]
+  int64_t v_ld;
+  const float* bias;           // [runs or 1, 3 * hidden]: of q, k and v
+  int64_t bias_ld;
+  const int64_t *starts, *lengths, *run_of;  // [sequences]: first row, tokens, run
+  const DropArgs& drop;        // of the weights, keyed by the queries' tokens
   int64_t sequences, heads, width;
   int32_t first_only;          // one query a sequence, its first token, in row s of q and of the output
   float scale;
+
+  const char* fault(int64_t queries, int64_t hidden, int64_t rows, int64_t runs) const {
+    if (heads < 1 || heads * width != hidden) return "heads";
+    if (sequences < 1) return "starts";
+    if (queries != (first_only ? sequences : rows)) return "q";
+    for (int64_t s = 0; s < sequences; ++s) {
+      if (starts[s] < 0 || starts[s] >= rows) return "starts";
+      if (lengths[s] < 1 || lengths[s] > rows - starts[s]) return "lengths";
+    }
+    return all_below(run_of, sequences, runs) ? nullptr : "run_of";
+  }
 };
 
-// The workspace of one thread, for sequences of up to `longest` tokens. Weights lie transposed: a row is a key, its
-// lanes are queries, so that a softmax goes down the rows of sixteen queries at once.
-struct Space {
-  int64_t wide;
+// The workspace of one thread, for sequences of up to `longest` tokens. Attention weights lie transposed, [keys,
+// queries], so that the softmax of sixteen queries is computed at once, a vector for each key.
+struct AttentionSpace {
+  int64_t width16;
   std::vector<float> memory;
   float *q, *k, *v, *d, *t, *p, *m, *g, *out;
-  Space(int64_t longest, int64_t width) : wide(up16(width)) {
-    const int64_t flat = up16(longest) * wide, square = up16(longest) * up16(longest);
+  AttentionSpace(int64_t longest, int64_t width) : width16(up16(width)) {
+    const int64_t flat = up16(longest) * width16, square = up16(longest) * up16(longest);
     memory.assign(6 * flat + 3 * square, 0.0f);
     float* at = memory.data();
     for (float** part : {&q, &k, &v, &d, &t, &out}) *part = at, at += flat;
@@ -272,17 +312,18 @@ struct Space {
 };
 
 template <typename T>
-inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t wide, float* to) {
-  if (width == wide) {
+inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t width16,
+                  float* to) {
+  if (width == width16) {
     for (int64_t c = 0; c < width; c += 16) {
       const v16 added = bias ? load(bias + c) : v16{};
-      for (int64_t i = 0; i < rows; ++i) save(to + i * wide + c, load(from + i * ld + c) + added);
+      for (int64_t i = 0; i < rows; ++i) save(to + i * width16 + c, load(from + i * ld + c) + added);
     }
     return;
   }
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t c = 0; c < width; ++c) to[i * wide + c] = get(from[i * ld + c]) + (bias ? bias[c] : 0.0f);
-    for (int64_t c = width; c < wide; ++c) to[i * wide + c] = 0.0f;
+    for (int64_t c = 0; c < width; ++c) to[i * width16 + c] = get(from[i * ld + c]) + (bias ? bias[c] : 0.0f);
+    for (int64_t c = width; c < width16; ++c) to[i * width16 + c] = 0.0f;
   }
 }
 
@@ -292,8 +333,8 @@ inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, in
 #define SHUFFLE(X, Y, ...) __builtin_shuffle(X, Y, i16{__VA_ARGS__})
 #endif
 
-// Sixteen rows become sixteen columns: four times, halves of twice the size change places.
-inline void turn(v16* x) {
+// Transpose [16, 16] in place, in four rounds that exchange blocks of 1, 2, 4 and 8.
+inline void transpose16(v16* x) {
 #define TURN(STEP, LOW, HIGH)                         \
   for (int i = 0; i < 16; ++i)                        \
     if (!(i & STEP)) {                                \
@@ -315,28 +356,30 @@ inline void turn(v16* x) {
   TURN(8, EIGHT_LOW, EIGHT_HIGH)
 }
 
-// [rows, wide] → [wide, padded], with zeros behind the rows; both dimensions of `to` are whole vectors.
-inline void transpose(const float* from, int64_t rows, int64_t wide, float* to, int64_t padded) {
+// [rows, width16] → [width16, padded], with zeros behind the rows; `padded` is a multiple of 16 too.
+inline void transpose(const float* from, int64_t rows, int64_t width16, float* to, int64_t padded) {
   for (int64_t i = 0; i < padded; i += 16)
-    for (int64_t c = 0; c < wide; c += 16) {
+    for (int64_t c = 0; c < width16; c += 16) {
       v16 x[16];
-      for (int64_t r = 0; r < 16; ++r) x[r] = i + r < rows ? load(from + (i + r) * wide + c) : v16{};
-      turn(x);
+      for (int64_t r = 0; r < 16; ++r) x[r] = i + r < rows ? load(from + (i + r) * width16 + c) : v16{};
+      transpose16(x);
       for (int64_t r = 0; r < 16; ++r) save(to + (c + r) * padded + i, x[r]);
     }
 }
 
-// Fetches one head of one sequence and makes p, the weights before dropout, and m, what each is multiplied with.
+// Fetch one head of one sequence and compute p [keys, queries], the attention weights before dropout, and m, the
+// factors of dropout. The backward pass computes them again, so that no weights are kept in memory.
 template <typename T>
-void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
+void weights(const Attention<T>& a, int64_t s, int64_t head, AttentionSpace& w) {
   const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
-  const int64_t first = a.starts[s], column = head * a.width, q_row = a.first_only ? s : first, hidden = a.heads * a.width;
-  const float* bias = a.bias + a.runs[s] * a.bias_ld + column;
-  fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.wide, w.q);
-  fetch(a.k + first * a.kv_ld + column, a.kv_ld, bias + hidden, length, a.width, w.wide, w.k);
-  fetch(a.v + first * a.kv_ld + column, a.kv_ld, bias + 2 * hidden, length, a.width, w.wide, w.v);
-  transpose(w.q, queries, w.wide, w.t, padded);
-  product(length, padded, a.width, w.k, w.wide, 1, w.t, padded, w.p, padded);
+  const int64_t first = a.starts[s], q_row = a.first_only ? s : first;
+  const int64_t column = head * a.width, hidden = a.heads * a.width;
+  const float* bias = a.bias + a.run_of[s] * a.bias_ld + column;
+  fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.width16, w.q);
+  fetch(a.k + first * a.k_ld + column, a.k_ld, bias + hidden, length, a.width, w.width16, w.k);
+  fetch(a.v + first * a.v_ld + column, a.v_ld, bias + 2 * hidden, length, a.width, w.width16, w.v);
+  transpose(w.q, queries, w.width16, w.t, padded);
+  product(length, padded, a.width, w.k, w.width16, 1, w.t, padded, w.p, padded);
   for (int64_t block = 0; block < padded; block += 16) {
     float* p = w.p + block;
     v16 top = load(p), sum = v16{};
@@ -350,7 +393,8 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
     for (int64_t j = 0; j < length; ++j) save(p + j * padded, load(p + j * padded) * share);
     if (!a.drop.keys) continue;
     u16 rows = u16{};
-    for (int64_t i = 0; i < std::min<int64_t>(16, queries - block); ++i) rows[i] = uint32_t(a.drop.keys[first + block + i]);
+    const int64_t left = std::min<int64_t>(16, queries - block);
+    for (int64_t i = 0; i < left; ++i) rows[i] = uint32_t(a.drop.keys[first + block + i]);
     rows = mix(rows ^ a.drop.site);
     float* m = w.m + block;
     for (int64_t j = 0; j < length; j += 2) {
@@ -362,25 +406,28 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, Space& w) {
 }
 
 template <typename T>
-inline void store(const float* from, int64_t rows, int64_t width, int64_t wide, float scale, T* to, int64_t ld) {
+inline void store(const float* from, int64_t rows, int64_t width, int64_t width16, float scale, T* to, int64_t ld) {
   for (int64_t i = 0; i < rows; ++i) {
-    if (width == wide)
-      for (int64_t c = 0; c < width; c += 16) save(to + i * ld + c, scale * load(from + i * wide + c));
+    if (width == width16)
+      for (int64_t c = 0; c < width; c += 16) save(to + i * ld + c, scale * load(from + i * width16 + c));
     else
-      for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * wide + c]);
+      for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * width16 + c]);
   }
 }
 
-int64_t longest_of(const int64_t* lengths, int64_t sequences) {
-  return *std::max_element(lengths, lengths + sequences);
-}
-
 template <typename T>
-void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int threads) {
-  const int64_t longest = longest_of(a.lengths, a.sequences);
+const char* attention_forward(const T* q, int64_t q_ld, const T* k, int64_t k_ld, const T* v, int64_t v_ld,
+                              const float* bias, int64_t bias_ld, const int64_t* starts, const int64_t* lengths,
+                              const int64_t* run_of, const DropArgs& drop, T* out, int64_t out_ld, int64_t queries,
+                              int64_t hidden, int64_t rows, int64_t runs, int64_t sequences, int64_t heads,
+                              float scale, int32_t first_only, int threads) {
+  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, sequences, heads,
+                       hidden / std::max<int64_t>(heads, 1), first_only, scale};
+  if (const char* fault = a.fault(queries, hidden, rows, runs)) return fault;
+  const int64_t longest = *std::max_element(lengths, lengths + sequences);
 #pragma omp parallel num_threads(threads)
   {
-    Space w(longest, a.width);
+    AttentionSpace w(longest, a.width);
 #pragma omp for schedule(dynamic, 8)
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
@@ -388,19 +435,28 @@ void attention_forward(const Attention<T>& a, T* out, int64_t out_ld, int thread
       const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
       if (a.drop.keys)
         for (int64_t i = 0; i < length * padded; i += 16) save(w.p + i, load(w.p + i) * load(w.m + i));
-      product(queries, w.wide, length, w.p, 1, padded, w.v, w.wide, w.out, w.wide);
-      store(w.out, queries, a.width, w.wide, 1.0f, out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width, out_ld);
+      product(queries, w.width16, length, w.p, 1, padded, w.v, w.width16, w.out, w.width16);
+      T* to = out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width;
+      store(w.out, queries, a.width, w.width16, 1.0f, to, out_ld);
     }
   }
+  return nullptr;
 }
 
 template <typename T>
-void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T* dq, int64_t dq_ld, T* dk, T* dv,
-                        int64_t dkv_ld, int threads) {
-  const int64_t longest = longest_of(a.lengths, a.sequences);
+const char* attention_backward(const T* q, int64_t q_ld, const T* k, int64_t k_ld, const T* v, int64_t v_ld,
+                               const float* bias, int64_t bias_ld, const int64_t* starts, const int64_t* lengths,
+                               const int64_t* run_of, const DropArgs& drop, const T* grad, int64_t grad_ld, T* dq,
+                               int64_t dq_ld, T* dk, int64_t dk_ld, T* dv, int64_t dv_ld, int64_t queries,
+                               int64_t hidden, int64_t rows, int64_t runs, int64_t sequences, int64_t heads,
+                               float scale, int32_t first_only, int threads) {
+  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, sequences, heads,
+                       hidden / std::max<int64_t>(heads, 1), first_only, scale};
+  if (const char* fault = a.fault(queries, hidden, rows, runs)) return fault;
+  const int64_t longest = *std::max_element(lengths, lengths + sequences);
 #pragma omp parallel num_threads(threads)
   {
-    Space w(longest, a.width);
+    AttentionSpace w(longest, a.width);
 #pragma omp for schedule(dynamic, 8)
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
@@ -408,9 +464,9 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
       const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
       const int64_t first = a.starts[s], row0 = a.first_only ? s : first, column = head * a.width;
       // d: the output's gradient. g: the weights' gradient, then that of the scores.
-      fetch(grad + row0 * grad_ld + column, grad_ld, nullptr, queries, a.width, w.wide, w.d);
-      transpose(w.d, queries, w.wide, w.t, padded);
-      product(length, padded, a.width, w.v, w.wide, 1, w.t, padded, w.g, padded);
+      fetch(grad + row0 * grad_ld + column, grad_ld, nullptr, queries, a.width, w.width16, w.d);
+      transpose(w.d, queries, w.width16, w.t, padded);
+      product(length, padded, a.width, w.v, w.width16, 1, w.t, padded, w.g, padded);
       for (int64_t block = 0; block < padded; block += 16) {
         float *p = w.p + block, *m = w.m + block, *g = w.g + block;
         v16 dot = v16{};
@@ -423,31 +479,33 @@ void attention_backward(const Attention<T>& a, const T* grad, int64_t grad_ld, T
           if (a.drop.keys) save(p + at, load(p + at) * load(m + at));
         }
       }
-      product(length, w.wide, queries, w.p, padded, 1, w.d, w.wide, w.out, w.wide);
-      store(w.out, length, a.width, w.wide, 1.0f, dv + first * dkv_ld + column, dkv_ld);
-      product(length, w.wide, queries, w.g, padded, 1, w.q, w.wide, w.out, w.wide);
-      store(w.out, length, a.width, w.wide, a.scale, dk + first * dkv_ld + column, dkv_ld);
-      product(queries, w.wide, length, w.g, 1, padded, w.k, w.wide, w.out, w.wide);
-      store(w.out, queries, a.width, w.wide, a.scale, dq + row0 * dq_ld + column, dq_ld);
+      product(length, w.width16, queries, w.p, padded, 1, w.d, w.width16, w.out, w.width16);
+      store(w.out, length, a.width, w.width16, 1.0f, dv + first * dv_ld + column, dv_ld);
+      product(length, w.width16, queries, w.g, padded, 1, w.q, w.width16, w.out, w.width16);
+      store(w.out, length, a.width, w.width16, a.scale, dk + first * dk_ld + column, dk_ld);
+      product(queries, w.width16, length, w.g, 1, padded, w.k, w.width16, w.out, w.width16);
+      store(w.out, queries, a.width, w.width16, a.scale, dq + row0 * dq_ld + column, dq_ld);
     }
   }
+  return nullptr;
 }
 
 // ---- dropout, residual and LayerNorm ----
 
 template <typename T>
-void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const float* residual, const int64_t* runs,
-                           const Drop& drop,
-                           const float* gain, const float* shift, int64_t shift_ld, float epsilon, int64_t rows,
-                           int64_t width, float* normed, float* rstd, float* out, T* low, int threads) {
+const char* residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const float* residual,
+                                  const int64_t* run_of, const DropArgs& drop, const float* norm_weight,
+                                  const float* norm_bias, int64_t norm_bias_ld, float* normed, float* rstd, float* out,
+                                  T* hidden, int64_t rows, int64_t width, int64_t runs, float epsilon, int threads) {
+  if (!all_below(run_of, rows, runs)) return "run_of";
 #pragma omp parallel num_threads(threads)
   {
     Factors factors(width);
     std::vector<float> z(width);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < rows; ++t) {
-      const float* b = bias + runs[t] * bias_ld;
-      const float* s = shift + runs[t] * shift_ld;
+      const float* b = bias + run_of[t] * bias_ld;
+      const float* s = norm_bias + run_of[t] * norm_bias_ld;
       const T* from = y + t * width;
       const float* r = residual + t * width;
       float sum = 0.0f, square = 0.0f;
@@ -464,20 +522,21 @@ void residual_norm_forward(const T* y, const float* bias, int64_t bias_ld, const
       rstd[t] = inverse;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
-        const float n = (z[c] - mean) * inverse, o = n * gain[c] + s[c];
+        const float n = (z[c] - mean) * inverse, o = n * norm_weight[c] + s[c];
         normed[t * width + c] = n;
         out[t * width + c] = o;
-        put(low[t * width + c], o);
+        put(hidden[t * width + c], o);
       }
     }
   }
+  return nullptr;
 }
 
-// grad and grad_low are the gradients of `out` and `low`; grad becomes that of the residual.
+// grad and grad_hidden are the gradients of `out` and `hidden`; grad becomes that of the residual.
 template <typename T>
-void residual_norm_backward(float* grad, const T* grad_low, const float* normed, const float* rstd, const float* gain,
-                            const Drop& drop,
-                            int64_t rows, int64_t width, T* grad_y, int threads) {
+const char* residual_norm_backward(float* grad, const T* grad_hidden, const float* normed, const float* rstd,
+                                   const float* norm_weight, const DropArgs& drop, T* grad_y, int64_t rows,
+                                   int64_t width, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Factors factors(width);
@@ -487,13 +546,13 @@ void residual_norm_backward(float* grad, const T* grad_low, const float* normed,
       float* at = grad + t * width;
       const float* n = normed + t * width;
       float sum = 0.0f, dot = 0.0f;
-      if (grad_low) {
-        const T* other = grad_low + t * width;
+      if (grad_hidden) {
+        const T* other = grad_hidden + t * width;
 #pragma omp simd
-        for (int64_t c = 0; c < width; ++c) g[c] = (at[c] + get(other[c])) * gain[c];
+        for (int64_t c = 0; c < width; ++c) g[c] = (at[c] + get(other[c])) * norm_weight[c];
       } else {
 #pragma omp simd
-        for (int64_t c = 0; c < width; ++c) g[c] = at[c] * gain[c];
+        for (int64_t c = 0; c < width; ++c) g[c] = at[c] * norm_weight[c];
       }
 #pragma omp simd reduction(+ : sum, dot)
       for (int64_t c = 0; c < width; ++c) {
@@ -510,117 +569,130 @@ void residual_norm_backward(float* grad, const T* grad_low, const float* normed,
       }
     }
   }
+  return nullptr;
 }
 
-// Sums over each run's rows of the gradient of a norm's output (its bias's gradient) and, if `dgain`, of that times
-// the normed input (its weight's gradient).
+constexpr int64_t kColumns = 64;  // a thread sums some columns of one run, so that no sum depends on the threads
+
+// Sums over each run's rows of the gradient of a norm's output, which is that of its bias, and of that times the
+// normed input, which is that of its weight.
 template <typename T>
-void norm_sums(const float* grad, const T* grad_low, const float* normed, const int64_t* bounds, int64_t runs,
-               int64_t width, float* dshift, float* dgain, int threads) {
-  const int64_t block = 64, blocks = (width + block - 1) / block;
+const char* norm_sums(const float* grad, const T* grad_hidden, const float* normed, float* grad_bias,
+                      float* grad_weight, const int64_t* bounds, int64_t rows, int64_t width, int64_t runs,
+                      int threads) {
+  if (!are_bounds(bounds, runs, rows)) return "bounds";
+  const int64_t blocks = (width + kColumns - 1) / kColumns;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
   for (int64_t r = 0; r < runs; ++r)
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t c0 = b * block, n = std::min(block, width - c0);
-      float shift[block] = {}, slope[block] = {};
+      const int64_t c0 = b * kColumns, n = std::min(kColumns, width - c0);
+      float bias[kColumns] = {}, weight[kColumns] = {};
       for (int64_t t = bounds[r]; t < bounds[r + 1]; ++t) {
         const float *g = grad + t * width + c0, *x = normed + t * width + c0;
-        float total[block];
+        float total[kColumns];
         for (int64_t c = 0; c < n; ++c) total[c] = g[c];
-        if (grad_low)
-          for (int64_t c = 0; c < n; ++c) total[c] += get(grad_low[t * width + c0 + c]);
+        if (grad_hidden)
+          for (int64_t c = 0; c < n; ++c) total[c] += get(grad_hidden[t * width + c0 + c]);
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) {
-          shift[c] += total[c];
-          slope[c] += total[c] * x[c];
+          bias[c] += total[c];
+          weight[c] += total[c] * x[c];
         }
       }
-      std::copy(shift, shift + n, dshift + r * width + c0);
-      if (dgain) std::copy(slope, slope + n, dgain + r * width + c0);
+      std::copy(bias, bias + n, grad_bias + r * width + c0);
+      std::copy(weight, weight + n, grad_weight + r * width + c0);
     }
+  return nullptr;
 }
 
 // [runs, width]: the sum of each run's rows.
 template <typename T>
-void segment_sums(const T* rows, int64_t ld, const int64_t* bounds, int64_t runs, int64_t width, float* sums,
-                  int threads) {
-  const int64_t block = 64, blocks = (width + block - 1) / block;
+const char* segment_sums(const T* x, int64_t x_ld, float* sums, const int64_t* bounds, int64_t rows, int64_t width,
+                         int64_t runs, int threads) {
+  if (!are_bounds(bounds, runs, rows)) return "bounds";
+  const int64_t blocks = (width + kColumns - 1) / kColumns;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
   for (int64_t r = 0; r < runs; ++r)
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t c0 = b * block, n = std::min(block, width - c0);
-      float sum[block] = {};
+      const int64_t c0 = b * kColumns, n = std::min(kColumns, width - c0);
+      float sum[kColumns] = {};
       for (int64_t t = bounds[r]; t < bounds[r + 1]; ++t)
 #pragma omp simd
-        for (int64_t c = 0; c < n; ++c) sum[c] += get(rows[t * ld + c0 + c]);
+        for (int64_t c = 0; c < n; ++c) sum[c] += get(x[t * x_ld + c0 + c]);
       std::copy(sum, sum + n, sums + r * width + c0);
     }
+  return nullptr;
 }
 
 // ---- GELU ----
 
 template <typename T>
-void gelu_forward(const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, int64_t rows, int64_t width,
-                  T* out, int threads) {
+const char* gelu_forward(const T* x, const float* bias, int64_t bias_ld, const int64_t* run_of, T* out, int64_t rows,
+                         int64_t width, int64_t runs, int threads) {
+  if (!all_below(run_of, rows, runs)) return "run_of";
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < rows; ++t) {
-    const float* b = bias + runs[t] * bias_ld;
+    const float* b = bias + run_of[t] * bias_ld;
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
       const float u = get(x[t * width + c]) + b[c];
       put(out[t * width + c], u * (0.5f + at(kNormal, u)));
     }
   }
+  return nullptr;
 }
 
 // grad becomes the gradient of the input.
 template <typename T>
-void gelu_backward(T* grad, const T* x, const float* bias, int64_t bias_ld, const int64_t* runs, int64_t rows,
-                   int64_t width, int threads) {
+const char* gelu_backward(T* grad, const T* x, const float* bias, int64_t bias_ld, const int64_t* run_of, int64_t rows,
+                          int64_t width, int64_t runs, int threads) {
+  if (!all_below(run_of, rows, runs)) return "run_of";
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < rows; ++t) {
-    const float* b = bias + runs[t] * bias_ld;
+    const float* b = bias + run_of[t] * bias_ld;
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
       const float u = get(x[t * width + c]) + b[c];
       put(grad[t * width + c], get(grad[t * width + c]) * (0.5f + at(kSlope, u)));
     }
   }
+  return nullptr;
 }
 
-// ---- the inputs and outputs of LoRA's products: each run's rows padded to one length, dropped out ----
+// ---- inputs and outputs of LoRA's batched products: each run's rows padded to the longest run's number ----
 
 template <typename T>
-void pad(const T* x, int64_t ld, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
-         const Drop& drop, T* out,
-         int threads) {
+const char* pad(const T* x, int64_t x_ld, const DropArgs& drop, T* padded, const int64_t* bounds, int64_t rows,
+                int64_t width, int64_t runs, int64_t longest, int threads) {
+  if (!are_bounds(bounds, runs, rows, longest)) return "bounds";
 #pragma omp parallel num_threads(threads)
   {
     Factors factors(width);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t r = 0; r < runs; ++r)
       for (int64_t i = 0; i < longest; ++i) {
-        T* to = out + (r * longest + i) * width;
+        T* to = padded + (r * longest + i) * width;
         const int64_t t = bounds[r] + i;
         if (t >= bounds[r + 1]) {
           std::memset(to, 0, size_t(width) * sizeof(T));
         } else if (!drop.keys) {
-          std::memcpy(to, x + t * ld, size_t(width) * sizeof(T));
+          std::memcpy(to, x + t * x_ld, size_t(width) * sizeof(T));
         } else {
           const float* factor = factors.of(drop, t);
-          const T* from = x + t * ld;
+          const T* from = x + t * x_ld;
 #pragma omp simd
           for (int64_t c = 0; c < width; ++c) put(to[c], get(from[c]) * factor[c]);
         }
       }
   }
+  return nullptr;
 }
 
 // y += the padded rows, dropped out.
 template <typename T>
-void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t longest, int64_t width,
-               const Drop& drop, T* y,
-               int64_t ld, int threads) {
+const char* unpad_add(const T* padded, T* y, int64_t y_ld, const DropArgs& drop, const int64_t* bounds, int64_t runs,
+                      int64_t longest, int64_t width, int64_t rows, int threads) {
+  if (!are_bounds(bounds, runs, rows, longest)) return "bounds";
 #pragma omp parallel num_threads(threads)
   {
     Factors factors(width);
@@ -630,26 +702,33 @@ void unpad_add(const T* padded, const int64_t* bounds, int64_t runs, int64_t lon
         const int64_t t = bounds[r] + i;
         if (t >= bounds[r + 1]) continue;
         const T* from = padded + (r * longest + i) * width;
-        T* to = y + t * ld;
+        T* to = y + t * y_ld;
         const float* factor = factors.of(drop, t);
 #pragma omp simd
         for (int64_t c = 0; c < width; ++c) put(to[c], get(to[c]) + get(from[c]) * factor[c]);
       }
   }
+  return nullptr;
 }
 
 // ---- LoRA of low rank: y += scale drop(x) A B for each run's rows, without padding or copies ----
 
+constexpr int64_t kMaxRank = 16;  // above it, batched matrix products are faster
+constexpr int64_t kRows = 32;
+
 struct Lora {
-  const int64_t* bounds;  // of the runs' rows
-  int64_t runs, in, out, rank;
-  const float *a, *b, *scale;  // [runs, in, rank], [runs, rank, out], [runs]
-  Drop drop;  // of the rows of x
+  const float *a, *b, *scale;  // [runs, inputs, rank], [runs, rank, outputs], [runs]
+  const DropArgs& drop;        // of the rows of x
+  const int64_t* bounds;       // [runs + 1]
+  int64_t runs, inputs, outputs, rank;
+
+  const char* fault(int64_t rows) const {
+    if (rank < 1 || rank > kMaxRank) return "a";
+    return are_bounds(bounds, runs, rows) ? nullptr : "bounds";
+  }
 };
 
-constexpr int64_t kMostRank = 16, kRows = 32;
-
-// A run's rows are cut into blocks the same way whatever its neighbours; sums go over blocks in order.
+// A run's rows are cut into blocks that do not depend on its neighbours; sums go over blocks in order.
 struct Block {
   int64_t run, from, to;
 };
@@ -662,11 +741,11 @@ inline std::vector<Block> blocks_of(const Lora& l) {
   return blocks;
 }
 
-constexpr int kTogether = 4;  // rows that go through the factors together, which are then read once for all
+constexpr int kTogether = 4;  // rows that are multiplied together, so that A and B are read once for all of them
 
-// sums[i][k] = x[i] . rows[k]; rows and x are `wide` apart. Sixteen of them at once, whose lanes are then added up as
-// rows: one after the other that took as long as the products.
-inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, float (*sums)[kMostRank]) {
+// sums[i][k] = x[i] · rows[k]; the rows of both are `wide` apart. Sixteen sums are built at once and their lanes then
+// added up through a transpose: adding the lanes of one sum after another took as long as the products.
+inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, float (*sums)[kMaxRank]) {
   static_assert(kTogether == 4);
   for (int64_t first = 0; first < rank; first += 4) {
     const float* row[4];
@@ -675,7 +754,7 @@ inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, 
     for (int64_t c = 0; c < wide; c += 16)
       for (int k = 0; k < 4; ++k)
         for (int i = 0; i < 4; ++i) sum[4 * k + i] += load(x + i * wide + c) * load(row[k] + c);
-    turn(sum);
+    transpose16(sum);
     for (int half = 8; half; half /= 2)
       for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
     for (int64_t k = first; k < std::min(first + 4, rank); ++k)
@@ -684,7 +763,7 @@ inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, 
 }
 
 // to[i] = sum over k of weights[i][k] rows[k].
-inline void mixed(const float (*weights)[kMostRank], const float* rows, int64_t wide, int64_t rank, float* to) {
+inline void mixed(const float (*weights)[kMaxRank], const float* rows, int64_t wide, int64_t rank, float* to) {
   for (int64_t c = 0; c < wide; c += 16) {
     v16 sum[kTogether] = {};
     for (int64_t k = 0; k < rank; ++k) {
@@ -696,7 +775,7 @@ inline void mixed(const float (*weights)[kMostRank], const float* rows, int64_t 
 }
 
 // to[k] += sum over i of weights[i][k] x[i].
-inline void gathered(const float (*weights)[kMostRank], const float* x, int64_t wide, int64_t rank, float* to) {
+inline void gathered(const float (*weights)[kMaxRank], const float* x, int64_t wide, int64_t rank, float* to) {
   for (int64_t c = 0; c < wide; c += 16) {
     v16 row[kTogether];
     for (int i = 0; i < kTogether; ++i) row[i] = load(x + i * wide + c);
@@ -708,25 +787,25 @@ inline void gathered(const float (*weights)[kMostRank], const float* x, int64_t 
   }
 }
 
-// The workspace of one thread: one run's factors, A turned round, both with rows of whole vectors; and some rows.
+// The workspace of one thread: one run's A, transposed, and B, both with rows of whole vectors; and kTogether rows.
 struct LoraSpace {
   int64_t in, out, run = -1;
   std::vector<float> a, b, x, g, sum;
   std::vector<Factors> factors;
   explicit LoraSpace(const Lora& l)
-      : in(up16(l.in)), out(up16(l.out)), a(l.rank * in), b(l.rank * out), x(kTogether * in), g(kTogether * out),
-        sum(kTogether * std::max(in, out)), factors(kTogether, Factors(l.in)) {}
+      : in(up16(l.inputs)), out(up16(l.outputs)), a(l.rank * in), b(l.rank * out), x(kTogether * in),
+        g(kTogether * out), sum(kTogether * std::max(in, out)), factors(kTogether, Factors(l.inputs)) {}
 
   void take(const Lora& l, int64_t wanted) {
     if (run == wanted) return;
     run = wanted;
     for (int64_t k = 0; k < l.rank; ++k) {
-      for (int64_t c = 0; c < l.in; ++c) a[k * in + c] = l.a[(run * l.in + c) * l.rank + k];
-      for (int64_t c = 0; c < l.out; ++c) b[k * out + c] = l.b[(run * l.rank + k) * l.out + c];
+      for (int64_t c = 0; c < l.inputs; ++c) a[k * in + c] = l.a[(run * l.inputs + c) * l.rank + k];
+      for (int64_t c = 0; c < l.outputs; ++c) b[k * out + c] = l.b[(run * l.rank + k) * l.outputs + c];
     }
   }
 
-  // x: the dropped-out rows, or zeros where there are no more.
+  // x [kTogether, inputs]: rows after dropout; zeros where there are no more.
   template <typename T>
   void fetch(const Lora& l, const T* rows, int64_t ld, int64_t first, int64_t count) {
     for (int64_t i = 0; i < kTogether; ++i) {
@@ -738,59 +817,68 @@ struct LoraSpace {
       const T* from = rows + (first + i) * ld;
       const float* factor = factors[i].of(l.drop, first + i);
 #pragma omp simd
-      for (int64_t c = 0; c < l.in; ++c) to[c] = get(from[c]) * factor[c];
+      for (int64_t c = 0; c < l.inputs; ++c) to[c] = get(from[c]) * factor[c];
     }
   }
 };
 
 template <typename T>
-void lora_forward(const Lora& l, const T* x, int64_t x_ld, T* y, int64_t y_ld, float* low, int threads) {
+const char* lora_forward(const T* x, int64_t x_ld, const float* a, const float* b, const float* scale,
+                         const DropArgs& drop, T* y, int64_t y_ld, float* xa, const int64_t* bounds, int64_t rows,
+                         int64_t inputs, int64_t runs, int64_t rank, int64_t outputs, int threads) {
+  const Lora l{a, b, scale, drop, bounds, runs, inputs, outputs, rank};
+  if (const char* fault = l.fault(rows)) return fault;
   const std::vector<Block> blocks = blocks_of(l);
 #pragma omp parallel num_threads(threads)
   {
     LoraSpace w(l);
 #pragma omp for schedule(static)
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      const Block& block = blocks[b];
+    for (size_t at = 0; at < blocks.size(); ++at) {
+      const Block& block = blocks[at];
       w.take(l, block.run);
       const float scale = l.scale[block.run];
       for (int64_t t = block.from; t < block.to; t += kTogether) {
         const int64_t count = std::min<int64_t>(kTogether, block.to - t);
-        float sums[kTogether][kMostRank];
+        float sums[kTogether][kMaxRank];
         w.fetch(l, x, x_ld, t, count);
         dots(w.x.data(), w.a.data(), w.in, l.rank, sums);
         mixed(sums, w.b.data(), w.out, l.rank, w.sum.data());
         for (int64_t i = 0; i < count; ++i) {
-          std::copy(sums[i], sums[i] + l.rank, low + (t + i) * l.rank);
+          std::copy(sums[i], sums[i] + l.rank, xa + (t + i) * l.rank);
           T* to = y + (t + i) * y_ld;
           const float* sum = w.sum.data() + i * w.out;
 #pragma omp simd
-          for (int64_t c = 0; c < l.out; ++c) put(to[c], get(to[c]) + scale * sum[c]);
+          for (int64_t c = 0; c < l.outputs; ++c) put(to[c], get(to[c]) + scale * sum[c]);
         }
       }
     }
   }
+  return nullptr;
 }
 
-// dx, if it is there, is added to.
+// The gradient of x is added to `grad_x`, if it is there.
 template <typename T>
-void lora_backward(const Lora& l, const T* x, int64_t x_ld, const T* grad, int64_t grad_ld, const float* low, T* dx,
-                   int64_t dx_ld, float* da, float* db, int threads) {
+const char* lora_backward(const T* x, int64_t x_ld, const float* a, const float* b, const float* scale,
+                          const DropArgs& drop, const T* grad, int64_t grad_ld, const float* xa, T* grad_x,
+                          int64_t grad_x_ld, float* grad_a, float* grad_b, const int64_t* bounds, int64_t rows,
+                          int64_t inputs, int64_t runs, int64_t rank, int64_t outputs, int threads) {
+  const Lora l{a, b, scale, drop, bounds, runs, inputs, outputs, rank};
+  if (const char* fault = l.fault(rows)) return fault;
   const std::vector<Block> blocks = blocks_of(l);
-  const int64_t in = up16(l.in), out = up16(l.out), part = l.rank * (in + out);
-  std::vector<float> parts(blocks.size() * part, 0.0f);  // of each block, A's gradient turned round and B's
+  const int64_t in16 = up16(inputs), out16 = up16(outputs), part = rank * (in16 + out16);
+  std::vector<float> parts(blocks.size() * part, 0.0f);  // of each block, A's gradient, transposed, and B's
 #pragma omp parallel num_threads(threads)
   {
     LoraSpace w(l);
 #pragma omp for schedule(static)
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      const Block& block = blocks[b];
+    for (size_t at = 0; at < blocks.size(); ++at) {
+      const Block& block = blocks[at];
       w.take(l, block.run);
       const float scale = l.scale[block.run];
-      float* own = parts.data() + b * part;
+      float* own = parts.data() + at * part;
       for (int64_t t = block.from; t < block.to; t += kTogether) {
         const int64_t count = std::min<int64_t>(kTogether, block.to - t);
-        float lows[kTogether][kMostRank] = {}, slopes[kTogether][kMostRank];
+        float xas[kTogether][kMaxRank] = {}, slopes[kTogether][kMaxRank];
         w.fetch(l, x, x_ld, t, count);
         for (int64_t i = 0; i < kTogether; ++i) {
           float* to = w.g.data() + i * w.out;
@@ -798,42 +886,42 @@ void lora_backward(const Lora& l, const T* x, int64_t x_ld, const T* grad, int64
             std::fill(to, to + w.out, 0.0f);
             continue;
           }
-          std::copy(low + (t + i) * l.rank, low + (t + i + 1) * l.rank, lows[i]);
+          std::copy(xa + (t + i) * rank, xa + (t + i + 1) * rank, xas[i]);
           const T* from = grad + (t + i) * grad_ld;
 #pragma omp simd
-          for (int64_t c = 0; c < l.out; ++c) to[c] = scale * get(from[c]);
+          for (int64_t c = 0; c < l.outputs; ++c) to[c] = scale * get(from[c]);
         }
         dots(w.g.data(), w.b.data(), w.out, l.rank, slopes);
         gathered(slopes, w.x.data(), w.in, l.rank, own);
-        gathered(lows, w.g.data(), w.out, l.rank, own + l.rank * in);
-        if (!dx) continue;
+        gathered(xas, w.g.data(), w.out, l.rank, own + rank * in16);
+        if (!grad_x) continue;
         mixed(slopes, w.a.data(), w.in, l.rank, w.sum.data());
         for (int64_t i = 0; i < count; ++i) {
-          T* to = dx + (t + i) * dx_ld;
+          T* to = grad_x + (t + i) * grad_x_ld;
           const float *sum = w.sum.data() + i * w.in, *factor = w.factors[i].last();
 #pragma omp simd
-          for (int64_t c = 0; c < l.in; ++c) put(to[c], get(to[c]) + factor[c] * sum[c]);
+          for (int64_t c = 0; c < l.inputs; ++c) put(to[c], get(to[c]) + factor[c] * sum[c]);
         }
       }
     }
   }
-  std::fill(da, da + l.runs * l.in * l.rank, 0.0f);
-  std::fill(db, db + l.runs * l.rank * l.out, 0.0f);
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    const float *own_a = parts.data() + b * part, *own_b = own_a + l.rank * in;
-    float *to_a = da + blocks[b].run * l.in * l.rank, *to_b = db + blocks[b].run * l.rank * l.out;
-    for (int64_t k = 0; k < l.rank; ++k) {
-      for (int64_t c = 0; c < l.in; ++c) to_a[c * l.rank + k] += own_a[k * in + c];
-      for (int64_t c = 0; c < l.out; ++c) to_b[k * l.out + c] += own_b[k * out + c];
+  std::fill(grad_a, grad_a + runs * inputs * rank, 0.0f);
+  std::fill(grad_b, grad_b + runs * rank * outputs, 0.0f);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const float *own_a = parts.data() + i * part, *own_b = own_a + rank * in16;
+    float *to_a = grad_a + blocks[i].run * inputs * rank, *to_b = grad_b + blocks[i].run * rank * outputs;
+    for (int64_t k = 0; k < rank; ++k) {
+      for (int64_t c = 0; c < inputs; ++c) to_a[c * rank + k] += own_a[k * in16 + c];
+      for (int64_t c = 0; c < outputs; ++c) to_b[k * outputs + c] += own_b[k * out16 + c];
     }
   }
+  return nullptr;
 }
 
 // ---- dropout of rows ----
 
 template <typename T>
-void drop(const T* x, const Drop& drop,
-          int64_t rows, int64_t width, T* out, int threads) {
+const char* drop(const T* x, const DropArgs& drop, T* out, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Factors factors(width);
@@ -844,27 +932,35 @@ void drop(const T* x, const Drop& drop,
       for (int64_t c = 0; c < width; ++c) put(out[t * width + c], get(x[t * width + c]) * factor[c]);
     }
   }
+  return nullptr;
 }
 
 // ---- AdamW ----
 
-struct Stepped {
-  float *value, *mean, *square;
-  const void* grad;      // float or bf16; of each run, or of the rows below
-  bf16* low;             // `value` rounded; null: there is none
-  const int64_t* rows;   // a sparse gradient's rows, ascending; null: the gradient is dense
-  uint8_t* touched;      // of each row, where the gradient is sparse
-  int64_t first, runs, size;  // size: elements of one run
-  int64_t width, found;  // of a row; the number of `rows`
-  int64_t grad_low, decays;
+// One tensor that the runs `first` to `first` + `runs` - 1 hold. A sparse gradient is one run's.
+struct AdamWArgs {
+  float* value;        // [runs, size]
+  float* exp_avg;      // [runs, size]
+  float* exp_avg_sq;   // [runs, size]
+  const void* grad;    // [runs, size], float or bf16; sparse: [found, width] float
+  bf16* value_bf16;    // [runs, size] `value` rounded; null: there is none
+  const int64_t* rows; // [found] a sparse gradient's rows, ascending; null: the gradient is dense
+  uint8_t* touched;    // [size / width] of a sparse gradient: 1 for the rows that ever had one
+  int64_t first;
+  int64_t runs;
+  int64_t size;        // elements of one run
+  int64_t width;       // elements of a row
+  int64_t found;       // the number of `rows`
+  int64_t grad_is_bf16;
+  int64_t decays;      // whether weight decay applies
 };
 
 constexpr int64_t kChunk = 1 << 14;
 
-// What a thread works on: some elements of one run's tensor. Chunks are cut the same way whatever the pack, and sums
-// go over them in order, so a run's norm does not depend on its neighbours or on the number of threads.
+// What a thread works on: some elements of one run's tensor. Chunks do not depend on the pack, and sums go over them in
+// order, so a run's gradient norm depends neither on its neighbours nor on the number of threads.
 struct Chunk {
-  const Stepped* tensor;
+  const AdamWArgs* tensor;
   int64_t run, from, to;  // in elements of the run, or of the sparse gradient
 };
 
@@ -874,7 +970,7 @@ double square_sum(const Chunk& c) {
   for (int64_t from = c.from; from < c.to; from += 256) {  // short sums in float, their sum in double
     const int64_t to = std::min(c.to, from + 256);
     float sum = 0.0f;
-    if (c.tensor->grad_low) {
+    if (c.tensor->grad_is_bf16) {
       const bf16* g = static_cast<const bf16*>(c.tensor->grad) + base;
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = from; i < to; ++i) sum += get(g[i]) * get(g[i]);
@@ -892,32 +988,33 @@ struct Rates {
   float keep, w1, beta2, w2, step, root, epsilon, factor;
 };
 
-// torch's arithmetic to the bit: no product and sum are fused but where torch's own vector code does so.
+// torch's arithmetic to the bit: a product and a sum are fused only where torch's own vector code fuses them.
 template <typename G>
 #ifndef __clang__
 __attribute__((optimize("fp-contract=off")))
 #endif
-void adamw_span(float* value, float* mean, float* square, const G* grad, bf16* low, int64_t n, const Rates& r) {
+void adamw_span(float* value, float* exp_avg, float* exp_avg_sq, const G* grad, bf16* value_bf16,
+                int64_t n, const Rates& r) {
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF
 #endif
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const float g = get(grad[i]) * r.factor;
-    const float m = __builtin_fmaf(r.w1, g - mean[i], mean[i]);
-    const float v = __builtin_fmaf(r.w2 * g, g, square[i] * r.beta2);
+    const float m = __builtin_fmaf(r.w1, g - exp_avg[i], exp_avg[i]);
+    const float v = __builtin_fmaf(r.w2 * g, g, exp_avg_sq[i] * r.beta2);
     const float x = value[i] * r.keep - r.step * m / (std::sqrt(v) / r.root + r.epsilon);
-    mean[i] = m;
-    square[i] = v;
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
     value[i] = x;
   }
-  if (low)
+  if (value_bf16)
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) put(low[i], value[i]);
+    for (int64_t i = 0; i < n; ++i) put(value_bf16[i], value[i]);
 }
 
-// Rows that never had a gradient have no moments: AdamW does nothing but decay them.
-void adamw_rows(const Stepped& s, int64_t from, int64_t to, const Rates& r) {
+// Rows that never had a gradient have moments of zero: AdamW only decays them.
+void adamw_rows(const AdamWArgs& s, int64_t from, int64_t to, const Rates& r) {
   const std::vector<float> none(s.width, 0.0f);
   const int64_t* end = s.rows + s.found;
   const int64_t* next = std::lower_bound(s.rows, end, from);
@@ -927,7 +1024,8 @@ void adamw_rows(const Stepped& s, int64_t from, int64_t to, const Rates& r) {
     if (found) s.touched[row] = 1;
     if (s.touched[row]) {
       const float* grad = found ? static_cast<const float*>(s.grad) + (next - s.rows) * s.width : none.data();
-      adamw_span(value, s.mean + row * s.width, s.square + row * s.width, grad, static_cast<bf16*>(nullptr), s.width, r);
+      adamw_span(value, s.exp_avg + row * s.width, s.exp_avg_sq + row * s.width, grad, static_cast<bf16*>(nullptr),
+                 s.width, r);
     } else if (r.keep != 1.0f) {
 #pragma omp simd
       for (int64_t i = 0; i < s.width; ++i) value[i] *= r.keep;
@@ -936,10 +1034,10 @@ void adamw_rows(const Stepped& s, int64_t from, int64_t to, const Rates& r) {
   }
 }
 
-// Chunks of all runs' tensors, or of their gradients; of a sparse one, the chunks are whole rows of the tensor.
-std::vector<Chunk> chunks_of(const Stepped* tensors, int64_t count, bool gradients) {
+// Chunks of all runs' tensors, or of their gradients; where the gradient is sparse, of whole rows of the tensor.
+std::vector<Chunk> chunks_of(const AdamWArgs* tensors, int64_t count, bool gradients) {
   std::vector<Chunk> chunks;
-  for (const Stepped* s = tensors; s != tensors + count; ++s) {
+  for (const AdamWArgs* s = tensors; s != tensors + count; ++s) {
     const int64_t unit = s->rows && !gradients ? s->width : 1, step = std::max<int64_t>(1, kChunk / unit);
     const int64_t size = (s->rows && gradients ? s->found * s->width : s->size) / unit;
     for (int64_t r = 0; r < s->runs; ++r)
@@ -948,8 +1046,13 @@ std::vector<Chunk> chunks_of(const Stepped* tensors, int64_t count, bool gradien
   return chunks;
 }
 
-void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t runs, int64_t number, double beta1,
-           double beta2, double epsilon, double decay, double max_norm, int threads) {
+const char* adamw(const AdamWArgs* tensors, const double* rates, int64_t count, int64_t runs, int64_t number,
+                  double beta1, double beta2, double epsilon, double decay, double max_norm, int threads) {
+  for (const AdamWArgs* s = tensors; s != tensors + count; ++s) {
+    if (s->first < 0 || s->first + s->runs > runs || (s->rows && s->runs != 1)) return "tensors";
+    for (int64_t i = 0; s->rows && i < s->found; ++i)
+      if (s->rows[i] < (i ? s->rows[i - 1] + 1 : 0) || s->rows[i] >= s->size / s->width) return "rows";
+  }
   std::vector<double> squares(runs, 0.0);
   if (max_norm > 0) {
     const std::vector<Chunk> chunks = chunks_of(tensors, count, true);
@@ -972,21 +1075,25 @@ void adamw(const Stepped* tensors, int64_t count, const double* rates, int64_t r
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
   for (size_t i = 0; i < chunks.size(); ++i) {
     const Chunk& c = chunks[i];
-    const Stepped& s = *c.tensor;
+    const AdamWArgs& s = *c.tensor;
     const Rates& r = all[2 * (s.first + c.run) + s.decays];
     const int64_t at = c.run * s.size + c.from, n = c.to - c.from;
-    bf16* low = s.low ? s.low + at : nullptr;
+    bf16* copy = s.value_bf16 ? s.value_bf16 + at : nullptr;
     if (s.rows) adamw_rows(s, c.from, c.to, r);
-    else if (s.grad_low) adamw_span(s.value + at, s.mean + at, s.square + at, static_cast<const bf16*>(s.grad) + at, low, n, r);
-    else adamw_span(s.value + at, s.mean + at, s.square + at, static_cast<const float*>(s.grad) + at, low, n, r);
+    else if (s.grad_is_bf16)
+      adamw_span(s.value + at, s.exp_avg + at, s.exp_avg_sq + at, static_cast<const bf16*>(s.grad) + at, copy, n, r);
+    else
+      adamw_span(s.value + at, s.exp_avg + at, s.exp_avg_sq + at, static_cast<const float*>(s.grad) + at, copy, n, r);
   }
+  return nullptr;
 }
 
 }  // namespace
 
-// What compiled.py finds by name: a pointer to each function, for each type (a reference is passed as a pointer is).
-#define EXPORT(NAME)                                                                    \
-  extern "C" void* const NAME##_f32 = reinterpret_cast<void*>(&NAME<float>);            \
+// What compiled.py finds by name: a pointer to each function, for each type of activations. Their parameters are listed
+// in compiled.py too, and a test compares the two lists (a reference is passed as a pointer is).
+#define EXPORT(NAME)                                                         \
+  extern "C" void* const NAME##_f32 = reinterpret_cast<void*>(&NAME<float>); \
   extern "C" void* const NAME##_bf16 = reinterpret_cast<void*>(&NAME<bf16>);
 
 EXPORT(attention_forward)
@@ -1003,5 +1110,5 @@ EXPORT(lora_forward)
 EXPORT(lora_backward)
 EXPORT(drop)
 
-extern "C" void* const adamw_pointer = reinterpret_cast<void*>(&adamw);
-extern "C" const int64_t lora_most_rank = kMostRank;
+extern "C" void* const adamw_f32 = reinterpret_cast<void*>(&adamw);  // activations have no part in it
+extern "C" const int64_t lora_max_rank = kMaxRank;

@@ -1,4 +1,4 @@
-"""The kernels in plain torch: for GPUs, for machines without a C++ compiler, and to say what is computed."""
+"""The kernels in plain torch, which define what every other set computes; used on GPUs and without a C++ compiler."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
 from manytune.packing.dropout import Drop, dropout_scale
-from manytune.packing.kernels.base import AttentionCall, LoraCall, Segments, Step, Stepped
+from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 
-__all__ = ["Plain"]
 
-
-class Plain:
+class ReferenceKernels:
     """See `Kernels` for what each function computes."""
 
     name = "plain"
@@ -42,43 +40,43 @@ class Plain:
         residual: Tensor,
         segments: Segments,
         drop: Drop | None,
-        gain: Tensor,
-        shift: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z = residual + _dropped(y.float() + _rows(bias, segments.runs), drop)
         centred = z - z.mean(1, keepdim=True)
         rstd = (centred.square().mean(1) + epsilon).rsqrt()
         normed = centred * rstd[:, None]
-        out = normed * gain + _rows(shift, segments.runs)
-        # A tensor of its own in fp32 too: two outputs of an autograd node must not be one tensor.
+        out = normed * norm_weight + _rows(norm_bias, segments.runs)
+        # Copied in fp32 too: two outputs of an autograd node must not be the same tensor.
         return out, out.to(y.dtype, copy=True), normed, rstd
 
     def residual_norm_grad(
         self,
         grad: Tensor,
-        grad_low: Tensor | None,
+        grad_hidden: Tensor | None,
         normed: Tensor,
         rstd: Tensor,
-        gain: Tensor,
+        norm_weight: Tensor,
         drop: Drop | None,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        g = _total(grad, grad_low) * gain
+        g = _total(grad, grad_hidden) * norm_weight
         slope = (g * normed).mean(1, keepdim=True)
         dz = (g - g.mean(1, keepdim=True) - normed * slope) * rstd[:, None]
         return dz, _dropped(dz, drop).to(dtype)
 
     def norm_sums(
-        self, grad: Tensor, grad_low: Tensor | None, normed: Tensor, segments: Segments
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, segments: Segments
     ) -> tuple[Tensor, Tensor]:
-        total = _total(grad, grad_low)
+        total = _total(grad, grad_hidden)
         return self.segment_sums(total, segments), self.segment_sums(total * normed, segments)
 
-    def segment_sums(self, rows: Tensor, segments: Segments) -> Tensor:
-        # Each run's rows alone rather than an index: what a neighbour holds, NaN included, never enters its sum.
-        own = rows[: segments.bounds[-1]]
-        if rows.device.type == "cpu":  # where the other way takes five times as long
+    def segment_sums(self, x: Tensor, segments: Segments) -> Tensor:
+        # Each run's rows are sliced: by products with a mask, a neighbour's NaN would enter every sum.
+        own = x[: segments.bounds[-1]]
+        if x.device.type == "cpu":  # segment_reduce takes five times as long there
             parts = own.split(segments.counts.tolist())
             return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
         return _reduced(own, segments)
@@ -102,31 +100,33 @@ class Plain:
     def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
         return padded_lora(self, y, call)
 
-    def lora_grad(self, grad: Tensor, low: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
-        return padded_lora_grad(self, grad, low, call, grad_x)
+    def lora_grad(self, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+        return padded_lora_grad(self, grad, xa, call, grad_x)
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         return _dropped(x, drop)
 
-    def adamw_(self, tensors: Sequence[Stepped], step: Step) -> None:
-        # torch's own fused AdamW, a call for all slices of one rate.
+    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
+        # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same rate.
         grads = [_dense(tensor) for tensor in tensors]
         if step.max_grad_norm > 0:
             _clip_(tensors, grads, step)
         slices: defaultdict[tuple[float, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensor, grad in zip(tensors, grads, strict=True):
             rates, counts = _stretches(step.rates[tensor.first : tensor.first + len(grad)], grad.device)
-            parts = zip(*(x.split(counts) for x in (tensor.value, grad, tensor.mean, tensor.mean_square)), strict=True)
+            parts = zip(
+                *(x.split(counts) for x in (tensor.value, grad, tensor.exp_avg, tensor.exp_avg_sq)), strict=True
+            )
             for rate, part in zip(rates, parts, strict=True):
                 slices[rate, tensor.decays].append(part)
         for (rate, decay), own in slices.items():
             before = torch.full((len(own),), step.number - 1.0, device=own[0][0].device)
-            values, slopes, means, mean_squares = map(list, zip(*own, strict=True))
+            values, slopes, exp_avgs, exp_avg_sqs = map(list, zip(*own, strict=True))
             adamw(
                 values,
                 slopes,
-                means,
-                mean_squares,
+                exp_avgs,
+                exp_avg_sqs,
                 [],
                 list(before.unbind()),
                 fused=True,
@@ -139,11 +139,11 @@ class Plain:
                 maximize=False,
             )
         for tensor in tensors:
-            if tensor.low is not None:
-                tensor.low.copy_(tensor.value)
+            if tensor.value_bf16 is not None:
+                tensor.value_bf16.copy_(tensor.value)
 
 
-def _dense(tensor: Stepped) -> Tensor:
+def _dense(tensor: AdamWTensor) -> Tensor:
     """The gradient [G, ...] in fp32."""
     grad = tensor.grad.to_dense()[None] if tensor.grad.is_sparse else tensor.grad
     return grad.float()
@@ -161,7 +161,7 @@ def _stretches(rates: Sequence[float], device: torch.device) -> tuple[list[float
     return [rate for rate, _ in found], [count for _, count in found]
 
 
-def _clip_(tensors: Sequence[Stepped], grads: Sequence[Tensor], step: Step) -> None:
+def _clip_(tensors: Sequence[AdamWTensor], grads: Sequence[Tensor], step: AdamWStep) -> None:
     """Scale each run's gradient, as `torch.nn.utils.clip_grad_norm_` does."""
     squares = torch.zeros(len(step.rates), device=grads[0].device)
     for tensor, grad in zip(tensors, grads, strict=True):
@@ -176,7 +176,7 @@ def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     layout = call.layout
     biases = call.bias.chunk(3, 1)
     runs = layout.token_run
-    if call.first_only:  # every token asks, and only what the first ones get is used
+    if call.first_only:  # queries of every token, zeros but for the first ones, whose outputs alone are used
         q = q.new_zeros(k.shape).index_copy(0, layout.starts, q)
     q, k, v = (x + _rows(b, runs).to(x.dtype) for x, b in zip((q, k, v), biases, strict=True))
     out = attend(q, k, v, layout, call.heads, call.scale, call.drop)
@@ -184,7 +184,7 @@ def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _reduced(rows: Tensor, segments: Segments) -> Tensor:
-    """[R, c] fp32: the sums of the runs' rows in one operation, where each costs a launch."""
+    """[R, c] fp32: the sums of the runs' rows in one operation; on a GPU each operation is a launch."""
     return torch.segment_reduce(rows.float(), "sum", lengths=segments.counts, unsafe=True)
 
 
@@ -196,10 +196,10 @@ def _rows(by_run: Tensor, runs: Tensor) -> Tensor:
 def _dropped(x: Tensor, drop: Drop | None) -> Tensor:
     if drop is None:
         return x
-    # In fp32, and then rounded: 1 / (1 - p) rounded to bf16 would scale every element by the same error.
+    # In fp32, then rounded: 1 / (1 - p) rounded to bf16 would be off for every element by the same factor.
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x * dropout_scale(drop.keys, drop.site, x.shape[1], drop.p, wide)).to(x.dtype)
 
 
-def _total(grad: Tensor, grad_low: Tensor | None) -> Tensor:
-    return grad if grad_low is None else grad + grad_low
+def _total(grad: Tensor, grad_hidden: Tensor | None) -> Tensor:
+    return grad if grad_hidden is None else grad + grad_hidden

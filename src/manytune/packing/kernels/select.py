@@ -7,10 +7,8 @@ import os
 import torch
 
 from manytune.packing.kernels.base import Kernels
-from manytune.packing.kernels.compiled import Compiled, compiled_library
-from manytune.packing.kernels.reference import Plain
-
-__all__ = ["choose_kernels", "kernel_path"]
+from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels.reference import ReferenceKernels
 
 
 def choose_kernels(device: torch.device) -> Kernels:
@@ -21,8 +19,8 @@ def choose_kernels(device: torch.device) -> Kernels:
     if device.type == "cpu" and os.environ.get("MANYTUNE_KERNELS", "auto") != "plain":
         library = compiled_library()
         if library is not None:
-            return Compiled(library)
-    return Plain()
+            return CompiledKernels(library)
+    return ReferenceKernels()
 
 
 def kernel_path(device: torch.device) -> str:

@@ -18,8 +18,6 @@ from manytune.report.page import render_template
 from manytune.storage.directory import Store
 from manytune.utils.errors import ManytuneError, StoreError
 
-__all__ = ["serve"]
-
 _HERE = "127.0.0.1"
 
 _MOST_CONNECTIONS = 32
@@ -35,9 +33,7 @@ _PAUSE_SECONDS = 0.2
 def serve(store: Store, port: int = 0) -> ThreadingHTTPServer:
     """A server that shows a study directory, bound to 127.0.0.1; `serve_forever` runs it.
 
-    Args:
-        store: The study directory.
-        port: Where to listen; 0 for any that is free.
+    Port 0 is any that is free.
 
     Raises:
         StoreError: The port is taken.
@@ -70,33 +66,33 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections that wait in the system's queue, rather than be tried again seconds later
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._since: dict[socket.socket, float] = {}
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """The next connection, once there is a place for it.
+        """The next connection, once fewer than the most are served.
 
         Raises:
-            OSError: There is no place, or it cannot be taken: the loop tries again, as it does on any such error.
+            OSError: There are too many, or it cannot be taken: the loop tries again, as it does on any such error.
         """
-        if not self._places.acquire(timeout=_PAUSE_SECONDS):
+        if not self._free.acquire(timeout=_PAUSE_SECONDS):
             self._give_up_the_slow()
             raise OSError("too many connections")
         try:
             request, address = super().get_request()
         except OSError:
-            self._places.release()
+            self._free.release()
             time.sleep(_PAUSE_SECONDS)  # the connection still waits, so without a pause the loop would spin
             raise
         self._since[request] = time.monotonic()
         return request, address
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection; its place is free."""
+        """Close a connection; another can be taken."""
         self._since.pop(request, None)
         super().shutdown_request(request)
-        self._places.release()
+        self._free.release()
 
     def _give_up_the_slow(self) -> None:
         """End connections that send a byte now and then, which no timeout of a single read does."""

@@ -16,13 +16,12 @@ from manytune.config.plan import Run
 from manytune.data.metrics import METRICS, Metric
 from manytune.report.charts import draw_curves
 from manytune.report.series import RUNNING, STOPPED, Traced, curves_of, looks_of, quantities
-from manytune.report.views import counted, duration, status_line
+from manytune.report.views import status_line
 from manytune.storage.directory import PENDING, RunStatus, Store
 from manytune.storage.lock import Lock
 from manytune.storage.record import HistoryRow
-from manytune.tracking.live import LivePack, read_live
-
-__all__ = ["Watched"]
+from manytune.tracking.pack_progress import PackProgress, read_live
+from manytune.utils.text import counted, duration
 
 _RUNS_SHOWN = 200
 _STALE_SECONDS = 60.0
@@ -65,7 +64,7 @@ class Watched:
             "charts": self._charts(rows, runs, live),
         }
 
-    def _pack(self, pack: LivePack, *, working: bool) -> dict[str, Any]:
+    def _pack(self, pack: PackProgress, *, working: bool) -> dict[str, Any]:
         metric = self._metric(pack.task).title
         quiet = max(time.time() - pack.updated, 0.0)
         left = pack.seconds_left
@@ -80,7 +79,7 @@ class Watched:
             "quiet": f"nothing heard for {duration(quiet)}" if not working or quiet > _STALE_SECONDS else None,
         }
 
-    def _left(self, live: Sequence[LivePack], pending: int) -> str | None:
+    def _left(self, live: Sequence[PackProgress], pending: int) -> str | None:
         """Time left for the packs that train, as they went until now."""
         known = [pack.seconds_left for pack in live if pack.seconds_left is not None]
         if not known:
@@ -89,10 +88,10 @@ class Watched:
         said = f"The packs that train now need about {duration(max(known))} more"
         if waiting <= 0:
             return f"{said}."
-        return f"{said}; {counted(waiting, 'run')} {'waits' if waiting == 1 else 'wait'} for a place."
+        return f"{said}; {counted(waiting, 'run')} {'waits' if waiting == 1 else 'wait'} for a free worker."
 
     def _charts(
-        self, rows: Sequence[RunStatus], runs: Mapping[str, Run], live: Sequence[LivePack]
+        self, rows: Sequence[RunStatus], runs: Mapping[str, Run], live: Sequence[PackProgress]
     ) -> list[dict[str, Any]]:
         histories: dict[str, Sequence[HistoryRow]] = {}
         for pack in live:

@@ -6,7 +6,7 @@ const manytuneCharts = (charts, chosen = {}) => {
   const drawn = new Set();
   const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // "@lora~0.2/0.3" → the theme's colour of LoRA, a fifth of the way towards the paper, 30 % opaque.
+  // "@green~0.2/0.3" → the theme's green, a fifth of the way towards the paper, 30 % opaque.
   const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   const color = (text) => {
     const [, name, tone = 0, alpha = 1] = /^@(\w+)(?:~([\d.]+))?(?:\/([\d.]+))?$/.exec(text);

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from manytune.data.builtin.words import Word
+from builtin_data.words import Word
 
 __all__ = ["Draw", "sentence", "slots", "word_class"]
 

@@ -1,8 +1,7 @@
-"""What is wrong with a study, in its user's words: key path, value received, values allowed, what to do."""
+"""Problems of a configuration in its user's words: key path, value received, values allowed, what to do."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from manytune.config.study_file import KeyPath, dotted
 from manytune.utils.errors import choices
-from manytune.utils.text import cut
+from manytune.utils.text import cut, shortened
 
-__all__ = ["MOST_PROBLEMS", "Problem", "from_pydantic", "message", "show"]
+KeyPath = tuple[str | int, ...]
+"""The way to a value from the top of the file: ("methods", 0, "rank")."""
 
 MOST_PROBLEMS = 20
-"""That are looked for; more than a screen of them helps nobody."""
+"""Most problems that are looked for: a message of more than one screen is not read."""
 
 _LONGEST, _MOST_CHARACTERS = 700, 2500  # of one problem, of a message
 
@@ -29,9 +28,14 @@ class Problem:
     """One thing that must change in a study."""
 
     path: KeyPath
-    """Where, as the user wrote it; () for the study as a whole."""
+    """The key, as the user wrote it; () for the study as a whole."""
     what: str
     """What was received and what is allowed."""
+
+
+def dotted(path: KeyPath) -> str:
+    """Write a path as overrides do: methods.0.rank; a long key is cut."""
+    return ".".join(shortened(key, 80) for key in path)
 
 
 def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], str | None] | None = None) -> str:
@@ -49,18 +53,17 @@ def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], s
 
 
 def from_pydantic(error: ValidationError, data: Any, unknown_key: Callable[[KeyPath, str], str]) -> list[Problem]:
-    """Translate the first of pydantic's errors about `data`, one more than `MOST_PROBLEMS` at most.
+    """Translate pydantic's errors, of which it takes one more than `MOST_PROBLEMS` at most.
 
     Args:
         error: What pydantic raised.
-        data: What it was given, which knows the keys that the user really wrote.
-        unknown_key: Says which keys are allowed instead of the second argument, at pydantic's location.
+        data: What it was given: only keys in there are part of a problem's path.
+        unknown_key: (location of a mapping, unknown key in it) → which keys are allowed instead.
     """
     found = error.errors(include_url=False)
-    # A list whose only entries are wrong counts as too short as well: the entries' own errors say enough.
-    real = (details for details in found if not (details["type"] == "too_short" and details["input"]))
-    first = itertools.islice(real, MOST_PROBLEMS + 1)
-    return [Problem(_path(details, data), _what(details, unknown_key)) for details in first]
+    # pydantic calls a list of wrong entries too short as well; the entries' own errors say enough.
+    real = [details for details in found if not (details["type"] == "too_short" and details["input"])]
+    return [Problem(_path(each, data), _what(each, unknown_key)) for each in real[: MOST_PROBLEMS + 1]]
 
 
 def show(value: Any) -> str:
@@ -72,7 +75,7 @@ def show(value: Any) -> str:
 
 class _Short(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
-        """Python writes out no number of more than some thousand digits."""
+        """A whole number, unless it has more digits than Python agrees to write."""
         return super().repr_int(x, level) if x.bit_length() < 1000 else f"<a number of {x.bit_length():,} bits>"
 
 
@@ -86,6 +89,7 @@ _ALLOWED: Mapping[str, str] = {
     "int_type": "it must be a whole number",
     "int_from_float": "it must be a whole number",
     "float_type": "it must be a number",
+    "bool_type": "it must be true or false",
     "finite_number": "it must be a finite number",
     "string_type": "it must be text",
     "tuple_type": "it must be a list",
@@ -125,28 +129,16 @@ def _what(details: ErrorDetails, unknown_key: Callable[[KeyPath, str], str]) -> 
     if kind == "extra_forbidden":
         return f"unknown key. {unknown_key(details['loc'][:-1], str(details['loc'][-1]))}"
     if kind == "literal_error":
-        return _one_of(value, re.findall(r"'([^']*)'", context["expected"]))
-    if kind == "union_tag_invalid":
-        return _one_of(context["tag"].strip("<>"), re.findall(r"'<([^']*)>'", context["expected_tags"]))
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        if isinstance(value, str):
+            return choices(value, allowed)
+        return f"received {show(value)}; it must be one of: {', '.join(allowed)}."
     if kind not in _ALLOWED:
         return details["msg"]
-    allowed = _ALLOWED[kind].format(**{name: _plain(bound) for name, bound in context.items()})
-    return f"received {show(value)}; {allowed}.{_hint(kind, value)}"
-
-
-def _one_of(value: Any, allowed: list[str]) -> str:
-    if isinstance(value, str):
-        return choices(value, allowed)
-    return f"received {show(value)}; it must be one of: {', '.join(allowed)}."
-
-
-def _plain(bound: Any) -> Any:
-    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
-
-
-def _hint(kind: str, value: Any) -> str:
+    bounds = {name: int(b) if isinstance(b, float) and b.is_integer() else b for name, b in context.items()}
+    said = f"received {show(value)}; {_ALLOWED[kind].format(**bounds)}."
     if kind == "string_type" and isinstance(value, (int, float)):
-        return " If it is meant as text, put it in quotes."
+        return f"{said} If it is meant as text, put it in quotes."
     if kind in {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+.\deE]+", value):
-        return " Write it without quotes."
-    return ""
+        return f"{said} Write it without quotes."
+    return said

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from manytune.data.builtin.words import Adjective, Noun, Plain, Scale, Stance, Verb, Word
+from builtin_data.words import Adjective, Noun, Plain, Scale, Stance, Verb, Word
 
 __all__ = ["SYNONYMS", "WORDS"]
 

@@ -1,0 +1,1 @@
+"""The grammars that generate the built-in tasks: the same rows on every machine, no download."""

@@ -1,0 +1,144 @@
+"""The driver: hands packs to an executor, writes the records, and decides what becomes of a pack that broke."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from manytune.config.plan import Pack, smaller_packs
+from manytune.executors.base import ExecutorSpec
+from manytune.executors.job import run_record
+from manytune.executors.pack_inputs import PackInputs
+from manytune.storage.directory import Store
+from manytune.storage.record import RunRecord, RunState
+from manytune.training.callbacks import Callback, CallbackList, PackEnd
+from manytune.training.outcome import Outcome
+from manytune.utils import hardware
+from manytune.utils.errors import ManytuneError
+from manytune.utils.signals import stop_requests
+
+_MOST_DEATHS = 3
+"""Times that the process which trains a pack may die before the pack is given up."""
+
+
+class Driver(Callback):
+    """Trains the packs of a study, several at once where the executor can; tries again what can be tried again."""
+
+    def __init__(self, inputs: PackInputs, packs: Sequence[Pack], ended: set[str], callback: Callback) -> None:
+        """Take on all packs of a study; `ended`, the ids of runs that have a record, grows with every run that ends."""
+        self._inputs = inputs
+        self._store = Store(inputs.root)
+        self._packs = list(packs)
+        self._ended = ended
+        self._callback = CallbackList([self, callback])
+        self._queue: list[Pack] = []
+        self._deaths: Counter[str] = Counter()
+
+    def train(self, executor: ExecutorSpec, packs: Sequence[Pack]) -> None:
+        """Have packs trained, the first ones first, until none is left.
+
+        Raises:
+            Interrupted: The user asked to stop; all packs have stopped where they can go on.
+            ManytuneError: The study cannot go on.
+        """
+        self._queue = list(packs)
+        training: dict[str, Pack] = {}
+        with stop_requests() as stop, executor.open(self._inputs, self._callback) as opened:
+            while self._queue or training:
+                if not training:
+                    stop.obey()
+                while self._queue and len(training) < opened.capacity and stop.number is None:
+                    pack = self._queue.pop(0)
+                    self._inputs.check()
+                    if not self._split_after_kill(pack):
+                        training[pack.id] = pack
+                        opened.submit(pack, self._ended)
+                for end in opened.wait(stop) if training else ():
+                    pack = training.pop(end.pack_id)
+                    self._settle(pack, end)
+                    if end.how == "stopped" and stop.number is None:  # not on our request: by a node's shutdown, say
+                        self._queue.insert(0, pack)
+            stop.obey()
+
+    def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
+        """Stop soon where another process has taken the directory over."""
+        if self._inputs.held is not None and self._inputs.held.lost.is_set():
+            self._inputs.check()
+
+    def on_run_end(self, pack_id: str, record: RunRecord) -> None:
+        """Write the record: by it, and by nothing else, the run has ended."""
+        self._inputs.check()
+        self._store.write_record(record)
+        self._ended.add(record.run_id)
+
+    def _settle(self, pack: Pack, end: PackEnd) -> None:
+        """Do what the end of a pack's time with the executor asks for."""
+        self._inputs.check()
+        if end.how == "done":
+            self._store.remove_pack(pack.id)
+        self._callback.on_pack_end(end)
+        reason = end.reason or ""
+        if end.how == "refused":
+            raise ManytuneError(reason)
+        if end.how == "broken" and not (end.out_of_memory and self._split(pack, reason)):
+            self._store.write_traceback(pack.id, end.traceback or reason)
+            self._fail(pack, reason)
+        elif end.how == "lost":
+            self._deaths[pack.id] += 1
+            times = self._deaths[pack.id]
+            if times >= _MOST_DEATHS:
+                self._fail(pack, f"What trained it died {times} times, the last time because {reason}.")
+            else:
+                text = f"{pack.id}: {reason.removesuffix('.')}. It goes on elsewhere."
+                self._callback.on_message(text, "warning")
+                self._queue.insert(0, pack)
+
+    def _fail(self, pack: Pack, reason: str) -> None:
+        """Record the runs of a pack that have no record yet as failed."""
+        started = datetime.now(UTC)
+        for run in pack.runs:
+            if run.id not in self._ended:
+                record = run_record(
+                    self._inputs.works[pack.task],
+                    pack,
+                    Outcome(run, state=RunState.FAILED, failure=reason),
+                    pack_size=len(pack.runs),
+                    revision=self._inputs.backbones.revision,
+                    device=torch.device("cpu"),
+                    started=started,
+                )
+                self._callback.on_run_end(pack.id, record)
+
+    def _split_after_kill(self, pack: Pack) -> bool:
+        """Split a pack if the system killed the process that trained it because memory ran out.
+
+        The count of such kills must have risen since the pack was started, on the same machine and since the same boot;
+        a kill for another reason does not count.
+        """
+        kills = hardware.oom_kills()
+        before = self._store.note_start(pack.id, kills)
+        if before is None or before == kills or str(before).split()[0] != str(kills).split()[0]:
+            return False
+        return self._split(pack, "The system killed the process that trained it, because memory ran out")
+
+    def _split(self, pack: Pack, reason: str) -> bool:
+        """Replace a pack by smaller ones, if there are any."""
+        smaller = smaller_packs(pack, self._ended, self._inputs.works[pack.task].study.training.batch_size)
+        if not smaller:
+            return False
+        parts = (
+            f"{len(smaller)} packs of {' and '.join(str(len(each.runs)) for each in smaller)} runs"
+            if len(smaller) > 1
+            else f"parts of {smaller[0].micro_batch} rows of the batch"
+        )
+        text = f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}."
+        self._callback.on_message(text, "warning")
+        index = next(index for index, each in enumerate(self._packs) if each.id == pack.id)
+        self._packs[index : index + 1] = smaller
+        self._store.write_plan(self._packs)
+        self._store.remove_pack(pack.id)
+        self._queue[:0] = [each for each in smaller if any(run.id not in self._ended for run in each.runs)]
+        return True

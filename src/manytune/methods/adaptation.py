@@ -1,0 +1,306 @@
+"""What a method trains, as data that needs no torch: hooks on modules of the backbone, any of which may be combined.
+
+With all hooks, a linear layer W, b computes of its input x
+
+    x' = input_scale * x
+    y  = output_scale * (x' W + bias + (alpha / rank) * drop(x') A B)
+
+and a LayerNorm gain * normed + bias. A bottleneck stands behind any module: it makes y + act(y D + d) U + u of the
+module's output y. `packing` turns hooks into the tensors of a bank and applies them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from manytune.models.spec import ModelSpec
+
+
+TensorKind = Literal["backbone", "bias", "adapter", "head"]
+"""What a count of parameters files a tensor under."""
+
+Init = Literal["pretrained", "zeros", "ones", "kaiming"]
+"""How a tensor begins: `pretrained` as the backbone has it, or zeros where it has none; `kaiming` as peft draws the
+first factor of a low-rank update, uniform with a = sqrt(5), keyed by the run's seed."""
+
+
+@dataclass(frozen=True)
+class HookTensor:
+    """A tensor that a hook trains.
+
+    Attributes:
+        name: In the unpacked model, behind the module's path and a dot.
+        shape: In the unpacked model: of a matrix (out, in).
+        init: How it begins.
+        kind: What a count of parameters files it under.
+        decays: Whether weight decay applies.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: Init
+    kind: TensorKind
+    decays: bool
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Hook(ABC):
+    """A change to what one module computes.
+
+    Attributes:
+        path: Of the module, in the backbone.
+        stream: The first part of the key of what the hook draws.
+    """
+
+    stream: ClassVar[str] = ""
+    path: str
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """What trains."""
+
+    @property
+    def linear(self) -> tuple[int | None, int | None] | None:
+        """The (out, in) of the linear layer that the hook is for, None for any; None: the module is any other too."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tensors, in the backbone."""
+        return tuple(f"{self.path}.{tensor.name}" if self.path else tensor.name for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class TrainBias(Hook):
+    """The bias of a linear layer or norm trains; where the layer has none, a new one starts at zero.
+
+    Attributes:
+        size: Of the layer's output.
+        name: The parameter's, in the module.
+    """
+
+    size: int
+    name: str = "bias"
+
+    @property
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """The bias, as the layer has it or zero."""
+        return (HookTensor(self.name, (self.size,), "pretrained", "bias", decays=False),)
+
+
+@dataclass(frozen=True)
+class TrainGain(Hook):
+    """The gain of a LayerNorm, which transformers calls its weight, trains.
+
+    Attributes:
+        size: Of the norm's output.
+    """
+
+    size: int
+
+    @property
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """The gain, as the norm has it."""
+        return (HookTensor("weight", (self.size,), "pretrained", "backbone", decays=False),)
+
+
+@dataclass(frozen=True)
+class _ChannelScale(Hook):
+    """Each channel of a linear layer's input or output is multiplied by a trained factor, which starts at 1.
+
+    Attributes:
+        size: How many channels there are.
+        name: Of the tensor in the unpacked model.
+        decays: Whether weight decay applies; it pulls towards 0, which switches the channel off.
+    """
+
+    size: int
+    name: str = ""
+    decays: bool = False
+
+    @property
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """The factors, one for each channel."""
+        return (HookTensor(self.name, (self.size,), "ones", "adapter", self.decays),)
+
+
+@dataclass(frozen=True)
+class ScaleInput(_ChannelScale):
+    """Each channel of a linear layer's input is multiplied by a trained factor, which starts at 1."""
+
+    name: str = "input_scale"
+
+    @property
+    def linear(self) -> tuple[int | None, int | None]:
+        """Any that takes this size."""
+        return None, self.size
+
+
+@dataclass(frozen=True)
+class ScaleOutput(_ChannelScale):
+    """Each channel of a linear layer's output, bias included, is multiplied by a trained factor, which starts at 1."""
+
+    name: str = "output_scale"
+
+    @property
+    def linear(self) -> tuple[int | None, int | None]:
+        """Any that gives this size."""
+        return self.size, None
+
+
+@dataclass(frozen=True)
+class LowRank(Hook):
+    """A low-rank update of a linear layer (LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+    y = x W + b + (alpha / rank) * drop(x) A B, with A [in, rank] and B [rank, out]; B starts at zero.
+
+    Attributes:
+        inputs: Width of the layer's input.
+        outputs: Width of its output.
+        rank: r, the width of the update.
+        alpha: Numerator of the scale.
+        dropout: Probability that a channel of the update's input is dropped while training.
+    """
+
+    stream = "lora"
+    inputs: int
+    outputs: int
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+    @property
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """A, drawn, and B, zero."""
+        return (
+            HookTensor("lora_A.weight", (self.rank, self.inputs), "kaiming", "adapter", decays=True),
+            HookTensor("lora_B.weight", (self.outputs, self.rank), "zeros", "adapter", decays=True),
+        )
+
+    @property
+    def linear(self) -> tuple[int | None, int | None]:
+        """One of these widths."""
+        return self.outputs, self.inputs
+
+
+@dataclass(frozen=True)
+class Bottleneck(Hook):
+    """A small network behind a module: y + act(y D + d) U + u (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751).
+
+    D [size, width] is drawn; d, U [width, size] and u start at zero, so that a run starts as the base model. Behind a
+    sub-layer's dropout it is Houlsby's, behind the block's last norm Pfeiffer's (https://arxiv.org/abs/2005.00247).
+
+    Attributes:
+        size: Width of the module's output, which is a tensor or a tuple that begins with it.
+        width: Of the bottleneck.
+        activation: Its name in transformers.
+        name: Of the network in the unpacked model; its layers are `down` and `up`.
+    """
+
+    stream = "bottleneck"
+    size: int
+    width: int
+    activation: str = "relu"
+    name: str = "adapter"
+
+    @property
+    def tensors(self) -> tuple[HookTensor, ...]:
+        """Both layers: D and d, U and u."""
+        down, up = f"{self.name}.down", f"{self.name}.up"
+        return (
+            HookTensor(f"{down}.weight", (self.width, self.size), "kaiming", "adapter", decays=True),
+            HookTensor(f"{down}.bias", (self.width,), "zeros", "adapter", decays=False),
+            HookTensor(f"{up}.weight", (self.size, self.width), "zeros", "adapter", decays=True),
+            HookTensor(f"{up}.bias", (self.size,), "zeros", "adapter", decays=False),
+        )
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What one run trains.
+
+    Attributes:
+        weights: Every backbone tensor trains in place (full fine-tuning); then there are no hooks.
+        hooks: On modules of the backbone.
+        head: Names of the head's tensors that train.
+    """
+
+    weights: bool = False
+    hooks: tuple[Hook, ...] = ()
+    head: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be told apart.
+
+        Raises:
+            ValueError: Two hooks are of one kind at one module or train tensors of one name, or hooks stand beside
+                weights that all train.
+        """
+        keys = Counter(name for hook in self.hooks for name in hook.names)
+        keys += Counter(f"{type(h).__name__} of {h.path}" for h in self.hooks if not isinstance(h, TrainBias))
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(f"hooks that stand more than once: {', '.join(twice)}")
+        if self.weights and self.hooks:
+            raise ValueError("where every weight trains there can be no hooks")
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Names of the biases that train by hooks, in the backbone."""
+        return tuple(name for hook in self.hooks if isinstance(hook, TrainBias) for name in hook.names)
+
+    @property
+    def adapters(self) -> dict[str, int]:
+        """Path of a module of the backbone → the parameters that hooks add to it."""
+        found: dict[str, int] = {}
+        for hook in self.hooks:
+            added = sum(tensor.size for tensor in hook.tensors if tensor.kind == "adapter")
+            if added:
+                found[hook.path] = found.get(hook.path, 0) + added
+        return found
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many parameters a run has and trains; `trainable` is the sum of the four parts below it.
+
+    Attributes:
+        total: All parameters of the model, adapters included.
+        trainable: Those that train.
+        backbone: Trained tensors of the backbone: all, biases included, or gains of norms.
+        bias: Trained biases, unless all of the backbone trains.
+        adapter: What else hooks add, such as the factors of a low-rank update.
+        head: Trained tensors of the head.
+    """
+
+    total: int
+    trainable: int
+    backbone: int
+    bias: int
+    adapter: int
+    head: int
+
+
+def count_parameters(spec: ModelSpec, adaptation: Adaptation) -> ParameterCount:
+    """Count a run's parameters from shapes alone."""
+    sizes = {name: math.prod(shape) for name, shape in spec.tensors.items()}
+    head_sizes = {name: math.prod(shape) for name, shape in spec.head.shapes().items()}
+    trained = {"backbone": sum(sizes.values()) if adaptation.weights else 0, "bias": 0, "adapter": 0}
+    added = 0
+    for hook in adaptation.hooks:
+        for name, tensor in zip(hook.names, hook.tensors, strict=True):
+            trained[tensor.kind] += tensor.size
+            added += 0 if name in sizes else tensor.size
+    trained["head"] = sum(head_sizes[name] for name in adaptation.head)
+    total = sum(sizes.values()) + sum(head_sizes.values()) + added
+    return ParameterCount(total=total, trainable=sum(trained.values()), **trained)

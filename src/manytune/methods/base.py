@@ -1,0 +1,195 @@
+"""What a method is: a frozen configuration that also says what trains, how a run is shown, and what it exports to.
+
+Configurations are read before anything heavy is imported, so no module of this package imports torch when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+
+from manytune.utils import problems
+from manytune.utils.errors import StudyError, choices
+from manytune.utils.fields import Frozen
+from manytune.utils.text import short_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from manytune.methods.adaptation import Adaptation
+    from manytune.models.spec import HeadSpec, ModelSpec
+
+
+HeadMode = Literal["full", "bias", "frozen"]
+"""Which parameters of the head train: all of them, its biases, or none."""
+
+PackKind = Literal["full", "adapters", "head"]
+"""What the runs of a pack share: nothing (full), the frozen backbone with a backward pass through it
+(adapters), or the backbone's forward pass alone (head)."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A numeric hyper-parameter that the report draws scores against, on a logarithmic axis.
+
+    Attributes:
+        name: The field's name.
+        title: What the axis is called.
+        prefix: What labels write before a value.
+        base: Of the logarithm.
+        key: Names the part of the report and its files.
+        kind: How a value is written, out of `FORMATS` of report/sheets.py.
+    """
+
+    name: str
+    title: str
+    prefix: str
+    base: int
+    key: str
+    kind: str = "count"
+
+
+LEARNING_RATE = Axis("learning_rate", "learning rate", "lr ", 10, "rates", "rate")
+"""The one that all methods have."""
+
+
+class Method(Frozen):
+    """One way to fine-tune an encoder, with one value for each hyper-parameter; each method is a subclass of this.
+
+    A subclass declares the field `method`, whose only value is the method's name; `learning_rate` and `head`; and its
+    own hyper-parameters with bounds and defaults. Each field has a docstring, and their order is the order of
+    documentation, files and expansion: of a study's lists, the last field's changes fastest. The first line of the
+    class docstring is what `manytune methods` prints. CONTRIBUTING.md walks through an example.
+    """
+
+    title: ClassVar[str]
+    """What sentences call it: "LoRA"."""
+    short_title: ClassVar[str | None] = None
+    """What legends call it, where that is not `title`."""
+    paper: ClassVar[str | None] = None
+    """Link to where the method comes from."""
+    color: ClassVar[str] = "grey"
+    """Its colour in charts, out of `PALETTE` of report/figures.py."""
+    reference_dash: ClassVar[Literal["dash", "dot"] | None] = None
+    """Where charts draw other methods' scores against a hyper-parameter that this one lacks, its best score is a line
+    of this style; None for no line."""
+    axis: ClassVar[Axis | None] = None
+    """A hyper-parameter of its own to draw scores against; labels always show it, and the learning rate."""
+    pack_kind: ClassVar[PackKind] = "adapters"
+    """Runs share packs with runs of the same kind, whatever their method."""
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Values of fields that decide how much trains, for which `manytune params` counts unless told otherwise."""
+    exports: ClassVar[tuple[str, ...]] = ()
+    """Forms that a run can be exported in, the default first: "peft", "transformers", "onnx"."""
+
+    if TYPE_CHECKING:  # each subclass declares these fields in its own order, with its own bounds
+        method: str
+        learning_rate: float
+        head: HeadMode
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            found = problems.from_pydantic(error, data, lambda _, key: choices(key, cls.model_fields))
+            raise StudyError(problems.message(f"The method {cls.__name__}", found)) from None
+
+    # What trains.
+
+    def adapt(self, spec: ModelSpec) -> Adaptation:
+        """What the method trains of a backbone and its head.
+
+        Raises:
+            StudyError: The method does not fit the backbone.
+        """
+        raise NotImplementedError
+
+    def trained_head(self, spec: HeadSpec) -> tuple[str, ...]:
+        """Names of the head's tensors that train, by the field `head`."""
+        suffixes = {"full": (".weight", ".bias"), "bias": (".bias",), "frozen": ()}[self.head]
+        return tuple(name for name in spec.shapes() if name.endswith(suffixes))
+
+    def suits(self, spec: ModelSpec) -> bool:
+        """Whether `manytune params` counts for this backbone without being asked for these values."""
+        return True
+
+    def notes(self, spec: ModelSpec) -> Iterable[str]:
+        """What a user should know before training this backbone: settings that mean something unexpected there."""
+        return ()
+
+    @property
+    def pack_order(self) -> tuple[Any, ...]:
+        """Sorts the runs of a pack: neighbours whose tensors have the same shapes share them, which is faster."""
+        shared = {"method", "learning_rate", "head"}
+        own = (getattr(self, name) for name in type(self).model_fields if name not in shared)
+        return (self.method, *own, self.learning_rate, self.head)
+
+    # How a run is shown.
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyper-parameter by name, as JSON can hold it; the method's own name is not among them."""
+        return self.model_dump(mode="json", exclude={"method"})
+
+    @property
+    def label(self) -> str:
+        """The name and what differs from the defaults: "lora r=8, lr 4e-4".
+
+        Two different methods never have the same label.
+        """
+        before = {axis.name: axis.prefix for axis in self._axes}
+        for name, field in type(self).model_fields.items():
+            if getattr(self, name) != field.default:
+                before.setdefault(name, f"{name} ")
+        return f"{self.method} {', '.join(prefix + self._written(name) for name, prefix in before.items())}"
+
+    @property
+    def _axes(self) -> tuple[Axis, ...]:
+        return (LEARNING_RATE,) if self.axis is None else (self.axis, LEARNING_RATE)
+
+    def _written(self, name: str) -> str:
+        value = getattr(self, name)
+        if name == "learning_rate":
+            return short_number(value)
+        if isinstance(value, tuple):
+            return "+".join(value)
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+    @property
+    def id_stem(self) -> str:
+        """What a run's id tells of its method, in characters that file names can have: "lora-r8-lr4e-4"."""
+        return "-".join([self.method, *(axis.prefix.strip(" =") + self._written(axis.name) for axis in self._axes)])
+
+    @property
+    def adapter_label(self) -> str:
+        """What the report's drawing of the model writes where the method adds parameters: "r=8", or its title."""
+        return self.title if self.axis is None else self.axis.prefix + self._written(self.axis.name)
+
+    # What a run is exported to.
+
+    def merge(
+        self, state: Mapping[str, Tensor], weights: Mapping[str, Tensor], spec: ModelSpec
+    ) -> Mapping[str, Tensor]:
+        """The tensors by which transformers' pretrained model becomes the run's: name in that model → tensor.
+
+        Args:
+            state: The run's own tensors by name. A method that trains tensors which transformers' model has as well
+                gives these back; one that adds tensors computes the weights that do the same.
+            weights: The pretrained model's parameters by name.
+            spec: The tensors of the backbone.
+        """
+        return state
+
+    def peft_config(self, peft: Any, spec: ModelSpec, **shared: Any) -> Any:
+        """The configuration of the run's adapter, for a method that exports to "peft".
+
+        Args:
+            peft: The module; it is an optional package, so methods do not import it.
+            spec: The tensors of the backbone.
+            shared: What the configuration of every method holds, such as `task_type`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,45 @@
+"""What the documents say of the source tree is so."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import manytune
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(manytune.__file__).parent
+DOCUMENTS = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_page_of_modules_is_what_its_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_modules.py"))
+    page = script["modules_page"]()
+    assert page.count("| `") >= 100
+    assert (ROOT / "docs" / "modules.md").read_text(encoding="utf-8") == page, "run: python docs/make_modules.py"
+
+
+def test_the_table_of_packages_names_what_is_there() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    house = text.partition("## The house")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `([a-z_]+)(?:/|\.py)` \|", house, re.MULTILINE)
+    there = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert set(named) == there - {"__init__", "__main__", "__pycache__"}
+    assert named == runpy.run_path(str(ROOT / "docs" / "make_modules.py"))["ORDER"]
+
+
+def test_every_source_file_that_a_document_names_is_there() -> None:
+    files = [
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*") if path.suffix in (".py", ".cpp", ".json")
+    ]
+    named = {
+        (document.name, name)
+        for document in DOCUMENTS
+        for name in re.findall(r"`([\w/.]+\.(?:py|cpp))`", document.read_text(encoding="utf-8"))
+    }
+    assert len(named) >= 60
+    missing = {
+        (document, name) for document, name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)
+    }
+    assert missing == set()
