@@ -36,7 +36,8 @@ test: $(READY) ## Check format, lint and types, and run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@# In the order of files: by default those with most tests come first, and at the end one process waits for the slow ones.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(READY) ## Run the tests of the report in a real browser; installs Debian's Chromium where it may
 	@if ! command -v chromium >/dev/null && [[ -z $${MANYTUNE_CHROMIUM:-} ]]; then \

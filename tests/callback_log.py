@@ -80,3 +80,4 @@ class CallbackLog(Callback):
 
     def on_study_end(self) -> None:
         self.open -= 1
+        self.training.clear()

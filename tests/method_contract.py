@@ -257,7 +257,7 @@ class MethodContract:
         state, facts = snapshot.load(tmp_path / "best")
         assert facts["run_id"] == "run0"
         # Under another seed, so that whatever the snapshot lacked would be drawn anew.
-        model = snapshot.restore(lab.backbone(case.family), lab.adaptation(case), state, seed=SEED + 1)
+        model = snapshot.restore(lab.backbone(case.family), [Member(SEED + 1, lab.adaptation(case))], [state])
         assert np.array_equal(predict(model, SELECT, [np.arange(SELECT.size)])[0], trained.logits[0])
 
     def test_merged_into_plain_transformers_it_predicts_the_same(self, lab: Lab, case: Case) -> None:

@@ -26,7 +26,7 @@ from manytune.storage.study_state import StudyState
 from manytune.tracking import Trackers
 from manytune.tracking.pack_progress import LiveFileWriter
 from manytune.tracking.progress import TerminalProgress
-from manytune.training.callbacks import Callback, CallbackList, guarded
+from manytune.training.callbacks import Callback, CallbackList, GuardedCallback
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils import hardware
 from manytune.utils.errors import StoreError
@@ -35,16 +35,10 @@ from manytune.utils.text import counted, duration
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study came to.
-
-    Attributes:
-        directory: The study directory.
-        records: One for each run that has ended, in the study's order.
-        tables: One for each task, methods compared.
-    """
+    """The study directory, the records of the runs that have ended, and a table of methods for each task."""
 
     directory: Path
-    records: tuple[RunRecord, ...]
+    records: tuple[RunRecord, ...]  # in the study's order
     tables: tuple[TaskTable, ...]
 
     @property
@@ -96,7 +90,7 @@ def run_study(
         )
     if executor is None:
         hardware.choose_device(device)
-    user = CallbackList(map(guarded, (TerminalProgress(),) if callbacks is None else callbacks))
+    user = CallbackList(map(GuardedCallback, (TerminalProgress(),) if callbacks is None else callbacks))
     store = Store.check(out, study, accept_changes=accept_changes)
     lock = Lock(store.root, user.on_message, wait=wait)
     lock.look()
@@ -150,8 +144,14 @@ def _train(
         left = [pack for pack in packs if any(run.id not in state.ended for run in pack.runs)]
         seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, profile), strict=True))
     now = _provenance(state, works)
-    if waiting:
-        _refuse_changes(store, now, callback, accept_changes=accept_changes)
+    if waiting and (changed := provenance.changes(store.root, now)):
+        lines = "\n".join(f"  {line}" for line in changed)
+        if not accept_changes:
+            raise StoreError(
+                f"What the results in {store.root} rest on has changed since they were begun:\n{lines}\n"
+                "Go back to that, give another --out, or --accept-changes to go on all the same."
+            )
+        callback.on_message(f"Accepted changes:\n{lines}", "warning")
     for name, work in works.items():
         store.task_artifacts(name).refuse_another(work.task, state.ended_of(name))
 
@@ -191,7 +191,7 @@ def _check_runs(state: StudyState, work: TaskWork, callback: Callback) -> None:
 
 
 def _default_executor(state: StudyState, device: str, works: Mapping[str, TaskWork]) -> ExecutorSpec:
-    """Where packs train if nobody chose: as they did before, because other threads round otherwise."""
+    """Where packs train by default: as they did before, because another number of threads rounds differently."""
     kept = state.store.read_executor()
     if kept is None or device not in ("auto", "cpu"):
         return best_executor(device, state.waiting, works)
@@ -199,24 +199,11 @@ def _default_executor(state: StudyState, device: str, works: Mapping[str, TaskWo
 
 
 def _provenance(state: StudyState, works: Mapping[str, TaskWork]) -> provenance.StudyProvenance:
-    """What the results will rest on; where nothing is trained, the data that they do rest on, as far as it was read."""
+    """The versions and data that the results depend on; where nothing is trained, only data that was scored on."""
     data = {name: work.fingerprint for name, work in works.items()}
     if state.waiting:
         return {"versions": hardware.versions(), "data": data}
     return {"data": {name: fingerprint for name, fingerprint in data.items() if fingerprint in state.scored(name)}}
-
-
-def _refuse_changes(store: Store, now: provenance.StudyProvenance, callback: Callback, *, accept_changes: bool) -> None:
-    changed = provenance.changes(store.root, now)
-    if not changed:
-        return
-    lines = "\n".join(f"  {line}" for line in changed)
-    if not accept_changes:
-        raise StoreError(
-            f"What the results in {store.root} rest on has changed since they were begun:\n{lines}\n"
-            "Go back to that, give another --out, or --accept-changes to go on all the same."
-        )
-    callback.on_message(f"Accepted changes:\n{lines}", "warning")
 
 
 def _write_study(
@@ -227,7 +214,7 @@ def _write_study(
     *,
     accept_changes: bool,
 ) -> None:
-    """Write what the directory is about, the study and its packs; remove what is of no use to them."""
+    """Write the study and its packs; remove leftovers and the checkpoints of packs that have ended."""
     store, ids = state.store, {run.id for run in state.runs}
     dropped = [run.id for pack in state.planned for run in pack.runs if run.id not in ids]
     gone = [run_id for run_id in dropped if store.read_record(run_id) is not None]
@@ -244,7 +231,7 @@ def _write_study(
 
 
 def _keep_task(state: StudyState, work: TaskWork) -> None:
-    """Keep a task's dev rows and module tree, for whoever looks into its results later."""
+    """Keep a task's dev rows and module tree, for the report and exports."""
     spec = work.model_spec
     state.store.task_artifacts(work.task.name).keep(
         work.task,

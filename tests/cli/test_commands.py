@@ -27,6 +27,7 @@ from manytune.data import metrics
 from manytune.data.tasks import TASKS, get_task
 from manytune.methods import METHODS
 from manytune.models.loading import load_backbone, load_tokenizer
+from manytune.packing import Member
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord, RunState, history_from_csv
 from manytune.training import snapshot
@@ -81,7 +82,7 @@ def score_again(study: Study, run: Run, directory: Path) -> dict[str, float]:
     backbone = load_backbone(study.model, task.num_outputs)
     state, facts = snapshot.load(directory / "runs" / run.id / "best")
     assert (facts["run_id"], facts["task"], facts["seed"]) == (run.id, run.task, run.seed)
-    model = snapshot.restore(backbone, work.adaptation(run), state)
+    model = snapshot.restore(backbone, [Member(0, work.adaptation(run))], [state])
     return evaluate(model, task, work.dev, [np.arange(work.dev.size)])[0].scores
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from command_line import Command, manytune
 
-from manytune.report import views
+from manytune.cli import result_commands
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}
@@ -87,7 +88,7 @@ def test_watching_writes_anew_until_the_study_is_complete(
         if len(waits) == 2:  # the runs that were pending end
             make_study_directory(tmp_path / "s", SMALL, artifacts=False)
 
-    monkeypatch.setattr(views.watched, "__defaults__", (wait,))
+    monkeypatch.setattr(result_commands, "time", SimpleNamespace(sleep=wait))
     done = command("report", "s", "--watch", "--every", "5", cwd=tmp_path)
     assert (done.code, waits) == (0, [5.0, 5.0])
     assert done.out.count("Report: ") == 1

@@ -82,7 +82,7 @@ class Grades(TaskType):
     def value(self, task: Task, label: Any) -> float:
         return float(label)
 
-    def outputs_said(self, task: Task) -> str:
+    def describe_outputs(self, task: Task) -> str:
         return "Output: a grade, to be rounded."
 
 

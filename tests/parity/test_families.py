@@ -263,7 +263,7 @@ def test_round_trips(zoo: Zoo, name: str, outputs: int, tmp_path: Path) -> None:
         adaptation = method.adapt(parts)
         snapshot.save(tmp_path / method_name, state, {"method": method_name})
         loaded, _ = snapshot.load(tmp_path / method_name)
-        ours = predict(snapshot.restore(backbone, adaptation, loaded, seed=7), ROWS, [rows])[0]
+        ours = predict(snapshot.restore(backbone, [Member(7, adaptation)], [loaded]), ROWS, [rows])[0]
         assert ours.shape == (ROWS.size, outputs)
         fresh = predict(PackedModel(backbone, [Member(6, adaptation)]), ROWS, [rows])[0]
         assert np.abs(ours - fresh).max() > 1e-3  # what was trained is really there

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from manytune.training.callbacks import Callback, CallbackList, ForwardingCallback, PackEnd, guarded
+from manytune.training.callbacks import Callback, CallbackList, ForwardingCallback, GuardedCallback, PackEnd
 from manytune.utils.errors import ManytuneError, StoreError
 from record_factory import make_record
 
@@ -38,7 +38,7 @@ class Log(ForwardingCallback):
 def test_every_method_is_called_in_each_of_a_list() -> None:
     assert HOOKS.keys() == {name for name in vars(Callback) if name.startswith("on_")}
     logs = [Log(), Log()]
-    callbacks = CallbackList([logs[0], guarded(logs[1])])
+    callbacks = CallbackList([logs[0], GuardedCallback(logs[1])])
     for hook, values in HOOKS.items():
         getattr(callbacks, hook)(*values)
     assert logs[0].calls == logs[1].calls == list(HOOKS.items())
@@ -73,11 +73,11 @@ def test_the_end_of_a_study_reaches_all_the_last_first() -> None:
 @pytest.mark.parametrize("error", [StoreError("The disk is full."), KeyboardInterrupt()])
 def test_what_a_users_callback_may_raise_passes(error: BaseException) -> None:
     with pytest.raises(type(error)) as raised:
-        guarded(Log(error)).on_checkpoint("p", 1)
+        GuardedCallback(Log(error)).on_checkpoint("p", 1)
     assert raised.value is error
 
 
 def test_any_other_error_of_a_users_callback_names_it() -> None:
     with pytest.raises(ManytuneError, match="The callback Log failed in on_step_end: MemoryError: all of it") as raised:
-        guarded(Log(MemoryError("all of it"))).on_step_end("p", 1, [])
+        GuardedCallback(Log(MemoryError("all of it"))).on_step_end("p", 1, [])
     assert isinstance(raised.value.__cause__, MemoryError)

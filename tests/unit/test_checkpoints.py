@@ -387,7 +387,7 @@ def in_a_pack(case: Case, runs: Sequence[Run], start: Checkpoint | None = None, 
     data = PackData(ROWS, ROWS, everything, everything)
     case.kept = Checkpoints(case.folder, case.runs, case.every, {})
     with suppress(StoppedError):
-        train_pack(model, runs, TASK, data, case.training, case, case, start)
+        train_pack(model, runs, TASK, data, case.training, case, start)
 
 
 def taken(case: Case) -> Checkpoint:

@@ -24,9 +24,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 def convert(source: Path, target: Path) -> None:
     """What predict does with a file, its predictions aside."""
-    with writer(str(target), ADDED) as rows:
+    with writer(str(target), ADDED) as write:
         for part in read_parts(str(source), ["text"], added=ADDED):
-            rows.write(part, [{"prediction": "a", "p_a": 0.5}] * len(part))
+            write(part, [{"prediction": "a", "p_a": 0.5}] * len(part))
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -207,7 +207,7 @@ def tensors(backbone: Backbone, adaptation: Adaptation) -> dict[str, Tensor]:
 def test_a_restored_model_holds_the_snapshots_tensors(
     backbone: Backbone, adaptation: Adaptation, tensors: dict[str, Tensor]
 ) -> None:
-    model = snapshot.restore(backbone, adaptation, tensors, seed=8)
+    model = snapshot.restore(backbone, [Member(8, adaptation)], [tensors])
     assert_same(model.bank.state(0), tensors)
     assert model.seeds == [8]
     assert all(tensor.value.dtype == torch.float32 for tensor in model.bank.tensors)
@@ -235,4 +235,4 @@ def test_tensors_of_another_run_are_refused(
     state = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
     (name,) = changes
     with pytest.raises(StoreError, match=rf"does not fit its run: .*{name}"):
-        snapshot.restore(backbone, adaptation, state)
+        snapshot.restore(backbone, [Member(0, adaptation)], [state])

@@ -36,7 +36,7 @@ from manytune.storage.record import HistoryRow
 from manytune.tracking.pack_progress import LiveFileWriter
 from manytune.training import snapshot
 from manytune.utils.errors import ManytuneError, StoreError
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 from study_factory import GLUE_LIKE, make_study_directory
 
 FUZZ = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -144,7 +144,7 @@ def test_a_classifier_needs_no_range(tmp_path: Path) -> None:
 
 
 def _warnings(ready: TaskWork) -> list[str]:
-    return ready.warnings(plan_runs(ready.study))
+    return list(ready.warnings(plan_runs(ready.study)))
 
 
 def test_the_fingerprint_is_the_datas(tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: arguments and exit codes, nothing else."""
+"""The command line: a module for each group of commands, `common` for what they share, `main` for exit codes."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import RenderableType
@@ -34,25 +33,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split of a task.
+    """One split of a task."""
 
-    Attributes:
-        source: Where the rows came from.
-        rows: How many are used.
-        left_out: Which rows are not, and why.
-        tokens: Median, 95th percentile and longest row in tokens, special ones included, before any is cut.
-        truncated: Rows that are cut.
-        classes: Class → rows; empty without classes.
-        targets: Lowest, mean, highest and standard deviation of numeric targets; empty with classes.
-    """
-
-    source: str
-    rows: int
-    left_out: tuple[str, ...]
+    source: str  # where the rows came from
+    rows: int  # how many are used
+    left_out: tuple[str, ...]  # which rows are not, and why
+    # Median, 95th percentile and longest row in tokens, special ones included, before any is cut
     tokens: Mapping[str, int]
-    truncated: int
-    classes: Mapping[str, int]
-    targets: Mapping[str, float]
+    truncated: int  # rows that are cut
+    classes: Mapping[str, int]  # class → rows; empty without classes
+    targets: Mapping[str, float]  # Lowest, mean, highest and standard deviation of numeric targets; empty with classes
 
 
 @dataclass(frozen=True)
@@ -71,15 +61,9 @@ class StudyCheck:
 
     model: str
     family: str
-    parameters: int
-    """Of the backbone."""
-    longest: int
-    """Most tokens that the model takes."""
+    parameters: int  # of the backbone
+    longest: int  # most tokens that the model takes
     tasks: tuple[TaskCheck, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
 
     def render(self) -> Iterator[RenderableType]:
         """As a terminal shows it."""
@@ -101,11 +85,7 @@ class StudyCheck:
 
 
 def check_study(study: Study) -> StudyCheck:
-    """Load and look at everything that a study trains on.
-
-    Raises:
-        ManytuneError: The data or the model cannot be used at all.
-    """
+    """Load and check everything that a study trains on; raises ManytuneError where it cannot be used at all."""
     tokenizer = load_tokenizer(study.model)
     parts = model_spec(study.model, 1)
     check_weights(study.model)
@@ -145,13 +125,11 @@ def _labels_table(task: TaskCheck) -> RenderableType:
         rows = [(name, *map(_target, facts.targets.values())) for name, facts in task.splits.items()]
         return plain_table(("targets", *targets), rows)
     columns = ("class", *(part for name in task.splits for part in (name, "of all")))
-    return plain_table(
-        columns,
-        [
-            (name, *(cell for s in splits for cell in (s.classes[name], percent(s.classes[name], s.rows))))
-            for name in next(iter(splits)).classes
-        ],
-    )
+    rows = [
+        (name, *(cell for s in splits for cell in (s.classes[name], percent(s.classes[name], s.rows))))
+        for name in next(iter(splits)).classes
+    ]
+    return plain_table(columns, rows)
 
 
 def _target(value: float) -> object:
@@ -193,7 +171,7 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
     for texts, label in zip(rows.texts, rows.labels.tolist(), strict=True):
         labels[texts].add(label)
     counts = Counter(rows.texts)
-    if contradicting := [texts for texts, own in labels.items() if len(own) > 1]:
+    if contradicting := [texts for texts, different in labels.items() if len(different) > 1]:
         some = tuple(
             f"{_shown(texts)}: {listed([task.type.shown(task, label) for label in sorted(labels[texts])], _SHOWN)}"
             for texts in contradicting[:_SHOWN]

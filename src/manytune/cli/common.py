@@ -83,7 +83,7 @@ def joined(value: Any) -> Any:
 
 
 def print_rich(*items: Any) -> None:
-    """Print tables and texts, to a terminal's width, or wide where there is none."""
+    """Print tables and texts, in a terminal's width, or in 200 columns where there is none."""
     from manytune.tracking.progress import CleanConsole
 
     console = CleanConsole(soft_wrap=False, emoji=False)
@@ -94,5 +94,13 @@ def print_rich(*items: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print what a program reads; in ASCII, so that any terminal and any encoding can have it."""
+    """Print JSON for programs; in ASCII, so that every terminal and encoding can show it."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_result(value: Any, *tables: Any, as_json: bool) -> None:
+    """Print a value as JSON, or the tables and texts that show it."""
+    if as_json:
+        print_json(value)
+    else:
+        print_rich(*tables)

@@ -24,8 +24,7 @@ from manytune.utils.text import counted, duration
 def render_dry_run(study: Study, device: str, executor: ExecutorSpec | None = None) -> Iterator[RenderableType]:
     """Tables and a sum; data and tokenizer are loaded and checked, weights are not.
 
-    Raises:
-        ManytuneError: What a real start would raise before it trains.
+    Raises what a real start would raise before it trains.
     """
     runs = plan_runs(study)
     works = {name: prepare(study, name) for name in study.task_names}
@@ -40,8 +39,8 @@ def render_dry_run(study: Study, device: str, executor: ExecutorSpec | None = No
     yield f"{study.name}: {planned}{at_once} on {profile.device} in {dtype}; nothing is trained.\n"
     for work in works.values():
         yield _data_line(work)
-        own = [run for run in runs if run.task == work.task.name]
-        yield from (f"  {text}" for text in (*work.notes, *work.warnings(own)))
+        task_runs = [run for run in runs if run.task == work.task.name]
+        yield from (f"  {text}" for text in (*work.notes, *work.warnings(task_runs)))
     yield _run_table(estimates)
     yield _pack_table(estimates)
     seconds = makespan((estimate.seconds for _, estimate in estimates), capacity)
@@ -52,9 +51,8 @@ def render_dry_run(study: Study, device: str, executor: ExecutorSpec | None = No
 
 def _data_line(work: TaskWork) -> str:
     train, dev = work.train, work.dev
-    held_out = train.size - work.train_size
     rows = f"{counted(work.train_size, 'row')} to train on"
-    if held_out:
+    if held_out := train.size - work.train_size:
         rows += f", {held_out:,} held out to select by"
     lengths = f"{train.lengths.mean():.1f} tokens on average, {train.lengths.max():,} at most"
     return f"{work.task.name}: {rows}, {counted(dev.size, 'dev row')}; {lengths}; from {work.sources[0]}"

@@ -1,4 +1,4 @@
-"""Where packs train, as the options of `run` say it."""
+"""The options of `run` that choose an executor."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from manytune.utils.errors import StudyError, choices
 
 if TYPE_CHECKING:
     from manytune.executors.base import ExecutorSpec
-
-
-EXECUTORS = ("local", "ray")
 
 ExecutorName = Annotated[str, typer.Option("--executor", help="local, or ray: a Ray cluster.")]
 RayAddress = Annotated[
@@ -49,29 +46,24 @@ def executor_of(
     pack_resources: str | None,
     ray_storage: str | None,
 ) -> ExecutorSpec | None:
-    """The executor that the options name; torch is imported for it. None: they name none.
-
-    Raises:
-        StudyError: They contradict each other.
-    """
-    if executor not in EXECUTORS:
-        raise StudyError(f"--executor: {choices(executor, EXECUTORS)}")
+    """The executor that the options name, None where they name none; raises StudyError where they contradict."""
+    if executor not in ("local", "ray"):
+        raise StudyError(f"--executor: {choices(executor, ('local', 'ray'))}")
     local = {"--devices": devices, "--workers": workers, "--threads-per-worker": threads}
     on_ray = {"--ray-address": ray_address, "--pack-resources": pack_resources, "--ray-storage": ray_storage}
-    given = [name for name, value in (local if executor == "ray" else on_ray).items() if value]
-    if given:
-        other = "local" if executor == "ray" else "ray"
-        raise StudyError(f"{given[0]}: it goes with --executor {other}, and not with {executor}.")
+    other, misplaced = ("local", local) if executor == "ray" else ("ray", on_ray)
+    for name, value in misplaced.items():
+        if value:
+            raise StudyError(f"{name}: it goes with --executor {other}, and not with {executor}.")
     if executor == "ray":
         if device != "auto":
             raise StudyError("--device: on a Ray cluster, --pack-resources says whether packs get GPUs: gpu=1.")
         from manytune.executors.ray_executor import OnRay, Resources
 
         return OnRay(ray_address, Resources.parse(pack_resources or ""), ray_storage)
-    if workers < 0:
-        raise StudyError(f"--workers: it must be at least 1, not {workers}.")
-    if threads < 0:
-        raise StudyError(f"--threads-per-worker: it must be at least 1, not {threads}.")
+    for name, count in (("--workers", workers), ("--threads-per-worker", threads)):
+        if count < 0:
+            raise StudyError(f"{name}: it must be at least 1, not {count}.")
     from manytune.executors import Workers
 
     if devices is not None:

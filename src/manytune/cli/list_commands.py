@@ -1,8 +1,11 @@
-"""What there is."""
+"""Commands that list what there is: tasks, methods, models, schema."""
 
 from __future__ import annotations
 
-from manytune.cli.common import Json, app, joined, print_json, print_rich
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manytune.cli.common import Json, app, joined, print_json, print_result, print_rich
 from manytune.utils.text import say
 
 
@@ -10,7 +13,6 @@ from manytune.utils.text import say
 def tasks(as_json: Json = False) -> None:
     """List the tasks."""
     from manytune.data.tasks import TASKS
-    from manytune.report.views import plain_table
 
     rows = [
         {
@@ -23,17 +25,13 @@ def tasks(as_json: Json = False) -> None:
         }
         for task in TASKS.values()
     ]
-    if as_json:
-        print_json(rows)
-        return
-    print_rich(plain_table(list(rows[0]), [[joined(value) for value in row.values()] for row in rows]))
+    print_result(rows, _table(list(rows[0]), rows), as_json=as_json)
 
 
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods and their hyper-parameters."""
     from manytune.methods import METHODS
-    from manytune.report.views import plain_table
 
     rows = [
         {
@@ -44,11 +42,8 @@ def methods(as_json: Json = False) -> None:
         }
         for name, kind in METHODS.items()
     ]
-    if as_json:
-        print_json(rows)
-        return
     columns = ("method", "what it does", "hyper-parameters", "paper")
-    print_rich(plain_table(columns, [[joined(value) for value in row.values()] for row in rows]))
+    print_result(rows, _table(columns, rows), as_json=as_json)
 
 
 @app.command()
@@ -103,3 +98,9 @@ def models(as_json: Json = False) -> None:
     say("A layer with a * is query, key and value in one: all of it is adapted.")
     for name, names in cached.items():
         say(f"Also in the local cache, of {name}: {', '.join(names)}")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Any:
+    from manytune.report.views import plain_table
+
+    return plain_table(columns, [[joined(value) for value in row.values()] for row in rows])

@@ -30,25 +30,20 @@ def main() -> NoReturn:
         try:
             app(prog_name="manytune")
         finally:
-            if sys.stdout is not None:  # it is where the caller closed it
+            if sys.stdout is not None:  # None where the caller closed it
                 sys.stdout.flush()
     except ManytuneError as error:
         say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is not None:  # a file's, and whoever opened it should have said so
+        if error.filename is not None:  # a file's: whoever opened it should have reported it
             raise
-        _let_go_of_output()
+        # What is left to print goes nowhere, so that the interpreter does not fail at it once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has seen enough
             sys.exit(1)
         say(
-            f"error: The output cannot be written: {error.strerror}. Send it elsewhere, or make room there.",
-            error=True,
+            f"error: The output cannot be written: {error.strerror}. Send it elsewhere, or make room there.", error=True
         )
         sys.exit(2)
     sys.exit()
-
-
-def _let_go_of_output() -> None:
-    """Send what is left to nowhere, so that the interpreter does not fail at it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

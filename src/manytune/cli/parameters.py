@@ -19,15 +19,9 @@ from manytune.report.views import percent, plain_table
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One method's counts.
+    """One method's counts."""
 
-    Attributes:
-        task: Name of the task; None where only the number of labels was given.
-        method: The method.
-        parameters: The counts.
-    """
-
-    task: str | None
+    task: str | None  # name of the task; None where only the number of labels was given
     method: Method
     parameters: ParameterCount
 
@@ -46,15 +40,10 @@ class ParameterRow:
 
 
 def count_for_model(model: str, labels: int, methods: Mapping[Method, bool]) -> list[ParameterRow]:
-    """Count for every method.
+    """Count for every method, with `labels` outputs (1 for regression).
 
-    Args:
-        model: As in a study.
-        labels: Number of outputs; 1 for regression.
-        methods: What to count for → whether it is refused, rather than left out, where it does not suit the model.
-
-    Raises:
-        ManytuneError: The model cannot be had, or a method does not fit.
+    `methods` maps method → whether it is refused, rather than left out, where it does not suit the model. Raises
+    ManytuneError where the model cannot be had, or a method does not fit.
     """
     spec = model_spec(model, labels)
     return [
@@ -67,8 +56,7 @@ def count_for_model(model: str, labels: int, methods: Mapping[Method, bool]) -> 
 def count_for_study(study: Study) -> list[ParameterRow]:
     """Count for every task and method of a study; what differs in no size and no part of the head is one row.
 
-    Raises:
-        ManytuneError: The study's model cannot be used.
+    Raises ManytuneError where the study's model cannot be used.
     """
     rows: dict[str, ParameterRow] = {}
     specs = {name: model_spec(study.model, _outputs(study.task(name))) for name in study.task_names}

@@ -1,16 +1,17 @@
-"""What a study came to."""
+"""Commands on a study's results: status, show, report, compare, clean, watch."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Directory, Json, app, print_json, print_rich
+from manytune.cli.common import Directory, Json, app, print_json, print_result, print_rich
 from manytune.utils.errors import StoreError
 from manytune.utils.text import say
 
@@ -26,11 +27,8 @@ def status(
     from manytune.storage.directory import Store
 
     found = Store.open(directory).status()
-    if as_json:
-        print_json(found.to_dict())
-        return
     table = status_table if every_run or found.planned <= MANY else status_summary
-    print_rich(status_line(found), table(found))
+    print_result(found.to_dict(), status_line(found), table(found), as_json=as_json)
 
 
 @app.command()
@@ -50,8 +48,8 @@ def show(
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
-    if said := altered(store, record, (*SNAPSHOT, PREDICTIONS)):
-        say(f"warning: {said}", error=True)
+    if problem := altered(store, record, (*SNAPSHOT, PREDICTIONS)):
+        say(f"warning: {problem}", error=True)
     if as_json:
         print_json(record.model_dump(mode="json"))
         return
@@ -81,18 +79,17 @@ def report(
     It reads what is on disk alone, also of a study that is still going on.
     """
     from manytune.report.guard import warnings_as_lines
-    from manytune.report.views import watched
     from manytune.report.writing import write_report
 
-    def write() -> tuple[Path, bool]:
+    with warnings_as_lines():
+        page, complete = write_report(directories, out, examples=examples)
+    say(f"Report: {page}")
+    if open_page:
+        typer.launch(page.resolve().as_uri())
+    while watch and not complete:
+        time.sleep(every)
         with warnings_as_lines():
-            return write_report(directories, out, examples=examples)
-
-    for page, first in watched(write, every if watch else None):
-        if first:
-            say(f"Report: {page}")
-            if open_page:
-                typer.launch(page.resolve().as_uri())
+            _, complete = write_report(directories, out, examples=examples)
 
 
 @app.command()
@@ -105,10 +102,7 @@ def compare(
     from manytune.report.compare import compare_studies, render_changes
 
     changes = compare_studies(first, second)
-    if as_json:
-        print_json(changes.to_dict())
-        return
-    print_rich(render_changes(changes))
+    print_result(changes.to_dict(), render_changes(changes), as_json=as_json)
 
 
 @app.command()

@@ -1,25 +1,17 @@
-"""Before and while a study runs."""
+"""Commands before and while a study runs: init, check, params, run."""
 
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_json, print_rich
-from manytune.cli.executor_options import (
-    Devices,
-    ExecutorName,
-    PackResources,
-    RayAddress,
-    RayStorage,
-    Threads,
-    WorkerCount,
-    executor_of,
-)
+from manytune.cli import executor_options
+from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_result, print_rich
 from manytune.utils.errors import ManytuneError, StoreError
 from manytune.utils.text import say
 
@@ -27,9 +19,7 @@ _MOST_LABELS = 100_000
 
 
 @app.command()
-def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml"),
-) -> None:
+def init(file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to.")] = Path("study.yaml")) -> None:
     """Write a commented study file to start from."""
     from manytune.utils.files import check_output, is_stream, open_stream
 
@@ -55,11 +45,7 @@ def init(
 
 
 @app.command()
-def check(
-    study_file: StudyFile,
-    overrides: Overrides = None,
-    as_json: Json = False,
-) -> None:
+def check(study_file: StudyFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Look at a study's data and model without training.
 
     Sizes, labels, lengths in tokens, rows that are left out or cut, texts of dev that train has too, and the same text
@@ -71,10 +57,7 @@ def check(
     from manytune.cli.check import check_study  # torch, so late
 
     found = check_study(study)
-    if as_json:
-        print_json(found.to_dict())
-        return
-    print_rich(*found.render())
+    print_result(asdict(found), *found.render(), as_json=as_json)
 
 
 @app.command()
@@ -105,10 +88,7 @@ def params(
     from manytune.cli.parameters import count_for_model, count_for_study, parameter_table  # torch, so late
 
     rows = count_for_model(str(model), labels or 2, chosen) if loaded is None else count_for_study(loaded)
-    if as_json:
-        print_json([row.to_dict() for row in rows])
-        return
-    print_rich(parameter_table(rows))
+    print_result([row.to_dict() for row in rows], parameter_table(rows), as_json=as_json)
 
 
 @app.command()
@@ -121,13 +101,13 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
     device: Device = "auto",
-    workers: WorkerCount = 0,
-    threads: Threads = 0,
-    devices: Devices = None,
-    executor: ExecutorName = "local",
-    ray_address: RayAddress = None,
-    pack_resources: PackResources = None,
-    ray_storage: RayStorage = None,
+    workers: executor_options.WorkerCount = 0,
+    threads: executor_options.Threads = 0,
+    devices: executor_options.Devices = None,
+    executor: executor_options.ExecutorName = "local",
+    ray_address: executor_options.RayAddress = None,
+    pack_resources: executor_options.PackResources = None,
+    ray_storage: executor_options.RayStorage = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
@@ -159,7 +139,7 @@ def run(
     if out is None or dry_run:
         from manytune.cli.dry_run import render_dry_run
 
-        print_rich(*render_dry_run(study, device, executor_of(*options)))
+        print_rich(*render_dry_run(study, device, executor_options.executor_of(*options)))
         return
     from manytune.report import render
     from manytune.report.guard import warnings_as_lines
@@ -174,7 +154,7 @@ def run(
             study,
             out,
             device=device,
-            executor=executor_of(*options),
+            executor=executor_options.executor_of(*options),
             callbacks=[TerminalProgress(quiet=quiet)],
             wait=wait,
             retry_failed=retry_failed,

@@ -1,4 +1,4 @@
-"""What was trained, in use."""
+"""Commands that use what was trained: predict, export, submit."""
 
 from __future__ import annotations
 
@@ -106,10 +106,10 @@ def predict(
     facts = FileFacts()
     own, added = predictor.task.own, predictor.added
     quoting = quoting or (own.quoting if own is not None else None)
-    with writer(out, added) as target:
+    with writer(out, added) as write:
         for part in read_parts(inputs[0], predictor.task.text_columns, quoting=quoting, added=added, facts=facts):
             found, without = predictor.predict_columns(part.rows, f"{inputs[0]}, ", rows)
-            target.write(part, found)
+            write(part, found)
             rows, empty = rows + len(found), empty + without
     if facts.blank:
         say(f"warning: {counted(facts.blank, 'blank line')} of {inputs[0]} left out: no rows.", error=True)

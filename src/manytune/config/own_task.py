@@ -7,18 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    WithJsonSchema,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from manytune.config.values import OwnName, PathOrName, TaskName
@@ -94,7 +84,7 @@ _Labels = Annotated[
 _Language = Annotated[
     str,
     _unless(re.compile(_LANGUAGE).fullmatch, "it must be a code such as en, de or pt-BR"),
-    WithJsonSchema({"type": "string", "pattern": f"^{_LANGUAGE}$"}),
+    pydantic.WithJsonSchema({"type": "string", "pattern": f"^{_LANGUAGE}$"}),
 ]
 _Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 _TypeName = Annotated[
@@ -154,7 +144,7 @@ class OwnTask(Frozen):
     language: _Language | None = None
     """The texts' language, such as en, for model cards."""
 
-    @field_validator("metric")
+    @pydantic.field_validator("metric")
     @classmethod
     def _of_this_type(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
         kind = info.data.get("type")  # None where it was refused itself
@@ -165,7 +155,7 @@ class OwnTask(Frozen):
                 raise ValueError(f"for a {kind}, {choices(name, allowed)}{other}".rstrip("."))
         return names
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _consistent(self) -> OwnTask:
         if self.config is not None and self.hub is None:
             raise ValueError("config is of a dataset on the hub; give hub as well, or leave it out")
@@ -179,8 +169,8 @@ class OwnTask(Frozen):
             raise ValueError(f"the column {self.label!r} cannot be text and label at once")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @pydantic.model_serializer(mode="wrap")
+    def _as_before(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a key that earlier versions lack where it is not given: a study keeps its hash."""
         data: dict[str, Any] = handler(self)
         return {key: value for key, value in data.items() if key != "quoting" or value is not None}

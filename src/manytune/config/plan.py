@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -19,13 +19,14 @@ from manytune.config import MEANS, OwnTask, Study, Training, digest
 from manytune.methods import AnyMethod, PackKind
 from manytune.utils.errors import StudyError
 
+_adapter: Any = functools.cache(TypeAdapter)  # made on first use: it takes milliseconds that `--help` does not have
+
 
 @dataclass(frozen=True)
 class Run:
     """One (model, task, method with its hyper-parameters, seed)."""
 
-    id: str
-    """Safe as a file name: letters, digits, `.`, `_` and `-`."""
+    id: str  # safe as a file name: letters, digits, `.`, `_` and `-`
     model: str
     task: str
     method: AnyMethod
@@ -41,22 +42,20 @@ class Run:
 class Pack:
     """Runs of one task that train together over one copy of the backbone."""
 
-    id: str
-    """Safe as a file name."""
+    id: str  # safe as a file name
     task: str
     kind: PackKind
     runs: tuple[Run, ...]
+    # Rows of one run that are computed at once, where memory did not suffice for its whole batch
     micro_batch: int | None = None
-    """Rows of one run that are computed at once, where memory did not suffice for its whole batch."""
+    # How many runs the planned pack had that this is a part of, where memory did not suffice for it
     cut_from: int | None = None
-    """How many runs the planned pack had that this is a part of, where memory did not suffice for it."""
 
 
 def plan_runs(study: Study) -> tuple[Run, ...]:
     """Every run of a study, by task, then method in the study's order, then seed.
 
-    Raises:
-        StudyError: Two entries under `methods` come to the same run.
+    Raises StudyError where two entries under `methods` give the same run.
     """
     runs: dict[str, Run] = {}
     first: dict[str, int] = {}
@@ -64,16 +63,16 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
         # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
         shared = {
             "model": study.model,
-            "task": _what_it_is(study, task),
+            "task": _task_identity(study, task),
             "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
             "template": study.template,
             "selection": study.selection,
         }
         for index, sweep in enumerate(study.methods):
             for method in sweep.expand(task):
-                own = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
+                given = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
                 for seed in study.seeds:
-                    end = digest({**shared, "method": own, "seed": seed}, 6)
+                    end = digest({**shared, "method": given, "seed": seed}, 6)
                     run = Run(f"{task}-{method.id_stem}-s{seed}-{end}", study.model, task, method, seed)
                     if run.id in runs:
                         raise _repeated(runs[run.id], run, first[run.id], index)
@@ -84,12 +83,8 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
 def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
     """Put runs that can share a backbone into as few packs as possible, whose sizes differ by at most one.
 
-    A pack holds runs of one task and one kind; a full run is alone. Within a task and kind the runs are
-    sorted by their methods' `pack_order` and by seed, so that equal groups lie side by side.
-
-    Args:
-        runs: The runs.
-        most: How many runs a pack may hold; or task → how many.
+    A pack holds runs of one task and one kind, at most `most` (or task → how many); a full run is alone. Within a task
+    and kind the runs are sorted by their methods' `pack_order` and by seed, so that equal groups lie side by side.
     """
     limits = most.values() if isinstance(most, Mapping) else (most,)
     if any(limit < 1 for limit in limits):
@@ -97,17 +92,17 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
     groups: dict[tuple[str, PackKind], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.task, run.method.pack_kind), []).append(run)
-    tasks = {task: place for place, task in enumerate(dict.fromkeys(task for task, _ in groups))}
-    order = sorted(groups, key=lambda group: (tasks[group[0]], get_args(PackKind).index(group[1])))
+    position = {task: index for index, task in enumerate(dict.fromkeys(task for task, _ in groups))}
+    order = sorted(groups, key=lambda group: (position[group[0]], get_args(PackKind).index(group[1])))
     packs = []
     for task, kind in order:
         limit = most[task] if isinstance(most, Mapping) else most
         ordered = sorted(groups[task, kind], key=lambda run: (run.method.pack_order, run.seed, run.id))
-        parts = _parts(ordered, 1 if kind == "full" else limit)
-        packs += [
-            Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part)
-            for number, part in enumerate(parts)
-        ]
+        count = math.ceil(len(ordered) / (1 if kind == "full" else limit))
+        ends = [part * len(ordered) // count for part in range(count + 1)]
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
+            part = tuple(ordered[start:end])
+            packs.append(Pack(f"{task}-{kind}-{number}-{digest([run.id for run in part], 6)}", task, kind, part))
     return tuple(packs)
 
 
@@ -148,21 +143,13 @@ def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, 
 
 def packs_to_json(packs: Iterable[Pack]) -> Any:
     """Packs as JSON values."""
-    return _packs_adapter().dump_python(tuple(packs), mode="json")
+    return _adapter(tuple[Pack, ...]).dump_python(tuple(packs), mode="json")
 
 
 def packs_from_json(values: Any) -> tuple[Pack, ...]:
-    """What `packs_to_json` made.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    return _packs_adapter().validate_python(values)
-
-
-@functools.cache
-def _packs_adapter() -> TypeAdapter[tuple[Pack, ...]]:
-    return TypeAdapter(tuple[Pack, ...])  # made on first use: it takes milliseconds that `--help` does not have
+    """What `packs_to_json` made; raises ValueError where it is something else."""
+    packs: tuple[Pack, ...] = _adapter(tuple[Pack, ...]).validate_python(values)
+    return packs
 
 
 def steps_per_epoch(n: int, batch_size: int, accumulate: int = 1) -> int:
@@ -176,7 +163,7 @@ def total_steps(training: Training, n: int) -> int:
     """Optimizer steps of a run on `n` training samples: max_steps, or ceil(epochs x steps per epoch)."""
     if training.max_steps is not None:
         return training.max_steps
-    assert training.epochs is not None  # Training sees to it that one of the two is there
+    assert training.epochs is not None  # Training ensures that one of the two is there
     return math.ceil(training.epochs * steps_per_epoch(n, training.batch_size, training.accumulate))
 
 
@@ -214,16 +201,16 @@ def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> Ev
     return EvaluationSteps(steps_per_epoch if training.eval_every == "epoch" else int(training.eval_every), total)
 
 
-def _what_it_is(study: Study, name: str) -> Any:
-    """A task by its name; a user's own by its description without the paths of its files.
+def _task_identity(study: Study, name: str) -> Any:
+    """A task's part of its runs' ids: its name; of a user's own, its description without the paths of its files.
 
-    So a file that was moved renames no run; what is in the files is compared by fingerprint elsewhere.
+    So a file that was moved renames no run; the contents of files are compared by fingerprint elsewhere.
     """
-    own = next((entry for entry in study.tasks if isinstance(entry, OwnTask) and entry.name == name), None)
-    if own is None:
+    entry = dict(zip(study.task_names, study.tasks, strict=True))[name]
+    if not isinstance(entry, OwnTask):
         return name
-    described = own.model_dump(mode="json", exclude_defaults=True)
-    files = {"train", "dev"} if own.hub is None else set()
+    described = entry.model_dump(mode="json", exclude_defaults=True)
+    files = {"train", "dev"} if entry.hub is None else set()
     return {key: value for key, value in described.items() if key not in files or isinstance(value, float)}
 
 
@@ -237,10 +224,3 @@ def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:
         f"methods.{first} and methods.{second} both come to the run {one.label!r} on {one.task}. "
         "Each run may be there once: drop it from one of them."
     )
-
-
-def _parts(runs: Sequence[Run], most: int) -> list[tuple[Run, ...]]:
-    """Cut `runs` into the fewest parts of at most `most`, their sizes differing by at most one."""
-    count = math.ceil(len(runs) / most)
-    ends = [part * len(runs) // count for part in range(count + 1)]
-    return [tuple(runs[start:end]) for start, end in itertools.pairwise(ends)]

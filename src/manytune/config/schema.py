@@ -1,4 +1,4 @@
-"""Training and Study: what a study file says as a whole, and what cannot be said together."""
+"""Training and Study: the contents of a study file, and the checks that need more than one of its values."""
 
 from __future__ import annotations
 
@@ -11,53 +11,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+import pydantic
+from pydantic import Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from manytune.config import values
 from manytune.config.own_task import OwnTask, TaskEntry
 from manytune.config.study_file import Source, dump, read
 from manytune.config.sweeps import AnySweep
-from manytune.config.values import (
-    CheckpointEvery,
-    ClassWeights,
-    EvalEvery,
-    GradNorm,
-    MaxPack,
-    PathOrName,
-    StudyName,
-    TrackerName,
-)
 from manytune.data.tasks import Task, get_task
 from manytune.methods import METHODS
+from manytune.utils import fields
 from manytune.utils.errors import StudyError, choices
-from manytune.utils.fields import (
-    MOST,
-    Count,
-    Fraction,
-    Frozen,
-    NotNegative,
-    Positive,
-    Seed,
-    WholeNumber,
-    distinct,
-    or_default,
-)
+from manytune.utils.fields import MOST, Count, Fraction, Frozen, NotNegative, Positive, WholeNumber
 from manytune.utils.problems import MOST_PROBLEMS, KeyPath, Problem, from_pydantic, message, show
 from manytune.utils.text import listed
 
 MEANS: set[str] = {"checkpoint_every", "max_pack"}
-"""Training settings that say how results are reached: no result depends on them, so they may change on the way."""
+"""Training settings on which no result depends, so they may change between two starts of a study."""
 
 MOST_RUNS = 100_000
-"""Of one study: their plan alone takes a minute and 100 MB."""
+"""Most runs of a study: the plan of so many takes a minute and 100 MB."""
 
 _MOST_CHARACTERS = 500_000  # a study directory keeps it with all defaults, which must be within what is read
 
@@ -92,27 +66,27 @@ class Training(Frozen):
     """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: Positive = 1e-8
     """What AdamW adds to its denominator."""
-    max_grad_norm: GradNorm = 1.0
+    max_grad_norm: values.GradNorm = 1.0
     """A run's gradient is scaled down to this norm where it is larger; 0 or null: never."""
     accumulate: Count = 1
     """Batches whose gradients make one optimizer step."""
-    eval_every: EvalEvery = "epoch"
+    eval_every: values.EvalEvery = "epoch"
     """When to evaluate: every epoch, or every so many optimizer steps; the last step is always evaluated."""
     early_stopping: Count | None = None
     """Evaluations in a row without improvement after which a run ends; null: never."""
-    class_weights: ClassWeights = "none"
+    class_weights: values.ClassWeights = "none"
     """Weights of the classes in a classification's loss: none, balanced (inverse to their frequency in the
     training data), or a list with one number a class."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the backbone's computations; auto is bf16 where the hardware is fast at it."""
-    checkpoint_every: CheckpointEvery = "auto"
+    checkpoint_every: values.CheckpointEvery = "auto"
     """When to write what a pack that is killed goes on from: every so many optimizer steps, or, auto, every five
     minutes; and always after an evaluation and before a run ends. It changes no result."""
-    max_pack: MaxPack = "auto"
+    max_pack: values.MaxPack = "auto"
     """Most runs that train together over one copy of the backbone: changes speed and memory, not results. Auto is as
     many as make it faster and fit into memory."""
 
-    @model_validator(mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
         """Fill in the length of the training and of the warm-up where none is given in either form."""
@@ -127,9 +101,9 @@ class Training(Frozen):
                 filled[one] = default
         return filled
 
-    @field_validator("max_steps", "warmup_ratio")
+    @pydantic.field_validator("max_steps", "warmup_ratio")
     @classmethod
-    def _one_form(cls, value: Any, info: ValidationInfo) -> Any:
+    def _one_form(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         other = {"max_steps": "epochs", "warmup_ratio": "warmup_steps"}[str(info.field_name)]
         if value is not None and info.data.get(other) is not None:
             raise ValueError(
@@ -142,48 +116,42 @@ class Training(Frozen):
 class Study(Frozen):
     """What one study file says: tasks x methods x hyper-parameters x seeds on one model.
 
-    Raises:
-        StudyError: at construction, however it is constructed; the message lists every problem.
+    However it is constructed, it raises StudyError with a message that lists every problem.
     """
 
-    name: StudyName
+    name: values.StudyName
     """What the study is called in reports."""
-    model: PathOrName = "minilm"
+    model: values.PathOrName = "minilm"
     """The backbone: `minilm` (the offline default), a hub name (with @revision), or a local folder."""
-    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), distinct]
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), fields.distinct]
     """The tasks to train on, each by itself: names of known ones, or descriptions of one's own."""
-    data_dir: PathOrName | None = None
+    data_dir: values.PathOrName | None = None
     """A folder of local data in GLUE's layout, instead of the hub; the built-in tasks need none."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), distinct]
+    seeds: Annotated[tuple[fields.Seed, ...], Field(min_length=1), fields.distinct]
     """Every run is repeated with each of these; a seed fixes initialization, data order and dropout."""
     template: Literal["native", "spaced"] = "native"
     """How texts become tokens: as the tokenizer does it, or with a space before each special token."""
     selection: Literal["dev", "train-split"] = "dev"
     """What selects a run's best snapshot: the dev set itself, or a tenth of the training data, held out."""
-    training: Annotated[Training, or_default({})] = Training()
+    training: Annotated[Training, fields.or_default({})] = Training()
     """How every run trains."""
     methods: Annotated[tuple[AnySweep, ...], Field(min_length=1)]
     """The ways to train. Lists multiply with each other, with the tasks and with the seeds."""
-    tracking: Annotated[tuple[TrackerName, ...], distinct] = ()
+    tracking: Annotated[tuple[values.TrackerName, ...], fields.distinct] = ()
     """Experiment trackers that are told of every run, beside the study directory."""
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a study from a YAML file, with `key.sub=value` overrides (see `study_file.apply_overrides`).
 
-        Raises:
-            StudyError: the file cannot be read, or it is not a study; the message lists every problem.
+        Raises StudyError where the file cannot be read, or it is not a study.
         """
         source = read(path, overrides)
         return cls.model_validate(source.data, context=source)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a study of plain data, as a YAML file would hold it.
-
-        Raises:
-            StudyError: it is not a study; the message lists every problem.
-        """
+        """Make a study of plain data, as a YAML file would hold it; raises StudyError where it is not a study."""
         return cls.model_validate(data)
 
     @property
@@ -192,11 +160,7 @@ class Study(Frozen):
         return tuple(entry.name if isinstance(entry, OwnTask) else entry for entry in self.tasks)
 
     def task(self, name: str) -> Task:
-        """The task called `name`, as far as it is known without its data.
-
-        Raises:
-            StudyError: The study has no such task.
-        """
+        """The task called `name`, as far as it is known without its data; raises StudyError where there is none."""
         entries = dict(zip(self.task_names, self.tasks, strict=True))
         if name not in entries:
             raise StudyError(f"tasks: {choices(name, entries)}")
@@ -215,9 +179,11 @@ class Study(Frozen):
         """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""
         return dump(self.model_dump(mode="json", exclude_none=True))
 
-    @model_validator(mode="wrap")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+    def _in_plain_words(
+        cls, data: Any, handler: pydantic.ModelWrapValidatorHandler[Self], info: pydantic.ValidationInfo
+    ) -> Self:
         source = info.context if isinstance(info.context, Source) else Source("The study", data)
         try:
             study = handler(data)
@@ -241,7 +207,7 @@ def _contradictions(study: Study) -> Iterator[Problem]:
         for name, axis in sweep:
             for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
                 uncovered = True
-                yield problem  # one at a time: of thousands, only those that are shown are worded
+                yield problem  # lazily: of thousands, only those that are shown are put into words
     runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
     if runs > MOST_RUNS:
         yield Problem(
@@ -276,35 +242,29 @@ def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) 
         yield Problem(path, what)
 
 
-def _unknown_key(data: Any, place: KeyPath, key: str) -> str:
-    """Which keys are allowed where `key` is not.
-
-    Args:
-        data: The study as it was given.
-        place: pydantic's location of the mapping that holds the key.
-        key: The unknown key.
-    """
-    homes: dict[str, type[BaseModel]] = {"": Study, "training": Training, **METHODS}
-    if place and place[-1] == "<own>":
+def _unknown_key(data: Any, path: KeyPath, key: str) -> str:
+    """Which keys are allowed in the mapping at `path` (pydantic's location) of a study's `data`, where `key` is not."""
+    homes: dict[str, type[pydantic.BaseModel]] = {"": Study, "training": Training, **METHODS}
+    if path and path[-1] == "<own>":
         return choices(key, OwnTask.model_fields)
-    here = str(place[0]) if place else ""
+    here = str(path[0]) if path else ""
     if here == "methods":
-        here = data["methods"][place[1]]["method"]
-    own = homes[here].model_fields
+        here = data["methods"][path[1]]["method"]
+    allowed = homes[here].model_fields
     everywhere = {name for model in homes.values() for name in model.model_fields}
-    if key not in everywhere and not difflib.get_close_matches(key[:80], own):
+    if key not in everywhere and not difflib.get_close_matches(key[:80], allowed):
         near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
-        return f"Did you mean {near[0]!r}? {_unknown_key(data, place, near[0])}" if near else choices(key, own)
+        return f"Did you mean {near[0]!r}? {_unknown_key(data, path, near[0])}" if near else choices(key, allowed)
     elsewhere = [home for home, model in homes.items() if home != here and key in model.model_fields]
     if not elsewhere:
-        return choices(key, own)
+        return choices(key, allowed)
     if "training" in elsewhere:
         return f"It belongs under 'training': training.{key}."
     if "" in elsewhere:
         return "It belongs at the top level of the file."
     if here not in METHODS:
         return f"It belongs to an entry of 'methods' ({', '.join(elsewhere)})."
-    return f"It belongs to {', '.join(elsewhere)}; {here} takes: {', '.join(own)}."
+    return f"It belongs to {', '.join(elsewhere)}; {here} takes: {', '.join(allowed)}."
 
 
 class _Schema(GenerateJsonSchema):

@@ -1,8 +1,8 @@
 """The study file as text: read YAML strictly, apply overrides, know where each value came from, write YAML.
 
 YAML is read by the rules that people expect today (YAML 1.2's core schema): `1e-3` is a number, `on` and
-`12:30` are text, and a key that is given twice is an error instead of a silent choice. PyYAML is told so below, because
-the other libraries read more than that: ruamel.yaml takes `2024-01-01` for a date and `1_000` for a number, OmegaConf
+`12:30` are text, and a key that is given twice is an error instead of a silent choice. PyYAML is set up for that below,
+because other libraries read more: ruamel.yaml takes `2024-01-01` for a date and `1_000` for a number, OmegaConf
 takes `12:30` for 750 and `${...}` for a reference, and knows no lines.
 """
 
@@ -41,20 +41,20 @@ _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 _DEEPEST = 50  # levels; a study has five
 _LONGEST_NUMBER = 4300  # digits; Python reads no more
-_COUNTED_ONCE = 100  # characters of a text that count as one value
+_COUNTED_ONCE = 100  # so many characters of a text count as one value
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema instead of those of YAML 1.1.
 
-    Aliases and merges let a few lines stand for any number of values, so values are counted as they would be written
-    out, while they are composed and before any of them is made.
+    Aliases and merges let a few lines stand for any number of values, so values are counted with aliases expanded,
+    while nodes are composed and before any value is made.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._level = 0
-        self._sizes: dict[int, int] = {}  # of each node, written out; an alias that is inside of itself counts nothing
+        self._sizes: dict[int, int] = {}  # node id → values, aliases expanded; an alias inside itself adds none
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose a node, and refuse one that is too deep or too large."""
@@ -122,12 +122,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 class Source:
     """The plain content of a study file, with overrides applied, and where its values came from."""
 
-    name: str
-    """What messages call it: the file's path, or "the study"."""
-    data: Any
-    """Plain lists, mappings and scalars; whether they make a study is not yet known."""
+    name: str  # what messages call it: the file's path, or "the study"
+    data: Any  # plain lists, mappings and scalars; whether they make a study is not yet known
+    # Where the value at a path came from: "line 7", or "override training.epochs=x"
     origins: Mapping[KeyPath, str] = field(default_factory=dict)
-    """Where the value at a path came from: "line 7", or "override training.epochs=x"."""
 
     def where(self, path: KeyPath) -> str | None:
         """Where the value at `path`, or the closest thing around it, came from; None if that is not known."""
@@ -138,8 +136,7 @@ class Source:
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
     """Read the YAML file at `path` and apply `key.sub=value` overrides to it.
 
-    Raises:
-        StudyError: there is no such file, it is not a YAML mapping, or an override leads nowhere.
+    Raises StudyError where there is no such file, it is not a YAML mapping, or an override leads nowhere.
     """
     name = str(path)
     try:
@@ -165,10 +162,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
 def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
     """Set values from `key.sub=value` texts, in order; list entries go by number: `methods.0.rank=[2, 4]`.
 
-    A key that no study knows is set all the same: validation then names it together with all other problems.
-
-    Raises:
-        StudyError: an override is not of this form, or its path leads through something that has no keys.
+    A key that no study knows is set all the same: validation then names it together with all other problems. Raises
+    StudyError where an override is not of this form, or its path leads through something that has no keys.
     """
     data, origins = copy.deepcopy(source.data), dict(source.origins)
     for override in overrides:
@@ -205,8 +200,8 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         origins = dict(_lines(node, (), name, set()))
         return loader.construct_document(node), origins
     except yaml.YAMLError as error:
-        said = _explain(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
-        raise StudyError(f"{name} is not valid YAML: {said}") from None
+        reason = _explain(error) if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise StudyError(f"{name} is not valid YAML: {reason}") from None
     except (ValueError, KeyError) as error:  # from a scalar under an explicit tag, such as `!!int x`
         raise StudyError(f"{name} is not a usable YAML file: {shortened(error)}.") from None
     except RecursionError:
@@ -215,15 +210,15 @@ def _parse(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
 
 def _explain(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     hint = " Indent with spaces, not with tabs." if "\\t" in (error.problem or "") else ""
-    return f"{place}{shortened(error.problem or error.context)}.{hint}"
+    return f"{position}{shortened(error.problem or error.context)}.{hint}"
 
 
 def _lines(node: yaml.Node, path: KeyPath, name: str, seen: set[int]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield (path, "line N") for every value below `node`, and refuse keys that are given twice.
+    """Yield (path, "line N") for every value inside `node`, and refuse keys that are given twice.
 
-    `seen` stops at what was already walked: YAML's aliases can make a node its own child.
+    `seen` holds the ids of nodes that were walked: YAML's aliases can make a node its own child.
     """
     if id(node) in seen:
         return

@@ -12,17 +12,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    PlainSerializer,
-    SerializeAsAny,
-    Tag,
-    create_model,
-)
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from manytune.methods import METHODS, Method
@@ -51,7 +42,7 @@ def _axis(kind: Any) -> Any:
     either = Annotated[one | several, Discriminator(count)]
     # Any text: that it is a task, and one of the study, is the study's to say.
     by_task = Annotated[dict[str, either], Field(min_length=1), Tag("<by task>")]
-    return Annotated[one | several | by_task, Discriminator(shape), PlainSerializer(_as_written)]
+    return Annotated[one | several | by_task, Discriminator(shape), pydantic.PlainSerializer(_as_written)]
 
 
 def _as_written(axis: Any) -> Any:
@@ -100,7 +91,7 @@ def _sweep_of(method: type[Method]) -> type[Sweep]:
                 options |= {"default": (info.default,), "json_schema_extra": {"default": info.default}}
         fields[name] = (kind, Field(**options))
     title = f"{method.__name__}Sweep"
-    return create_model(title, __base__=Sweep, __doc__=method.__doc__, __module__=__name__, **fields)
+    return pydantic.create_model(title, __base__=Sweep, __doc__=method.__doc__, __module__=__name__, **fields)
 
 
 def _sweep(entry: Any) -> Sweep:
@@ -117,14 +108,14 @@ def _sweep(entry: Any) -> Sweep:
     name = entry["method"]
     if name not in METHODS:
         raise PydanticCustomError("unknown_method", "{choices}", {"choices": choices(name, METHODS)})
-    # pydantic puts this entry's place in the study before the places of the errors that are raised here.
+    # pydantic puts this entry's path in the study before the paths of the errors that are raised here.
     return _sweep_of(METHODS[name]).model_validate(entry)
 
 
 class _EveryMethod:
     """The JSON schema of an entry: of any method that is registered when it is asked for."""
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> Any:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: pydantic.GetJsonSchemaHandler) -> Any:
         sweeps = [_sweep_of(kind).__pydantic_core_schema__ for kind in METHODS.values()]
         return handler(core_schema.union_schema(list(sweeps)))
 
@@ -132,4 +123,4 @@ class _EveryMethod:
 if TYPE_CHECKING:
     AnySweep = Sweep
 else:
-    AnySweep = Annotated[SerializeAsAny[Sweep], BeforeValidator(_sweep), _EveryMethod()]
+    AnySweep = Annotated[pydantic.SerializeAsAny[Sweep], BeforeValidator(_sweep), _EveryMethod()]

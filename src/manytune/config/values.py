@@ -46,10 +46,6 @@ def _unknown_task(name: str) -> str:
     return name
 
 
-def _home_expanded(value: Any) -> Any:
-    return os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value
-
-
 def _word_or_count(literal: Any, counted: str) -> PlainValidator:
     (word,) = get_args(literal)
 
@@ -74,7 +70,11 @@ def _class_weights(value: Any) -> Any:
 StudyName = Annotated[
     str, Matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
 ]
-PathOrName = Annotated[str, Field(min_length=1), BeforeValidator(_home_expanded)]
+PathOrName = Annotated[
+    str,
+    Field(min_length=1),
+    BeforeValidator(lambda value: os.path.expanduser(value) if isinstance(value, (str, os.PathLike)) else value),
+]
 OwnName = Annotated[
     str,
     Matching(r"[A-Za-z0-9][A-Za-z0-9_-]*", "letters, digits, _ and - (first a letter or digit)", 60),

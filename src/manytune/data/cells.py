@@ -28,25 +28,24 @@ _MOST_DIGITS = 30  # of a decimal number that is written out
 
 
 def text_of(cell: object) -> str:
-    """What a cell says as text, without blanks at its ends.
+    """What a cell says as text, without blanks at its ends; a ValueError where it is no text.
 
     A null, and a float that is no number, is empty. A whole number is written without a decimal point, as tools turn
     whole numbers beside nulls into floats. Bytes are UTF-8.
-
-    Raises:
-        ValueError: It is no text.
     """
     cell = _plain(cell)
-    if isinstance(cell, str):
+    if isinstance(cell, (str, bool, np.bool_, int, np.integer)):
         text = str(cell)
     elif _is_null(cell):
         text = ""
-    elif isinstance(cell, (bool, np.bool_, int, np.integer)):
-        text = str(cell)
     elif isinstance(cell, (float, np.floating, Decimal)):
         text = _number_as_text(cell)
     elif isinstance(cell, (bytes, bytearray)):
-        text = _decoded(bytes(cell))
+        try:
+            text = cell.decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = f"0x{cell[error.start]:02x} at byte {error.start}"
+            raise ValueError(f"holds bytes that are not UTF-8: {byte}") from None
     else:
         raise ValueError(
             f"holds {reprlib.repr(cell)} ({type(cell).__name__}), which is no text; make it one before, such as by "
@@ -62,10 +61,7 @@ def text_of(cell: object) -> str:
 def label_of(cell: object) -> str:
     """The name of a class: as `text_of`, in NFC, without invisible characters, and with plain single blanks inside.
 
-    So names that look the same are the same class.
-
-    Raises:
-        ValueError: It is no text.
+    So names that look the same are the same class. A ValueError says that the cell is no text.
     """
     text = text_of(cell)
     if text.isascii() and text.isprintable() and "  " not in text:
@@ -95,8 +91,7 @@ def is_empty(cell: object) -> bool:
 def target_of(cell: object) -> float:
     """The number that a cell holds, in fp64; words such as nan and inf count as numbers that are not finite.
 
-    Raises:
-        ValueError: It is no number, or is written in a way that Python takes for one and a reader might not.
+    A ValueError says that it is no number, or is written in a way that Python takes for one and a reader might not.
     """
     cell = _plain(cell)
     if isinstance(cell, (int, float, np.integer, np.floating, Decimal)) and not isinstance(cell, bool):
@@ -152,10 +147,3 @@ def _number_as_text(cell: float | np.floating[Any] | Decimal) -> str:
             "text or as integers"
         )
     return str(int(cell))
-
-
-def _decoded(cell: bytes) -> str:
-    try:
-        return cell.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"holds bytes that are not UTF-8: 0x{cell[error.start]:02x} at byte {error.start}") from None

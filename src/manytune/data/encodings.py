@@ -1,7 +1,6 @@
 """Encoded splits, kept in the user's cache by their content: tokenizing a large task takes minutes, reading it seconds.
 
-The key is a hash of everything that token ids depend on: the rows, the tokenizer's own serialization, the template,
-the longest row, the libraries' versions and our own code. So an entry is never stale, and may be deleted at any time.
+The key is a hash of all that token ids depend on. So an entry is never stale, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from manytune.utils.npz import read_npz
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 _MOST_BYTES = 2 << 30
 """The entries used least lately are deleted beyond this."""
 
@@ -43,17 +41,8 @@ def encode_cached(split: Split, tokenizer: PreTrainedTokenizerBase, *, template:
     return fresh
 
 
-def _folder() -> Path:
-    """Where the entries are.
-
-    Raises:
-        StoreError: Others could have altered them.
-    """
-    return own_folder(user_cache()) / "encoded"
-
-
 def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | None:
-    """What the token ids depend on; None where the tokenizer cannot be told from another."""
+    """What the token ids depend on; None where the tokenizer cannot be identified."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -75,7 +64,7 @@ def _key(split: Split, tokenizer: Any, template: str, max_length: int) -> str | 
 def _read(key: str, split: Split) -> Encoded | None:
     """An entry, or None if it is not there, or not whole."""
     try:
-        entry = read_entry(_folder(), key, ".npz")
+        entry = read_entry(own_folder(user_cache()) / "encoded", key, ".npz")
         if entry is None:
             return None
         path, content = entry
@@ -102,7 +91,7 @@ def _write(key: str, rows: Encoded) -> None:
         offsets=rows.offsets,
         truncated=rows.truncated,
     )
-    path = write_entry(_folder(), key, content.getvalue(), ".npz")
+    path = write_entry(own_folder(user_cache()) / "encoded", key, content.getvalue(), ".npz")
     total = 0
     for entry in sorted(path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime, reverse=True):
         total += entry.stat().st_size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manytune.data.rows import RawRows
-from manytune.data.tasks import UNLABELLED, GlueFiles, Task
+from manytune.data.tasks import UNLABELLED, Task
 from manytune.data.text_rows import HEADER_AGAIN, open_lines, refuse_twice, refuse_undecodable
 from manytune.utils.errors import DataError
 from manytune.utils.text import no_column
@@ -16,22 +16,13 @@ _CUT_BY_IDS = "msr_paraphrase_train.txt"
 
 
 def task_folder(task: Task, root: Path) -> Path | None:
-    """The task's folder inside `root`, whatever its capitals: CoLA, cola, STS-B, stsb.
-
-    Raises:
-        DataError: `root` cannot be listed.
-    """
-    assert task.files is not None
-    names = {task.files.folder.lower(), task.name}
+    """The task's folder in `root`, whatever its capitals: CoLA, cola, STS-B; a DataError if `root` cannot be listed."""
+    names = {task.title.lower(), task.name}
     return next((path for path in _listing(root) if path.is_dir() and path.name.lower() in names), None)
 
 
 def read_folder(task: Task, split: str, root: Path) -> RawRows:
-    """Read one split of a task from a GLUE folder that holds it.
-
-    Raises:
-        DataError: A file or a column is missing, or a file is malformed.
-    """
+    """Read one split from a GLUE folder that holds the task; a DataError if a file is missing or malformed."""
     files = task.files
     assert files is not None
     folder = task_folder(task, root)
@@ -40,7 +31,7 @@ def read_folder(task: Task, split: str, root: Path) -> RawRows:
         if root.is_dir():
             found = ", ".join(path.name for path in _listing(root)[:20]) or "nothing"
             what = f"{root} holds nothing for task {task.name}, but: {found}"
-        raise DataError(f"data_dir: {what}; it must be a folder that holds {needed_files(files)}")
+        raise DataError(f"data_dir: {what}; it must be a folder that holds {needed_files(task)}")
     names = files.names[split]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
@@ -95,9 +86,10 @@ def _listing(root: Path) -> list[Path]:
         raise DataError(f"{root}: cannot be listed: {error.strerror or error}") from error
 
 
-def needed_files(files: GlueFiles) -> str:
+def needed_files(task: Task) -> str:
     """The files that training needs: CoLA/train.tsv and CoLA/dev.tsv."""
-    return " and ".join(f"{files.folder}/{files.names[split][0]}" for split in ("train", "dev"))
+    assert task.files is not None
+    return " and ".join(f"{task.title}/{task.files.names[split][0]}" for split in ("train", "dev"))
 
 
 def _lines(path: Path) -> list[str]:

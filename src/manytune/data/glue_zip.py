@@ -6,7 +6,7 @@ The names, the columns `index` and `prediction`, and the labels are those of htt
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,48 +24,39 @@ _SHOWN = 3  # problems of one file that are named
 class SubmissionFile:
     """One file of a submission."""
 
-    name: str
-    """Its name in the zip."""
-    task: str
-    """The task that predicts it."""
-    split: str
-    """The task's split that is predicted."""
-    in_words: bool = False
-    """Whether classes are written by their names, or by their numbers."""
-
-    @property
-    def of(self) -> Task:
-        """The task."""
-        return GLUE[self.task]
+    name: str  # its name in the zip
+    task: Task  # the task that predicts it
+    split: str  # the task's split that is predicted
+    in_words: bool = False  # whether classes are written by their names, or by their numbers
 
     @property
     def rows(self) -> int:
         """How many predictions the server wants."""
-        return self.of.sizes[self.split]
+        return self.task.sizes[self.split]
 
     def written(self, prediction: float | None) -> str:
         """A class index or a score as the server takes it; None is a placeholder for a task that was not trained."""
-        return self.of.type.glue_text(self.of, prediction, in_words=self.in_words)
+        return self.task.type.glue_text(self.task, prediction, in_words=self.in_words)
 
     def problem(self, text: str) -> str | None:
         """What is wrong with a prediction, if anything is."""
-        return self.of.type.glue_problem(self.of, text, in_words=self.in_words)
+        return self.task.type.glue_problem(self.task, text, in_words=self.in_words)
 
 
 FILES: Mapping[str, SubmissionFile] = {
     file.name: file
     for file in (
-        SubmissionFile("CoLA.tsv", "cola", "test"),
-        SubmissionFile("SST-2.tsv", "sst2", "test"),
-        SubmissionFile("MRPC.tsv", "mrpc", "test"),
-        SubmissionFile("STS-B.tsv", "stsb", "test"),
-        SubmissionFile("QQP.tsv", "qqp", "test"),
-        SubmissionFile("MNLI-m.tsv", "mnli", "test", in_words=True),
-        SubmissionFile("MNLI-mm.tsv", "mnli", "test_mismatched", in_words=True),
-        SubmissionFile("QNLI.tsv", "qnli", "test", in_words=True),
-        SubmissionFile("RTE.tsv", "rte", "test", in_words=True),
-        SubmissionFile("WNLI.tsv", "wnli", "test"),
-        SubmissionFile("AX.tsv", "mnli", "diagnostic", in_words=True),
+        SubmissionFile("CoLA.tsv", GLUE["cola"], "test"),
+        SubmissionFile("SST-2.tsv", GLUE["sst2"], "test"),
+        SubmissionFile("MRPC.tsv", GLUE["mrpc"], "test"),
+        SubmissionFile("STS-B.tsv", GLUE["stsb"], "test"),
+        SubmissionFile("QQP.tsv", GLUE["qqp"], "test"),
+        SubmissionFile("MNLI-m.tsv", GLUE["mnli"], "test", in_words=True),
+        SubmissionFile("MNLI-mm.tsv", GLUE["mnli"], "test_mismatched", in_words=True),
+        SubmissionFile("QNLI.tsv", GLUE["qnli"], "test", in_words=True),
+        SubmissionFile("RTE.tsv", GLUE["rte"], "test", in_words=True),
+        SubmissionFile("WNLI.tsv", GLUE["wnli"], "test"),
+        SubmissionFile("AX.tsv", GLUE["mnli"], "diagnostic", in_words=True),
     )
 }
 """The eleven files by their names; AX, the diagnostic set, is predicted by what was trained on MNLI."""
@@ -74,12 +65,8 @@ FILES: Mapping[str, SubmissionFile] = {
 def write_zip(out: Path, predictions: Mapping[str, Sequence[float]]) -> None:
     """Write a submission, whole or not at all; files without predictions are filled with placeholders.
 
-    Args:
-        out: Where to.
-        predictions: Name of a file → class indices or scores, in the order of the test rows.
-
-    Raises:
-        StoreError: As for `refuse_to_replace`.
+    `predictions` are class indices or scores by the name of their file, in the order of the test rows. A StoreError
+    says that `out` cannot be written, as `refuse_to_replace` does.
     """
     refuse_to_replace(out)
     with output_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -91,11 +78,7 @@ def write_zip(out: Path, predictions: Mapping[str, Sequence[float]]) -> None:
 
 
 def refuse_to_replace(out: Path) -> None:
-    """Refuse to write a submission where it cannot be, or over a file that is neither empty nor a submission.
-
-    Raises:
-        StoreError: It cannot be written, or another file is there.
-    """
+    """Refuse, by a StoreError, to write a submission where that cannot be, or over a file that is something else."""
     check_output(out)
     if not out.exists() or not out.stat().st_size:
         return
@@ -109,11 +92,7 @@ def refuse_to_replace(out: Path) -> None:
 
 
 def check_zip(path: Path) -> list[str]:
-    """What GLUE's server would not take of a zip, also of another program's; nothing if it is right.
-
-    Raises:
-        DataError: It cannot be read, or is no zip.
-    """
+    """What GLUE's server would refuse of a zip, whoever wrote it; a DataError if it cannot be read or is no zip."""
     problems = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -126,7 +105,9 @@ def check_zip(path: Path) -> list[str]:
                 elif entries[name].file_size > _MOST_BYTES:
                     problems.append(f"{name} has {entries[name].file_size:,} bytes, far more than {file.rows:,} rows.")
                 else:
-                    problems += _few(f"{name}, {each}" for each in _problems(file, archive.read(name)))
+                    found = [f"{name}, {each}" for each in _problems(file, archive.read(name))]
+                    more = len(found) - _SHOWN
+                    problems += found[:_SHOWN] + ([f"{name}: {more:,} more problems"] if more > 0 else [])
             nested = tuple(f"/{name}" for name in FILES)  # which are named above
             others = [name for name in entries if name not in FILES and not name.endswith(("/", *nested))]
             problems += [f"{name} is no file of a submission." for name in others]
@@ -147,16 +128,10 @@ def _problems(file: SubmissionFile, content: bytes) -> Iterator[str]:
         yield f"line 1: the header must be index and prediction with a tab between, not {lines[0] if lines else ''!r}"
         return
     for index, line in enumerate(lines[1:]):
-        at, _, text = line.partition("\t")
-        if at != str(index):
-            yield f"line {index + 2}: the index must be {index}, not {at!r}"
+        number, _, text = line.partition("\t")
+        if number != str(index):
+            yield f"line {index + 2}: the index must be {index}, not {number!r}"
         elif problem := file.problem(text):
             yield f"line {index + 2}: {problem}"
     if len(lines) - 1 != file.rows:
         yield f"it has {len(lines) - 1:,} predictions, but {file.rows:,} are wanted"
-
-
-def _few(problems: Iterable[str]) -> list[str]:
-    found = list(problems)
-    more = len(found) - _SHOWN
-    return found if more <= 0 else [*found[:_SHOWN], f"{found[0].partition(',')[0]}: {more:,} more problems"]

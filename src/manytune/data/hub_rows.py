@@ -15,18 +15,11 @@ from manytune.utils.text import no_column
 
 
 def read_hub(task: Task, name: str, configuration: str | None, split: str, label: str | None, *, cure: str) -> RawRows:
-    """Read one split of a dataset.
+    """Read the columns of a task's texts, and of the label if `label` names one, from a split of a dataset.
 
-    Args:
-        task: Its columns of texts are read.
-        name: The dataset, perhaps with `@` and a branch, tag or commit, else the newest.
-        configuration: The dataset's; None for the only one.
-        split: The hub's name of the split.
-        label: The column of the label; None where there is none to read.
-        cure: What to do where the hub does not answer, for the message.
-
-    Raises:
-        DataError: It cannot be reached, or lacks a column.
+    `name` may end with `@` and a branch, tag or commit, else the newest is read; `configuration` is None for the only
+    one; `split` is the hub's name of the split. A DataError says that a column is missing, or that the hub does not
+    answer, and then ends with `cure`.
     """
     name, _, revision = name.partition("@")
     where = f"{name} ({configuration}), split {split!r}" if configuration else f"{name}, split {split!r}"
@@ -52,11 +45,8 @@ def read_hub(task: Task, name: str, configuration: str | None, split: str, label
 def _named(table: Any, column: str) -> list[object]:
     """A column's cells; classes by their names, where the dataset has names for them."""
     names = getattr(table.features[column], "names", None)
-    values = list(table[column])
-    if names is None:
-        return values
-    known = dict(enumerate(names))
-    return [known.get(value, value) for value in values]
+    known = {} if names is None else dict(enumerate(names))
+    return [known.get(value, value) for value in table[column]] if known else list(table[column])
 
 
 def _load_table(name: str, configuration: str | None, split: str, revision: str | None) -> tuple[Any, str | None]:

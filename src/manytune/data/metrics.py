@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from manytune.data.task_types import Scale
     from manytune.data.tasks import Task
 
-
 Array = NDArray[Any]
 
 # The same text in two batches gives outputs that differ by about 1e-6 in a fp32 encoder of 24 layers, as products round
 # by the batch's shape. A spread of ten times that still says nothing of the texts.
 _ROUNDING = 1e-5
 
-_CORRELATIONS = ("pearson", "spearman")
+_SCIPY_NAMES = {"pearson": "pearsonr", "spearman": "spearmanr"}
+"""Correlation → the function of scipy.stats."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,9 @@ class Metric:
 def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
     """Say whether a model predicts the same thing for every row: one class, or one number.
 
-    Args:
-        predictions: `[N]` class indices (integers), or floats, which are constant if they differ by no more than
-            rounding, and never constant if one is not finite.
-        scale: The task's, as the model computes and rounds on that scale.
-
-    Raises:
-        ValueError: There are no predictions.
+    Predictions `[N]` are class indices (integers); or floats, which are constant if they differ by no more than
+    rounding, and never constant if one is not finite. `scale` is the task's: the model computes and rounds on it.
+    Without predictions it is a ValueError.
     """
     values = np.asarray(predictions)
     if values.size == 0:
@@ -70,17 +67,13 @@ def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
 def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
     """Compute all of the task's metrics, in the task's order, of predictions `[N]` and labels `[N]`.
 
-    Returns:
-        Metric name → score. Numbers that are not finite score NaN. A constant prediction scores 0 in a correlation;
-        `is_constant` tells it from an honest 0.
-
-    Raises:
-        ValueError: The two arrays differ in shape, are empty, or are not one-dimensional; or a metric is unknown.
+    Numbers that are not finite score NaN. A constant prediction scores 0 in a correlation; `is_constant` tells it from
+    an honest 0. Arrays that differ in shape, are empty or not one-dimensional, and unknown metrics, are ValueErrors.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or predictions.size == 0:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must both be [N], N at least 1")
-    own, inside = (predictions, labels), (predictions, labels)
+    inside = predictions, labels
     if task.scale is not None and np.isfinite(predictions).all():
         # A correlation does not depend on the scale, but is less exact of large numbers with a small spread.
         scaled = task.inside(predictions.astype(np.float64))
@@ -88,7 +81,10 @@ def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
         inside = np.zeros_like(scaled) if constant else scaled, task.inside(labels.astype(np.float64))
     if unknown := [name for name in task.metrics if name not in METRICS]:
         raise ValueError(f"metric {choices(unknown[0], METRICS)}")
-    return {name: METRICS[name].compute(*(inside if name in _CORRELATIONS else own)) for name in task.metrics}
+    return {
+        name: METRICS[name].compute(*(inside if name in _SCIPY_NAMES else (predictions, labels)))
+        for name in task.metrics
+    }
 
 
 def _matthews(predictions: Array, labels: Array) -> float:
@@ -103,31 +99,15 @@ def _accuracy(predictions: Array, labels: Array) -> float:
     return float(np.mean(predictions == labels))
 
 
-def _f1(predictions: Array, labels: Array) -> float:
+def _f1(predictions: Array, labels: Array, average: str) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, average="binary", pos_label=1, zero_division=0.0))
+    return float(f1_score(labels, predictions, average=average, zero_division=0.0))
 
 
-def _macro_f1(predictions: Array, labels: Array) -> float:
-    from sklearn.metrics import f1_score
+def _correlation(predictions: Array, labels: Array, name: str) -> float:
+    import scipy.stats
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
-
-
-def _pearson(predictions: Array, labels: Array) -> float:
-    from scipy.stats import pearsonr
-
-    return _correlation(pearsonr, predictions, labels)
-
-
-def _spearman(predictions: Array, labels: Array) -> float:
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, predictions, labels)
-
-
-def _correlation(correlate: Callable[[Array, Array], Any], predictions: Array, labels: Array) -> float:
     predictions, labels = predictions.astype(np.float64), labels.astype(np.float64)
     # Constant labels are the data's fault, and no figure is right for them; a constant prediction is
     # the model's, and tells nothing about the labels: 0.
@@ -135,20 +115,14 @@ def _correlation(correlate: Callable[[Array, Array], Any], predictions: Array, l
         return math.nan
     if is_constant(predictions):
         return 0.0
-    return float(correlate(predictions, labels).statistic)
+    return float(getattr(scipy.stats, _SCIPY_NAMES[name])(predictions, labels).statistic)
 
 
-def _rmse(predictions: Array, labels: Array) -> float:
-    return float(np.sqrt(np.mean(_errors(predictions, labels) ** 2)))
-
-
-def _mae(predictions: Array, labels: Array) -> float:
-    return float(np.mean(np.abs(_errors(predictions, labels))))
-
-
-def _errors(predictions: Array, labels: Array) -> Array:
-    errors: Array = predictions.astype(np.float64) - labels.astype(np.float64)
-    return errors if np.isfinite(errors).all() else np.array([math.nan])
+def _mean_error(predictions: Array, labels: Array, *, squared: bool) -> float:
+    errors = predictions.astype(np.float64) - labels.astype(np.float64)
+    if not np.isfinite(errors).all():
+        return math.nan
+    return float(np.sqrt(np.mean(errors**2)) if squared else np.mean(np.abs(errors)))
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -157,13 +131,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         for metric in (
             Metric("matthews_correlation", "MCC", True, _matthews),
             Metric("accuracy", "Accuracy", True, _accuracy),
-            Metric("f1", "F1", True, _f1),
-            Metric("macro_f1", "Macro F1", True, _macro_f1),
+            Metric("f1", "F1", True, partial(_f1, average="binary")),
+            Metric("macro_f1", "Macro F1", True, partial(_f1, average="macro")),
             Metric("accuracy_mismatched", "Accuracy (mismatched)", True, _accuracy),
-            Metric("pearson", "Pearson", True, _pearson),
-            Metric("spearman", "Spearman", True, _spearman),
-            Metric("rmse", "RMSE", False, _rmse),
-            Metric("mae", "MAE", False, _mae),
+            Metric("pearson", "Pearson", True, partial(_correlation, name="pearson")),
+            Metric("spearman", "Spearman", True, partial(_correlation, name="spearman")),
+            Metric("rmse", "RMSE", False, partial(_mean_error, squared=True)),
+            Metric("mae", "MAE", False, partial(_mean_error, squared=False)),
         )
     }
 )

@@ -11,13 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Self, TextIO
 
 from manytune.data.text_rows import SURROGATE
 
 PART = 1024
 """Rows at a time."""
 
+_CSV: dict[str, Any] = {"lineterminator": "\n"}
+_TSV: dict[str, Any] = {**_CSV, "delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+"""In TSV a double quote is a character like any other, as in GLUE's files."""
+
+_BREAK = re.compile(r"[\t\r\n]")
 _BARE_RETURN = re.compile(r'[^,"\n]*\r[^,"\n]*')
 
 Row = dict[str, Any]
@@ -46,30 +51,8 @@ class RowBatch:
         return [dict(zip(self.batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-class RowWriter(Protocol):
-    """Takes rows, in order."""
-
-    def write(self, part: RowBatch, made: Sequence[Row]) -> None:
-        """Write some rows, and beside each the columns that are added to it."""
-
-
-class Csv(csv.excel):
-    """Cells are quoted where they need it; a line ends as on Unix."""
-
-    lineterminator = "\n"
-
-
-class Tsv(csv.Dialect):
-    """Tabs separate cells, and a double quote is a character like any other, as in GLUE's files."""
-
-    delimiter = "\t"
-    quoting = csv.QUOTE_NONE
-    quotechar = None
-    lineterminator = "\n"
-
-
 def _merged(part: RowBatch, made: Sequence[Row]) -> Iterator[Row]:
-    return ({**row, **own} for row, own in zip(part.whole(), made, strict=True))
+    return ({**row, **added} for row, added in zip(part.whole(), made, strict=True))
 
 
 class _ColumnWriter(ABC):
@@ -100,15 +83,15 @@ class _ColumnWriter(ABC):
                     file.close()
 
     def write(self, part: RowBatch, made: Sequence[Row]) -> None:
-        """As `RowWriter.write`."""
+        """Write some rows, with the columns that are added to each."""
         if part.columns is not None:
             self._write_part(part, part.columns, made)
             return
         if self._spool is None:
             self._spool = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self._folder)  # noqa: SIM115
-        for row, own in zip(part.rows, made, strict=True):
+        for row, added in zip(part.rows, made, strict=True):
             self._columns.update(dict.fromkeys(row))
-            self._spool.write(json.dumps({**row, **own}) + "\n")
+            self._spool.write(json.dumps({**row, **added}) + "\n")
 
     def _spooled(self) -> Iterator[list[Row]]:
         """The rows that wait, some at a time."""
@@ -125,13 +108,13 @@ class _ColumnWriter(ABC):
 
 
 class TableWriter(_ColumnWriter):
-    """Writes CSV or TSV, a header first."""
+    """Writes CSV, or TSV with `tabs`, a header first; cells are quoted where they need it."""
 
-    def __init__(self, file: TextIO, dialect: type[csv.Dialect], added: Iterable[str], folder: Path | None) -> None:
+    def __init__(self, file: TextIO, *, tabs: bool, added: Iterable[str], folder: Path | None) -> None:
         super().__init__(folder)
-        self._table = csv.writer(file, dialect)
-        self._quoting = csv.writer(file, dialect, quoting=csv.QUOTE_ALL) if dialect is Csv else self._table
-        self._tsv = dialect is Tsv
+        self._tabs = tabs
+        self._table = csv.writer(file, **(_TSV if tabs else _CSV))
+        self._quoting = self._table if tabs else csv.writer(file, **_CSV, quoting=csv.QUOTE_ALL)
         self._added = tuple(added)
         self._header: tuple[str, ...] = ()
 
@@ -151,30 +134,22 @@ class TableWriter(_ColumnWriter):
 
     def _write_row(self, cells: Sequence[Any]) -> None:
         cells = [_json_text(cell) if isinstance(cell, (list, dict)) else cell for cell in cells]
-        if self._tsv:
-            cells = [_in_a_cell(cell) for cell in cells]
+        if self._tabs:  # a cell of TSV can hold neither tabs nor line ends
+            cells = [
+                " ".join(cell.split()) if isinstance(cell, str) and _BREAK.search(cell) else cell for cell in cells
+            ]
         # Python's csv leaves a carriage return bare, where it would end the row.
         bare = any(isinstance(cell, str) and _BARE_RETURN.fullmatch(cell) for cell in cells)
         (self._quoting if bare else self._table).writerow(cells)
 
 
-def _in_a_cell(value: Any) -> Any:
-    return " ".join(value.split()) if isinstance(value, str) and any(c in value for c in "\t\r\n") else value
-
-
-class JsonWriter:
-    """Writes JSONL."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, part: RowBatch, made: Sequence[Row]) -> None:
-        """As `RowWriter.write`."""
-        for row in _merged(part, made):
-            text = json.dumps(row, ensure_ascii=False, default=str)
-            if SURROGATE.search(text):
-                text = json.dumps(row, default=str)
-            self._file.write(text + "\n")
+def write_json(file: TextIO, part: RowBatch, made: Sequence[Row]) -> None:
+    """Write some rows, with the columns that are added to each, as JSONL."""
+    for row in _merged(part, made):
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        if SURROGATE.search(text):
+            text = json.dumps(row, default=str)
+        file.write(text + "\n")
 
 
 class ParquetWriter(_ColumnWriter):

@@ -5,24 +5,16 @@ CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from manytune.data.row_writers import PART, Csv, JsonWriter, ParquetWriter, Row, RowBatch, RowWriter, TableWriter, Tsv
-from manytune.data.text_rows import (
-    MOST_IN_CELL,
-    FileFacts,
-    Placed,
-    json_rows,
-    open_lines,
-    open_table,
-    refuse_twice,
-)
+from manytune.data.row_writers import PART, ParquetWriter, Row, RowBatch, TableWriter, write_json
+from manytune.data.text_rows import MOST_IN_CELL, FileFacts, Placed, json_rows, open_lines, open_table, refuse_twice
 from manytune.utils.errors import DataError
 from manytune.utils.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.utils.text import listed, no_column
@@ -51,25 +43,18 @@ _PART_SIZE = 1 << 25
 _MOST_BYTES = 1 << 28
 """Most text in a part of a Parquet file: compressed and with dictionaries, a small one may stand for very much."""
 
-
-_DIALECTS: dict[str, type[csv.Dialect]] = {".csv": Csv, ".tsv": Tsv}
-_FORMATS = (*_DIALECTS, ".jsonl", ".parquet")
+_FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def check_format(name: str) -> str:
-    """The format of a file, by its ending.
-
-    Raises:
-        DataError: It has none that can be read and written.
-    """
+    """The format of a file, by its ending; a DataError if it is none that can be read and written."""
     path = Path(name)
     suffix = path.suffix.lower()
     if name == "-" or (not suffix and (name.startswith("/dev/") or path.is_fifo())):
         return ".csv"
     if suffix not in _FORMATS:
-        packed = (
-            " Compressed files are not read: decompress it." if suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
-        )
+        compressed = suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")
+        packed = " Compressed files are not read: decompress it." if compressed else ""
         raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV.{packed}")
     return suffix
 
@@ -84,11 +69,8 @@ def read_parts(
 ) -> Iterator[RowBatch]:
     """The rows of a file, or of `-`, some at a time; of a file without rows one empty part.
 
-    It must have `columns`, and others are handed on; but it must not have those that will be `added`. `quoting` and
-    `facts` are as for `read_placed`.
-
-    Raises:
-        DataError: As for `read_placed`; or it has one of `added`.
+    It must have `columns`, and others are handed on; but it must not have those that will be `added`. `quoting`,
+    `facts` and errors are as for `read_placed`.
     """
     if check_format(name) == ".parquet":
         with _open_parquet(name) as file:
@@ -115,17 +97,11 @@ def read_parts(
 def read_placed(
     name: str, columns: Sequence[str], *, quoting: str | None = None, facts: FileFacts | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, or of `-`, each with the words that let a user find it; only `columns` are looked at.
+    """The rows of a file, or of `-`, each with the words that let a user find it; only `columns` are read.
 
-    Args:
-        name: The file, or `-`.
-        columns: Those that rows are to have.
-        quoting: `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
-            any other; None for what is usual: `double` in CSV, `none` in TSV.
-        facts: Gets counts, whole when the last row is read.
-
-    Raises:
-        DataError: It cannot be read, a row is malformed, or a column is missing or there twice.
+    `quoting` is `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
+    any other, None for `double` in CSV and `none` in TSV. The counts in `facts` are complete when the last row is read.
+    A DataError says that the file cannot be read, a row is malformed, or a column is missing or there twice.
     """
     if check_format(name) == ".parquet":
         with _open_parquet(name) as file:
@@ -146,11 +122,7 @@ def read_placed(
 
 
 def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> None:
-    """Refuse rows that have a column which will be added to them.
-
-    Raises:
-        DataError: They have one.
-    """
+    """Refuse, by a DataError, rows that have a column which will be added to them."""
     taken = [name for name in added if name in names]
     if taken:
         raise DataError(
@@ -222,11 +194,7 @@ def _parquet_parts(name: str, file: Any, columns: Sequence[str], *, every: bool)
 
 
 def _rows_at_once(name: str, metadata: Any, schema: Any) -> int:
-    """How many rows may be read together: a small file can stand for texts that no memory holds.
-
-    Raises:
-        DataError: A column unpacks to so much more than its size that hardly any data would.
-    """
+    """How many rows may be read together: a small file can hold huge texts; a DataError for absurd sizes."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -269,17 +237,12 @@ def _wanted(name: str, first: int, column: str, values: Any) -> list[Any]:
 
 
 @contextmanager
-def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
-    """Write rows to `-`, a device or a named pipe as they come, or to a file, which is there when the context ends
-    without an error, and else as it was before.
+def writer(name: str, added: Mapping[str, type]) -> Iterator[Callable[[RowBatch, Sequence[Row]], None]]:
+    """Give a function that writes some rows, and the columns added to each, to `-`, a device or a named pipe as they
+    come, or to a file, which is there when the context ends without an error, and else as it was before.
 
-    Args:
-        name: The file, or `-`.
-        added: Name of each column that is added to the rows → `str` or `float`.
-
-    Raises:
-        ManytuneError: As for `output_format`.
-        DataError: A value is none that the format can hold.
+    `added` is the type, `str` or `float`, of each column that is added to the rows. Errors are as for `output_format`;
+    a DataError also says that the format cannot hold a value.
     """
     suffix, path, folder = output_format(name), Path(name), None
     try:
@@ -292,15 +255,16 @@ def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
             else:
                 path = stack.enter_context(output_file(path))
                 if suffix == ".parquet":
-                    yield stack.enter_context(ParquetWriter(path, added))
+                    yield stack.enter_context(ParquetWriter(path, added)).write
                     return
                 folder = path.parent
                 # Bytes of the input that are not UTF-8 are handed on as they were.
                 file = stack.enter_context(path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
             if suffix == ".jsonl":
-                yield JsonWriter(file)
+                yield partial(write_json, file)
             else:
-                yield stack.enter_context(TableWriter(file, _DIALECTS[suffix], added, folder))
+                table = TableWriter(file, tabs=suffix == ".tsv", added=added, folder=folder)
+                yield stack.enter_context(table).write
     except UnicodeEncodeError as error:
         raise DataError(
             f"A cell of the input holds {error.object[error.start : error.start + 1]!a}, which {error.encoding} cannot "
@@ -311,11 +275,8 @@ def writer(name: str, added: Mapping[str, type]) -> Iterator[RowWriter]:
 def output_format(name: str, source: str = "-") -> str:
     """The format that rows of the file `source` are written in: a file's by its ending, else CSV.
 
-    `name` is a file, a device, a named pipe, or `-`.
-
-    Raises:
-        DataError: It has no format that can be written there, or it is the source itself.
-        StoreError: It cannot be written.
+    `name` is a file, a device, a named pipe, or `-`. A DataError says that its format cannot be written there, or that
+    it is the source itself; a StoreError, that it cannot be written.
     """
     path = Path(name)
     if name == "-" or (is_stream(path) and path.suffix.lower() not in _FORMATS):

@@ -1,7 +1,4 @@
-"""The rows of a task as they come, from the first source that has it.
-
-Whether a row can be right is for `splits.py` to say; here it is only found, with words for its place.
-"""
+"""The rows of a task as they come, from the first source that has it; `splits.py` says whether they can be right."""
 
 from __future__ import annotations
 
@@ -23,11 +20,7 @@ _BUILTIN = Path(__file__).with_name("builtin.jsonl.gz")
 
 
 def read_rows(task: Task, split: str, data_dir: str | None = None) -> RawRows:
-    """Read one split of a task from the first source that has it; `splits.load_split` gives the order.
-
-    Raises:
-        DataError: there is no such file or folder, the hub cannot be reached, or a file is malformed.
-    """
+    """Read one split from the first source that has it, in the order of `load_split`, with the same errors."""
     if task.own is not None:
         return _from_user(task, task.own.train if split == "train" else str(task.own.dev))
     if task.files is None:
@@ -76,13 +69,12 @@ def _from_builtin(task: Task, split: str) -> RawRows:
 
 def _from_hub(task: Task, split: str) -> RawRows:
     assert task.hub is not None
-    assert task.files is not None
     name, configuration = task.hub
     other, _, hub_split = task.hub_splits[split].rpartition("/")
     given = os.environ.get(GLUE_DIR_VARIABLE)
-    note = f"\n{GLUE_DIR_VARIABLE} names {given}, which holds no folder {task.files.folder}." if given else ""
+    note = f"\n{GLUE_DIR_VARIABLE} names {given}, which holds no folder {task.title}." if given else ""
     cure = (
-        f"{note}\nWithout the hub, give a folder that holds {needed_files(task.files)} (GLUE's own "
+        f"{note}\nWithout the hub, give a folder that holds {needed_files(task)} (GLUE's own "
         f"files), as data_dir: in the study or in the environment as {GLUE_DIR_VARIABLE}; or use the built-in tasks, "
         "which need no download: builtin-acceptability, builtin-similarity."
     )

@@ -1,7 +1,4 @@
-"""Load a task's splits and check them row by row, encode them, and say in which order rows are seen.
-
-Rows of every source go through the same checks: one that cannot be right is refused with its place.
-"""
+"""Load a task's splits, from whatever source, and check them row by row; encode them; order the rows of each epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +20,6 @@ from manytune.utils.errors import DataError, ModelError, StudyError, choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 Array = NDArray[Any]
 
@@ -81,14 +77,10 @@ class Encoded:
 
 
 def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, Split]]:
-    """Load and check a task's train and dev splits, and whatever else of it is scored.
+    """Load and check a task's splits: train, dev, and others that are scored; errors are as for `load_split`.
 
-    Returns:
-        The task, with what only its data says of a user's own task: classes, range and scale of the targets; and
-        its splits by name.
-
-    Raises:
-        DataError: As for `load_split`.
+    Returned are the task, with what only its data says of a user's own task (classes, range and scale of the targets),
+    and its splits by name.
     """
     if task.own is None:
         return task, {split: load_split(task, split, data_dir) for split in (*SPLITS, *task.also_scored)}
@@ -104,23 +96,16 @@ def load_task(task: Task, data_dir: str | None = None) -> tuple[Task, dict[str, 
         return task, {"train": train, "dev": _checked(task, "dev", _read(task, "dev"))}
     what, cure = f"task {task.name}: dev: {task.own.dev:g}", "give more rows, or a file of rows as dev"
     kept, aside = train_split(len(train), 0, task.own.dev, train.labels, what=what, cure=cure)
-    rest = replace(_part(train, kept, train.left_out), notes=train.notes)
-    return task, {"train": rest, "dev": _part(train, aside, ())}
+    return task, {"train": _part(train, kept), "dev": replace(_part(train, aside), left_out=(), notes=())}
 
 
 def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
-    """Load and check one split of a built-in task or one of GLUE's.
+    """Load and check one split of a built-in task or one of GLUE's, of which the classes must be known.
 
-    GLUE's rows come from the first of: `data_dir`, the folder that MANYTUNE_GLUE_DIR names if it holds the task, the
-    Hugging Face hub (or its cache, offline).
-
-    Args:
-        task: What the rows must look like; its classes must be known.
-        split: "train", "dev" or another that the task has. The labels of `tasks.UNLABELLED` ones are 0.
-        data_dir: A folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`.
-
-    Raises:
-        DataError: The data cannot be had, a row is malformed, or the split has not the size that it must have.
+    GLUE's rows come from the first of: `data_dir`, a folder in GLUE's own layout, such as `data_dir/CoLA/train.tsv`;
+    the folder that MANYTUNE_GLUE_DIR names if it holds the task; the Hugging Face hub (or its cache, offline). The
+    labels of `tasks.UNLABELLED` splits are 0. Raises DataError where the data cannot be had, a row is malformed, or the
+    split has another size than it must have.
     """
     known = (*SPLITS, *(name for name in task.hub_splits if name not in SPLITS))
     if split not in known:
@@ -208,18 +193,18 @@ def all_alike(task: Task, labels: Array) -> str | None:
     return None if (labels != labels[0]).any() else task.type.all_alike(task, labels[0])
 
 
-def _part(whole: Split, rows: Array, left_out: tuple[str, ...]) -> Split:
+def _part(whole: Split, rows: Array) -> Split:
     texts, labels = tuple(whole.texts[row] for row in rows), whole.labels[rows]
-    prints = _fingerprint(texts, labels)
-    return Split(texts, labels, prints, whole.source, left_out, place=lambda index: whole.place(int(rows[index])))
+    prints, place = _fingerprint(texts, labels), lambda index: whole.place(int(rows[index]))
+    return replace(whole, texts=texts, labels=labels, fingerprint=prints, place=place)
 
 
 def _fingerprint(texts: Iterable[tuple[str, ...]], labels: Array) -> str:
     if labels.dtype == np.float64:
-        # In fp32, as earlier versions had targets, unless it takes some for the same.
+        # Earlier versions had targets in fp32; fp64 is only used where fp32 would make different targets equal.
         with np.errstate(over="ignore"):
-            narrow = labels.astype(np.float32)
-        labels = narrow if len(np.unique(narrow)) == len(np.unique(labels)) else labels
+            rounded = labels.astype(np.float32)
+        labels = rounded if len(np.unique(rounded)) == len(np.unique(labels)) else labels
     digest = hashlib.sha256()
     for row in texts:
         for text in row:
@@ -238,15 +223,11 @@ class _Rows(NamedTuple):
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int) -> Encoded:
-    """Turn the rows of a split into token ids.
+    """Turn the rows of a split into token ids, at most `max_length` of them a row, special ones included.
 
-    Args:
-        split: The rows.
-        tokenizer: Of the backbone.
-        template: "native", the tokenizer's own form; or "spaced", its separators set off by spaces:
-            `<s> {s} </s>` and `<s> {s1} </s></s> {s2} </s>`, or `[CLS] {s1} [SEP] {s2} [SEP]`.
-        max_length: The longest row, in tokens, special ones included. Of a pair, the longer sentence is cut first; the
-            separators stay.
+    Of a pair that is too long, the longer sentence is cut first; the separators stay. `template` is "native", the
+    tokenizer's own form, or "spaced", with its separators set off by spaces: `<s> {s} </s>` and
+    `<s> {s1} </s></s> {s2} </s>`, or `[CLS] {s1} [SEP] {s2} [SEP]`.
 
     Raises:
         StudyError: There is no such template, or `max_length` leaves no room for a token of each sentence.
@@ -295,68 +276,51 @@ def _native(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tu
 
 
 def _spaced(tokenizer: Any, columns: Sequence[list[str]], max_length: int) -> tuple[_Rows, int]:
-    form = _spaced_form(tokenizer)
-    pair = len(columns) == 2
-    heads = [f"{form.cls} {first} {form.sep * (form.between if pair else 1)}" for first in columns[0]]
-    whole = [f"{head} {second} {form.sep}" for head, second in zip(heads, columns[1], strict=True)] if pair else heads
-    ids = _tokenize(tokenizer, [whole], add_special_tokens=False).ids
-    # Special tokens split the text before anything else does: a row begins as its head alone would.
-    head_ids = _tokenize(tokenizer, [heads], add_special_tokens=False).ids if pair else ids
-    ends = [len(head) for head in head_ids]
-    types = [[0] * end + [form.second_type] * (len(row) - end) for row, end in zip(ids, ends, strict=True)]
-    long = [index for index, row in enumerate(ids) if len(row) > max_length]
-    for index in long:
-        kept = _kept(len(ids[index]), ends[index], form.between, max_length)
-        ids[index] = [ids[index][at] for at in kept]
-        types[index] = [types[index][at] for at in kept]
-    return _Rows(ids, types), len(long)
-
-
-class _SpacedForm(NamedTuple):
-    cls: str
-    sep: str
-    between: int  # separators between the sentences of a pair: 2 for RoBERTa, 1 for BERT
-    second_type: int  # the token type of a pair's second sentence
-
-
-def _spaced_form(tokenizer: Any) -> _SpacedForm:
-    """Read from the tokenizer's native form how it sets sentences apart."""
     cls, sep = tokenizer.cls_token, tokenizer.sep_token
     refusal = f"template: spaced cannot be used with {type(tokenizer).__name__}; use template: native. "
     if cls is None or sep is None:
         raise ModelError(f"{refusal}It has no cls and sep tokens")
-    pair = _tokenize(tokenizer, [["a"], ["b"]])
-    between = pair.ids[0].count(tokenizer.sep_token_id) - 1
+    # How the tokenizer separates a pair is read from its native form.
+    native = _tokenize(tokenizer, [["a"], ["b"]])
+    separators = native.ids[0].count(tokenizer.sep_token_id) - 1  # between the sentences: RoBERTa has 2, BERT 1
     spaced = _tokenize(tokenizer, [[f"{cls} a {sep}"]], add_special_tokens=False).ids[0]
-    if between < 1 or spaced[0] != tokenizer.cls_token_id or spaced[-1] != tokenizer.sep_token_id:
+    if separators < 1 or spaced[0] != tokenizer.cls_token_id or spaced[-1] != tokenizer.sep_token_id:
         raise ModelError(f"{refusal}Its form of a pair is not: {cls} first {sep} second {sep}")
-    return _SpacedForm(cls, sep, between, pair.types[0][-1])
+    pair = len(columns) == 2
+    firsts = [f"{cls} {first} {sep * (separators if pair else 1)}" for first in columns[0]]
+    rows = [f"{first} {second} {sep}" for first, second in zip(firsts, columns[1], strict=True)] if pair else firsts
+    ids = _tokenize(tokenizer, [rows], add_special_tokens=False).ids
+    # Special tokens split the text before anything else does: a row begins as its first part alone would.
+    first_ids = _tokenize(tokenizer, [firsts], add_special_tokens=False).ids if pair else ids
+    ends = [len(first) for first in first_ids]
+    second_type = native.types[0][-1]
+    types = [[0] * end + [second_type] * (len(row) - end) for row, end in zip(ids, ends, strict=True)]
+    long = [index for index, row in enumerate(ids) if len(row) > max_length]
+    for index in long:
+        kept = _kept(len(ids[index]), ends[index], separators, max_length)
+        ids[index] = [ids[index][position] for position in kept]
+        types[index] = [types[index][position] for position in kept]
+    return _Rows(ids, types), len(long)
 
 
-def _kept(length: int, end: int, between: int, max_length: int) -> list[int]:
-    """The positions that stay when a spaced row is cut to `max_length` tokens: all separators among them.
+def _kept(length: int, end: int, separators: int, max_length: int) -> list[int]:
+    """The positions that stay when a spaced row of `length` tokens, cls to sep, is cut to `max_length` tokens.
 
-    Args:
-        length: The row's tokens, the first being cls and the last sep.
-        end: Where a pair's first sentence ends, its separators included; `length` for a single sentence.
-        between: The separators between the sentences of a pair.
-        max_length: How many positions stay.
+    A pair's first sentence ends at `end`, with the `separators` between the sentences, which all stay; for a single
+    sentence `end` is `length`.
     """
     last = length - 1
     if end == length:
         return [*range(max_length - 1), last]
-    one, two = end - between - 1, last - end  # tokens of each sentence
-    room = max_length - (length - one - two)
+    first, second = end - separators - 1, last - end  # tokens of each sentence
+    room = max_length - (length - first - second)
     # As the tokenizers library cuts longest first: of equals, the second one keeps an odd token.
-    short = min(one, two, room // 2)
-    one, two = (short, room - short) if one <= two else (room - short, short)
-    return [*range(1 + one), *range(end - between, end + two), last]
+    shorter = min(first, second, room // 2)
+    first, second = (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    return [*range(1 + first), *range(end - separators, end + second), last]
 
 
-_TEMPLATES: dict[str, Callable[[Any, Sequence[list[str]], int], tuple[_Rows, int]]] = {
-    "native": _native,
-    "spaced": _spaced,
-}
+_TEMPLATES = {"native": _native, "spaced": _spaced}
 
 # Words of Philox's counter that keep the two uses of a seed apart.
 _EPOCH_STREAM = 1
@@ -372,7 +336,7 @@ def train_split(
     what: str = "selection: train-split",
     cure: str = "use selection: dev",
 ) -> tuple[Array, Array]:
-    """Set a seeded share of the training rows aside, to select snapshots on.
+    """Set a seeded share of the `n` training rows aside, to select snapshots on.
 
     Args:
         n: The number of training rows.
@@ -380,14 +344,11 @@ def train_split(
         share: The part to set aside, above 0 and below 1.
         labels: `[n]`; rows of each integer are split in the same share, at least one on either side where there are
             two. Other numbers are not looked at.
-        what: The setting that asks for it, for a message.
-        cure: What to do where it cannot be done, likewise.
+        what: The setting that asks for it, for the message of the DataError where there are too few rows.
+        cure: What to do then, likewise.
 
     Returns:
         The rows to train on and the rows to select on: int64, ascending, disjoint, all of `n` together.
-
-    Raises:
-        DataError: There are too few rows to have one on either side.
     """
     if not 0.0 < share < 1.0:
         raise ValueError(f"share {share} is not above 0 and below 1")
@@ -395,26 +356,21 @@ def train_split(
     if labels is None or not np.issubdtype(labels.dtype, np.integer):
         labels = np.zeros(n, dtype=np.int64)
     parts = [order[labels[order] == label] for label in np.unique(labels)]
-    selecting = np.sort(np.concatenate([order[:0], *(rows[: _quota(len(rows), share)] for rows in parts)]))
+    sizes = [min(len(rows) - 1, max(1, math.floor(len(rows) * share + 0.5))) for rows in parts]
+    selecting = np.sort(np.concatenate([order[:0], *(rows[:size] for rows, size in zip(parts, sizes, strict=True))]))
     if selecting.size == 0:
         no_two = "there is one training row alone" if n == 1 else f"no class has two rows among the {n} training rows"
         raise DataError(f"{what} sets training rows of each class aside, but {no_two}; {cure}")
     return np.setdiff1d(np.arange(n), selecting, assume_unique=True), selecting
 
 
-def _quota(rows: int, share: float) -> int:
-    return max(1, min(rows - 1, math.floor(rows * share + 0.5))) if rows > 1 else 0
-
-
 def epoch_order(n: int, seed: int, epoch: int) -> Array:
-    """The order in which an epoch sees the rows: `[n]` int64, a permutation keyed by seed and epoch.
-
-    It is drawn from Philox's raw words, which numpy keeps the same from version to version.
-    """
+    """The order in which an epoch sees the rows: `[n]` int64, a permutation keyed by seed and epoch."""
     return _permutation(n, seed, epoch, _EPOCH_STREAM)
 
 
 def _permutation(n: int, seed: int, epoch: int, stream: int) -> Array:
+    # Philox's raw words are the same in every version of numpy.
     key = np.array([seed, epoch], dtype=np.uint64)
     philox = np.random.Philox(counter=np.array([0, 0, 0, stream], dtype=np.uint64), key=key)
     return np.argsort(philox.random_raw(n), kind="stable").astype(np.int64)

@@ -12,7 +12,6 @@ from manytune.utils.errors import StudyError, choices
 if TYPE_CHECKING:
     from manytune.data.task_types import Scale, TaskType
 
-
 SPLITS = ("train", "dev")
 """What every task has."""
 
@@ -27,12 +26,10 @@ _PLAIN_FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class GlueFiles:
-    """Where a task lies inside a folder in GLUE's own layout, and its files' quirks."""
+    """A task's files in a folder in GLUE's own layout, and their quirks; they are in a folder named like the title."""
 
-    folder: str
-    """The task's folder; capitals do not matter."""
     text_columns: tuple[str, ...]
-    """The columns of the sentences, by the files' own names."""
+    """The columns of the sentences, by the names in these files."""
     label_column: str = "label"
     """The column of the label, likewise."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _PLAIN_FILES)
@@ -102,11 +99,7 @@ class Task:
 
     @property
     def type(self) -> TaskType:
-        """What depends on the kind of label.
-
-        Raises:
-            StudyError: No type of that name is registered.
-        """
+        """What depends on the kind of label; a StudyError if no type of that name is registered."""
         from manytune.data.task_types import get_task_type  # numpy, which reading a study does without
 
         return get_task_type(self.kind)
@@ -141,197 +134,141 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """How many logits the head has.
-
-        Raises:
-            ValueError: That is not known before the data is read.
-        """
+        """How many logits the head has; a ValueError where that is not known before the data is read."""
         return self.type.num_outputs(self)
 
 
-_HUB = "nyu-mll/glue"
 _HUB_SPLITS = MappingProxyType({"train": "train", "dev": "validation", "test": "test"})
 
-_ACCEPTABILITY = ("unacceptable", "acceptable")
+_ACCEPTABILITY: dict[str, Any] = {
+    "labels": ("unacceptable", "acceptable"),
+    "metrics": ("matthews_correlation", "accuracy"),
+}
+_SIMILARITY: dict[str, Any] = {
+    "kind": "regression",
+    "label_column": "score",
+    "labels": (),
+    "metrics": ("pearson", "spearman"),
+    "target_range": (0.0, 5.0),
+}
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
-_CORRELATIONS = ("pearson", "spearman")
+_QUESTIONS = ("question1", "question2")
+
+
+def _task(name: str, title: str, text_columns: tuple[str, ...], **facts: Any) -> Task:
+    """A task in English; `facts` are added to what most tasks share, or replace it."""
+    usual: dict[str, Any] = {
+        "kind": "classification",
+        "label_column": "label",
+        "metrics": ("accuracy",),
+        "language": "en",
+    }
+    read_only = {key: MappingProxyType(fact) if isinstance(fact, dict) else fact for key, fact in facts.items()}
+    return Task(name, title, text_columns=text_columns, **{**usual, **read_only})
+
+
+def _glue(name: str, title: str, text_columns: tuple[str, ...], **facts: Any) -> Task:
+    """A task of GLUE, which is on the hub under its name."""
+    usual: dict[str, Any] = {"hub": ("nyu-mll/glue", name), "hub_splits": _HUB_SPLITS, "files": GlueFiles(text_columns)}
+    return _task(name, title, text_columns, **{**usual, **facts})
 
 
 def _sizes(train: int, dev: int, test: int, **more: int) -> dict[str, int]:
     return {"train": train, "dev": dev, "test": test, **more}
 
 
-def _glue(name: str, title: str, text_columns: tuple[str, ...], **facts: Any) -> Task:
-    """A task of GLUE, which is in English and on the hub under its own name; what most of them share is filled in."""
-    usual: dict[str, Any] = {
-        "kind": "classification",
-        "label_column": "label",
-        "metrics": ("accuracy",),
-        "hub_splits": _HUB_SPLITS,
-    }
-    read_only: dict[str, Any] = {
-        key: MappingProxyType(fact) if isinstance(fact, dict) else fact for key, fact in facts.items()
-    }
-    return Task(name, title, text_columns=text_columns, hub=(_HUB, name), language="en", **{**usual, **read_only})
-
-
-GLUE: Mapping[str, Task] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            # Warstadt et al. 2019, https://arxiv.org/abs/1805.12471
-            _glue(
-                "cola",
-                "CoLA",
-                ("sentence",),
-                labels=_ACCEPTABILITY,
-                metrics=("matthews_correlation", "accuracy"),
-                sizes=_sizes(8551, 1043, 1063),
-                files=GlueFiles("CoLA", ("sentence",), no_header=("source", "label", "mark", "sentence")),
-                # Sentences of the publications that train has too, then of others: the paper's section 4.
-                dev_parts={"in-domain": (0, 527), "out-of-domain": (527, 1043)},
-            ),
-            # Socher et al. 2013, https://aclanthology.org/D13-1170
-            _glue(
-                "sst2",
-                "SST-2",
-                ("sentence",),
-                labels=("negative", "positive"),
-                sizes=_sizes(67349, 872, 1821),
-                files=GlueFiles("SST-2", ("sentence",)),
-            ),
-            # Dolan and Brockett 2005, https://aclanthology.org/I05-5002
-            _glue(
-                "mrpc",
-                "MRPC",
-                _PAIR,
-                labels=("not_equivalent", "equivalent"),
-                metrics=("f1", "accuracy"),
-                sizes=_sizes(3668, 408, 1725),
-                # GLUE's script cuts Microsoft's files into its own three; without it, these are here.
-                files=GlueFiles(
-                    "MRPC",
-                    ("#1 String", "#2 String"),
-                    "Quality",
-                    names={
-                        "train": ("train.tsv", "msr_paraphrase_train.txt"),
-                        "dev": ("dev.tsv", "validation.tsv", "msr_paraphrase_train.txt"),
-                        "test": ("test.tsv", "msr_paraphrase_test.txt"),
-                    },
-                ),
-            ),
-            # Iyer et al. 2017, https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
-            _glue(
-                "qqp",
-                "QQP",
-                ("question1", "question2"),
-                labels=("not_duplicate", "duplicate"),
-                metrics=("f1", "accuracy"),
-                sizes=_sizes(363846, 40430, 390965),
-                files=GlueFiles("QQP", ("question1", "question2"), "is_duplicate", broken_lines=True),
-            ),
-            # Cer et al. 2017, https://arxiv.org/abs/1708.00055
-            _glue(
-                "stsb",
-                "STS-B",
-                _PAIR,
-                kind="regression",
-                label_column="score",
-                labels=(),
-                metrics=_CORRELATIONS,
-                target_range=(0.0, 5.0),
-                sizes=_sizes(5749, 1500, 1379),
-                files=GlueFiles("STS-B", _PAIR, "score"),
-            ),
-            # Williams et al. 2018, https://arxiv.org/abs/1704.05426
-            _glue(
-                "mnli",
-                "MNLI",
-                ("premise", "hypothesis"),
-                labels=("entailment", "neutral", "contradiction"),
-                sizes=_sizes(392702, 9815, 9796, dev_mismatched=9832, test_mismatched=9847, diagnostic=1104),
-                hub_splits={
-                    "train": "train",
-                    "dev": "validation_matched",
-                    "dev_mismatched": "validation_mismatched",
-                    "test": "test_matched",
-                    "test_mismatched": "test_mismatched",
-                    "diagnostic": "ax/test",
-                },
-                files=GlueFiles(
-                    "MNLI",
-                    _PAIR,
-                    "gold_label",
-                    names={
-                        "train": ("train.tsv",),
-                        "dev": ("dev_matched.tsv",),
-                        "dev_mismatched": ("dev_mismatched.tsv",),
-                        "test": ("test_matched.tsv",),
-                        "test_mismatched": ("test_mismatched.tsv",),
-                        "diagnostic": ("../diagnostic/diagnostic.tsv", "diagnostic.tsv"),
-                    },
-                ),
-                also_scored={"dev_mismatched": "accuracy_mismatched"},
-            ),
-            # Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, recast by Wang et al. 2018
-            _glue(
-                "qnli",
-                "QNLI",
-                ("question", "sentence"),
-                labels=_ENTAILMENT,
-                sizes=_sizes(104743, 5463, 5463),
-                files=GlueFiles("QNLI", ("question", "sentence")),
-            ),
-            # Dagan et al. 2006 and its successors, as put together by Wang et al. 2018, https://arxiv.org/abs/1804.07461
-            _glue(
-                "rte",
-                "RTE",
-                _PAIR,
-                labels=_ENTAILMENT,
-                sizes=_sizes(2490, 277, 3000),
-                files=GlueFiles("RTE", _PAIR),
-            ),
-            # Levesque et al. 2012, recast by Wang et al. 2018
-            _glue(
-                "wnli",
-                "WNLI",
-                _PAIR,
-                labels=("not_entailment", "entailment"),
-                sizes=_sizes(635, 71, 146),
-                files=GlueFiles("WNLI", _PAIR),
-            ),
-        )
-    }
+_GLUE = (
+    # Warstadt et al. 2019, https://arxiv.org/abs/1805.12471
+    _glue(
+        "cola",
+        "CoLA",
+        ("sentence",),
+        **_ACCEPTABILITY,
+        sizes=_sizes(8551, 1043, 1063),
+        files=GlueFiles(("sentence",), no_header=("source", "label", "mark", "sentence")),
+        # Sentences of the publications that train has too, then of others: the paper's section 4.
+        dev_parts={"in-domain": (0, 527), "out-of-domain": (527, 1043)},
+    ),
+    # Socher et al. 2013, https://aclanthology.org/D13-1170
+    _glue("sst2", "SST-2", ("sentence",), labels=("negative", "positive"), sizes=_sizes(67349, 872, 1821)),
+    # Dolan and Brockett 2005, https://aclanthology.org/I05-5002
+    _glue(
+        "mrpc",
+        "MRPC",
+        _PAIR,
+        labels=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
+        sizes=_sizes(3668, 408, 1725),
+        # GLUE's script cuts Microsoft's files (msr_…) into its own three; without it, those are here.
+        files=GlueFiles(
+            ("#1 String", "#2 String"),
+            "Quality",
+            names={
+                "train": ("train.tsv", "msr_paraphrase_train.txt"),
+                "dev": ("dev.tsv", "validation.tsv", "msr_paraphrase_train.txt"),
+                "test": ("test.tsv", "msr_paraphrase_test.txt"),
+            },
+        ),
+    ),
+    # Iyer et al. 2017, https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
+    _glue(
+        "qqp",
+        "QQP",
+        _QUESTIONS,
+        labels=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+        sizes=_sizes(363846, 40430, 390965),
+        files=GlueFiles(_QUESTIONS, "is_duplicate", broken_lines=True),
+    ),
+    # Cer et al. 2017, https://arxiv.org/abs/1708.00055
+    _glue("stsb", "STS-B", _PAIR, **_SIMILARITY, sizes=_sizes(5749, 1500, 1379), files=GlueFiles(_PAIR, "score")),
+    # Williams et al. 2018, https://arxiv.org/abs/1704.05426
+    _glue(
+        "mnli",
+        "MNLI",
+        ("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        sizes=_sizes(392702, 9815, 9796, dev_mismatched=9832, test_mismatched=9847, diagnostic=1104),
+        hub_splits={
+            "train": "train",
+            "dev": "validation_matched",
+            "dev_mismatched": "validation_mismatched",
+            "test": "test_matched",
+            "test_mismatched": "test_mismatched",
+            "diagnostic": "ax/test",
+        },
+        files=GlueFiles(
+            _PAIR,
+            "gold_label",
+            names={
+                "train": ("train.tsv",),
+                "dev": ("dev_matched.tsv",),
+                "dev_mismatched": ("dev_mismatched.tsv",),
+                "test": ("test_matched.tsv",),
+                "test_mismatched": ("test_mismatched.tsv",),
+                "diagnostic": ("../diagnostic/diagnostic.tsv", "diagnostic.tsv"),
+            },
+        ),
+        also_scored={"dev_mismatched": "accuracy_mismatched"},
+    ),
+    # Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, recast by Wang et al. 2018
+    _glue("qnli", "QNLI", ("question", "sentence"), labels=_ENTAILMENT, sizes=_sizes(104743, 5463, 5463)),
+    # Dagan et al. 2006 and its successors, as put together by Wang et al. 2018, https://arxiv.org/abs/1804.07461
+    _glue("rte", "RTE", _PAIR, labels=_ENTAILMENT, sizes=_sizes(2490, 277, 3000)),
+    # Levesque et al. 2012, recast by Wang et al. 2018
+    _glue("wnli", "WNLI", _PAIR, labels=("not_entailment", "entailment"), sizes=_sizes(635, 71, 146)),
 )
+
+GLUE: Mapping[str, Task] = MappingProxyType({task.name: task for task in _GLUE})
 """The nine tasks of GLUE (Wang et al. 2018), in the order of its table."""
 
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        **GLUE,
-        "builtin-acceptability": Task(
-            name="builtin-acceptability",
-            title="Built-in acceptability",
-            kind="classification",
-            text_columns=("sentence",),
-            label_column="label",
-            labels=_ACCEPTABILITY,
-            metrics=("matthews_correlation", "accuracy"),
-            language="en",
-        ),
-        "builtin-similarity": Task(
-            name="builtin-similarity",
-            title="Built-in similarity",
-            kind="regression",
-            text_columns=_PAIR,
-            label_column="score",
-            labels=(),
-            metrics=_CORRELATIONS,
-            target_range=(0.0, 5.0),
-            language="en",
-        ),
-    }
+_BUILTIN = (
+    _task("builtin-acceptability", "Built-in acceptability", ("sentence",), **_ACCEPTABILITY),
+    _task("builtin-similarity", "Built-in similarity", _PAIR, **_SIMILARITY),
 )
+
+TASKS: Mapping[str, Task] = MappingProxyType({**GLUE, **{task.name: task for task in _BUILTIN}})
 """Every task that needs no more than its name."""
 
 
@@ -346,11 +283,7 @@ def no_task(name: str) -> str:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`.
-
-    Raises:
-        StudyError: There is none; the message lists those that there are.
-    """
+    """The task called `name`; a StudyError, which lists the tasks, if there is none."""
     if name not in TASKS:
         raise StudyError(f"tasks: {no_task(name)}")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSONL files, each with its line number; files whose cells cannot be told apart are refused.
+"""Rows of CSV, TSV and JSONL files, each with its line number; files whose cells are ambiguous are refused.
 
 Python's own `csv` and `json` read line by line. Faster readers (pyarrow, pandas) neither say which line a row began at
 nor show the text that a cell was read from, without which doubtful quotes cannot be noticed.
@@ -18,12 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TextIO
 
 from manytune.utils.errors import DataError
-from manytune.utils.json_text import parse_json
-from manytune.utils.text import column_shown, no_column
+from manytune.utils.text import column_shown, no_column, parse_json
 
 HEADER_AGAIN = "the header is there once more, as where files were joined; remove this line"
-"""What is wrong with such a line."""
-
 MOST_IN_CELL = 10_000_000
 """Characters."""
 
@@ -31,7 +28,7 @@ _MOST_IN_ROW = 4 * MOST_IN_CELL
 _MOST_SEEN = 1000  # values of a column that are remembered, and doubtful rows
 _SHORT = 200  # characters of a value that is remembered
 
-_NO_TEXT = {
+_OTHER_FORMATS = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
@@ -63,14 +60,10 @@ class FileFacts:
 
     rows: int = 0
     lines: int = 0
-    blank: int = 0
-    """Lines without any character, which are no rows."""
-    several: int = 0
-    """Rows that take several lines, because a quoted cell holds line ends."""
-    longest: tuple[int, int] = (0, 0)
-    """First and last line of the longest of them."""
-    in_quotes: int = 0
-    """Rows with double quotes, in a file that is read without quoting."""
+    blank: int = 0  # lines without any character, which are no rows
+    several: int = 0  # rows that take several lines, because a quoted cell holds line ends
+    longest: tuple[int, int] = (0, 0)  # first and last line of the longest of them
+    in_quotes: int = 0  # rows with double quotes, in a file that is read without quoting
 
     def notes(self, name: str) -> Iterator[str]:
         """What a reader of the file should know, in sentences."""
@@ -110,7 +103,7 @@ class Lines:
                     "A line end, or the double quote that closes a cell, may be missing."
                 )
             if self.last == 1:
-                self._refuse_no_text(line)
+                self._refuse_other_formats(line)
             if not self.row:
                 self.joined = self.last > 1 and line.startswith("\ufeff")
                 line = line.lstrip("\ufeff")
@@ -141,9 +134,9 @@ class Lines:
         """Whether a double quote stands anywhere in the row."""
         return any('"' in line for line in self.row)
 
-    def _refuse_no_text(self, line: str) -> None:
+    def _refuse_other_formats(self, line: str) -> None:
         start = line[:5].encode("utf-8", "surrogateescape")
-        kind = next((kind for first, kind in _NO_TEXT.items() if start.startswith(first)), None)
+        kind = next((kind for first, kind in _OTHER_FORMATS.items() if start.startswith(first)), None)
         if kind is None and "\0" in line:
             kind = "UTF-16 or UTF-32 without a byte order mark, or no text"
         if kind is not None:
@@ -154,11 +147,8 @@ class Lines:
 def open_lines(name: str, newline: str = "", facts: FileFacts | None = None) -> Iterator[Lines]:
     r"""Open a file, or `-`, as lines; its encoding is UTF-8, with or without a byte order mark.
 
-    `newline` is what ends a line, as for `open`: `""` for \n, \r and \r\n.
-
-    Raises:
-        OSError: It cannot be read.
-        DataError: It is no text, or a row is far too long.
+    `newline` is what ends a line, as for `open`: `""` for \n, \r and \r\n. An OSError says that the file cannot be
+    read, a DataError that it is no text, or that a row is far too long.
     """
     facts = facts or FileFacts()
     if name != "-":
@@ -183,11 +173,9 @@ def open_table(
 ) -> Iterator[tuple[tuple[str, ...], Iterator[Placed]]]:
     """Open a CSV or TSV file with a header: the names of the rows' columns, and the rows.
 
-    The file must have `columns`; rows get its others too for `every`. If `quoted`, a cell may stand in double quotes;
-    else they are characters like any other. The counts in `facts` are whole when the last row is read.
-
-    Raises:
-        DataError: There is no header, it names a column twice, or it lacks one.
+    The file must have `columns`; with `every`, rows get its others too. If `quoted`, a cell may stand in double quotes;
+    else they are characters like any other. The counts in `facts` are complete when the last row is read. A DataError
+    says that there is no header, that it names a column twice, or that it lacks one.
     """
     csv.field_size_limit(MOST_IN_CELL)
     with open_lines(name, facts=facts) as lines:
@@ -273,7 +261,7 @@ def _table_rows(
     """Rows with the columns `names`; `check` is None where double quotes are characters like any other."""
     facts = lines.facts
     positions = {name: index for index, name in enumerate(header)}
-    consistent = True  # as a program would have quoted cells, every one of them
+    consistent = True  # whether all cells with quotes are as a program would have quoted them
     for cells in records:
         place = lines.place
         if len(cells) != len(header):
@@ -293,7 +281,7 @@ def _table_rows(
         facts.rows += 1
         if len(lines.row) > 1:
             facts.several += 1
-            facts.longest = max(facts.longest, (lines.first, lines.last), key=lambda own: own[1] - own[0])
+            facts.longest = max(facts.longest, (lines.first, lines.last), key=lambda lines: lines[1] - lines[0])
         row = {name: cells[positions[name]] for name in names}
         for column in needed:
             refuse_undecodable(row[column], place, column)
@@ -325,7 +313,7 @@ class _QuoteCheck:
             self._refuse_late_quotes(cells)
         if len(self.lines.row) > 1 and (columns := self._rows_inside()) is not None:
             self._refuse_rows_inside(self.lines.place, self.lines.last, columns)
-            if len(self.doubtful) < _MOST_SEEN:  # what later rows have may tell
+            if len(self.doubtful) < _MOST_SEEN:  # it is checked again with the values of later rows
                 self.doubtful.append((self.lines.place, self.lines.last, columns))
         for cell, seen in zip(cells, self.seen, strict=True):
             if len(seen) < _MOST_SEEN and len(cell) <= _SHORT:
@@ -355,7 +343,7 @@ class _QuoteCheck:
         return [values if all(len(value) <= _SHORT for value in values) else [] for values in columns]
 
     def _refuse_rows_inside(self, place: str, last: int, columns: Sequence[Sequence[str]]) -> None:
-        """Refuse a row whose lines look like rows of their own.
+        """Refuse a row whose lines look like rows by themselves.
 
         They do if they have numbers in each column in which other rows have numbers; where there is no such column, if
         other rows have all their values of some column.
@@ -375,11 +363,7 @@ def _are_numbers(values: Collection[str]) -> bool:
 
 
 def json_rows(lines: Lines, columns: Sequence[str], *, every: bool) -> Iterator[Placed]:
-    """The rows of a file that has a JSON object on each line, with `columns` or, for `every`, with all of theirs.
-
-    Raises:
-        DataError: A line is no object, lacks one of `columns`, or has a column twice.
-    """
+    """The rows of a JSONL file, with `columns` or, with `every`, all; a DataError if a line cannot be such a row."""
     keys: list[str] = []
 
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -406,30 +390,21 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool) -> Iterator[
         for column in columns:
             if column not in row:
                 raise DataError(f"{place}: {no_column(column, row)}")
-            if isinstance(value := row[column], str):
-                _refuse_unfit(value, place, column, decoded=decoded)
+            if not isinstance(value := row[column], str):
+                continue
+            if len(value) > MOST_IN_CELL:
+                raise DataError(f"{place}: {column_shown(column)} has more than {MOST_IN_CELL:,} characters")
+            if not decoded:
+                refuse_undecodable(value, place, column)
+            if not value.isascii() and (found := SURROGATE.search(value)):
+                half = f"\\u{ord(found[0]):04x}, half of a surrogate pair, which is no character"
+                raise DataError(f"{place}: {column_shown(column)} holds {half}")
         lines.facts.rows += 1
         yield Placed(place, row if every else {column: row[column] for column in columns}, len(line))
 
 
-def _refuse_unfit(value: str, place: str, column: str, *, decoded: bool) -> None:
-    if len(value) > MOST_IN_CELL:
-        raise DataError(f"{place}: {column_shown(column)} has more than {MOST_IN_CELL:,} characters")
-    if not decoded:
-        refuse_undecodable(value, place, column)
-    if not value.isascii() and (found := SURROGATE.search(value)):
-        raise DataError(
-            f"{place}: {column_shown(column)} holds \\u{ord(found[0]):04x}, half of a surrogate pair, "
-            "which is no character"
-        )
-
-
 def refuse_undecodable(text: str, place: str, column: str) -> None:
-    """Refuse a cell, as `open_lines` decodes it, that has a byte which is not UTF-8.
-
-    Raises:
-        DataError: It has one.
-    """
+    """Refuse, by a DataError, a cell that has a byte which is not UTF-8, as `open_lines` decodes it."""
     if not text.isascii() and (found := _UNDECODABLE.search(text)):
         raise DataError(
             f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {column_shown(column)} is not valid UTF-8, but may be "
@@ -438,11 +413,7 @@ def refuse_undecodable(text: str, place: str, column: str) -> None:
 
 
 def refuse_twice(place: str, names: Sequence[str], columns: Collection[str] | None) -> None:
-    """Refuse `names` of columns of which one that matters, as all do where `columns` is None, is there twice.
-
-    Raises:
-        DataError: One is.
-    """
+    """Refuse, by a DataError, `names` of which one of `columns`, or any where that is None, is there twice."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1 and (columns is None or name in columns)]
         if twice:

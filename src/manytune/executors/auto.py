@@ -1,4 +1,4 @@
-"""How many processes of this machine train a study, where nobody says it."""
+"""How many processes of this machine train a study for which the user chose no executor."""
 
 from __future__ import annotations
 
@@ -7,33 +7,23 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from manytune.config.plan import Run, plan_packs
+from manytune.executors import estimate
 from manytune.executors.base import ExecutorSpec
-from manytune.executors.estimate import (
-    SHARE_OF_MEMORY,
-    HardwareProfile,
-    estimate_pack,
-    largest_packs,
-    makespan,
-    seconds_of,
-)
 from manytune.executors.inline import Inline
 from manytune.executors.workers import Workers
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
-_STARTUP_SECONDS = 10.0
-"""That worker processes take to be ready."""
-
-_PRODUCTS_PER_SECOND = 2e11
-"""Of one thread, whatever the machine: a probe's noise must not decide how sums are rounded."""
+_STARTUP_SECONDS = 10.0  # until worker processes are ready
+_PRODUCTS_PER_SECOND = 2e11  # of one thread; assumed, not measured: noise must not decide how many threads there are
 
 
 def best_executor(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> ExecutorSpec:
     """This process, or workers that share its threads: whichever is expected to end the study first.
 
-    On two cores two processes of one thread train packs as fast as one of two threads, and runs that are alone in
-    theirs 1.3 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md); but they take a
-    while to start, and memory of their own. The choice is the same at every start.
+    On two cores, two processes of one thread train packs as fast as one process of two threads; packs of a single run
+    are 1.3 (BERT-tiny), 1.2 (MiniLM) and 0.75 (roberta-base) times as fast (docs/performance.md). Each process takes
+    time to start, and more memory. The choice is the same at every start.
     """
     threads = torch.get_num_threads()
     if hardware.choose_device(device).type != "cpu" or threads < 2 or not runs:
@@ -44,13 +34,17 @@ def best_executor(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork
 
 
 def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> float:
-    """When the study is expected to end with so many processes; never, where there is not the memory for it."""
+    """Seconds until the study is expected to end with `count` processes; infinite where memory does not suffice."""
     cpu = torch.device("cpu")
     dtype = hardware.choose_dtype(next(iter(works.values())).study.training.precision, cpu)
-    profile = HardwareProfile("cpu", dtype, hardware.free_memory(cpu) // count, threads * _PRODUCTS_PER_SECOND, threads)
-    packs = plan_packs(runs, largest_packs(runs, works, profile, count))
+    profile = estimate.HardwareProfile(
+        "cpu", dtype, hardware.free_memory(cpu) // count, threads * _PRODUCTS_PER_SECOND, threads
+    )
+    packs = plan_packs(runs, estimate.largest_packs(runs, works, profile, count))
     if count > 1:
-        most = max(estimate_pack(works[pack.task], pack, profile).memory_bytes for pack in packs)
-        if most > SHARE_OF_MEMORY * profile.free_bytes:
+        most = max(estimate.estimate_pack(works[pack.task], pack, profile).memory_bytes for pack in packs)
+        if most > estimate.SHARE_OF_MEMORY * profile.free_bytes:
             return float("inf")
-    return makespan(seconds_of(packs, works, profile), count) + (_STARTUP_SECONDS if count > 1 else 0.0)
+    return estimate.makespan(estimate.seconds_of(packs, works, profile), count) + (
+        _STARTUP_SECONDS if count > 1 else 0.0
+    )

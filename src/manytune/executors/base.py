@@ -1,8 +1,4 @@
-"""What an executor is: it takes packs, trains them somewhere, and reports by callback how that goes.
-
-An executor knows nothing of records, of packs that wait, or of what to do about one that broke: that is the driver's
-part (`driver`). So every executor passes one suite of tests, and the driver treats them alike.
-"""
+"""The interface of executors, which train packs and report by callback; all else is the driver's part (`driver`)."""
 
 from __future__ import annotations
 
@@ -24,18 +20,12 @@ class Executor(Protocol):
         """Packs that can train at once."""
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
-        """Take a pack on.
-
-        Args:
-            pack: The pack; fewer than `capacity` are with the executor now.
-            ended: Ids of runs that have a record.
-        """
+        """Take on a pack, while fewer than `capacity` are here; `ended` holds the ids of runs that have a record."""
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
         """Let packs train, calling the callback, until one ends or a moment has passed; returns those that ended.
 
-        Args:
-            stop: Looked at all the while; once a stop is requested, every pack stops where it can go on.
+        `stop` is checked all the while: once a stop is requested, every pack stops where it can go on.
         """
 
     def __enter__(self) -> Self: ...
@@ -47,24 +37,16 @@ class ExecutorSpec(Protocol):
     """What a user chooses: where a study's packs train."""
 
     def open(self, inputs: PackInputs, callback: Callback) -> Executor:
-        """The executor.
-
-        Raises:
-            ManytuneError: There is no such executor, or it cannot be reached or used.
-        """
+        """The executor. Raises ManytuneError where there is no such executor, or it cannot be reached or used."""
 
     def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """What a study may expect there, before it is opened: packs at once, and what each has to itself.
 
-        Args:
-            precision: `auto`, `fp32` or `bf16`.
-            width: Hidden width of the backbone.
-
-        Raises:
-            ManytuneError: There is no such executor, or it cannot be reached or used.
+        `precision` is auto, fp32 or bf16; `width` is the backbone's hidden width. Raises ManytuneError as `open` does.
         """
 
     def to_plan(self) -> dict[str, int] | None:
-        """`count` of workers, 0 for none, and `threads` of each: the number of threads decides how sums round, so a
-        study that goes on uses the same. None where that does not apply.
+        """`count` of workers, 0 for none, and `threads` of each; None where that does not apply.
+
+        The number of threads decides how sums round, so a study that goes on uses the same.
         """

@@ -20,17 +20,15 @@ from manytune.utils import hardware
 from manytune.utils.errors import ManytuneError
 from manytune.utils.signals import stop_requests
 
-_MOST_DEATHS = 3
-"""Times that the process which trains a pack may die before the pack is given up."""
+_MOST_DEATHS = 3  # times that the process which trains a pack may die before the pack is given up
 
 
 class Driver(Callback):
     """Trains the packs of a study, several at once where the executor can; tries again what can be tried again."""
 
     def __init__(self, inputs: PackInputs, packs: Sequence[Pack], ended: set[str], callback: Callback) -> None:
-        """Take on all packs of a study; `ended`, the ids of runs that have a record, grows with every run that ends."""
-        self._inputs = inputs
-        self._store = Store(inputs.root)
+        """`packs` are all of the study; `ended`, the ids of runs that have a record, grows with every run that ends."""
+        self._inputs, self._store = inputs, Store(inputs.root)
         self._packs = list(packs)
         self._ended = ended
         self._callback = CallbackList([self, callback])
@@ -38,11 +36,10 @@ class Driver(Callback):
         self._deaths: Counter[str] = Counter()
 
     def train(self, executor: ExecutorSpec, packs: Sequence[Pack]) -> None:
-        """Have packs trained, the first ones first, until none is left.
+        """Train packs in their order, until none is left.
 
-        Raises:
-            Interrupted: The user asked to stop; all packs have stopped where they can go on.
-            ManytuneError: The study cannot go on.
+        Raises Interrupted where the user asked to stop, after all packs stopped where they can go on, and
+        ManytuneError where the study cannot go on.
         """
         self._queue = list(packs)
         training: dict[str, Pack] = {}
@@ -59,7 +56,8 @@ class Driver(Callback):
                 for end in opened.wait(stop) if training else ():
                     pack = training.pop(end.pack_id)
                     self._settle(pack, end)
-                    if end.how == "stopped" and stop.number is None:  # not on our request: by a node's shutdown, say
+                    # Something else than the user has stopped it, such as a node's shutdown: it goes on elsewhere.
+                    if end.how == "stopped" and stop.number is None:
                         self._queue.insert(0, pack)
             stop.obey()
 
@@ -75,7 +73,7 @@ class Driver(Callback):
         self._ended.add(record.run_id)
 
     def _settle(self, pack: Pack, end: PackEnd) -> None:
-        """Do what the end of a pack's time with the executor asks for."""
+        """React to the end of a pack's time with the executor: done, or to be failed, split or trained again."""
         self._inputs.check()
         if end.how == "done":
             self._store.remove_pack(pack.id)
@@ -88,12 +86,10 @@ class Driver(Callback):
             self._fail(pack, reason)
         elif end.how == "lost":
             self._deaths[pack.id] += 1
-            times = self._deaths[pack.id]
-            if times >= _MOST_DEATHS:
+            if (times := self._deaths[pack.id]) >= _MOST_DEATHS:
                 self._fail(pack, f"What trained it died {times} times, the last time because {reason}.")
             else:
-                text = f"{pack.id}: {reason.removesuffix('.')}. It goes on elsewhere."
-                self._callback.on_message(text, "warning")
+                self._callback.on_message(f"{pack.id}: {reason.removesuffix('.')}. It goes on elsewhere.", "warning")
                 self._queue.insert(0, pack)
 
     def _fail(self, pack: Pack, reason: str) -> None:
@@ -113,11 +109,8 @@ class Driver(Callback):
                 self._callback.on_run_end(pack.id, record)
 
     def _split_after_kill(self, pack: Pack) -> bool:
-        """Split a pack if the system killed the process that trained it because memory ran out.
-
-        The count of such kills must have risen since the pack was started, on the same machine and since the same boot;
-        a kill for another reason does not count.
-        """
+        """Split a pack if the system killed the process that trained it because memory ran out."""
+        # The count of such kills must have risen since the pack was started, on the same machine and in the same boot.
         kills = hardware.oom_kills()
         before = self._store.note_start(pack.id, kills)
         if before is None or before == kills or str(before).split()[0] != str(kills).split()[0]:
@@ -134,8 +127,7 @@ class Driver(Callback):
             if len(smaller) > 1
             else f"parts of {smaller[0].micro_batch} rows of the batch"
         )
-        text = f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}."
-        self._callback.on_message(text, "warning")
+        self._callback.on_message(f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}.", "warning")
         index = next(index for index, each in enumerate(self._packs) if each.id == pack.id)
         self._packs[index : index + 1] = smaller
         self._store.write_plan(self._packs)

@@ -1,4 +1,4 @@
-"""What a study will take, before it is run: steps, parameters, and rough time, memory and disk."""
+"""Estimates before a study is run: steps, parameters, and rough time, memory and disk."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from functools import cache
 from typing import Self
 
 import numpy as np
+import psutil
 import torch
 
 from manytune.config.plan import Pack, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
-from manytune.methods import Method, PackKind, ParameterCount
+from manytune.methods import PackKind, ParameterCount
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
@@ -23,46 +24,35 @@ _PASSES = {"full": 3.0, "adapters": 2.0, "head": 1.0}
 
 _SHARE_IN_A_PACK = 0.8
 _SHARE_ALONE = 0.4
-"""Part of the speed of `_products_per_second` that training reaches, of eight runs and more together and of one alone;
-measured on CPUs with MiniLM and batches of 8 and 16. Products inside a pack are laid out better than that probe's."""
+"""Part of `_products_per_second` that training reaches, with eight runs or more in a pack and with one; measured on two
+threads with MiniLM and batches of 8 and 16."""
 
 _TWICE_THE_THREADS = {4.4e6: 0.79, 22.7e6: 0.83, 124.6e6: 1.33}
-"""Parameters of the backbone → what is left of a lone run's share with twice the threads, half as many such runs at
-once: small ones wait at every kernel, large ones share the memory's bandwidth. In a pack it is all
-(docs/performance.md)."""
+"""Parameters of the backbone → factor on `_SHARE_ALONE` for each doubling of the threads: small backbones wait at every
+kernel, large ones share the memory's bandwidth. In a full pack the factor is 1 (docs/performance.md)."""
 
-_BYTES_PER_TRAINED = 16
-"""A trained parameter in fp32, its gradient and its two moments."""
-
+_BYTES_PER_TRAINED = 16  # a trained parameter in fp32, its gradient and its two moments
 
 _FASTEST = {"cpu": 16, "cuda": 64, "mps": 16}
 """Runs of a pack beyond which training gets little faster: on a CPU 4 % from 16 to 32 (docs/performance.md)."""
 
 SHARE_OF_MEMORY = 0.7
-"""Part of the memory now free that a pack that was sized by itself may take: estimates are rough."""
+"""Part of the free memory that a pack sized by `max_pack: auto` may take: estimates are rough."""
 
 
 @dataclass(frozen=True)
 class HardwareProfile:
-    """What one pack has to itself where it trains, which may be another machine.
+    """What one pack has to itself where it trains, which may be another machine."""
 
-    Attributes:
-        device: The device's type.
-        dtype: What products are computed in.
-        free_bytes: Memory that is free there, of the GPU or of the machine.
-        products_per_second: Floating-point operations a second of matrix products of the backbone's width.
-        threads: Of a pack on a CPU.
-    """
-
-    device: str
-    dtype: torch.dtype
-    free_bytes: int
-    products_per_second: float
-    threads: int = 1
+    device: str  # the device's type
+    dtype: torch.dtype  # what products are computed in
+    free_bytes: int  # memory that is free there, of the GPU or of the machine
+    products_per_second: float  # floating-point operations a second of matrix products of the backbone's width
+    threads: int = 1  # of a pack on a CPU
 
     @classmethod
     def measure(cls, device: torch.device, precision: str, width: int, *, threads: int = 0, sharing: int = 1) -> Self:
-        """Look at a device of this machine, in about 0.1 s, with products of the backbone's hidden `width`.
+        """Measure a device of this machine, in about 0.1 s, with products of the backbone's hidden `width`.
 
         `threads` are a pack's, 0 for as many as torch uses; `sharing` packs train at once in the same memory.
         """
@@ -79,42 +69,32 @@ class HardwareProfile:
 
 @dataclass(frozen=True)
 class PackEstimate:
-    """What one pack will take.
+    """What one pack will take."""
 
-    Attributes:
-        steps: Optimizer steps, each of all runs.
-        evaluations: How often the runs are evaluated.
-        tokens: Training tokens of all runs together.
-        seconds: Training and evaluation, roughly.
-        memory_bytes: Peak of the process (CPU) or of the GPU, roughly.
-        disk_bytes: The runs' snapshots.
-        parameters: Of each run.
-    """
-
-    steps: int
-    evaluations: int
-    tokens: int
-    seconds: float
-    memory_bytes: int
-    disk_bytes: int
-    parameters: tuple[ParameterCount, ...]
+    steps: int  # optimizer steps, each of all runs
+    evaluations: int  # how often the runs are evaluated
+    tokens: int  # training tokens of all runs together
+    seconds: float  # training and evaluation, roughly
+    memory_bytes: int  # peak of the process (CPU) or of the GPU, roughly
+    disk_bytes: int  # the runs' snapshots
+    parameters: tuple[ParameterCount, ...]  # of each run
 
 
 def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackEstimate:
     """Estimate a pack from its token counts and the speed of matrix products where it trains."""
-    training, counts = work.study.training, _counts(work)
-    length = float(work.train.lengths.mean())
+    steps, evaluations, tokens, _ = _counts(work)
+    batch_tokens = work.study.training.batch_size * float(work.train.lengths.mean())
     parameters = _parameters(work, pack.runs)
     head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())  # whole in each snapshot
     return PackEstimate(
-        steps=counts.steps,
-        evaluations=counts.evaluations,
-        tokens=counts.tokens * len(pack.runs),
+        steps=steps,
+        evaluations=evaluations,
+        tokens=tokens * len(pack.runs),
         seconds=pack_seconds(work, pack.kind, len(pack.runs), profile),
         memory_bytes=round(
             (0 if profile.device == "cuda" else _resident_bytes())
             + _shared_bytes(work, profile)
-            + sum(_run_bytes(work, count, training.batch_size * length, profile.dtype) for count in parameters)
+            + sum(_run_bytes(work, count, batch_tokens, profile.dtype) for count in parameters)
         ),
         disk_bytes=sum(4 * (count.trainable - count.head + head) for count in parameters),
         parameters=parameters,
@@ -122,14 +102,15 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
 
 
 def pack_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
-    """Seconds that a pack of so many runs trains and is evaluated, roughly."""
-    counts = _counts(work)
-    together = 1 if work.model_spec.padded else runs  # in the padded way each run has passes of its own
+    """Seconds that a pack of `runs` runs trains and is evaluated, roughly."""
+    _, evaluations, tokens, dev_tokens = _counts(work)
+    together = 1 if work.model_spec.padded else runs  # in padded batches, runs go through the backbone one by one
     packed = min(1.0, (together - 1) / 7)
     share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * packed
     if profile.device == "cpu":
-        share *= (_twice(work) + (1.0 - _twice(work)) * packed) ** (math.log2(profile.threads) - 1)  # they hold for two
-    passes = counts.tokens * _PASSES[kind] + counts.dev_tokens * (counts.evaluations + 1)
+        doublings = math.log2(profile.threads) - 1  # beyond the two threads of the measurement
+        share *= (_twice(work) + (1.0 - _twice(work)) * packed) ** doublings
+    passes = tokens * _PASSES[kind] + dev_tokens * (evaluations + 1)
     flops_a_token = 2 * work.model_spec.passes * _matrices(work)
     return runs * passes * flops_a_token / (profile.products_per_second * share)
 
@@ -142,26 +123,25 @@ def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], profile: Ha
 def largest_packs(
     runs: Sequence[Run], works: Mapping[str, TaskWork], profile: HardwareProfile, capacity: int = 1
 ) -> dict[str, int]:
-    """How many runs a pack may hold, for each task.
+    """How many runs a pack may hold, for each task: `max_pack`, or as many as make a pack faster and fit into memory.
 
-    It is `max_pack`, or as many as make a pack faster and fit into memory; and where several packs train at once
-    (`capacity`), no more than lets the study end soonest: a few full packs leave workers idle.
+    Where several packs train at once (`capacity`), it may be fewer, so that the study ends sooner: a few full packs
+    leave workers idle.
     """
-    by_task: dict[str, list[Run]] = {}
-    for run in runs:
-        by_task.setdefault(run.task, []).append(run)
-    most = {name: _largest_pack(by_task.get(name, []), work, profile) for name, work in works.items()}
+    most = {
+        name: _largest_pack([run for run in runs if run.task == name], work, profile) for name, work in works.items()
+    }
     if capacity == 1 or any(work.study.training.max_pack != "auto" for work in works.values()):
         return most
     top = max(most.values(), default=1)
     limits = sorted({math.ceil(top / parts) for parts in range(1, top + 1)}, reverse=True)
 
     def seconds(limit: int) -> float:
-        packs = plan_packs(runs, {name: min(own, limit) for name, own in most.items()})
+        packs = plan_packs(runs, {name: min(count, limit) for name, count in most.items()})
         return makespan(seconds_of(packs, works, profile), capacity)
 
     best = min(limits, key=seconds)  # of equals the largest packs, which come first
-    return {name: min(own, best) for name, own in most.items()}
+    return {name: min(count, best) for name, count in most.items()}
 
 
 def makespan(seconds: Iterable[float], capacity: int) -> float:
@@ -174,11 +154,8 @@ def makespan(seconds: Iterable[float], capacity: int) -> float:
 
 def _parameters(work: TaskWork, runs: Sequence[Run]) -> tuple[ParameterCount, ...]:
     """Of each run; runs that differ in their seed alone are counted once."""
-    known: dict[Method, ParameterCount] = {}
-    for run in runs:
-        if run.method not in known:
-            known[run.method] = work.parameters(run)
-    return tuple(known[run.method] for run in runs)
+    counts = {method: work.parameters(run) for method, run in {run.method: run for run in runs}.items()}
+    return tuple(counts[run.method] for run in runs)
 
 
 def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile) -> int:
@@ -195,30 +172,18 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile)
     return max(1, min(_FASTEST[profile.device], int(room // each)))
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Of one run."""
-
-    steps: int
-    evaluations: int
-    tokens: int
-    dev_tokens: int
-
-
-def _counts(work: TaskWork) -> _Counts:
+def _counts(work: TaskWork) -> tuple[int, int, int, int]:
+    """Of one run: optimizer steps, evaluations, training tokens, and tokens of one pass over dev."""
     training, rows = work.study.training, work.train_size
     per_epoch = steps_per_epoch(rows, training.batch_size, training.accumulate)
     steps = total_steps(training, rows)
     samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))
-    return _Counts(
-        steps=steps,
-        evaluations=len(evaluation_steps(training, per_epoch, steps)),
-        tokens=round(samples * float(work.train.lengths.mean())),
-        dev_tokens=int(work.dev.lengths.sum()),
-    )
+    evaluations = len(evaluation_steps(training, per_epoch, steps))
+    return steps, evaluations, round(samples * float(work.train.lengths.mean())), int(work.dev.lengths.sum())
 
 
 def _twice(work: TaskWork) -> float:
+    """`_TWICE_THE_THREADS` at the backbone's size, interpolated over the logarithm of the parameters."""
     size = sum(math.prod(shape) for shape in work.model_spec.tensors.values())
     known = sorted(_TWICE_THE_THREADS.items())
     return float(np.interp(math.log(size), [math.log(at) for at, _ in known], [left for _, left in known]))
@@ -245,8 +210,6 @@ def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, 
 
 
 def _resident_bytes() -> int:
-    import psutil
-
     return int(psutil.Process().memory_info().rss)
 
 

@@ -18,18 +18,11 @@ from manytune.data.splits import Encoded
 from manytune.executors.pack_inputs import PackInputs
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import kernel_path, kernel_problems
+from manytune.storage import record
 from manytune.storage.artifacts import Learned
 from manytune.storage.directory import Store
 from manytune.storage.lookup import digests
-from manytune.storage.record import (
-    Cost,
-    HistoryRow,
-    Parameters,
-    Provenance,
-    RunRecord,
-    RunState,
-    collapse_note,
-)
+from manytune.storage.record import HistoryRow, RunRecord, RunState
 from manytune.training import snapshot
 from manytune.training.callbacks import Best, Callback, PackCallback
 from manytune.training.checkpoints import Checkpoints
@@ -41,78 +34,65 @@ from manytune.utils import hardware
 from manytune.utils.signals import StopRequest
 
 
+@dataclass(eq=False)
 class PackJob(PackCallback):
-    """Trains one pack, keeps its checkpoints, and writes what its runs came to as each ends.
+    """Trains one pack, keeps its checkpoints, and writes the history, snapshot and predictions of each run that ends.
 
-    Records are made here and handed on by `on_run_end`, but written by the driver alone: so a process that dies, or a
+    Records are made here but written by the driver alone, which gets them by `on_run_end`: so a process that dies, or a
     machine that was given up and comes back, can never claim that a run has ended.
     """
 
-    def __init__(
-        self,
-        inputs: PackInputs,
-        pack: Pack,
-        ended: Collection[str],
-        device: torch.device,
-        callback: Callback,
-        stop: StopRequest,
-    ) -> None:
-        """Take on a pack, of which some runs may have `ended` before: by their ids, those that have a record."""
-        self.inputs = inputs
-        self.store = Store(inputs.root)
-        self.work = inputs.works[pack.task]
-        self.backbone = inputs.backbones.of(self.work.task.num_outputs)
-        self.pack = pack
-        self.runs: Sequence[Run] = pack.runs
-        self.device = device
-        self.callback = callback
-        self.stop = stop
+    inputs: PackInputs
+    pack: Pack
+    ended: Collection[str]  # ids of runs that have a record
+    device: torch.device
+    callback: Callback
+    stop: StopRequest
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.inputs.root)
+        self.work = self.inputs.works[self.pack.task]
+        self.backbone = self.inputs.backbones.of(self.work.task.num_outputs)
+        self.runs: Sequence[Run] = self.pack.runs
         self.started = datetime.now(UTC)
-        self.memory = hardware.PeakMemory(device)
+        self.memory = hardware.PeakMemory(self.device)
         self._peak_bytes: int | None = None
-        self._recorded = set(ended)
+        self._recorded = set(self.ended)
         every = self.work.study.training.checkpoint_every
         # All that a result depends on to the bit, beside the study and the data; another thread count is reported only.
         facts = {
-            "kernels": kernel_path(device),
-            "device": device.type,
+            "kernels": kernel_path(self.device),
+            "device": self.device.type,
             "threads": torch.get_num_threads(),
             "started": self.started.isoformat(),
         }
-        directory = self.store.pack_dir(pack.id)
-        self.checkpoints = Checkpoints(directory, pack.runs, None if every == "auto" else every, facts)
+        directory = self.store.pack_dir(self.pack.id)
+        self.checkpoints = Checkpoints(directory, self.runs, None if every == "auto" else every, facts)
 
     def execute(self) -> float:
         """Train, score and report; returns the seconds it took."""
-        clock = time.perf_counter()
-        training, task = self._training(), self.work.task
+        began = time.perf_counter()
+        training, task = self.work.study.training, self.work.task
+        if (micro := self.pack.micro_batch) is not None:  # memory ran out: the same batch in several micro-batches
+            parts = training.accumulate * training.batch_size // micro
+            training = training.model_copy(update={"batch_size": micro, "accumulate": parts})
         for text in kernel_problems():
             self.callback.on_message(text, "warning")
         start = self._resume(training)
-        # A checkpoint is gone on from with all its runs, those that have ended among them: the others then train in the
-        # same groups as before. Without one, only those train that have no record yet.
-        if start is not None:
-            self.runs = [each.outcome.run for each in start.runs]
-        else:
-            self.runs = [run for run in self.pack.runs if run.id not in self._recorded]
+        # A pack goes on with all runs of its checkpoint, ended ones too: the others then train in the same groups as
+        # before. Without a checkpoint, only runs without a record train.
+        pending = [run for run in self.pack.runs if run.id not in self._recorded]
+        self.runs = pending if start is None else [each.outcome.run for each in start.runs]
         members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
         dtype = hardware.choose_dtype(training.precision, self.device)
         model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
         data = self.work.pack_data(self.runs)
         total = total_steps(training, len(data.train_rows[0]))
-        pending = [run.id for run in self.runs if run.id not in self._recorded]
+        waiting = [run.id for run in self.runs if run.id not in self._recorded]
         first = 0 if start is None else start.step
-        self.callback.on_train_begin(self.pack.id, task.name, task.primary_metric, pending, total, first)
+        self.callback.on_train_begin(self.pack.id, task.name, task.primary_metric, waiting, total, first)
         train_pack(model, self.runs, task, data, training, self, start, self.pack.id)
-        return time.perf_counter() - clock
-
-    def _training(self) -> Training:
-        """The study's settings; where memory ran out, the same batch in several micro-batches."""
-        training, micro = self.work.study.training, self.pack.micro_batch
-        if micro is None:
-            return training
-        parts = training.accumulate * training.batch_size // micro
-        return training.model_copy(update={"batch_size": micro, "accumulate": parts})
+        return time.perf_counter() - began
 
     def _resume(self, training: Training) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one and nothing differs that a run may not change on its way."""
@@ -148,19 +128,15 @@ class PackJob(PackCallback):
     # What the training loop calls
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """Pass it on."""
         self.callback.on_step_end(pack_id, step, losses)
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """Pass it on."""
         self.callback.on_evaluate(pack_id, step, rows, best)
 
     def should_checkpoint(self, step: int) -> bool:
-        """Whether one is due, or wanted to stop at."""
         return self.stop.number is not None or self.checkpoints.due(step)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, and then stop if that was asked for."""
         self.inputs.check()
         self.checkpoints.keep(checkpoint)
         self.callback.on_checkpoint(self.pack.id, checkpoint.step)
@@ -175,7 +151,7 @@ class PackJob(PackCallback):
         self.store.write_history(outcome.run.id, outcome.history)
         held = self.memory.bytes()
         self._peak_bytes = max(self._peak_bytes or 0, held) if held is not None else None
-        record = run_record(
+        ended = run_record(
             self.work,
             self.pack,
             outcome,
@@ -187,14 +163,14 @@ class PackJob(PackCallback):
             peak_bytes=self._peak_bytes,
         )
         self.memory = hardware.PeakMemory(self.device)  # what scoring took is no part of what training takes
-        self._recorded.add(record.run_id)
-        self.callback.on_run_end(self.pack.id, record)
+        self._recorded.add(ended.run_id)
+        self.callback.on_run_end(self.pack.id, ended)
 
     def _write_and_score(self, outcome: Outcome) -> Scored:
         """Write the best snapshot, and score it as it was written."""
-        run, last = outcome.run, None
         if not outcome.best_state:
             return Scored()
+        run, last = outcome.run, None
         directory = self.store.snapshot_dir(run.id)
         facts = {
             "run_id": run.id,
@@ -224,27 +200,20 @@ class PackJob(PackCallback):
 
     def _score(self, run: Run, state: dict[str, Tensor], data: Encoded) -> Evaluation:
         """Score a run's tensors alone and in fp32, from the original backbone."""
-        model = snapshot.restore(self.backbone, self.work.adaptation(run), state, seed=run.seed, device=self.device)
+        member = Member(run.seed, self.work.adaptation(run))
+        model = snapshot.restore(self.backbone, [member], [state], device=self.device)
         return evaluate(model, self.work.task, data, [np.arange(data.size)])[0]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a run's written snapshot is worth; nothing, of a run without one.
+    """What a run's written snapshot is worth; nothing, of a run without one."""
 
-    Attributes:
-        best: Of the snapshot on dev, alone and in fp32.
-        last: Of the run's last tensors, likewise; None where dev does not select.
-        also: Metric → score, on the splits that select nothing.
-        snapshot_bytes: On the disk.
-        files: Path in the run's directory → SHA-256.
-    """
-
-    best: Evaluation | None = None
-    last: Evaluation | None = None
-    also: Mapping[str, float] = field(default_factory=dict)
-    snapshot_bytes: int | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
+    best: Evaluation | None = None  # of the snapshot on dev, alone and in fp32
+    last: Evaluation | None = None  # of the run's last tensors, likewise; None where dev does not select
+    also: Mapping[str, float] = field(default_factory=dict)  # metric → score, on the splits that select nothing
+    snapshot_bytes: int | None = None  # on the disk
+    files: Mapping[str, str] = field(default_factory=dict)  # path in the run's directory → SHA-256
 
 
 def run_record(
@@ -261,25 +230,21 @@ def run_record(
 ) -> RunRecord:
     """The record of a run that has ended.
 
-    Args:
-        work: Its task.
-        pack: The pack that it was planned in.
-        outcome: What its training came to.
-        pack_size: Runs that did train together: without those that had ended before.
-        revision: Of the backbone's weights.
-        device: Where it trained.
-        started: When its pack trained first, before any stop.
-        scored: What its snapshot is worth.
-        peak_bytes: The most memory that the pack took while it trained.
+    `pack` is the one that was planned; `pack_size` counts the runs that did train together, without those that had
+    ended before. `revision` is of the backbone's weights, `peak_bytes` of the pack's training. `started` is when the
+    pack trained first, before any stop.
     """
     run, task, study = outcome.run, work.task, work.study
     best, last, state = scored.best, scored.last, outcome.state
     metric = task.primary_metric
-    notes = [*work.notes, *_memory_notes(pack, pack_size)]
+    notes = [*work.notes]
+    if pack.cut_from is not None:
+        parts = "" if pack.micro_batch is None else f", its batch in parts of {pack.micro_batch} rows"
+        notes.append(f"Memory ran out in a pack of {pack.cut_from} runs, so it trained in one of {pack_size}{parts}.")
     if state is RunState.FINISHED and best is not None and best.collapsed:
         state = RunState.COLLAPSED
         title, classes = METRICS[metric].title, len(task.labels) or None
-        notes.insert(0, collapse_note(title, best.scores[metric], outcome.steps, outcome.history, classes))
+        notes.insert(0, record.collapse_note(title, best.scores[metric], outcome.steps, outcome.history, classes))
     samples = outcome.history[-1].samples_seen if outcome.history else None
     return RunRecord(
         run_id=run.id,
@@ -307,8 +272,8 @@ def run_record(
         files=dict(scored.files),
         epochs_done=outcome.history[-1].epoch if outcome.history else None,
         steps=outcome.steps or None,
-        parameters=Parameters(**asdict(work.parameters(run))),
-        cost=Cost(
+        parameters=record.Parameters(**asdict(work.parameters(run))),
+        cost=record.Cost(
             train_seconds=outcome.train_seconds if outcome.steps else None,
             eval_seconds=outcome.eval_seconds if outcome.steps else None,
             peak_memory_bytes=peak_bytes,
@@ -316,7 +281,7 @@ def run_record(
             snapshot_bytes=scored.snapshot_bytes,
             pack_size=pack_size,
         ),
-        provenance=Provenance(
+        provenance=record.Provenance(
             versions=hardware.versions(),
             model_revision=revision,
             data_fingerprint=work.fingerprint,
@@ -326,12 +291,3 @@ def run_record(
             finished=datetime.now(UTC),
         ),
     )
-
-
-def _memory_notes(pack: Pack, pack_size: int) -> Sequence[str]:
-    if pack.cut_from is None:
-        return ()
-    note = f"Memory ran out in a pack of {pack.cut_from} runs, so it trained in one of {pack_size}"
-    if pack.micro_batch is not None:
-        note += f", its batch in parts of {pack.micro_batch} rows"
-    return (f"{note}.",)

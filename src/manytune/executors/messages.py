@@ -1,6 +1,6 @@
-"""What travels between the driver and a process that trains, as JSON: nothing is unpickled.
+"""JSON messages between the driver and a process that trains: packs, and calls of its callback; nothing is unpickled.
 
-To the process go packs; from it come the calls of its callback, each as {"hook": name, argument: value, …}.
+A call is {"hook": name, argument: value, …}.
 """
 
 from __future__ import annotations
@@ -38,17 +38,22 @@ class CallSender(ForwardingCallback):
 
 def call_message(hook: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The message of one call."""
-    return {"hook": hook, **{name: _converted(_TO_JSON, name, value) for name, value in arguments.items()}}
+    return {"hook": hook, **_converted(_TO_JSON, arguments)}
 
 
 def replay(message: Mapping[str, Any], callback: Callback) -> PackEnd | None:
     """Make the call that a message is of; the end of a pack is returned instead: what follows, the driver decides."""
-    arguments = {name: _converted(_FROM_JSON, name, value) for name, value in message.items() if name != "hook"}
-    if message["hook"] == "on_pack_end":
+    arguments = _converted(_FROM_JSON, message)
+    hook = arguments.pop("hook")
+    if hook == "on_pack_end":
         end: PackEnd = arguments["end"]
         return end
-    getattr(callback, message["hook"])(**arguments)
+    getattr(callback, hook)(**arguments)
     return None
+
+
+def _converted(converters: _Converters, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: converters[name](value) if name in converters else value for name, value in values.items()}
 
 
 _Converters = Mapping[str, Callable[[Any], Any]]
@@ -67,10 +72,6 @@ _FROM_JSON: _Converters = {
 }
 
 
-def _converted(converters: _Converters, name: str, value: Any) -> Any:
-    return converters[name](value) if name in converters else value
-
-
 def pack_message(pack: Pack, ended: Sequence[str]) -> dict[str, Any]:
     """A pack to train, and which of its runs have a record."""
     return {"packs": packs_to_json([pack]), "ended": list(ended)}
@@ -83,5 +84,5 @@ def pack_in(message: Mapping[str, Any]) -> tuple[Pack, list[str]]:
 
 
 def encoded(message: Mapping[str, Any]) -> bytes:
-    """A message as bytes."""
+    """A message as UTF-8 bytes of JSON."""
     return json.dumps(message).encode()

@@ -1,4 +1,4 @@
-"""What packs are trained from: the study, its tasks made ready, its backbone."""
+"""What packs are trained from: the study directory, the encoded tasks, the backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Backbones:
         self._loaded = loaded
 
     def of(self, outputs: int) -> Backbone:
-        """The backbone with so many outputs; as `load_backbone`."""
+        """The backbone with `outputs` outputs; raises what `load_backbone` raises."""
         if self._loaded is None or self._loaded.config.num_labels != outputs:
             self._loaded = load_backbone(self._model, outputs)
         return self._loaded
@@ -37,25 +37,14 @@ class Backbones:
 
 @dataclass(frozen=True)
 class PackInputs:
-    """What an executor trains from.
+    """What an executor trains from."""
 
-    Attributes:
-        root: The study directory.
-        works: Of each task that has runs to train.
-        backbones: What runs start from.
-        held: The lock of the study directory; None where the pack is trained in a folder of its own.
-    """
-
-    root: Path
-    works: Mapping[str, TaskWork]
-    backbones: Backbones
-    held: Held | None = None
+    root: Path  # the study directory
+    works: Mapping[str, TaskWork]  # of each task that has runs to train
+    backbones: Backbones  # what runs start from
+    held: Held | None = None  # the lock of the study directory; None where the pack is trained in a folder of its own
 
     def check(self) -> None:
-        """To be called before each write.
-
-        Raises:
-            StoreError: This process, or the one that it works for, may not write to the study directory any more.
-        """
+        """Raise StoreError where this process, or its driver, has lost the directory's lock; for every write."""
         if self.held is not None:
             self.held.check()

@@ -1,9 +1,8 @@
 """Packs as tasks of a Ray cluster.
 
-The driver alone writes the study directory. It puts each task's encoded rows and the backbone into Ray's object store
-once; a node fetches them once, and needs neither data nor models of its own. A pack trains in a folder of its node's
-own; what must outlive the node goes to the driver, or to a storage that all nodes see, as soon as it is there: each
-checkpoint, and each run that has ended.
+A pack trains in a temporary folder of its node, on encoded rows and a backbone from Ray's object store. Each checkpoint
+and each ended run is sent to the driver, which alone writes the study directory; checkpoints go to a storage that all
+nodes see instead, where there is one.
 """
 
 from __future__ import annotations
@@ -14,27 +13,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from manytune.config.plan import Pack
+from manytune.executors import ray_node
 from manytune.executors.estimate import HardwareProfile
 from manytune.executors.messages import pack_message, replay
 from manytune.executors.pack_inputs import PackInputs
-from manytune.executors.ray_node import (
-    Mail,
-    Mailbox,
-    PackTask,
-    Storage,
-    files_in,
-    first_line,
-    measure,
-    mirror,
-    node_problem,
-    train,
-)
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.training.callbacks import Callback, PackEnd
@@ -43,14 +31,9 @@ from manytune.utils.errors import DependencyError, StudyError
 from manytune.utils.files import write_file
 from manytune.utils.signals import StopRequest
 
-_LOOK_SECONDS = 0.05
-"""Between two looks for news, and whether somebody asked to stop."""
-
-_NODES_SECONDS = 2.0
-"""Between two looks at which nodes there are."""
-
-_PREFLIGHT_SECONDS = 120.0
-"""That a node has to start Python and import torch."""
+_LOOK_SECONDS = 0.05  # between two looks for calls of tasks, and for a request to stop
+_NODES_SECONDS = 2.0  # between two looks at which nodes there are
+_PREFLIGHT_SECONDS = 120.0  # for a node to start Python and import torch
 
 
 @dataclass(frozen=True)
@@ -59,16 +42,11 @@ class Resources:
 
     cpu: float = 1.0
     gpu: float = 0.0
-    memory: int = 0
-    """Bytes; 0 asks for none."""
+    memory: int = 0  # Bytes; 0 asks for none
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "gpu=1,cpu=4,memory=8e9".
-
-        Raises:
-            StudyError: It says something else.
-        """
+        """Read "gpu=1,cpu=4,memory=8e9"; raises StudyError for texts of another form."""
         values: dict[str, float] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = (piece.strip() for piece in part.partition("="))
@@ -100,27 +78,28 @@ class Resources:
 class OnRay:
     """A Ray cluster.
 
-    Attributes:
-        address: `auto` for the cluster that this machine belongs to, or HOST:PORT of a head; None: that of RAY_ADDRESS,
-            else one of this machine alone, which is started.
-        resources: What each pack is given.
-        storage: A path or an fsspec URL that all nodes see, for checkpoints; None: they go to the driver.
+    `address` is `auto` for the cluster that this machine belongs to, or HOST:PORT of a head; None: that of RAY_ADDRESS,
+    else one of this machine alone, which is started.
     """
 
     address: str | None = None
-    resources: Resources = field(default_factory=Resources)
-    storage: str | None = None
-    _connected: ClassVar[bool] = False
-    """Whether this process's one connection was made here, and is to be ended here."""
+    resources: Resources = field(default_factory=Resources)  # of each pack
+    storage: str | None = None  # a path or fsspec URL that all nodes see, for checkpoints; None: they go to the driver
+    _connected: ClassVar[bool] = False  # whether this process's one connection was made here, and is to be ended here
 
     def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """As many packs as the nodes have room for now; what one has is measured on one of them."""
         ray = self._connect()
         try:
-            capacity = self._capacity(ray)
+            nodes = [node["Resources"] for node in _alive(ray)]
+            capacity = self._room(ray)
+            if not capacity:
+                kinds = ("CPU", "GPU", "memory")
+                has = "; ".join(", ".join(f"{kind.lower()}={node.get(kind, 0):g}" for kind in kinds) for node in nodes)
+                raise StudyError(f"--pack-resources: no node has room for one pack; the nodes have {has}.")
             self._refuse_unlike_nodes(ray)
-            most = max(self.resources.fit(node["Resources"]) for node in _alive(ray))
-            task = ray.remote(max_retries=0, **self.resources.options())(measure)
+            most = max(map(self.resources.fit, nodes))
+            task = ray.remote(max_retries=0, **self.resources.options())(ray_node.measure)
             there = task.remote(precision, width, int(self.resources.cpu), self._device, most)
             return capacity, ray.get(there)
         except BaseException:
@@ -128,10 +107,9 @@ class OnRay:
             raise
 
     def to_plan(self) -> None:
-        """Nothing: the packs' resources are named at every start."""
+        """Return None: the packs' resources are named at every start."""
 
     def open(self, inputs: PackInputs, callback: Callback) -> RayExecutor:
-        """The executor."""
         return RayExecutor(self._connect(), self, inputs, callback)
 
     @property
@@ -146,16 +124,19 @@ class OnRay:
         except ImportError:
             raise DependencyError("--executor ray needs the package ray: pip install 'manytune[ray]'") from None
         if not ray.is_initialized():
+            quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+            handler = signal.getsignal(signal.SIGTERM)
             try:
-                quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
-                with _own_signals():
-                    ray.init(address=self.address, **quiet)
+                ray.init(address=self.address, **quiet)
             except ConnectionError as error:
                 where = self.address or "the cluster that RAY_ADDRESS names"
                 raise StudyError(
-                    f"--ray-address: {where} cannot be reached: {first_line(error)} Start a cluster "
+                    f"--ray-address: {where} cannot be reached: {ray_node.first_line(error)} Start a cluster "
                     "(ray start --head), give another address, or leave it out to use this machine alone."
                 ) from error
+            finally:
+                if threading.current_thread() is threading.main_thread():  # Ray's handler would end the process at once
+                    signal.signal(signal.SIGTERM, handler)
             OnRay._connected = True
         return ray
 
@@ -169,34 +150,25 @@ class OnRay:
         """Packs that the nodes which are there now have room for."""
         return sum(self.resources.fit(node["Resources"]) for node in _alive(ray))
 
-    def _capacity(self, ray: Any) -> int:
-        capacity = self._room(ray)
-        if not capacity:
-            nodes = [node["Resources"] for node in _alive(ray)]
-            has = "; ".join(
-                ", ".join(f"{kind.lower()}={node.get(kind, 0):g}" for kind in ("CPU", "GPU", "memory"))
-                for node in nodes
-            )
-            raise StudyError(f"--pack-resources: no node has room for one pack; the nodes have {has}.")
-        return capacity
-
     def _refuse_unlike_nodes(self, ray: Any) -> None:
         """Have every node say that it has the same packages and sees the storage, before anything starts."""
         probe = None
         if self.storage is not None:
-            probe = Storage(self.storage, f"probe-{time.time_ns()}")
+            probe = ray_node.Storage(self.storage, f"probe-{time.time_ns()}")
             probe.push({"probe": b"seen"}, ["probe"])
         asked = {}
         for node in _alive(ray):
             if self.resources.fit(node["Resources"]):
-                task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=_on(node["NodeID"]))(node_problem)
+                task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=_on(node["NodeID"]))(
+                    ray_node.node_problem
+                )
                 asked[node["NodeManagerHostname"], node["NodeID"]] = task.remote(hardware.versions(), probe)
         try:
             for (host, node_id), answer in asked.items():
                 try:
                     wrong = ray.get(answer, timeout=_PREFLIGHT_SECONDS)
                 except Exception as error:  # manytune is not there, or Python does not start
-                    wrong = f"cannot import manytune: {first_line(error)}"
+                    wrong = f"cannot import manytune: {ray_node.first_line(error)}"
                 if wrong:
                     raise StudyError(f"--executor ray: the node {host} ({node_id[:8]}) {wrong}")
         finally:
@@ -220,25 +192,23 @@ class RayExecutor:
         self._looked_at = time.monotonic()
         # On the driver's own node: a node that dies must not take the mailbox along.
         here = _on(ray.get_runtime_context().get_node_id())
-        self._mailbox = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=here)(Mailbox).remote()
+        self._mailbox = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=here)(ray_node.Mailbox).remote()
         self._shipped: dict[str | int, Any] = {}
 
     @property
     def capacity(self) -> int:
-        """Packs that the nodes which are there now have room for."""
         if time.monotonic() - self._looked_at >= _NODES_SECONDS:
             self._looked_at = time.monotonic()
             self._capacity = self._spec._room(self._ray)
-        return max(self._capacity, 1)  # with none, a pack waits for a node to join
+        return max(self._capacity, 1)  # without room, one pack waits for a node to join
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
-        """Start a task."""
         attempt = self._attempts[pack.id] = self._attempts.get(pack.id, 0) + 1
         work = self._inputs.works[pack.task]
         outputs = work.task.num_outputs
-        task = self._ray.remote(max_retries=0, **self._spec.resources.options())(train)
+        task = self._ray.remote(max_retries=0, **self._spec.resources.options())(ray_node.train)
         reference = task.remote(
-            PackTask(
+            ray_node.PackTask(
                 message=pack_message(pack, [run.id for run in pack.runs if run.id in ended]),
                 attempt=attempt,
                 device=self._spec._device,
@@ -249,12 +219,12 @@ class RayExecutor:
                 backbone=self._ship(outputs, lambda: self._inputs.backbones.of(outputs)),
             ),
             self._mailbox,
-            {} if self._spec.storage else files_in(self._store.pack_dir(pack.id)),
+            {} if self._spec.storage else ray_node.files_in(self._store.pack_dir(pack.id)),
         )
         self._tasks[reference] = (pack, attempt)
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
-        """Make the calls that tasks sent, then see which tasks have ended: all calls of those were made by then."""
+        """Make the calls that tasks sent, then return the ends: a task's calls are all made before its end."""
         if stop.number is not None and not self._stop_sent:
             self._stop_sent = True
             self._mailbox.stop.remote(stop.number)
@@ -264,14 +234,14 @@ class RayExecutor:
                     self._ray.cancel(reference)
         done, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_LOOK_SECONDS)
         for mail in self._ray.get(self._mailbox.take.remote()):
-            if self._attempts.get(mail.pack_id) == mail.attempt:  # else it is of a task that was given up
+            if self._attempts.get(mail.pack_id) == mail.attempt:  # else it is of an earlier attempt, which was given up
                 self._receive(mail)
         return [self._ended(reference) for reference in done]
 
-    def _receive(self, mail: Mail) -> None:
+    def _receive(self, mail: ray_node.Mail) -> None:
         """Write the files of a call, then make it."""
         if mail.keep:
-            mirror(self._store.pack_dir(mail.pack_id), mail.files, mail.keep)
+            ray_node.mirror(self._store.pack_dir(mail.pack_id), mail.files, mail.keep)
         elif mail.files:
             run_id = RunRecord.from_json(mail.message["record"]).run_id
             for name, content in mail.files.items():
@@ -286,9 +256,9 @@ class RayExecutor:
         except exceptions.TaskCancelledError:
             return PackEnd(pack.id, "stopped")
         except exceptions.OutOfMemoryError as error:  # Ray killed it before the system would
-            return PackEnd(pack.id, "broken", reason=first_line(error), out_of_memory=True)
+            return PackEnd(pack.id, "broken", reason=ray_node.first_line(error), out_of_memory=True)
         except exceptions.RayTaskError as error:
-            return PackEnd(pack.id, "broken", reason=first_line(error), traceback=str(error))
+            return PackEnd(pack.id, "broken", reason=ray_node.first_line(error), traceback=str(error))
         except exceptions.RayError as error:
             return PackEnd(pack.id, "lost", reason=f"its worker or node is gone ({type(error).__name__})")
         assert end is not None
@@ -296,10 +266,10 @@ class RayExecutor:
             storage.remove()
         return end
 
-    def _storage(self, pack: Pack) -> Storage | None:
+    def _storage(self, pack: Pack) -> ray_node.Storage | None:
         if self._spec.storage is None:
             return None
-        return Storage(self._spec.storage, f"{self._inputs.works[pack.task].study.hash}-{pack.id}")
+        return ray_node.Storage(self._spec.storage, f"{self._inputs.works[pack.task].study.hash}-{pack.id}")
 
     def _ship(self, key: str | int, value: Callable[[], Any]) -> Any:
         """A reference to a task's work, or to the backbone with so many outputs, put into the object store once."""
@@ -317,19 +287,6 @@ class RayExecutor:
         with suppress(Exception):
             self._ray.kill(self._mailbox)
         self._spec._disconnect(self._ray)
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the present handling of SIGTERM: Ray's would end the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _on(node_id: str) -> Any:

@@ -1,11 +1,11 @@
-"""What runs on a Ray cluster beside the driver: the tasks that train packs, and how they and the driver talk."""
+"""The part that runs on a Ray cluster's nodes: tasks that train packs, and the actor that carries their calls."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.inline import train_apart
+from manytune.executors.inline import train_here
 from manytune.executors.messages import CallSender, call_message, encoded, pack_in
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
@@ -24,33 +24,25 @@ from manytune.utils import hardware
 from manytune.utils.files import write_file
 from manytune.utils.signals import StopRequest
 
-_ASK_SECONDS = 0.4
-"""Between two questions whether to stop."""
-
+_ASK_SECONDS = 0.4  # between two looks for a request to stop
 _DRIVERS_OWN = ("oom-kills.txt", "traceback.txt")
 """Files of a pack's directory that the driver writes, and that are no part of its checkpoints."""
 
-Files = dict[str, bytes]
-"""Name → content."""
+Files = dict[str, bytes]  # name → content
 
 
 @dataclass(frozen=True)
 class PackTask:
     """What a Ray task is asked to do."""
 
-    message: dict[str, Any]
-    """The pack, and which of its runs have a record."""
-    attempt: int
-    """Which time this is for the pack, from 1."""
+    message: dict[str, Any]  # the pack, and which of its runs have a record
+    attempt: int  # which time this is for the pack, from 1
     device: str
     threads: int
-    versions: dict[str, str]
-    """Of the driver's packages."""
-    storage: Storage | None
-    """Where checkpoints go; None: to the driver."""
+    versions: dict[str, str]  # of the driver's packages
+    storage: Storage | None  # where checkpoints go; None: to the driver
     work: Any
-    backbone: Any
-    """References to objects in Ray's store."""
+    backbone: Any  # references to objects in Ray's store
 
 
 @dataclass(frozen=True)
@@ -99,12 +91,11 @@ class Mail:
     attempt: int
     message: dict[str, Any]
     files: Files
-    keep: tuple[str, ...] = ()
-    """Of a checkpoint: the names of all its files, those that were sent before too."""
+    keep: tuple[str, ...] = ()  # of a checkpoint: the names of all its files, those that were sent before too
 
 
 class Mailbox:
-    """Where tasks leave their calls and the driver its request to stop; an actor."""
+    """An actor that carries the calls of tasks to the driver, and the driver's request to stop to tasks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -158,16 +149,13 @@ def node_problem(versions: dict[str, str], probe: Storage | None) -> str | None:
 
 def _unlike(versions: Mapping[str, str]) -> str | None:
     here = hardware.versions()
-    other = [
-        f"{name} {here.get(name, 'missing')}, not {version}"
-        for name, version in versions.items()
-        if here.get(name) != version
-    ]
+    differing = [(name, version) for name, version in versions.items() if here.get(name) != version]
+    other = [f"{name} {here.get(name, 'missing')}, not {version}" for name, version in differing]
     return f"has other versions than the driver: {'; '.join(other)}. Install the same there." if other else None
 
 
 _CACHE: dict[str, Any] = {}
-"""Of the process: work and backbone by reference, so that the next pack that needs the same reads nothing again."""
+"""Reference → work or backbone, kept in the process so that the next pack with the same ones reads nothing again."""
 
 
 def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
@@ -176,7 +164,7 @@ def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
 
     pack, ended = pack_in(task.message)
     wrong = _unlike(task.versions)
-    if wrong is not None:  # a node that joined later
+    if wrong is not None:  # a node that joined after the preflight
         return _end_message(PackEnd(pack.id, "refused", reason=f"--executor ray: a node {wrong}"))
     stop = StopRequest()
     stop.number = ray.get(mailbox.begin.remote(pack.id, task.attempt))
@@ -194,9 +182,9 @@ def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
     try:
         mirror(Store(root).pack_dir(pack.id), task.storage.pull() if task.storage else checkpoints, None)
         inputs = PackInputs(root, {pack.task: work}, Backbones(work.study.model, backbone))
-        sender = _MailSender(Store(root), mailbox, task, pack.id)
-        callback = CallSender(sender.send)
-        return _end_message(train_apart(inputs, pack, ended, torch.device(task.device), callback, stop))
+        callback = CallSender(_mail_sender(Store(root), mailbox, task, pack.id))
+        device = torch.device(task.device)
+        return _end_message(train_here(inputs, pack, ended, device, callback, stop, apart=True))
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)
@@ -207,7 +195,7 @@ def _end_message(end: PackEnd) -> bytes:
 
 
 def _poll_stop(mailbox: Any, stop: StopRequest, over: threading.Event) -> None:
-    """Ask again and again whether to stop."""
+    """Poll the mailbox for a request to stop, until there is one or the pack is `over`."""
     import ray
 
     while stop.number is None and not over.wait(_ASK_SECONDS):
@@ -215,39 +203,34 @@ def _poll_stop(mailbox: Any, stop: StopRequest, over: threading.Event) -> None:
             stop.number = ray.get(mailbox.stopped.remote())
 
 
-class _MailSender:
-    """Sends the calls of a pack to the driver, and with them what must outlive the node."""
+def _mail_sender(store: Store, mailbox: Any, task: PackTask, pack_id: str) -> Callable[[dict[str, Any]], None]:
+    """A function that sends the calls of a pack to the driver, with the files that must outlive the node."""
+    import ray
 
-    def __init__(self, store: Store, mailbox: Any, task: PackTask, pack_id: str) -> None:
-        self._store = store
-        self._mailbox = mailbox
-        self._task = task
-        self._pack_id = pack_id
-        self._sent: set[str] = set()
+    before: Collection[str] = ()  # files of the checkpoint that was sent last
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a call; all but a step is there before training goes on."""
-        import ray
-
+    def send(message: dict[str, Any]) -> None:
+        nonlocal before
         files: Files = {}
         keep: tuple[str, ...] = ()
         if message["hook"] == "on_run_end":
-            files = files_in(self._store.run_dir(RunRecord.from_json(message["record"]).run_id))
+            files = files_in(store.run_dir(RunRecord.from_json(message["record"]).run_id))
         elif message["hook"] == "on_checkpoint":
-            whole = files_in(self._store.pack_dir(self._pack_id))
-            keep = tuple(whole)
-            files = {name: content for name, content in whole.items() if name not in self._sent}
-            self._sent = set(keep)
-            if self._task.storage is not None:
-                self._task.storage.push(files, keep)
+            whole = files_in(store.pack_dir(pack_id))
+            files = {name: content for name, content in whole.items() if name not in before}
+            before = keep = tuple(whole)
+            if task.storage is not None:
+                task.storage.push(files, keep)
                 files, keep = {}, ()
-        sent = self._mailbox.put.remote(Mail(self._pack_id, self._task.attempt, message, files, keep))
-        if message["hook"] != "on_step_end":
+        sent = mailbox.put.remote(Mail(pack_id, task.attempt, message, files, keep))
+        if message["hook"] != "on_step_end":  # training goes on only when the driver can read the call
             ray.get(sent)
+
+    return send
 
 
 def files_in(folder: Path) -> Files:
-    """Every file below a folder, by its path in it."""
+    """Every file in a folder and its subfolders, by its path in it."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _DRIVERS_OWN)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from manytune.config import Study
-from manytune.executors.inline import train_apart
+from manytune.executors.inline import train_here
 from manytune.executors.messages import CallSender, encoded, pack_in
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
@@ -74,7 +74,7 @@ def main(descriptor: int) -> None:
     inputs = PackInputs(store.root, _Works(study, backbones, setup["fingerprints"]), backbones, held)
     while True:
         pack, ended = pack_in(packs.get())
-        callback.on_pack_end(train_apart(inputs, pack, ended, device, callback, stop))
+        callback.on_pack_end(train_here(inputs, pack, ended, device, callback, stop, apart=True))
 
 
 def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:

@@ -1,10 +1,7 @@
-"""Packs in several processes of this machine, each with threads, or a device, of its own.
+"""Packs in worker processes (`worker_process`) of this machine, each with its threads or device.
 
-A worker is a fresh process (`worker`) in a session of its own, so that Ctrl-C reaches the driver alone, which then asks
-the workers to stop. They talk through a pipe; a worker whose pipe ends, because the driver is gone, exits at once.
-
-concurrent.futures and loky would not do: in their pools one process that dies takes all packs with it, and no process
-has threads, a device, cores or a request to stop of its own.
+concurrent.futures and loky do not suffice: in their pools one process that dies takes all packs with it, and threads, a
+device, cores and a request to stop cannot be given to each process.
 """
 
 from __future__ import annotations
@@ -31,26 +28,17 @@ from manytune.utils import hardware
 from manytune.utils.errors import StudyError
 from manytune.utils.signals import StopRequest
 
-_LOOK_SECONDS = 0.2
-"""Between two looks whether somebody asked to stop."""
-
-_GRACE_SECONDS = 10.0
-"""That a worker has to end when its pipe is closed."""
+_LOOK_SECONDS = 0.2  # between two looks for a request to stop
+_GRACE_SECONDS = 10.0  # for a worker to end after its pipe is closed
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Worker processes of this machine.
+    """Worker processes of this machine."""
 
-    Attributes:
-        count: How many; 0 for one a device.
-        threads: Of each; 0 for an equal share of the cores.
-        devices: A device for each worker, such as `cuda:0`; none: the CPU.
-    """
-
-    count: int = 0
-    threads: int = 0
-    devices: tuple[str, ...] = ()
+    count: int = 0  # how many; 0 for one a device
+    threads: int = 0  # of each; 0 for an equal share of the cores
+    devices: tuple[str, ...] = ()  # one for each worker, such as `cuda:0`; none: the CPU
 
     def __post_init__(self) -> None:
         if self.devices and self.count not in (0, len(self.devices)):
@@ -70,13 +58,12 @@ class Workers:
         return None if self.devices else {"count": self.count, "threads": self._threads()}
 
     def open(self, inputs: PackInputs, callback: Callback) -> WorkersExecutor:
-        """The executor."""
         cores, threads = _cores(), self._threads()
         setups = []
         for number, device in enumerate(self._devices()):
-            own = cores[number * threads : (number + 1) * threads]
-            # Bound to cores of its own; to none where the workers want more than there are.
-            setups.append({"device": str(device), "threads": threads, "cores": own if len(own) == threads else []})
+            share = cores[number * threads : (number + 1) * threads]
+            # A worker is bound to cores that no other uses; to none where the workers want more than there are.
+            setups.append({"device": str(device), "threads": threads, "cores": share if len(share) == threads else []})
         return WorkersExecutor(inputs, setups, callback)
 
     def _devices(self) -> list[torch.device]:
@@ -100,7 +87,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches the driver alone, which asks the workers to stop
         )
         theirs.close()
         self.send(
@@ -123,7 +110,7 @@ class _Worker:
             return  # it is dead, which `wait` will notice
 
     def end(self, grace: float) -> str:
-        """See to it that it is gone; returns how it went."""
+        """End the process, by force after `grace` seconds; returns how it ended."""
         self.connection.close()
         try:
             code = self._process.wait(grace)
@@ -139,20 +126,15 @@ class WorkersExecutor:
     """Worker processes, each started when a pack first needs it."""
 
     def __init__(self, inputs: PackInputs, setups: Sequence[Mapping[str, Any]], callback: Callback) -> None:
-        """Start none yet; a setup is a worker's device, its threads, and the cores that it is bound to."""
+        """Start no process yet; a setup is a worker's device, its threads, and the cores that it is bound to."""
         self._inputs = inputs
         self._callback = callback
         self._setups = setups
+        self.capacity = len(setups)
         self._workers: dict[int, _Worker] = {}
         self._stop_sent = False
 
-    @property
-    def capacity(self) -> int:
-        """One pack a worker."""
-        return len(self._setups)
-
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
-        """Give it to a worker that has none."""
         number = next(n for n in range(self.capacity) if n not in self._workers or not self._workers[n].pack_id)
         if number in self._workers and not self._workers[number].alive:
             self._workers.pop(number).end(0)
@@ -163,7 +145,6 @@ class WorkersExecutor:
         worker.send(pack_message(pack, [run.id for run in pack.runs if run.id in ended]))
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
-        """Make the calls that workers sent."""
         busy = {worker.connection: number for number, worker in self._workers.items() if worker.pack_id}
         if stop.number is not None and not self._stop_sent:
             self._stop_sent = True

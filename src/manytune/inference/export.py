@@ -37,37 +37,24 @@ from manytune.utils.files import replacing_directory, writing
 
 FORMS = ("peft", "transformers", "onnx")
 """The forms of an export."""
+_TOLERANCE = 1e-4  # largest allowed difference between logits of the exported model and the recorded ones, in fp32
 
-_TOLERANCE = 1e-4
-"""Largest allowed difference between logits of the exported model and the recorded ones, in fp32."""
-
-_SAME_SCORE = 1e-3
-"""Largest allowed difference between the score that recorded logits give and the recorded score."""
+_SAME_SCORE = 1e-3  # largest allowed difference between the score that recorded logits give and the recorded score
 
 _ROWS = 32
-_UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
-"""What the offline default is called on the hub."""
+_UPSTREAM = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}  # what the offline default is called on the hub
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was verified.
+    """An export that was verified."""
 
-    Attributes:
-        folder: Where it is.
-        form: One of FORMS.
-        call: Python that loads it.
-        rows: Dev rows by which it was verified.
-        off: The largest difference of a logit from the recorded one.
-        score: The task's first metric on these rows, by the exported model.
-    """
-
-    folder: Path
-    form: str
-    call: str
-    rows: int
-    off: float
-    score: float
+    folder: Path  # where it is
+    form: str  # one of FORMS
+    call: str  # Python that loads it
+    rows: int  # dev rows by which it was verified
+    off: float  # the largest difference of a logit from the recorded one
+    score: float  # the task's first metric on these rows, by the exported model
 
 
 def export(
@@ -80,21 +67,13 @@ def export(
     base: str | None = None,
     known_as: str | None = None,
 ) -> Exported:
-    """Write a run for other libraries, and verify it there.
+    """Write a run that has a snapshot for other libraries, into a new or empty folder, and verify it there.
 
-    Args:
-        store: The study directory.
-        record: Of a run that has a snapshot.
-        to: The folder to make; it may be there if it is empty.
-        form: One of FORMS; by default the first of the method's `exports`. A PEFT adapter holds the head as well; in
-            ONNX, an adapter is always merged into the weights.
-        merge: Merge an adapter into the weights, which gives a plain transformers model.
-        base: The base model that an adapter names, where that should not be the study's own name for it.
-        known_as: What the call that loads it names, where that is not the folder: a repository.
-
-    Raises:
-        ManytuneError: The run has no such form, the folder cannot be written, or the export, loaded again, does not
-            give the recorded logits.
+    `form` is one of FORMS, by default the first of the method's `exports`. A PEFT adapter holds the head as well; in
+    ONNX, and with `merge`, an adapter is merged into the weights. `base` is the base model that an adapter names, by
+    default the study's; `known_as` is the repository that the call which loads the export names, by default the folder.
+    Raises ManytuneError where the run has no such form, the folder cannot be written, or the export, loaded again, does
+    not give the recorded logits.
     """
     refuse_own_folders([store], to)
     with writing(to):
@@ -112,8 +91,12 @@ def export(
     refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, revision)
     tokenizer = load_tokenizer(study.model)
     state = _in_own_unit(snapshot.load_own(store, record, run), parts, task)
-    _name_labels(model.config, task)
+    model.config.problem_type = task.type.problem_type
+    if task.labels:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {name: index for index, name in enumerate(task.labels)}
     name = known_as or str(to)
+    auto_class = getattr(transformers, task.type.auto_class)
     named = base or _UPSTREAM.get(study.model) or study.model
     with (
         writing(to),
@@ -126,7 +109,7 @@ def export(
             call = _call(name, task, adapter=True)
             _write_adapter(model, parts, run.method, state, folder, named, task)
             location = locate(study.model)
-            whole = _auto_class(task).from_pretrained(
+            whole = auto_class.from_pretrained(
                 location.path, revision=location.revision or "main", num_labels=task.num_outputs, dtype=torch.float32
             )
             again = _peft().PeftModel.from_pretrained(whole, folder).eval()
@@ -134,7 +117,7 @@ def export(
             call = _call(name, task)
             _take_over(model, parts, run.method, state)
             model.save_pretrained(folder)
-            again = _auto_class(task).from_pretrained(folder, dtype=torch.float32).eval()
+            again = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
         else:
             call = onnx_call(name, len(task.text_columns), at_hub=known_as is not None)
             _take_over(model, parts, run.method, state)
@@ -184,8 +167,8 @@ class _Check:
                 f"{record.run_id} cannot be verified: {store.root} does not hold its dev rows and predictions. "
                 "They are written by `manytune run`; copy the whole directory."
             )
-        if said := altered(store, record, (PREDICTIONS,)):
-            raise StoreError(said)
+        if problem := altered(store, record, (PREDICTIONS,)):
+            raise StoreError(problem)
         labels = np.asarray(examples.labels)
         score = None
         if kept.shape == (len(labels), task.num_outputs):
@@ -195,9 +178,8 @@ class _Check:
                 f"{store.run_dir(record.run_id) / PREDICTIONS} and {store.root}'s dev rows do not give the score of "
                 f"the run's record, {record.best_score}, but {score}. Put back the files that `manytune run` wrote."
             )
-        self.record, self.task, self.kept = record, task, kept
+        self.record, self.task, self.kept, self.labels = record, task, kept, labels
         self.texts: tuple[tuple[str, ...], ...] = tuple(tuple(row) for row in examples.texts)
-        self.labels = labels
 
     def passes(self, logits: NDArray[Any]) -> tuple[float, float]:
         """The largest difference from the recorded logits, and the score."""
@@ -233,12 +215,12 @@ def _in_own_unit(state: dict[str, Tensor], parts: ModelSpec, task: Task) -> dict
 
 def _take_over(model: Any, parts: ModelSpec, method: Method, state: Mapping[str, Tensor]) -> None:
     """Put a run's tensors into transformers' model, an adapter merged into its weights."""
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in method.merge(state, own, parts).items():
-            if name not in own:
+        for name, tensor in method.merge(state, parameters, parts).items():
+            if name not in parameters:
                 raise StoreError(f"The snapshot holds a tensor that transformers' model has not: {name}.")
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
 
 
 def _write_adapter(
@@ -254,8 +236,8 @@ def _write_adapter(
     result = peft.set_peft_model_state_dict(adapted, renamed)
     if result.unexpected_keys:
         raise StoreError(f"The snapshot holds tensors that peft's model has not: {result.unexpected_keys[0]}.")
-    own = adapted.peft_config["default"]
-    own.base_model_name_or_path, own.revision, own.inference_mode = name, revision or None, True
+    written = adapted.peft_config["default"]
+    written.base_model_name_or_path, written.revision, written.inference_mode = name, revision or None, True
     adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the base model
 
 
@@ -272,7 +254,7 @@ def _peft() -> Any:
 
 @torch.no_grad()
 def _logits(model: Any, data: Encoded, *, types: bool) -> NDArray[Any]:
-    """[N, outputs] in fp32 of transformers' model, in padded batches, which is told of token types if it knows any."""
+    """[N, outputs] in fp32 of transformers' model, in padded batches; `types`: whether it takes token types."""
     found = np.empty((data.size, model.config.num_labels), dtype=np.float32)
     order = np.argsort(data.lengths, kind="stable")
     inputs = {"input_ids": (data.ids, model.config.pad_token_id or 0), "attention_mask": (np.ones_like(data.ids), 0)}
@@ -286,17 +268,6 @@ def _logits(model: Any, data: Encoded, *, types: bool) -> NDArray[Any]:
         }
         found[rows] = model(**batch).logits.float().numpy()
     return found
-
-
-def _name_labels(config: Any, task: Task) -> None:
-    config.problem_type = task.type.problem_type
-    if task.labels:
-        config.id2label = dict(enumerate(task.labels))
-        config.label2id = {name: index for index, name in enumerate(task.labels)}
-
-
-def _auto_class(task: Task) -> Any:
-    return getattr(transformers, task.type.auto_class)
 
 
 def _call(name: str, task: Task, *, adapter: bool = False) -> str:

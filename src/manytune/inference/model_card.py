@@ -10,8 +10,7 @@ from manytune.data.tasks import Task
 from manytune.storage.record import RunRecord
 from manytune.utils.text import markdown
 
-_METRIC_TYPES = {"pearson": "pearsonr", "spearman": "spearmanr"}
-"""Our name → the hub's, where they differ."""
+_METRIC_TYPES = {"pearson": "pearsonr", "spearman": "spearmanr"}  # our name → the hub's, where they differ
 
 
 def model_card(record: RunRecord, task: Task, study: Study, *, form: str, base: str, call: str, score: float) -> str:
@@ -67,7 +66,7 @@ On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded 
 {call}
 ```{spaced}
 
-{task.type.outputs_said(task)}
+{task.type.describe_outputs(task)}
 
 ## Training
 
@@ -76,8 +75,11 @@ On dev, {lines} ({chosen}). Loaded again from these files, it gave the recorded 
 
 
 def _settings(record: RunRecord) -> dict[str, object]:
-    training = record.hyperparameters.get("training")
-    own = {name: value for name, value in record.hyperparameters.items() if name != "training"}
+    settings: dict[str, object] = {
+        "seed": record.seed,
+        "steps to the snapshot": record.best_step,
+        **record.hyperparameters,
+    }
+    training = settings.pop("training", None)
     shared = training if isinstance(training, dict) else {}
-    shared = {name: value for name, value in shared.items() if value is not None and name not in MEANS}
-    return {"seed": record.seed, "steps to the snapshot": record.best_step, **own, **shared}
+    return settings | {name: value for name, value in shared.items() if value is not None and name not in MEANS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,15 +24,10 @@ _MOST_INSIDE = 1_900_000_000
 
 
 def write_onnx(model: Any, inputs: Sequence[str], folder: Path) -> None:
-    """Write a sequence-classification model, for batches and sequences of any length.
+    """Write transformers' sequence-classification model, in fp32, as FILE, for batches and sequences of any length.
 
-    Args:
-        model: Of transformers, in fp32.
-        inputs: Names of its inputs: input_ids, attention_mask, and token_type_ids where it knows token types.
-        folder: Where FILE goes.
-
-    Raises:
-        DependencyError: What torch's exporter needs is not installed.
+    `inputs` are input_ids, attention_mask, and token_type_ids where the model has token types. Raises DependencyError
+    where a package that torch's exporter needs is missing.
     """
     onnx_runtime()
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
@@ -55,12 +51,7 @@ class OnnxModel:
     """A written model, called as transformers' own is."""
 
     def __init__(self, folder: Path, config: Any) -> None:
-        """Load what `write_onnx` wrote.
-
-        Args:
-            folder: Where it is.
-            config: Of the model, for what its callers ask of it.
-        """
+        """Load what `write_onnx` wrote; `config` is transformers', which callers read from its models."""
         self.config = config
         self._session = onnx_runtime().InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
         self._inputs = [each.name for each in self._session.get_inputs()]
@@ -88,18 +79,15 @@ def onnx_call(name: str, sentences: int, *, at_hub: bool) -> str:
 
 
 def onnx_runtime() -> Any:
-    """onnxruntime, once all that an export needs is known to be there."""
+    """onnxruntime; raises DependencyError where a package that an export needs is missing."""
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
+        for needed in ("onnx", "onnxscript"):  # by torch's exporter
+            importlib.import_module(needed)
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise DependencyError(
             f"An export to ONNX needs {error.name}, which is not installed: pip install 'manytune[onnx]'"
         ) from error
-    assert onnx
-    assert onnxscript
-    return onnxruntime
 
 
 class _Logits(nn.Module):

@@ -31,39 +31,24 @@ from manytune.utils.text import no_column
 _MOST_TOGETHER = 16  # runs that go through the backbone at once
 
 
-def _row_number(index: int) -> str:
-    return f"row {index + 1}"
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What is predicted for one row."""
 
-    value: str | float
-    """The name of the class, or the number."""
-    probabilities: Mapping[str, float]
-    """Name of each class → its probability; empty without classes."""
+    value: str | float  # the name of the class, or the number
+    probabilities: Mapping[str, float]  # name of each class → its probability; empty without classes
 
 
 class Predictor:
     """One run, or an ensemble of several: the mean of their probabilities, or of their scores.
 
-    Attributes:
-        task: What is predicted.
-        records: Of the runs.
-        notes: What could not be checked of them, a sentence each.
+    `task` is what is predicted, `records` are of the runs, `notes` say what could not be checked of them.
     """
 
     def __init__(self, store: Store, records: Sequence[RunRecord], device: str = "auto") -> None:
-        """Load runs.
+        """Load runs of one task, which have snapshots, on a device: `auto`, `cpu`, `cuda` or `mps`.
 
-        Args:
-            store: The study directory.
-            records: Of runs of one task, which have snapshots.
-            device: `auto`, `cpu`, `cuda` or `mps`.
-
-        Raises:
-            ManytuneError: A snapshot or the backbone cannot be loaded, or the backbone is not what was trained.
+        Raises ManytuneError where a snapshot or the backbone cannot be loaded, or the backbone is not what was trained.
         """
         self.task: Task = store.task(records[0].task)
         self.records = tuple(records)
@@ -73,19 +58,17 @@ class Predictor:
         if missing := [record.run_id for record in records if record.run_id not in by_id]:
             raise StoreError(f"The plan of {store.root} no longer names {', '.join(missing)}.")
         runs = [by_id[record.run_id] for record in records]
-        self._order = [run.id for run in runs]
         self._tokenizer = load_tokenizer(self._study.model)
         backbone = load_backbone(self._study.model, self.task.num_outputs)
         for record in records:
             refuse_another_backbone(record.run_id, record.model, record.provenance.model_revision, backbone.revision)
         self._model_spec = backbone.model_spec
-        own = {record.run_id: record for record in records}
+        record_of = {record.run_id: record for record in records}
         self._models: list[tuple[tuple[Run, ...], PackedModel]] = []
         for pack in plan_packs(runs, _MOST_TOGETHER):
             members = [Member(run.seed, run.method.adapt(self._model_spec)) for run in pack.runs]
-            states = [snapshot.load_own(store, own[run.id], run) for run in pack.runs]
-            model = snapshot.restore_pack(backbone, members, states, device=chosen)
-            self._models.append((pack.runs, model))
+            states = [snapshot.load_own(store, record_of[run.id], run) for run in pack.runs]
+            self._models.append((pack.runs, snapshot.restore(backbone, members, states, device=chosen)))
         self.notes: tuple[str, ...] = ()
         if unknown := [record.run_id for record in records if record.schema_version == 1]:
             self.notes = (
@@ -96,32 +79,29 @@ class Predictor:
     def logits(self, texts: Sequence[str | tuple[str, ...]]) -> NDArray[Any]:
         """Logits [runs, N, outputs] in fp32, of the runs in the order in which they were given.
 
-        Where the task has a scale they are in the targets' own unit and in fp64.
-
-        Raises:
-            DataError: A row has not as many sentences as the task.
+        Where the task has a scale they are in the targets' own unit and in fp64. Raises DataError where a row has not
+        as many sentences as the task.
         """
         rows = self._rows(texts)
         if not rows:
-            return np.empty((len(self._order), 0, self.task.num_outputs), dtype=np.float32)
+            return np.empty((len(self.records), 0, self.task.num_outputs), dtype=np.float32)
         data = encode_texts(self._study, self._model_spec, self._tokenizer, rows)
         found: dict[str, NDArray[Any]] = {}
         for runs, model in self._models:
             everything = [np.arange(data.size)] * len(runs)
-            found |= {run.id: own for run, own in zip(runs, predict(model, data, everything), strict=True)}
-        logits: NDArray[Any] = np.stack([found[run_id] for run_id in self._order])
+            found |= zip((run.id for run in runs), predict(model, data, everything), strict=True)
+        logits: NDArray[Any] = np.stack([found[record.run_id] for record in self.records])
         return logits if self.task.scale is None else self.task.outside(logits.astype(np.float64))
 
     def predict(self, texts: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
         """A prediction for each text, or pair of texts.
 
-        Raises:
-            DataError: A row has not as many sentences as the task, or an empty one.
+        Raises DataError where a row has not as many sentences as the task, or an empty one.
         """
         rows = self._rows(texts)
-        for index, row in enumerate(rows):
+        for number, row in enumerate(rows, 1):
             if not self.task.is_whole(row):
-                raise DataError(f"{_row_number(index)}: {self.task.text_columns[row.index('')]} is empty")
+                raise DataError(f"row {number}: {self.task.text_columns[row.index('')]} is empty")
         task, (values, probabilities) = self.task, self._combined(rows)
         return [
             Prediction(task.type.value(task, value), dict(zip(task.labels, row.tolist(), strict=True)))
@@ -131,8 +111,7 @@ class Predictor:
     def values(self, texts: Sequence[str | tuple[str, ...]]) -> list[float]:
         """A class index or a score for each text, or pair of texts; empty ones are predicted as they are.
 
-        Raises:
-            DataError: A row has not as many sentences as the task.
+        Raises DataError where a row has not as many sentences as the task.
         """
         return [float(value) for value in self._combined(texts)[0]]
 
@@ -141,30 +120,23 @@ class Predictor:
         return self.task.type.combine(self.logits(texts).astype(np.float64))
 
     def predict_rows(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
-        """Rows of a table with their predictions.
+        """Rows of a table, which have the task's text columns, with their predictions.
 
-        Args:
-            rows: They have the task's text columns.
-            where: Words before a row's number in a message, such as the file's name.
-            before: Rows of the table before these.
-
-        Returns:
-            The rows in order, with `prediction` and, of classes, the probability of each as `p_<class>`; and the number
-            of rows of which a text is empty, whose predictions are null.
-
-        Raises:
-            DataError: A row lacks a text column or has a column that is called so, or a cell is no text.
+        Returns the rows in order, with `prediction` and, of classes, the probability of each as `p_<class>`; and the
+        number of rows of which a text is empty, whose predictions are null. `where` stands before a row's number in a
+        message, such as the file's name; `before` counts the rows of the table before these. Raises DataError where a
+        row lacks a text column or has a column with the name of one of these, or a cell is no text.
         """
-        for index, row in enumerate(rows):
-            place = where + _row_number(before + index)
+        for number, row in enumerate(rows, before + 1):
+            row_name = f"{where}row {number}"
             if not isinstance(row, Mapping):
-                raise DataError(f"{place}: a mapping of columns to cells is needed; {type(row).__name__} was given")
+                raise DataError(f"{row_name}: a mapping of columns to cells is needed; {type(row).__name__} was given")
             for column in self.task.text_columns:
                 if column not in row:
-                    raise DataError(f"{place}: {no_column(column, row)}")
-            refuse_taken(place, row, self.added)
+                    raise DataError(f"{row_name}: {no_column(column, row)}")
+            refuse_taken(row_name, row, self.added)
         made, empty = self.predict_columns(rows, where, before)
-        return [{**row, **own} for row, own in zip(rows, made, strict=True)], empty
+        return [{**row, **predicted} for row, predicted in zip(rows, made, strict=True)], empty
 
     @property
     def added(self) -> dict[str, type]:
@@ -175,7 +147,7 @@ class Predictor:
     def predict_columns(self, rows: Sequence[Row], where: str = "", before: int = 0) -> tuple[list[Row], int]:
         """As `predict_rows`, but without the columns that the rows already have."""
         cells = [tuple(row[name] for name in self.task.text_columns) for row in rows]
-        texts = [self._row(where + _row_number(index), row) for index, row in enumerate(cells, before)]
+        texts = [self._row(f"{where}row {number}", row) for number, row in enumerate(cells, before + 1)]
         whole = [index for index, text in enumerate(texts) if self.task.is_whole(text)]
         found: list[Row] = [dict.fromkeys(self.added) for _ in rows]
         for index, made in zip(whole, self.predict([texts[index] for index in whole]), strict=True):
@@ -186,14 +158,14 @@ class Predictor:
         """The rows, their cells understood as those of a file of rows are."""
         if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
             raise DataError(f"a list of texts is needed, or of tuples of texts; {type(texts).__name__} was given")
-        return [self._row(_row_number(index), text) for index, text in enumerate(texts)]
+        return [self._row(f"row {number}", text) for number, text in enumerate(texts, 1)]
 
-    def _row(self, place: str, text: object) -> tuple[str, ...]:
+    def _row(self, row_name: str, text: object) -> tuple[str, ...]:
         cells = tuple(text) if isinstance(text, (tuple, list, np.ndarray)) else (text,)
         wanted = self.task.text_columns
         if len(cells) != len(wanted):
             raise DataError(
-                f"{place}: {len(cells)} given; {self.task.name} takes {len(wanted)} for each prediction: "
+                f"{row_name}: {len(cells)} given; {self.task.name} takes {len(wanted)} for each prediction: "
                 f"{', '.join(wanted)}"
             )
         row = []
@@ -201,7 +173,7 @@ class Predictor:
             try:
                 row.append(text_of(cell))
             except ValueError as error:
-                raise DataError(f"{place}: {column} {error}") from None
+                raise DataError(f"{row_name}: {column} {error}") from None
         return tuple(row)
 
 

@@ -10,15 +10,17 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from manytune.utils.errors import StoreError
 
+_CURES = {  # HTTP status → what to do
+    401: " The token is not known there: log in anew with `hf auth login`.",
+    403: " The token may not write there: make one that may, or choose a name in an account of yours.",
+    404: " There is no such account, or the token may not see it.",
+}
+
 
 def may_push(name: str) -> None:
-    """Refuse before anything is exported what could not be uploaded.
+    """Refuse, before anything is exported, a repository `name` or owner/name to which nothing could be uploaded.
 
-    Args:
-        name: Of the repository: owner/name, or a name in one's own account.
-
-    Raises:
-        StoreError: The name cannot be one, the hub is switched off, or there is no token.
+    Raises StoreError where the name is not valid, the hub is switched off, or there is no token.
     """
     try:
         validate_repo_id(name)
@@ -34,26 +36,17 @@ def may_push(name: str) -> None:
 
 
 def push(folder: Path, name: str, *, public: bool = False) -> str:
-    """Upload a folder as a model; the repository is made if need be, private unless `public`.
+    """Upload what `export` wrote to the repository `name`; returns its address.
 
-    Args:
-        folder: What `export` wrote.
-        name: Of the repository.
-        public: Whether everybody may see one that is made now; one that is there stays as it is.
-
-    Returns:
-        Its address.
-
-    Raises:
-        StoreError: The hub does not answer, or does not allow it; the folder stays.
+    A repository that is made now is private unless `public`; one that exists stays as it is. Raises StoreError where
+    the hub does not answer, or does not allow it; the folder stays.
     """
     api = HfApi()
     try:
         made = api.create_repo(name, private=not public, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by manytune")
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        reason = str(error).strip().splitlines()[-1]
+        status, reason = error.response.status_code, str(error).strip().splitlines()[-1]
         cure = _CURES.get(status, "")
         raise StoreError(f"--push: the hub refused {name} ({status}): {reason}{cure}\n{folder} is whole.") from error
     # Connections, proxies, time-outs: the library's exceptions for these differ from version to version.
@@ -61,10 +54,3 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise StoreError(f"--push: {name} could not be uploaded ({reason}).\n{folder} is whole; try again.") from error
     return str(made)
-
-
-_CURES = {
-    401: " The token is not known there: log in anew with `hf auth login`.",
-    403: " The token may not write there: make one that may, or choose a name in an account of yours.",
-    404: " There is no such account, or the token may not see it.",
-}

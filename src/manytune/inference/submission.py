@@ -15,7 +15,7 @@ from manytune.storage.lookup import chosen_records, refuse_own_folders
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StudyError
 
-_AT_ONCE = 4096  # rows that are predicted before the next are encoded
+_AT_ONCE = 4096  # rows that are encoded and predicted together
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,18 @@ class Submission:
     """What was written."""
 
     path: Path
-    runs: Mapping[str, tuple[str, ...]]
-    """Name of a file → the runs that predicted it; none where a placeholder stands."""
-    notes: tuple[str, ...] = ()
-    """What could not be checked of the runs, a sentence each."""
+    runs: Mapping[str, tuple[str, ...]]  # name of a file → the runs that predicted it; none where a placeholder stands
+    notes: tuple[str, ...] = ()  # what could not be checked of the runs, a sentence each
 
 
 def submit(
     stores: Sequence[Store], out: Path, *, run: str | None = None, data_dir: str | None = None, device: str = "auto"
 ) -> Submission:
-    """Write a submission to GLUE's server.
+    """Write the zip `out`, a submission to GLUE's server, or replace an earlier one.
 
-    Args:
-        stores: Studies that trained GLUE's tasks; where several have a task, the best run of all counts.
-        out: The zip to write; an earlier submission that is there is replaced.
-        run: Ids of runs, with commas between, instead of the best; several of one task are an ensemble.
-        data_dir: A folder in GLUE's layout, instead of the studies' own.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-
-    Raises:
-        ManytuneError: No run is of a GLUE task, its test rows or weights cannot be had, or the zip cannot be written.
+    Where several studies have a task, the best run of all counts. `run` gives ids of runs instead, with commas between;
+    several of one task are an ensemble. `data_dir` is a folder in GLUE's layout, instead of the studies' own. Raises
+    ManytuneError where no run is of a GLUE task, its test rows or weights cannot be had, or the zip cannot be written.
     """
     refuse_own_folders(stores, out)
     refuse_to_replace(out)  # before hours of predictions
@@ -56,9 +48,9 @@ def submit(
         predictor = Predictor(store, records, device)
         notes += predictor.notes
         for file in FILES.values():
-            if file.task != task:
+            if file.task.name != task:
                 continue
-            rows = load_split(GLUE[task], file.split, data_dir or store.study().data_dir)
+            rows = load_split(file.task, file.split, data_dir or store.study().data_dir)
             parts = [rows.texts[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE)]
             predictions[file.name] = [value for part in parts for value in predictor.values(part)]
             runs[file.name] = tuple(record.run_id for record in records)
@@ -82,7 +74,7 @@ def _chosen(stores: Sequence[Store], run: str | None) -> dict[str, tuple[Store, 
         scored = [each for each in ended if each.state is RunState.FINISHED and each.best_score is not None]
         for task in dict.fromkeys(record.task for record in scored if record.task in GLUE):
             (record,) = chosen_records(store, "best", task)
-            there = chosen.get(task)
-            if there is None or (record.best_score or 0.0) > (there[1][0].best_score or 0.0):
+            known = chosen.get(task)
+            if known is None or (record.best_score or 0.0) > (known[1][0].best_score or 0.0):
                 chosen[task] = (store, (record,))
     return chosen

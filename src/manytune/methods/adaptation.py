@@ -20,32 +20,23 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from manytune.models.spec import ModelSpec
 
-
 TensorKind = Literal["backbone", "bias", "adapter", "head"]
-"""What a count of parameters files a tensor under."""
+"""The part of a parameter count that a tensor belongs to."""
 
 Init = Literal["pretrained", "zeros", "ones", "kaiming"]
-"""How a tensor begins: `pretrained` as the backbone has it, or zeros where it has none; `kaiming` as peft draws the
-first factor of a low-rank update, uniform with a = sqrt(5), keyed by the run's seed."""
+"""A tensor's initial values: `pretrained`, those of the backbone, or zeros where it has none; `kaiming` as peft draws
+the first factor of a low-rank update, uniform with a = sqrt(5), keyed by the run's seed."""
 
 
 @dataclass(frozen=True)
 class HookTensor:
-    """A tensor that a hook trains.
+    """A tensor that a hook trains."""
 
-    Attributes:
-        name: In the unpacked model, behind the module's path and a dot.
-        shape: In the unpacked model: of a matrix (out, in).
-        init: How it begins.
-        kind: What a count of parameters files it under.
-        decays: Whether weight decay applies.
-    """
-
-    name: str
-    shape: tuple[int, ...]
+    name: str  # in the module of the unpacked model, such as `lora_A.weight`
+    shape: tuple[int, ...]  # in the unpacked model; of a matrix (out, in)
     init: Init
     kind: TensorKind
-    decays: bool
+    decays: bool  # whether weight decay applies
 
     @property
     def size(self) -> int:
@@ -55,15 +46,10 @@ class HookTensor:
 
 @dataclass(frozen=True)
 class Hook(ABC):
-    """A change to what one module computes.
+    """A change to what one module computes."""
 
-    Attributes:
-        path: Of the module, in the backbone.
-        stream: The first part of the key of what the hook draws.
-    """
-
-    stream: ClassVar[str] = ""
-    path: str
+    stream: ClassVar[str] = ""  # the first part of the key of random initial values
+    path: str  # of the module inside the backbone
 
     @property
     @abstractmethod
@@ -72,26 +58,21 @@ class Hook(ABC):
 
     @property
     def linear(self) -> tuple[int | None, int | None] | None:
-        """The (out, in) of the linear layer that the hook is for, None for any; None: the module is any other too."""
+        """The (out, in) of the linear layer that the hook needs, None for any width; None where any module will do."""
         return None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its tensors, in the backbone."""
+        """Names of its tensors inside the backbone."""
         return tuple(f"{self.path}.{tensor.name}" if self.path else tensor.name for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class TrainBias(Hook):
-    """The bias of a linear layer or norm trains; where the layer has none, a new one starts at zero.
+    """The bias of a linear layer or norm trains; where the layer has none, a new one starts at zero."""
 
-    Attributes:
-        size: Of the layer's output.
-        name: The parameter's, in the module.
-    """
-
-    size: int
-    name: str = "bias"
+    size: int  # width of the layer's output
+    name: str = "bias"  # of the parameter in the module
 
     @property
     def tensors(self) -> tuple[HookTensor, ...]:
@@ -101,13 +82,9 @@ class TrainBias(Hook):
 
 @dataclass(frozen=True)
 class TrainGain(Hook):
-    """The gain of a LayerNorm, which transformers calls its weight, trains.
+    """The gain of a LayerNorm, which transformers calls its weight, trains."""
 
-    Attributes:
-        size: Of the norm's output.
-    """
-
-    size: int
+    size: int  # width of the norm's output
 
     @property
     def tensors(self) -> tuple[HookTensor, ...]:
@@ -117,17 +94,11 @@ class TrainGain(Hook):
 
 @dataclass(frozen=True)
 class _ChannelScale(Hook):
-    """Each channel of a linear layer's input or output is multiplied by a trained factor, which starts at 1.
+    """Each channel of a linear layer's input or output is multiplied by a trained factor, which starts at 1."""
 
-    Attributes:
-        size: How many channels there are.
-        name: Of the tensor in the unpacked model.
-        decays: Whether weight decay applies; it pulls towards 0, which switches the channel off.
-    """
-
-    size: int
-    name: str = ""
-    decays: bool = False
+    size: int  # how many channels there are
+    name: str = ""  # of the tensor in the unpacked model
+    decays: bool = False  # whether weight decay applies; it pulls towards 0, which switches the channel off
 
     @property
     def tensors(self) -> tuple[HookTensor, ...]:
@@ -143,7 +114,7 @@ class ScaleInput(_ChannelScale):
 
     @property
     def linear(self) -> tuple[int | None, int | None]:
-        """Any that takes this size."""
+        """A layer with this input width."""
         return None, self.size
 
 
@@ -155,7 +126,7 @@ class ScaleOutput(_ChannelScale):
 
     @property
     def linear(self) -> tuple[int | None, int | None]:
-        """Any that gives this size."""
+        """A layer with this output width."""
         return self.size, None
 
 
@@ -164,21 +135,14 @@ class LowRank(Hook):
     """A low-rank update of a linear layer (LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
     y = x W + b + (alpha / rank) * drop(x) A B, with A [in, rank] and B [rank, out]; B starts at zero.
-
-    Attributes:
-        inputs: Width of the layer's input.
-        outputs: Width of its output.
-        rank: r, the width of the update.
-        alpha: Numerator of the scale.
-        dropout: Probability that a channel of the update's input is dropped while training.
     """
 
     stream = "lora"
-    inputs: int
-    outputs: int
-    rank: int
-    alpha: float
-    dropout: float = 0.0
+    inputs: int  # width of the layer's input
+    outputs: int  # width of its output
+    rank: int  # r, the width of the update
+    alpha: float  # numerator of the scale
+    dropout: float = 0.0  # probability that a channel of the update's input is dropped while training
 
     @property
     def tensors(self) -> tuple[HookTensor, ...]:
@@ -190,7 +154,7 @@ class LowRank(Hook):
 
     @property
     def linear(self) -> tuple[int | None, int | None]:
-        """One of these widths."""
+        """A layer of these widths."""
         return self.outputs, self.inputs
 
 
@@ -200,19 +164,13 @@ class Bottleneck(Hook):
 
     D [size, width] is drawn; d, U [width, size] and u start at zero, so that a run starts as the base model. Behind a
     sub-layer's dropout it is Houlsby's, behind the block's last norm Pfeiffer's (https://arxiv.org/abs/2005.00247).
-
-    Attributes:
-        size: Width of the module's output, which is a tensor or a tuple that begins with it.
-        width: Of the bottleneck.
-        activation: Its name in transformers.
-        name: Of the network in the unpacked model; its layers are `down` and `up`.
     """
 
     stream = "bottleneck"
-    size: int
-    width: int
-    activation: str = "relu"
-    name: str = "adapter"
+    size: int  # width of the module's output, which is a tensor or a tuple that begins with it
+    width: int  # width of the bottleneck
+    activation: str = "relu"  # its name in transformers
+    name: str = "adapter"  # of the network in the unpacked model; its layers are `down` and `up`
 
     @property
     def tensors(self) -> tuple[HookTensor, ...]:
@@ -228,25 +186,14 @@ class Bottleneck(Hook):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What one run trains.
+    """What one run trains."""
 
-    Attributes:
-        weights: Every backbone tensor trains in place (full fine-tuning); then there are no hooks.
-        hooks: On modules of the backbone.
-        head: Names of the head's tensors that train.
-    """
-
-    weights: bool = False
-    hooks: tuple[Hook, ...] = ()
-    head: tuple[str, ...] = ()
+    weights: bool = False  # every backbone tensor trains in place (full fine-tuning); then there are no hooks
+    hooks: tuple[Hook, ...] = ()  # on modules of the backbone
+    head: tuple[str, ...] = ()  # names of the head's tensors that train
 
     def __post_init__(self) -> None:
-        """Refuse what could not be told apart.
-
-        Raises:
-            ValueError: Two hooks are of one kind at one module or train tensors of one name, or hooks stand beside
-                weights that all train.
-        """
+        """Raise a ValueError where two hooks of a module have one kind or name, or stand beside weights that train."""
         keys = Counter(name for hook in self.hooks for name in hook.names)
         keys += Counter(f"{type(h).__name__} of {h.path}" for h in self.hooks if not isinstance(h, TrainBias))
         if twice := [key for key, count in keys.items() if count > 1]:
@@ -262,33 +209,22 @@ class Adaptation:
     @property
     def adapters(self) -> dict[str, int]:
         """Path of a module of the backbone → the parameters that hooks add to it."""
-        found: dict[str, int] = {}
+        found: Counter[str] = Counter()
         for hook in self.hooks:
-            added = sum(tensor.size for tensor in hook.tensors if tensor.kind == "adapter")
-            if added:
-                found[hook.path] = found.get(hook.path, 0) + added
-        return found
+            found[hook.path] += sum(tensor.size for tensor in hook.tensors if tensor.kind == "adapter")
+        return dict(+found)
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many parameters a run has and trains; `trainable` is the sum of the four parts below it.
+    """How many parameters a run has and trains; `trainable` is the sum of the four parts that follow it."""
 
-    Attributes:
-        total: All parameters of the model, adapters included.
-        trainable: Those that train.
-        backbone: Trained tensors of the backbone: all, biases included, or gains of norms.
-        bias: Trained biases, unless all of the backbone trains.
-        adapter: What else hooks add, such as the factors of a low-rank update.
-        head: Trained tensors of the head.
-    """
-
-    total: int
+    total: int  # all parameters of the model, adapters included
     trainable: int
-    backbone: int
-    bias: int
-    adapter: int
-    head: int
+    backbone: int  # trained tensors of the backbone: all, biases included, or gains of norms
+    bias: int  # trained biases, unless all of the backbone trains
+    adapter: int  # what else hooks add, such as the factors of a low-rank update
+    head: int  # trained tensors of the head
 
 
 def count_parameters(spec: ModelSpec, adaptation: Adaptation) -> ParameterCount:

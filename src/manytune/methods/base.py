@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from manytune.methods.adaptation import Adaptation
     from manytune.models.spec import HeadSpec, ModelSpec
 
-
 HeadMode = Literal["full", "bias", "frozen"]
 """Which parameters of the head train: all of them, its biases, or none."""
 
@@ -33,23 +32,14 @@ PackKind = Literal["full", "adapters", "head"]
 
 @dataclass(frozen=True)
 class Axis:
-    """A numeric hyper-parameter that the report draws scores against, on a logarithmic axis.
+    """A numeric hyper-parameter that the report draws scores against, on a logarithmic axis."""
 
-    Attributes:
-        name: The field's name.
-        title: What the axis is called.
-        prefix: What labels write before a value.
-        base: Of the logarithm.
-        key: Names the part of the report and its files.
-        kind: How a value is written, out of `FORMATS` of report/sheets.py.
-    """
-
-    name: str
-    title: str
-    prefix: str
-    base: int
-    key: str
-    kind: str = "count"
+    name: str  # of the field
+    title: str  # of the axis
+    prefix: str  # what labels write before a value
+    base: int  # base of the logarithm
+    key: str  # names the part of the report and its files
+    kind: str = "count"  # how a value is written, out of `FORMATS` of report/sheets.py
 
 
 LEARNING_RATE = Axis("learning_rate", "learning rate", "lr ", 10, "rates", "rate")
@@ -81,7 +71,7 @@ class Method(Frozen):
     pack_kind: ClassVar[PackKind] = "adapters"
     """Runs share packs with runs of the same kind, whatever their method."""
     grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Values of fields that decide how much trains, for which `manytune params` counts unless told otherwise."""
+    """Values of fields that decide how much trains, for which `manytune params` counts by default."""
     exports: ClassVar[tuple[str, ...]] = ()
     """Forms that a run can be exported in, the default first: "peft", "transformers", "onnx"."""
 
@@ -102,11 +92,7 @@ class Method(Frozen):
     # What trains.
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
-        """What the method trains of a backbone and its head.
-
-        Raises:
-            StudyError: The method does not fit the backbone.
-        """
+        """What the method trains of a backbone and its head; raises a StudyError where it does not fit the backbone."""
         raise NotImplementedError
 
     def trained_head(self, spec: HeadSpec) -> tuple[str, ...]:
@@ -126,8 +112,8 @@ class Method(Frozen):
     def pack_order(self) -> tuple[Any, ...]:
         """Sorts the runs of a pack: neighbours whose tensors have the same shapes share them, which is faster."""
         shared = {"method", "learning_rate", "head"}
-        own = (getattr(self, name) for name in type(self).model_fields if name not in shared)
-        return (self.method, *own, self.learning_rate, self.head)
+        hyperparameters = (getattr(self, name) for name in type(self).model_fields if name not in shared)
+        return (self.method, *hyperparameters, self.learning_rate, self.head)
 
     # How a run is shown.
 
@@ -176,20 +162,16 @@ class Method(Frozen):
     ) -> Mapping[str, Tensor]:
         """The tensors by which transformers' pretrained model becomes the run's: name in that model → tensor.
 
-        Args:
-            state: The run's own tensors by name. A method that trains tensors which transformers' model has as well
-                gives these back; one that adds tensors computes the weights that do the same.
-            weights: The pretrained model's parameters by name.
-            spec: The tensors of the backbone.
+        `state` has the run's own tensors by name. A method that trains tensors which transformers' model has as well
+        gives these back; one that adds tensors computes the weights that do the same from `weights`, the pretrained
+        model's parameters by name.
         """
         return state
 
     def peft_config(self, peft: Any, spec: ModelSpec, **shared: Any) -> Any:
         """The configuration of the run's adapter, for a method that exports to "peft".
 
-        Args:
-            peft: The module; it is an optional package, so methods do not import it.
-            spec: The tensors of the backbone.
-            shared: What the configuration of every method holds, such as `task_type`.
+        `peft` is the module, an optional package that methods do not import; `shared` is what the configuration of
+        every method holds, such as `task_type`.
         """
         raise NotImplementedError

@@ -30,11 +30,7 @@ class BitFit(Method):
     """Which parameters of the head train: all of them, its biases, or none."""
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
-        """All biases of the backbone.
-
-        Raises:
-            StudyError: The backbone has none.
-        """
+        """All biases of the backbone; raises a StudyError where it has none."""
         if not self.suits(spec):
             raise StudyError(
                 "methods: bitfit trains the backbone's biases, and this backbone has none. "

@@ -47,11 +47,7 @@ class Lora(Method):
     """Which parameters of the head train: all of them, its biases, or none."""
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
-        """The factors A and B of each target, and of the head what `head` says.
-
-        Raises:
-            StudyError: A target matches no linear layer, or the rank exceeds a target's width.
-        """
+        """A and B of each target; raises a StudyError where one matches no layer or is narrower than the rank."""
         paths = self._layers(spec)
         for path in paths:
             width = min(spec.linears[path])
@@ -73,9 +69,7 @@ class Lora(Method):
 
         A target matches every linear layer whose path is the target or ends in "." and the target, as in peft. The
         words query, key and value, where no layer is called so, mean what the backbone's family calls these layers.
-
-        Raises:
-            StudyError: A target matches none.
+        Raises a StudyError where a target matches none.
         """
         found = set()
         for target in self.targets:

@@ -21,12 +21,7 @@ METHODS: dict[str, type[Method]] = {}
 
 
 def register(kind: type[Method]) -> None:
-    """Add a method.
-
-    Raises:
-        TypeError: It lacks what every method declares.
-        ValueError: There is another method of this name.
-    """
+    """Add a method; a TypeError if it lacks what every method declares, a ValueError if its name is taken."""
     lacking = [name for name in ("method", "learning_rate", "head") if name not in kind.model_fields]
     lacking += [] if hasattr(kind, "title") else ["title"]
     undescribed = [name for name, field in kind.model_fields.items() if not field.description]
@@ -46,11 +41,7 @@ for _entry in entry_points(group="manytune.methods"):
 
 
 def make_method(name: str, **hyperparameters: Any) -> Method:
-    """Build one concrete method by name.
-
-    Raises:
-        StudyError: There is no such method, or it cannot have these hyper-parameters.
-    """
+    """A method by name; raises a StudyError where the name or a hyper-parameter is not possible."""
     if name not in METHODS:
         raise StudyError(f"There is no such method: {choices(name, METHODS)}")
     return METHODS[name](**hyperparameters)
@@ -75,12 +66,8 @@ def choose_methods(
 ) -> dict[Method, bool]:
     """One method for every name, size and part of the head that go together; an empty choice stands for all.
 
-    The learning rate is 1: what is chosen here is for counting parameters.
-
-    Args:
-        names: Of methods.
-        sizes: Field of the methods' `grid` → values of it.
-        heads: What trains of the head.
+    `sizes` has values of fields of the methods' `grid`. The learning rate is 1: what is chosen here is for counting
+    parameters.
 
     Returns:
         Method → whether its size was asked for. One that was not is left out where it does not suit a backbone.
@@ -106,8 +93,8 @@ def choose_methods(
         asked = any(sizes.get(field) for field in grid) if grid else bool(names)
         for *values, head in product(*grid.values(), heads or heads_of(kind)):
             if head in heads_of(kind):
-                own = dict(zip(grid, values, strict=True))
-                found[make_method(name, learning_rate=1.0, head=head, **own)] = asked
+                size = dict(zip(grid, values, strict=True))
+                found[make_method(name, learning_rate=1.0, head=head, **size)] = asked
     if not found:
         allowed = ", ".join(f"{name} takes {' or '.join(heads_of(kind))}" for name, kind in kinds.items())
         raise StudyError(f"--head: {', '.join(heads)} does not go with {', '.join(names)}; {allowed}.")

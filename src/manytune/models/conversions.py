@@ -10,14 +10,7 @@ _MOST = 10
 
 
 def safetensors_revision(name: str) -> str | None:
-    """A branch or a pull request of the repository that has the weights as safetensors.
-
-    Args:
-        name: Of the repository, without a revision.
-
-    Returns:
-        What stands behind the @ in a study's `model`; None where there is none, or the hub does not say.
-    """
+    """The branch or pull request in which a repository has safetensors weights; None where the hub names none."""
     if is_offline_mode():
         return None
     api = HfApi()

@@ -6,7 +6,7 @@ A family is known by the `model_type` of its transformers config. Nothing here i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,65 +16,40 @@ WORDS = ("query", "key", "value")
 """Names of layers that a study may use with any family; each row's `targets` says what they are called there."""
 
 
-def _initializer_range(config: Any) -> float:
-    return float(config.initializer_range)
-
-
-def _initializer_range_over_depth(config: Any) -> float:
-    return float(config.initializer_range / (2.0 * config.num_hidden_layers) ** 0.5)
-
-
-def _one_over_root_width(config: Any) -> float:
-    return float(config.hidden_size**-0.5)
-
-
 @dataclass(frozen=True)
 class HeadRow:
-    """One linear layer of a family's head: dropout, the product, the activation, the norm.
+    """One linear layer of a family's head: dropout, the product, the activation, the norm."""
 
-    Attributes:
-        module: The layer's path in transformers' sequence-classification model.
-        activation: Its name in transformers, or the key of the config that holds the name.
-        dropout: Keys of the config with the dropout before the product; the first that is set counts, and without
-            keys nothing is dropped.
-        norm: Path of the LayerNorm behind the activation, if there is one.
-        scale: The standard deviation of fresh weights, from the config.
-    """
-
-    module: str
-    activation: str = "none"
+    module: str  # the layer's path in transformers' sequence-classification model
+    activation: str = "none"  # its name in transformers, or the key of the config that holds the name
+    # config keys of the dropout before the product: the first one that is set counts; without keys there is none
     dropout: tuple[str, ...] = ()
-    norm: str | None = None
-    scale: Callable[[Any], float] = _initializer_range
+    norm: str | None = None  # path of the LayerNorm behind the activation, if there is one
+    # the standard deviation of fresh weights, from the config
+    scale: Callable[[Any], float] = lambda config: config.initializer_range
 
 
 @dataclass(frozen=True)
 class Family:
-    """How an architecture is used.
+    """How an architecture is used."""
 
-    Attributes:
-        checkpoint: A well-known one on the hub.
-        path: `flat`: the sequences of all runs lie end to end, because attention goes through transformers'
-            interface; `padded`: each run in its turn, its sequences padded to the longest of its own batch.
-        head: The layers of the head, in the order of computation; empty where transformers' own modules compute it.
-        targets: What the layers are called that the words query, key and value mean.
-        pooler: Path in the backbone of the linear layer, with tanh, between the first token and the head.
-        first_position: Position id of a sequence's first token; None: the one after the padding token's id.
-        pooling: Key of the config that says `cls` or `mean`; None: the head sees the first token.
-        cutoff: Key of the config with the number of standard deviations that fresh weights of the head are cut at.
-        bert_layers: `encoder.layer` holds layers built like BERT's.
-        bf16: Whether transformers' own modules can work in bf16; else they compute in fp32 whatever is asked for.
-    """
-
-    checkpoint: str
+    checkpoint: str  # a well-known model on the hub
+    # `flat`: all runs in one pass, their sequences end to end, where attention goes through transformers' interface;
+    # `padded`: one run after the other, its sequences padded to the longest of its batch
     path: Literal["flat", "padded"]
+    # the layers of the head, in the order of computation; empty where transformers' own modules compute it
     head: tuple[HeadRow, ...] = ()
+    # the words query, key and value → the names of these layers in this family
     targets: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({word: word for word in WORDS}))
+    # path in the backbone of the linear layer, with tanh, between the first token and the head
     pooler: str | None = None
+    # position id of a sequence's first token; None: the one after the padding token's id
     first_position: int | None = 0
-    pooling: str | None = None
+    pooling: str | None = None  # config key that holds `cls` or `mean`; None: the head sees the first token
+    # config key of the number of standard deviations at which fresh weights of the head are cut off
     cutoff: str | None = None
-    bert_layers: bool = False
+    bert_layers: bool = False  # `encoder.layer` holds layers built like BERT's
+    # whether transformers' own modules can work in bf16; else they compute in fp32 whatever is asked for
     bf16: bool = True
 
     def layers(self, words: Iterable[str]) -> list[str]:
@@ -85,6 +60,11 @@ class Family:
     def is_fused(self) -> bool:
         """Whether query, key and value are one layer, all of which is adapted where one of them is named."""
         return len(set(self.targets.values())) == 1
+
+
+def _one_over_root_depth(config: Any) -> float:
+    """ModernBERT's deviation of fresh weights inside the head, which falls with the number of layers."""
+    return float(config.initializer_range / (2.0 * config.num_hidden_layers) ** 0.5)
 
 
 _OWN_OR_HIDDEN = ("classifier_dropout", "hidden_dropout_prob")
@@ -143,8 +123,8 @@ FAMILIES: Mapping[str, Family] = {
         "answerdotai/ModernBERT-base",
         "flat",
         head=(
-            HeadRow("head.dense", "classifier_activation", norm="head.norm", scale=_initializer_range_over_depth),
-            HeadRow("classifier", dropout=("classifier_dropout",), scale=_one_over_root_width),
+            HeadRow("head.dense", "classifier_activation", norm="head.norm", scale=_one_over_root_depth),
+            HeadRow("classifier", dropout=("classifier_dropout",), scale=lambda config: config.hidden_size**-0.5),
         ),
         targets=_named("Wqkv", "Wqkv", "Wqkv"),
         pooling="classifier_pooling",
@@ -169,18 +149,16 @@ def cached_models() -> dict[str, list[str]]:
     """Models whose weights are in the local cache of the hub, by `model_type`; nothing is asked of the network."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    found: dict[str, list[str]] = {}
-    for name, model_type in sorted(set(_cached(Path(HF_HUB_CACHE)))):
-        found.setdefault(model_type, []).append(name)
-    return found
-
-
-def _cached(cache: Path) -> Iterator[tuple[str, str]]:
-    """Names of cached models that have a config and weights, with their `model_type`."""
-    for path in cache.glob("models--*/snapshots/*/config.json"):
+    models: set[tuple[str, str]] = set()
+    for path in Path(HF_HUB_CACHE).glob("models--*/snapshots/*/config.json"):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(config, dict) and any(path.parent.glob("*.safetensors")):
-            yield path.parents[2].name.removeprefix("models--").replace("--", "/"), str(config.get("model_type"))
+            name = path.parents[2].name.removeprefix("models--").replace("--", "/")
+            models.add((name, str(config.get("model_type"))))
+    found: dict[str, list[str]] = {}
+    for name, model_type in sorted(models):
+        found.setdefault(model_type, []).append(name)
+    return found

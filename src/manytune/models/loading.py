@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -52,27 +52,16 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained encoder, frozen, in fp32 on the CPU.
+    """A pretrained encoder, frozen, in fp32 on the CPU."""
 
-    Attributes:
-        model: The encoder, a transformers model without a head.
-        whole: The sequence-classification model around it, whose own head is not that of any run.
-        config: Its transformers config, with the number of outputs.
-        model_spec: Its tensors and its head.
-        family: The `model_type`.
-        first_position: The position id of a sequence's first token.
-        revision: The commit on the hub, or a digest of the weights for a local folder.
-        name: As the user wrote it.
-    """
-
-    model: nn.Module
-    whole: nn.Module
-    config: Any
-    model_spec: ModelSpec
-    family: str
-    first_position: int
-    revision: str
-    name: str
+    model: nn.Module  # the encoder, a transformers model without a head
+    whole: nn.Module  # the sequence-classification model around it, whose own head is not that of any run
+    config: Any  # its transformers config, with the number of outputs
+    model_spec: ModelSpec  # its tensors and its head
+    family: str  # the `model_type`
+    first_position: int  # the position id of a sequence's first token
+    revision: str  # the commit on the hub, or a digest of the weights for a local folder
+    name: str  # as the user wrote it
 
     @property
     def has_bert_layers(self) -> bool:
@@ -104,8 +93,7 @@ class Location:
 def locate(model: str) -> Location:
     """Resolve a model's name in a study: `minilm`, a local folder, or a hub name with an optional @revision.
 
-    Raises:
-        ModelError: The offline default is not installed or altered; or the folder has no config.json.
+    Raises ModelError where the offline default is not installed or was altered, or the folder has no config.json.
     """
     if model == MINILM:
         return Location(str(_minilm_folder()), None, local=True)
@@ -122,11 +110,7 @@ def locate(model: str) -> Location:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model, in its fast version.
-
-    Raises:
-        ModelError: It cannot be had.
-    """
+    """The tokenizer of a model, in its fast version; raises a ModelError where it cannot be loaded."""
     location = locate(model)
     with _loading(location, model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -141,19 +125,14 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_config(model: str, outputs: int, *, shipped: bool = False) -> Any:
-    """The transformers config of a model, with the number of outputs of the task.
+    """The transformers config of a model as named in a study, with the task's number of outputs, 1 for regression.
 
-    Args:
-        model: As in a study.
-        outputs: Number of labels; 1 for regression.
-        shipped: Take the architecture's figures from this package where it has them, so that counting
-            parameters needs no download.
-
-    Raises:
-        ModelError: It cannot be had, or the architecture is not supported.
+    With `shipped`, the architecture's figures are this package's where it has them, so that counting parameters needs
+    no download. Raises ModelError where the config cannot be had or the architecture is not supported.
     """
     location = locate(model)
-    figures = _shipped_figures().get(location.path.removeprefix("FacebookAI/").removeprefix("google-bert/"))
+    architectures = json.loads((resources.files("manytune.models") / "architectures.json").read_text())
+    figures = architectures.get(location.path.removeprefix("FacebookAI/").removeprefix("google-bert/"))
     with _loading(location, model, "config"):
         if shipped and figures is not None and not location.local:
             config = AutoConfig.for_model(**figures)
@@ -191,16 +170,10 @@ def _check_architecture(model: str, config: Any) -> None:
 
 
 def model_spec(model: str, outputs: int) -> ModelSpec:
-    """The tensors of a model and its head, without loading weights (on the meta device).
+    """The tensors of a model and its head of so many outputs, 1 for regression; no weights are loaded (meta device).
 
-    Which tensors a checkpoint lacks is seen in a local folder; one on the hub counts as complete.
-
-    Args:
-        model: As in a study.
-        outputs: Number of labels; 1 for regression.
-
-    Raises:
-        ModelError: The model cannot be had, or is of an unsupported architecture.
+    Which tensors a checkpoint lacks is seen in a local folder; one on the hub counts as complete. Raises ModelError
+    where the model cannot be had or its architecture is not supported.
     """
     location = locate(model)
     config = load_config(model, outputs, shipped=True)
@@ -216,10 +189,9 @@ def model_spec(model: str, outputs: int) -> ModelSpec:
 
 
 def check_weights(model: str) -> None:
-    """Refuse weights in a local folder that hold NaN or an infinity; those on the hub are checked when they load.
+    """Raise a ModelError where weights in a local folder hold NaN or an infinity, or cannot be read.
 
-    Raises:
-        ModelError: They hold NaN or an infinity, or cannot be read.
+    Those on the hub are checked when they load.
     """
     location = locate(model)
     if location.local:
@@ -228,14 +200,9 @@ def check_weights(model: str) -> None:
 
 
 def load_backbone(model: str, outputs: int) -> Backbone:
-    """Load a pretrained encoder in fp32, frozen.
+    """A pretrained encoder in fp32, frozen, for a task of so many outputs, 1 for regression; `model` is as in a study.
 
-    Args:
-        model: As in a study: `minilm`, a local folder, or a hub name with an optional @revision.
-        outputs: Number of labels of the task; 1 for regression.
-
-    Raises:
-        ModelError: The model cannot be had, is of an unsupported architecture, or lacks encoder weights.
+    Raises ModelError where the model cannot be had, has an unsupported architecture, or lacks encoder weights.
     """
     whole, parts, revision = load_classifier(model, outputs)
     if whole.config.model_type not in FAMILIES:
@@ -284,20 +251,14 @@ def _refuse_what_padding_changes(model: str, whole: Any) -> None:
 def load_classifier(model: str, outputs: int) -> tuple[Any, ModelSpec, str]:
     """The sequence-classification model as transformers has it, in fp32: encoder pretrained, head fresh.
 
-    Args:
-        model: As for `load_backbone`.
-        outputs: Number of labels of the task; 1 for regression.
-
-    Returns:
-        The model, its model_spec, and the revision of its weights.
-
-    Raises:
-        ModelError: As for `load_backbone`.
+    Returns the model, its ModelSpec and the revision of its weights; raises ModelError as `load_backbone` does.
     """
     location = locate(model)
     config = load_config(model, outputs)
     with _loading(location, model, "weights"):
-        commit = None if location.local else _commit(location)
+        # The commit that a revision on the hub means: the cache keeps files in a folder that is called so.
+        cached = None if location.local else hf_hub_download(location.path, "config.json", revision=location.revision)
+        commit = None if cached is None else Path(cached).parent.name
         whole, info = AutoModelForSequenceClassification.from_pretrained(
             location.path,
             revision=commit or "main",
@@ -308,28 +269,19 @@ def load_classifier(model: str, outputs: int) -> tuple[Any, ModelSpec, str]:
             ignore_mismatched_sizes=True,  # a checkpoint's own head may have another number of labels
             output_loading_info=True,
         )
-    _check_encoder(model, whole.base_model_prefix, info)
-    check_values(model, whole.base_model.named_parameters())
-    lacks_pooler = any(key.startswith(f"{whole.base_model_prefix}.pooler.") for key in info["missing_keys"])
-    parts = describe(whole, config, lacks_pooler=lacks_pooler)
-    return whole.eval(), parts, commit or _weights_digest(Path(location.path))
-
-
-def _check_encoder(model: str, prefix: str, info: Mapping[str, Any]) -> None:
-    """Refuse weights in which the encoder is not whole; its pooler may be missing, and its head be any."""
-    misfits = {key for key, *_shapes in info["mismatched_keys"]}
-    lost = {key for key in info["missing_keys"] if not key.startswith(f"{prefix}.pooler.")}
-    wrong = sorted(key for key in misfits | lost if key.startswith(f"{prefix}."))
-    if wrong:
+    encoder, missing = f"{whole.base_model_prefix}.", info["missing_keys"]
+    pooler = {key for key in missing if key.startswith(f"{encoder}pooler.")}
+    misshapen = {key for key, *_shapes in info["mismatched_keys"]}
+    # The encoder must be whole, except for its pooler; the head is made anew in any case.
+    if wrong := sorted(key for key in misshapen | (set(missing) - pooler) if key.startswith(encoder)):
         raise misfit(model, wrong)
-
-
-@cache
-def _shipped_figures() -> dict[str, dict[str, Any]]:
-    figures: dict[str, dict[str, Any]] = json.loads(
-        (resources.files("manytune.models") / "architectures.json").read_text()
-    )
-    return figures
+    check_values(model, whole.base_model.named_parameters())
+    parts = describe(whole, config, lacks_pooler=bool(pooler))
+    if commit is not None:
+        return whole.eval(), parts, commit
+    # A local folder has no commit: the digest of its safetensors files stands for one.
+    digests = [_sha256(path) for path in sorted(Path(location.path).glob("*.safetensors"))]
+    return whole.eval(), parts, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 @cache
@@ -356,17 +308,6 @@ def _sha256(path: Path) -> str:
         return digest_of(path)
     except OSError as error:
         raise ModelError(f"model: cannot read {path}: {error.strerror}.") from error
-
-
-def _weights_digest(folder: Path) -> str:
-    """What pins the weights of a local folder: a digest of its safetensors files."""
-    digests = [_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-
-
-def _commit(location: Location) -> str:
-    """The commit that a revision on the hub means: the cache keeps files in a folder that is called so."""
-    return Path(hf_hub_download(location.path, "config.json", revision=location.revision)).parent.name
 
 
 @contextmanager
@@ -405,13 +346,13 @@ def _unavailable(location: Location, model: str, what: str, error: Exception) ->
             f"model: there is not enough memory to load the {what} of {model}: {reason} "
             "Free some, or choose a smaller model."
         )
-    folder = _folder(location)
-    damaged = None if folder is None else damaged_file(folder)
+    config = _local_file(location, "config.json")
+    damaged = None if config is None else damaged_file(config.parent)
     if damaged is not None and not location.local:
         return ModelError(
             f"model: the {what} of {model!r} cannot be loaded: {damaged}. Delete it to download it again."
         )
-    if what == "weights" and ("file named model.safetensors" in reason or _is_pickled(location)):
+    if what == "weights" and ("file named model.safetensors" in reason or _local_file(location, "pytorch_model.bin")):
         other = None if location.local else safetensors_revision(location.path)
         there = f" {location.path}@{other} has them as safetensors: give that as model, or" if other else ""
         return ModelError(
@@ -433,19 +374,13 @@ def _unavailable(location: Location, model: str, what: str, error: Exception) ->
     )
 
 
-def _folder(location: Location) -> Path | None:
-    """Where the files are on this machine; None if they are not."""
+def _local_file(location: Location, name: str) -> Path | None:
+    """A model's file on this machine: in its folder, or in the hub's cache; None if it is not there."""
     if location.local:
-        return Path(location.path)
+        path = Path(location.path) / name
+        return path if path.is_file() else None
     try:
-        found = try_to_load_from_cache(location.path, "config.json", revision=location.revision)
+        found = try_to_load_from_cache(location.path, name, revision=location.revision)
     except ValueError:  # it is no name that the hub could have
         return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _is_pickled(location: Location) -> bool:
-    name = "pytorch_model.bin"
-    if location.local:
-        return (Path(location.path) / name).is_file()
-    return isinstance(try_to_load_from_cache(location.path, name, revision=location.revision), str)
+    return Path(found) if isinstance(found, str) else None

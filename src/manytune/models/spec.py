@@ -16,7 +16,7 @@ from manytune.models.families import WORDS, HeadRow, family_of
 from manytune.utils.errors import ModelError
 
 _NO_BOUND = 1_000_000
-"""Positions of an architecture that names no most."""
+"""Positions of an architecture whose config gives no limit."""
 
 _GUESSES: Mapping[str, tuple[str, ...]] = {
     word: (word, word[0], f"{word[0]}_lin", f"{word[0]}_proj", f"{word}_proj") for word in WORDS
@@ -26,89 +26,57 @@ _GUESSES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class HeadTensor:
-    """One tensor of a head.
+    """One tensor of a head."""
 
-    Attributes:
-        name: In transformers' sequence-classification model.
-        shape: Its shape.
-        std: Standard deviation of a fresh one, which is normal around zero; None: it is `fill` throughout.
-        cutoff: Standard deviations that a fresh one is cut at; None for no cut.
-        fill: 1 for a norm's weight, 0 for a bias.
-    """
-
-    name: str
+    name: str  # its path in transformers' sequence-classification model
     shape: tuple[int, ...]
-    std: float | None = None
-    cutoff: float | None = None
-    fill: float = 0.0
+    std: float | None = None  # standard deviation of normal initial values; None: all are `fill`
+    cutoff: float | None = None  # standard deviations at which they are cut off; None for no cut
+    fill: float = 0.0  # 1 for a norm's weight, 0 for a bias
 
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """A LayerNorm of a head.
+    """A LayerNorm of a head."""
 
-    Attributes:
-        name: The module's path.
-        epsilon: Added to the variance.
-        bias: Whether it has one.
-    """
-
-    name: str
-    epsilon: float
-    bias: bool
+    name: str  # the module's path
+    epsilon: float  # added to the variance
+    bias: bool  # whether it has a bias
 
 
 @dataclass(frozen=True)
 class HeadLayer:
-    """One linear layer of a head: dropout, then the product, then the activation, then a norm if there is one.
+    """One linear layer of a head: dropout, then the product, then the activation, then a norm if there is one."""
 
-    Attributes:
-        name: The module's path in transformers' sequence-classification model.
-        inputs: Width in.
-        outputs: Width out.
-        activation: Its name in transformers, or `none`.
-        dropout: Probability that an input is dropped while training.
-        bias: Whether the product has a bias.
-        norm: The norm behind it.
-        std: Standard deviation of fresh weights; None for the head's own.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    activation: str
-    dropout: float
-    bias: bool = True
-    norm: HeadNorm | None = None
-    std: float | None = None
+    name: str  # the module's path in transformers' sequence-classification model
+    inputs: int  # width of the input
+    outputs: int  # width of the output
+    activation: str  # its name in transformers, or `none`
+    dropout: float  # probability that an input is dropped while training
+    bias: bool = True  # whether the product has a bias
+    norm: HeadNorm | None = None  # the norm behind it
+    std: float | None = None  # standard deviation of fresh weights; None for the head's own
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The head of a family.
+    """The head of a family."""
 
-    Attributes:
-        layers: In the order of computation; the first one sees the pooled features. Empty where transformers' own
-            modules compute the head.
-        initializer_range: Standard deviation of fresh weights.
-        cutoff: Standard deviations that fresh weights are cut at; None for no cut.
-        others: Tensors that no layer holds.
-    """
-
+    # in the order of computation, the first one on the pooled features; empty where transformers computes the head
     layers: tuple[HeadLayer, ...]
-    initializer_range: float
-    cutoff: float | None = None
-    others: tuple[HeadTensor, ...] = ()
+    initializer_range: float  # standard deviation of fresh weights
+    cutoff: float | None = None  # standard deviations at which fresh weights are cut off; None for no cut
+    others: tuple[HeadTensor, ...] = ()  # tensors outside of `layers`
 
     def tensors(self) -> tuple[HeadTensor, ...]:
         """The head's tensors, in the order of computation."""
-        return tuple(tensor for layer in self.layers for tensor in self._of(layer)) + self.others
+        return tuple(tensor for layer in self.layers for tensor in self._tensors_of(layer)) + self.others
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The head's tensors: name → shape."""
         return {tensor.name: tensor.shape for tensor in self.tensors()}
 
-    def _of(self, layer: HeadLayer) -> Iterator[HeadTensor]:
+    def _tensors_of(self, layer: HeadLayer) -> Iterator[HeadTensor]:
         std = self.initializer_range if layer.std is None else layer.std
         yield HeadTensor(f"{layer.name}.weight", (layer.outputs, layer.inputs), std, self.cutoff)
         if layer.bias:
@@ -121,33 +89,19 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The tensors of a backbone and head, without their values.
+    """The tensors of a backbone and head, without their values."""
 
-    Attributes:
-        prefix: Path of the backbone in the sequence-classification model, such as `roberta`.
-        tensors: Backbone parameters: path inside the backbone → shape.
-        linears: Linear layers of the backbone: path → (in, out).
-        biases: Names of the backbone's bias parameters.
-        head: The head.
-        max_length: Most tokens that a sequence may have.
-        vocabulary: Token ids that it has embeddings for, from 0.
-        token_types: Token types that it has embeddings for; 0 where it knows none.
-        targets: The words query, key and value → what this backbone calls these layers.
-        passes: How often a layer's matrices are used in a forward pass: ALBERT's layers are one and the same.
-        padded: Whether its runs go through it in turn, in the padded layout.
-    """
-
-    prefix: str
-    tensors: dict[str, tuple[int, ...]]
-    linears: dict[str, tuple[int, int]]
-    biases: tuple[str, ...]
+    prefix: str  # path of the backbone in the sequence-classification model, such as `roberta`
+    tensors: dict[str, tuple[int, ...]]  # backbone parameters: path inside the backbone → shape
+    linears: dict[str, tuple[int, int]]  # linear layers of the backbone: path → (in, out)
+    biases: tuple[str, ...]  # names of the backbone's bias parameters
     head: HeadSpec
-    max_length: int
-    vocabulary: int
-    token_types: int
-    targets: dict[str, str]
-    passes: int
-    padded: bool
+    max_length: int  # tokens that a sequence may have at most
+    vocabulary: int  # number of token embeddings
+    token_types: int  # number of token-type embeddings; 0 where it has none
+    targets: dict[str, str]  # the words query, key and value → what this backbone calls these layers
+    passes: int  # how often a layer's matrices are used in a forward pass: ALBERT's layers are one and the same
+    padded: bool  # whether its runs are computed one after the other, in padded batches
 
     @property
     def fused(self) -> str | None:
@@ -156,28 +110,23 @@ class ModelSpec:
 
 
 def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:
-    """Look at a sequence-classification model, which may be on the meta device.
+    """Look at a sequence-classification model of transformers, which may be on the meta device.
 
-    Args:
-        whole: As transformers has it.
-        config: Its config.
-        lacks_pooler: Its checkpoint has no pooler, so that the pooler belongs to the head.
-
-    Raises:
-        ModelError: Its head holds tensors of which it is not known how they begin.
+    With `lacks_pooler`, its checkpoint has no pooler, so the pooler belongs to the head. Raises ModelError where the
+    head holds tensors whose initial values are not known.
     """
     family = family_of(config.model_type)
     prefix: str = whole.base_model_prefix
     base = whole.base_model
     modules = dict(base.named_modules())
     pooler = {path: module for path, module in modules.items() if path.split(".")[0] == "pooler" and lacks_pooler}
-    own = {path: module for path, module in modules.items() if path not in pooler}
+    kept = {path: module for path, module in modules.items() if path not in pooler}
     tensors = {
         f"{path}.{name}" if path else name: tuple(parameter.shape)
-        for path, module in own.items()
+        for path, module in kept.items()
         for name, parameter in module.named_parameters(recurse=False)
     }
-    linears = {p: (m.in_features, m.out_features) for p, m in own.items() if isinstance(m, nn.Linear)}
+    linears = {p: (m.in_features, m.out_features) for p, m in kept.items() if isinstance(m, nn.Linear)}
     cutoff = None if family.cutoff is None else float(getattr(config, family.cutoff))
     rows = family.head
     if pooler and rows and family.pooler is not None:
@@ -191,6 +140,7 @@ def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:
             f"model: its config has max_position_embeddings {positions}, which leaves no position for a token. "
             "Set it to what the model was trained with."
         )
+    groups = getattr(config, "num_hidden_groups", None)  # ALBERT's groups of layers with the same tensors
     return ModelSpec(
         prefix=prefix,
         tensors=tensors,
@@ -201,7 +151,7 @@ def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:
         vocabulary=base.get_input_embeddings().num_embeddings,
         token_types=types[0] if types else 0,
         targets={word: _called(word, family.targets[word], linears) for word in WORDS},
-        passes=_passes(config),
+        passes=config.num_hidden_layers // groups if groups else 1,
         padded=family.path == "padded",
     )
 
@@ -212,11 +162,6 @@ def first_position(config: Any) -> int:
     return int(config.pad_token_id) + 1 if first is None else first
 
 
-def _passes(config: Any) -> int:
-    groups = getattr(config, "num_hidden_groups", None)
-    return config.num_hidden_layers // groups if groups else 1
-
-
 def _range(config: Any) -> float:
     return float(getattr(config, "initializer_range", None) or 0.02)  # as transformers falls back
 
@@ -224,16 +169,16 @@ def _range(config: Any) -> float:
 def _layer(row: HeadRow, whole: Any, config: Any) -> HeadLayer:
     linear = whole.get_submodule(row.module)
     norm = None if row.norm is None else whole.get_submodule(row.norm)
-    set_ones = [value for value in (getattr(config, key, None) for key in row.dropout) if value is not None]
+    dropouts = [value for value in (getattr(config, key, None) for key in row.dropout) if value is not None]
     return HeadLayer(
         row.module,
         linear.in_features,
         linear.out_features,
         getattr(config, row.activation, row.activation),
-        float(set_ones[0]) if set_ones else 0.0,
+        float(dropouts[0]) if dropouts else 0.0,
         linear.bias is not None,
         None if norm is None else HeadNorm(str(row.norm), norm.eps, norm.bias is not None),
-        row.scale(config),
+        float(row.scale(config)),
     )
 
 
@@ -260,4 +205,4 @@ def _whole_head(whole: Any, config: Any, pooler: set[str]) -> Iterator[HeadTenso
 def _called(word: str, name: str, linears: Mapping[str, Any]) -> str:
     """What the backbone calls a layer: as its family's row says, or the first guess that fits."""
     names = (name, *_GUESSES[word])
-    return next((own for own in names if any(f".{path}".endswith(f".{own}") for path in linears)), name)
+    return next((each for each in names if any(f".{path}".endswith(f".{each}") for path in linears)), name)

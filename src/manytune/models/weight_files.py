@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from manytune.utils.errors import ModelError
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 
 _READ = re.compile(r".*\.(json|txt|model|safetensors)")
 _MOST_BYTES = 512 << 20
@@ -36,11 +36,7 @@ _MAY_BE_NONE = {"type_vocab_size": 0, "max_position_embeddings": -1, "num_labels
 
 
 def check_files(model: str, folder: Path) -> None:
-    """Refuse a local folder with a file that is no regular file, is too large, or names files elsewhere.
-
-    Raises:
-        ModelError: Such a file.
-    """
+    """Raise a ModelError where a file of the folder is not regular, is too large, or names files elsewhere."""
     for path in sorted(path for path in folder.iterdir() if _READ.fullmatch(path.name)):
         try:
             status = path.stat()
@@ -72,14 +68,9 @@ def _check_shards(folder: Path) -> None:
 
 
 def check_config(model: str, figures: Mapping[str, Any]) -> None:
-    """Refuse figures of which no model could be made on this machine.
+    """Refuse figures, the content of a config.json, of which no model could be made on this machine.
 
-    Args:
-        model: As in a study.
-        figures: The content of its config.json.
-
-    Raises:
-        ModelError: They are no numbers, out of range, of a quantized model, or of one that memory cannot hold.
+    Raises ModelError where one is no number or out of range, the model is quantized, or memory cannot hold it.
     """
     if figures.get("quantization_config") is not None:
         raise ModelError(
@@ -139,14 +130,9 @@ def check_shapes(
 ) -> None:
     """Refuse weights of other shapes than the config makes, before any of them is read.
 
-    Args:
-        model: As in a study.
-        prefix: Path of the backbone in the sequence-classification model.
-        wanted: The backbone's tensors: path → shape.
-        stored: Those in its files, with or without the prefix.
-
-    Raises:
-        ModelError: Some have another shape, or are missing.
+    `wanted` has the backbone's tensors, path → shape; `stored` those in its files, with or without `prefix`, the path
+    of the backbone in the sequence-classification model. Raises ModelError where a shape differs or a tensor is
+    missing.
     """
     ours = {name.removeprefix(f"{prefix}."): shape for name, shape in stored.items()}
     wrong = [name for name, shape in wanted.items() if ours.get(name, shape) != shape]
@@ -167,11 +153,7 @@ def misfit(model: str, wrong: list[str]) -> ModelError:
 
 
 def check_values(model: str, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Refuse weights that hold NaN or an infinity.
-
-    Raises:
-        ModelError: A tensor holds NaN or an infinity.
-    """
+    """Raise a ModelError where a tensor holds NaN or an infinity."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(

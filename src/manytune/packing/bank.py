@@ -40,32 +40,21 @@ class Group:
 
 @dataclass
 class BankTensor:
-    """One tensor of every run of a group; it trains where `value.requires_grad` (a frozen head does not).
+    """One tensor of every run of a group; it trains where `value.requires_grad` (a frozen head does not)."""
 
-    Attributes:
-        name: The tensor's name in the unpacked model (transformers' or peft's), the same for every run.
-        kind: What a parameter count files it under.
-        group: The runs that hold it.
-        value: The parameter: [len(group), ...], or just [...] where `stacked` is False (a pack of one).
-        stacked: Whether the leading dimension of `value` is the run.
-        transposed: Whether the unpacked model holds the last two dimensions the other way round.
-        moments: What the optimizer keeps of it, by name, with a leading dimension for the runs.
-        decays: Whether weight decay applies; unless given, the name says.
-        compute_copy: `value` in the activations' dtype, which products read, and which then gets the gradient; the
-            optimizer keeps it in step. None where products read `value` itself.
-        touched_rows: What `touched` gives, once it has been asked for.
-    """
-
-    name: str
-    kind: TensorKind
-    group: Group
-    value: nn.Parameter
-    stacked: bool = True
-    transposed: bool = False
+    name: str  # the tensor's name in the unpacked model (transformers' or peft's), the same for every run
+    kind: TensorKind  # the part of a parameter count that it belongs to
+    group: Group  # the runs that hold it
+    value: nn.Parameter  # the parameter: [len(group), ...], or just [...] where `stacked` is False (a pack of one)
+    stacked: bool = True  # whether the leading dimension of `value` is the run
+    transposed: bool = False  # whether the unpacked model holds the last two dimensions the other way round
+    # what the optimizer keeps of it, by name, with a leading dimension for the runs
     moments: dict[str, Tensor] = field(default_factory=dict)
-    decays: bool | None = None
+    decays: bool | None = None  # whether weight decay applies; unless given, the name says
+    # `value` in the activations' dtype, which products read, and which then gets the gradient; the optimizer keeps it
+    # in step. None where products read `value` itself.
     compute_copy: nn.Parameter | None = None
-    touched_rows: Tensor | None = None
+    touched_rows: Tensor | None = None  # the value of `touched`, once computed
 
     def __post_init__(self) -> None:
         if self.decays is None:
@@ -106,9 +95,9 @@ class BankTensor:
 
     def data(self, run: int) -> Tensor:
         """The tensor of one run of the pack, a view that shares memory with the bank."""
-        return self.own(run).detach()
+        return self.of_run(run).detach()
 
-    def own(self, run: int) -> Tensor:
+    def of_run(self, run: int) -> Tensor:
         """The tensor of one run of the pack, a view that gradients flow through."""
         return self.value[run - self.group.first] if self.stacked else self.value
 
@@ -117,11 +106,7 @@ class BankTensor:
         return self._oriented(self.data(run)).to("cpu", torch.float32, copy=True).contiguous()
 
     def set(self, run: int, tensor: Tensor) -> None:
-        """Overwrite one run's tensor with one oriented as in the unpacked model.
-
-        Raises:
-            ValueError: It has another shape.
-        """
+        """Overwrite one run's tensor with one oriented as in the unpacked model; a ValueError for another shape."""
         self._copy(self._oriented(self.data(run)), tensor)
         if self.compute_copy is not None:
             self.compute_copy.detach().copy_(self.value.detach())
@@ -130,17 +115,16 @@ class BankTensor:
         """A view of tensors of the bank as the unpacked model holds them."""
         return tensor.mT if self.transposed else tensor
 
-    def _copy(self, own: Tensor, tensor: Tensor) -> None:
-        if tensor.shape != own.shape:  # copy_ would broadcast it
-            raise ValueError(f"{self.name} has the shape {tuple(own.shape)}, not {tuple(tensor.shape)}")
-        own.copy_(tensor)
+    def _copy(self, target: Tensor, tensor: Tensor) -> None:
+        if tensor.shape != target.shape:  # copy_ would broadcast it
+            raise ValueError(f"{self.name} has the shape {tuple(target.shape)}, not {tuple(tensor.shape)}")
+        target.copy_(tensor)
 
     def dump(self) -> dict[str, Tensor]:
         """What training changes, on the CPU, with a leading dimension for the runs; it may share memory with the bank.
 
-        Returns:
-            `value` and the optimizer's moments by name, oriented as in the unpacked model; `touched`, [1, rows], if
-            rows have been.
+        Returns `value` and the optimizer's moments by name, oriented as in the unpacked model; `touched`, [1, rows], if
+        rows have been.
         """
         stacked = {"value": self.stack(self.value.detach()), **self.moments}
         parts = {part: self._oriented(data).cpu().contiguous() for part, data in stacked.items()}
@@ -151,8 +135,7 @@ class BankTensor:
     def restore(self, run: int, parts: Mapping[str, Tensor]) -> None:
         """Take over what `dump` gave of one run's tensor, without the leading dimension; the bank may be another one.
 
-        Raises:
-            ValueError: A part has another shape, or there is no value.
+        Raises a ValueError where a part has another shape, or there is no value.
         """
         if "value" not in parts:
             raise ValueError(f"{self.name} has no value")
@@ -196,12 +179,7 @@ class Bank:
         return {tensor.name: tensor.get(run) for tensor in self.of(run)}
 
     def load(self, run: int, state: Mapping[str, Tensor]) -> None:
-        """Overwrite one run's tensors.
-
-        Raises:
-            KeyError: `state` does not have exactly the names that the run holds.
-            ValueError: One of its tensors has another shape.
-        """
+        """Overwrite one run's tensors; raises what `restore` raises."""
         self.restore(run, {name: {"value": tensor} for name, tensor in state.items()})
 
     def dump(self) -> dict[str, Tensor]:

@@ -17,27 +17,16 @@ from manytune.packing.layout import Bucket, Layout, barrier
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: Layout,
-    heads: int,
-    scale: float,
-    drop: Drop | None,
-    window: int | None = None,
+    q: Tensor,  # [T, heads * d]
+    k: Tensor,  # [T, heads * d]
+    v: Tensor,  # [T, heads * d]
+    layout: Layout,  # which tokens belong together
+    heads: int,  # number of heads
+    scale: float,  # factor on the scores
+    drop: Drop | None,  # of the weights, keyed by the queries' tokens; None while evaluating
+    window: int | None = None,  # tokens farther apart than this do not see each other; None: all of a sequence do
 ) -> Tensor:
-    """[T, heads * d]: every token's weighted sum of the values of its own sequence.
-
-    Args:
-        q: [T, heads * d].
-        k: [T, heads * d].
-        v: [T, heads * d].
-        layout: Which tokens belong together.
-        heads: Number of heads.
-        scale: Factor on the scores.
-        drop: Of the weights, keyed by the queries' tokens; None while evaluating.
-        window: Tokens farther apart than this do not see each other; None: all of a sequence do.
-    """
+    """[T, heads * d]: every token's weighted sum of the values of its own sequence."""
     slots = [_Regroup.apply(x, layout, True) for x in (q, k, v)]
     keys = None if drop is None else drop.keys[layout.slot_token]
     outputs = []

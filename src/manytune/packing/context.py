@@ -18,21 +18,13 @@ Rows = Literal["tokens", "sequences"]
 
 @dataclass
 class Context:
-    """The state of one forward pass; a pack has one, and its modules read it.
+    """The state of one forward pass; a pack has one, and its modules read it."""
 
-    Attributes:
-        dtype: The dtype of activations between the fp32 residuals.
-        kernels: To work with.
-        layout: Of the present batch.
-        keys: For dropout; None while evaluating.
-        rows: Whether modules now see one row a token or (last layer, pooler and head) one row a sequence.
-    """
-
-    dtype: torch.dtype
+    dtype: torch.dtype  # the dtype of activations between the fp32 residuals
     kernels: Kernels
-    layout: Layout | None = None
-    keys: Keys | None = None
-    rows: Rows = "tokens"
+    layout: Layout | None = None  # of the present batch; None between passes
+    keys: Keys | None = None  # for dropout; None while evaluating
+    rows: Rows = "tokens"  # whether modules now see one row a token or (last layer, pooler and head) one row a sequence
     _calls: Counter[str] = field(default_factory=Counter)
     _parts: dict[tuple[int, int, int, Rows], Segments] = field(default_factory=dict)
 
@@ -68,21 +60,17 @@ class Context:
         """The rows of each run, and the padding rows behind them."""
         assert self.layout is not None
         tail = self.layout.rows - self.layout.tokens if self.rows == "tokens" else 0
-        return self._part(0, self.layout.runs, tail)
+        return self.part(0, self.layout.runs, tail)
 
-    def part(self, first: int, last: int) -> Segments:
-        """The rows of the runs `first` to `last` - 1 alone, counted from the first of them."""
-        return self._part(first, last, 0)
-
-    def _part(self, first: int, last: int, tail: int) -> Segments:
+    def part(self, first: int, last: int, tail: int = 0) -> Segments:
+        """The rows of the runs `first` to `last` - 1, counted from the first one, and `tail` padding rows behind."""
         layout = self.layout
         assert layout is not None
         key = (first, last, tail, self.rows)
         if key not in self._parts:
             bounds = layout.token_bounds if self.rows == "tokens" else layout.sequence_bounds
-            start = bounds[first]
-            own = tuple(bound - start for bound in bounds[first : last + 1])
-            self._parts[key] = Segments(own, layout.ids.device, tail)
+            from_first = tuple(bound - bounds[first] for bound in bounds[first : last + 1])
+            self._parts[key] = Segments(from_first, layout.ids.device, tail)
         return self._parts[key]
 
     @property

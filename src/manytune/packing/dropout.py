@@ -47,77 +47,42 @@ def generator(*parts: object) -> torch.Generator:
 @lru_cache(maxsize=4096)
 def site_key(site: str, call: int) -> int:
     """The 32-bit key of one call of one site, as a signed integer."""
-    return _signed(derive_seed("site", site, call) & 0xFFFFFFFF)
+    return _key_of("site", site, call)
 
 
 @dataclass
 class Keys:
-    """The keys of all rows (tokens or sequences) of a packed batch at one optimizer step.
+    """The keys of all rows (tokens or sequences) of a packed batch at one optimizer step."""
 
-    Attributes:
-        tokens: [T] int32.
-        sequences: [S] int32, those of each sequence's first token.
-        runs: [R] int32, for what belongs to no sequence.
-    """
-
-    tokens: Tensor
-    sequences: Tensor
-    runs: Tensor
+    tokens: Tensor  # [T] int32
+    sequences: Tensor  # [S] int32, those of each sequence's first token
+    runs: Tensor  # [R] int32, for what belongs to no sequence
 
     @staticmethod
     def build(layout: Layout, seeds: Sequence[int], step: int) -> Keys:
         """Keys for the layout's tokens; `seeds` are the seeds of its R runs, `step` counts from 0."""
-        run_keys = torch.tensor(
-            [_signed(derive_seed("dropout", seed, step) & 0xFFFFFFFF) for seed in seeds],
-            dtype=torch.int32,
-            device=layout.token_run.device,
-        )
-        tokens = run_keys[layout.token_run]
+        run_keys = [_key_of("dropout", seed, step) for seed in seeds]
+        runs = torch.tensor(run_keys, dtype=torch.int32, device=layout.token_run.device)
+        tokens = runs[layout.token_run]
         tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
         tokens = _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
-        return Keys(tokens, tokens[layout.starts], run_keys)
+        return Keys(tokens, tokens[layout.starts], runs)
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Keyed dropout of some rows.
+    """Keyed dropout of some rows."""
 
-    Attributes:
-        keys: [n] int32 keys of the rows.
-        site: The key of the site and its call.
-        p: The probability that an element is dropped.
-    """
-
-    keys: Tensor
-    site: int
-    p: float
-
-    @property
-    def threshold(self) -> int:
-        """The least 16-bit hash that is kept."""
-        return threshold_of(self.p)
-
-    @property
-    def kept(self) -> float:
-        """What kept elements are multiplied with."""
-        return 1.0 / (1.0 - self.p)
-
-    def channels(self, width: int) -> Tensor:
-        """[ceil(width / 2)] int32 keys of pairs of channels."""
-        return channel_keys(width, self.keys.device)
+    keys: Tensor  # [n] int32 keys of the rows
+    site: int  # the key of the site and its call
+    p: float  # the probability that an element is dropped
 
 
 def keep_mask(rows: Tensor, site: int, channels: Tensor, p: float) -> Tensor:
-    """Which elements dropout keeps.
+    """[n, 2 * len(channels)] bool, True where dropout with probability p keeps the element.
 
-    Args:
-        rows: [n] int32 row keys.
-        site: A key from `site_key`.
-        channels: [ceil(c / 2)] int32 channel keys; each serves two channels.
-        p: The probability that an element is dropped, to a resolution of 2**-16.
-
-    Returns:
-        [n, 2 * len(channels)] bool, True where the element is kept.
+    `rows` are [n] int32 keys of rows, `site` is a key from `site_key`, and `channels` are [ceil(c / 2)] int32 keys of
+    channels, each of which serves two. p has a resolution of 2**-16.
     """
     x = _mix(rows ^ site)[:, None] ^ channels[None, :]
     x.mul_(_MULTIPLY_1)
@@ -198,6 +163,7 @@ def _xorshift_(x: Tensor, bits: int) -> None:
     x.bitwise_xor_(shifted)
 
 
-def _signed(value: int) -> int:
-    """A 32-bit pattern as a signed integer."""
+def _key_of(*parts: object) -> int:
+    """A 32-bit key derived from any parts, as a signed integer."""
+    value = derive_seed(*parts) & 0xFFFFFFFF
     return value - (1 << 32) if value >= 1 << 31 else value

@@ -16,40 +16,24 @@ NAME = "manytune"
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
+    module: nn.Module,  # the attention module that calls
+    query: Tensor,  # [1, heads, T, d]
+    key: Tensor,  # [1, heads, T, d]
+    value: Tensor,  # [1, heads, T, d]
+    attention_mask: None,  # None: the layout says what belongs together
     *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
+    scaling: float | None = None,  # factor on the scores; d ** -0.5 by default
+    dropout: float = 0.0,  # probability of dropping a weight; 0 while evaluating
+    # tokens nearer than this see each other, as flash attention counts it; None: all of a sequence
     sliding_window: int | None = None,
-    pack: Context,
-    pack_site: str = "attention",
+    pack: Context,  # the forward pass; it reaches this function as a keyword argument of the model's forward
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of every token to the tokens of its own sequence.
-
-    Args:
-        module: The attention module that calls.
-        query: [1, heads, T, d].
-        key: [1, heads, T, d].
-        value: [1, heads, T, d].
-        attention_mask: None: the layout says what belongs together.
-        scaling: Factor on the scores; d ** -0.5 by default.
-        dropout: Probability of dropping a weight; 0 while evaluating.
-        sliding_window: Tokens nearer than this see each other, as flash attention counts it; None: all of a sequence.
-        pack: The forward pass; it reaches this function as a keyword argument of the model's forward.
-        pack_site: Name of the site for keyed dropout; its calls are counted over the layers.
-
-    Returns:
-        [1, T, heads, d] and None for the weights.
-    """
+    """Attention of every token to the tokens of its own sequence: [1, T, heads, d], and None for the weights."""
     layout = pack.layout
     assert layout is not None
     heads, tokens, width = query.shape[1:]
-    site = pack.site(pack_site)
+    site = pack.site("attention")  # whose calls are counted over the layers
     drop = None if dropout == 0 or pack.keys is None else Drop(pack.keys.tokens, site, dropout)
     q, k, v = (x.transpose(1, 2).reshape(tokens, heads * width) for x in (query, key, value))
     scale = width**-0.5 if scaling is None else scaling
@@ -57,9 +41,5 @@ def packed_attention(
     return out.view(1, tokens, heads, width), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The layout says which tokens see each other; no mask tensor is made."""
-
-
 AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the layout says which tokens see each other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,9 @@ from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, adapted
 from manytune.packing.sharing import is_in_layers, shared
+
+_Layer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""An encoder layer, called as a `PackedLayer` is."""
 
 
 class FlatPasses:
@@ -49,9 +52,7 @@ class FlatPasses:
         if backbone.pooler is not None:
             self.pooler = self._encoder.get_submodule(backbone.pooler)
             self._encoder.pooler = None  # it is to see the first tokens alone, and in fp32
-        self._layers: list[PackedLayer | _ModuleLayer] = []
-        if fused and backbone.has_bert_layers:
-            self._layers = self._fuse()
+        self._layers = self._fuse() if fused and backbone.has_bert_layers else []
 
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
         """[R, B, outputs] fp32."""
@@ -67,10 +68,8 @@ class FlatPasses:
 
     def _features(self, layout: Layout) -> Tensor:
         """[S, H] fp32: each sequence's first token, or the mean of its tokens, as the family's head sees it."""
-        inputs = {
-            "input_ids": layout.ids,
-            "position_ids": (layout.within + self._backbone.first_position)[None],
-        }
+        positions = (layout.within + self._backbone.first_position)[None]
+        inputs = {"input_ids": layout.ids, "position_ids": positions}
         if self._backbone.model_spec.token_types:
             inputs["token_type_ids"] = layout.types
         if not self._layers:
@@ -115,15 +114,17 @@ class FlatPasses:
             return _Embedding(module)
         return None
 
-    def _fuse(self) -> list[PackedLayer | _ModuleLayer]:
+    def _fuse(self) -> list[_Layer]:
         """Our own layers, but transformers' modules where a hook asks for what ours do not know."""
-        found: list[PackedLayer | _ModuleLayer] = []
+        found: list[_Layer] = []
         unknown = [path for path, hooks in self.hooks.items() if not hooks.kinds <= {"biases", "low_rank"}]
         layers = list(self._encoder.get_submodule("encoder.layer").named_children())
         for name, layer in layers:
-            by_modules = any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown)
-            kind = _ModuleLayer if by_modules else PackedLayer
-            found.append(kind(layer, self.context, last=layer is layers[-1][1]))
+            last = layer is layers[-1][1]
+            if any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown):
+                found.append(partial(_through_modules, layer, self.context, last))
+            else:
+                found.append(PackedLayer(layer, self.context, last=last))
         return found
 
     def _train_weights(self, bank: Bank, prefix: str) -> None:
@@ -145,21 +146,16 @@ _SERVED: dict[type, set[str]] = {
 """The kinds of hooks that a packed module applies; a bottleneck may stand behind any part of an encoder layer."""
 
 
-class _ModuleLayer:
-    """One layer of the encoder by transformers' modules with packed ones inside; called as a `PackedLayer` is."""
-
-    def __init__(self, layer: nn.Module, context: Context, *, last: bool) -> None:
-        self.layer = layer
-        self.context = context
-        self.last = last
-
-    def __call__(self, residual: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.layer(residual[None], pack=self.context)[0]
-        if self.last:
-            assert self.context.layout is not None
-            self.context.rows = "sequences"
-            out = out.index_select(0, self.context.layout.starts)
-        return out, out.to(hidden.dtype, copy=True)
+def _through_modules(
+    layer: nn.Module, context: Context, last: bool, residual: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One layer of the encoder by transformers' modules with packed ones inside; see `PackedLayer.__call__`."""
+    out = layer(residual[None], pack=context)[0]
+    if last:
+        assert context.layout is not None
+        context.rows = "sequences"
+        out = out.index_select(0, context.layout.starts)
+    return out, out.to(hidden.dtype, copy=True)
 
 
 def _adapt_output(context: Context, hooks: ModuleHooks, module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from manytune.models.spec import HeadLayer, HeadSpec
-from manytune.packing.bank import Bank, BankTensor
+from manytune.packing.bank import Bank, BankTensor, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import dropout_scale, generator
 
 
 def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
-    """Fresh head tensors by name, as transformers has them: normal weights, zero biases, norms that leave be.
+    """Fresh head tensors by name, as transformers has them: normal weights, zero biases, norms that change nothing.
 
     Every method of the same seed starts from the same head.
     """
@@ -36,14 +36,11 @@ def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
 
 
 def reach(spec: HeadSpec, seed: int) -> float:
-    """How far from its bias a frozen one-output head can predict, whatever its features are.
+    """How far from its bias the frozen one-output head of a run of this seed can predict, whatever its features are.
 
     Where tanh makes the inputs of the last layer they lie between -1 and 1, so the output cannot move further
     than the sum of the weights' magnitudes; without tanh, or of a head whose layers are not known, there is no bound.
-
-    Args:
-        spec: The head. A head of one known layer sees the output of the encoder's pooler, which ends in tanh.
-        seed: Of the run, which the frozen weights derive from.
+    A head of one known layer sees the output of the encoder's pooler, which ends in tanh.
     """
     if not spec.layers:
         return math.inf
@@ -56,32 +53,24 @@ def reach(spec: HeadSpec, seed: int) -> float:
 class PackedHead:
     """The heads of all runs; runs next to each other that train the same head tensors are computed together."""
 
-    def __init__(
-        self,
-        spec: HeadSpec,
-        seeds: Sequence[int],
-        trained: Sequence[tuple[str, ...]],
-        bank: Bank,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, spec: HeadSpec, members: Sequence[Member], bank: Bank, device: torch.device) -> None:
         self.spec = spec
         self.groups: list[dict[str, BankTensor]] = []
         first = 0
-        for names, members in groupby(trained):
-            count = len(list(members))
-            group = bank.group(first, first + count)
-            fresh = [initial_head(spec, seed) for seed in seeds[first : first + count]]
+        for names, same in groupby(members, key=lambda member: member.adaptation.head):
+            fresh = [initial_head(spec, member.seed) for member in same]
+            group = bank.group(first, first + len(fresh))
             tensors = {}
             for name in fresh[0]:
                 value = nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names)
                 tensors[name] = bank.add(BankTensor(name, "head", group, value))
             self.groups.append(tensors)
-            first += count
+            first += len(fresh)
 
-    def of(self, run: int) -> dict[str, Tensor]:
+    def tensors_of(self, run: int) -> dict[str, Tensor]:
         """The head's tensors of one run of the pack, views that gradients flow through."""
         (tensors,) = (tensors for tensors in self.groups if next(iter(tensors.values())).holds(run))
-        return {name: tensor.own(run) for name, tensor in tensors.items()}
+        return {name: tensor.of_run(run) for name, tensor in tensors.items()}
 
     def __call__(self, features: Tensor, context: Context) -> Tensor:
         """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""

@@ -26,19 +26,12 @@ from manytune.packing.dropout import generator
 
 @dataclass
 class LowRankUpdate:
-    """The update that one group of runs adds to one linear layer's output: scale * drop(x) A B.
+    """The update that one group of runs adds to one linear layer's output: scale * drop(x) A B."""
 
-    Attributes:
-        a: [G, in, rank].
-        b: [G, rank, out].
-        scale: [G], alpha / rank of each run.
-        dropout: Probability that a channel of the update's input is dropped while training.
-    """
-
-    a: BankTensor
-    b: BankTensor
-    scale: Tensor
-    dropout: float
+    a: BankTensor  # [G, in, rank]
+    b: BankTensor  # [G, rank, out]
+    scale: Tensor  # [G], alpha / rank of each run
+    dropout: float  # probability that a channel of the update's input is dropped while training
 
     @property
     def group(self) -> Group:
@@ -48,21 +41,13 @@ class LowRankUpdate:
 
 @dataclass
 class SerialAdapter:
-    """The bottlenecks that one group of runs has behind a module: y + act(y down + down_bias) up + up_bias.
+    """The bottlenecks that one group of runs has behind a module: y + act(y down + down_bias) up + up_bias."""
 
-    Attributes:
-        down: [G, size, width].
-        down_bias: [G, width].
-        up: [G, width, size].
-        up_bias: [G, size].
-        activation: Its name in transformers.
-    """
-
-    down: BankTensor
-    down_bias: BankTensor
-    up: BankTensor
-    up_bias: BankTensor
-    activation: str
+    down: BankTensor  # [G, size, width]
+    down_bias: BankTensor  # [G, width]
+    up: BankTensor  # [G, width, size]
+    up_bias: BankTensor  # [G, size]
+    activation: str  # its name in transformers
 
     @property
     def group(self) -> Group:
@@ -72,23 +57,14 @@ class SerialAdapter:
 
 @dataclass
 class ModuleHooks:
-    """What the runs of a pack train at one module; each list has an entry for each group, in the order of runs.
+    """What the runs of a pack train at one module; each list has an entry for each group, in the order of runs."""
 
-    Attributes:
-        biases: [G, out] each.
-        gains: [G, out] each, of a norm.
-        input_scales: [G, in] each, of a linear layer.
-        output_scales: [G, out] each, of a linear layer.
-        low_rank: Updates of a linear layer.
-        serial: Networks behind the module.
-    """
-
-    biases: list[BankTensor] = field(default_factory=list)
-    gains: list[BankTensor] = field(default_factory=list)
-    input_scales: list[BankTensor] = field(default_factory=list)
-    output_scales: list[BankTensor] = field(default_factory=list)
-    low_rank: list[LowRankUpdate] = field(default_factory=list)
-    serial: list[SerialAdapter] = field(default_factory=list)
+    biases: list[BankTensor] = field(default_factory=list)  # [G, out] each
+    gains: list[BankTensor] = field(default_factory=list)  # [G, out] each, of a norm
+    input_scales: list[BankTensor] = field(default_factory=list)  # [G, in] each, of a linear layer
+    output_scales: list[BankTensor] = field(default_factory=list)  # [G, out] each, of a linear layer
+    low_rank: list[LowRankUpdate] = field(default_factory=list)  # updates of a linear layer
+    serial: list[SerialAdapter] = field(default_factory=list)  # networks behind the module
 
     @property
     def kinds(self) -> set[str]:
@@ -112,25 +88,17 @@ def add_hooks(
 ) -> defaultdict[str, ModuleHooks]:
     """Put what the hooks of all runs train into the bank; neighbours with equal hooks form a group.
 
-    Args:
-        bank: To put it into.
-        members: The runs.
-        prefix: Path of the backbone in the unpacked model.
-        encoder: The backbone, as transformers has it.
-        device: Where the tensors go.
+    `prefix` is the path of `encoder`, which is transformers' own, in the unpacked model.
 
-    Returns:
-        Path of a module → its hooks; empty ones for a module that has none.
-
-    Raises:
-        ValueError: A hook does not fit the module at its path.
+    Returns the hooks of each module by its path, empty ones for a module that has none; raises ValueError where a hook
+    does not fit the module at its path.
     """
     frozen = dict(encoder.named_parameters(remove_duplicate=False))
     found: defaultdict[str, ModuleHooks] = defaultdict(ModuleHooks)
     first = 0
-    for hooks, same in groupby(members, lambda member: [_form(hook) for hook in member.adaptation.hooks]):
-        own = list(same)
-        group = bank.group(first, first + len(own)) if hooks else None
+    for hooks, same in groupby(members, _group_key):
+        group_members = list(same)
+        group = bank.group(first, first + len(group_members)) if hooks else None
         for index, hook in enumerate(hooks):
             assert group is not None
             _refuse_unfit(hook, encoder.get_submodule(hook.path))
@@ -140,7 +108,7 @@ def add_hooks(
                         f"{prefix}.{name}",
                         tensor.kind,
                         group,
-                        nn.Parameter(_initial(tensor, hook, own, frozen.get(name)).to(device)),
+                        nn.Parameter(_initial(tensor, hook, group_members, frozen.get(name)).to(device)),
                         transposed=len(tensor.shape) == 2,
                         decays=tensor.decays,
                     )
@@ -158,7 +126,7 @@ def add_hooks(
                 case ScaleOutput():
                     at.output_scales += tensors
                 case LowRank():
-                    updates = [member.adaptation.hooks[index] for member in own]
+                    updates = [member.adaptation.hooks[index] for member in group_members]
                     scale = [update.alpha / update.rank for update in updates if isinstance(update, LowRank)]
                     a, b = tensors
                     at.low_rank.append(LowRankUpdate(a, b, torch.tensor(scale, device=device), hook.dropout))
@@ -167,13 +135,14 @@ def add_hooks(
                     at.serial.append(SerialAdapter(down, down_bias, up, up_bias, hook.activation))
                 case _:
                     raise ValueError(f"{type(hook).__name__} is not a hook that packs can apply")
-        first += len(own)
+        first += len(group_members)
     return found
 
 
-def _form(hook: Hook) -> Hook:
-    """What runs of a group share: all but alpha, which is only a factor."""
-    return replace(hook, alpha=1.0) if isinstance(hook, LowRank) else hook
+def _group_key(member: Member) -> list[Hook]:
+    """The hooks of a run; all but alpha, which is only a factor, must be the same in a group."""
+    hooks = member.adaptation.hooks
+    return [replace(hook, alpha=1.0) if isinstance(hook, LowRank) else hook for hook in hooks]
 
 
 def _refuse_unfit(hook: Hook, module: nn.Module) -> None:
@@ -181,7 +150,7 @@ def _refuse_unfit(hook: Hook, module: nn.Module) -> None:
     if hook.linear is None:
         return
     shape = tuple(module.weight.shape) if isinstance(module, nn.Linear) else ()
-    if not shape or any(own not in (None, has) for own, has in zip(hook.linear, shape, strict=True)):
+    if not shape or any(needed not in (None, found) for needed, found in zip(hook.linear, shape, strict=True)):
         raise ValueError(
             f"{type(hook).__name__} is for a linear layer (out, in) {hook.linear}; {hook.path} is a "
             f"{type(module).__name__} {shape or ''}"

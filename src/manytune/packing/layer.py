@@ -21,22 +21,21 @@ from torch import Tensor
 
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels import AttentionCall, Segments
+from manytune.packing.kernels import AttentionCall, NormCall, Segments
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, lora_backward, lora_forward, run_rows
 from manytune.packing.products import Product
 
 _QKV = ("query", "key", "value")
-_LINEARS = (*_QKV, "attn_out", "fc1", "fc2")
+_LINEARS = (
+    *_QKV,
+    "attn_out",
+    "fc1",
+    "fc2",
+)  # attn_out: the product behind attention; fc1, fc2: the feed-forward network
 
 
 class PackedLayer:
-    """One layer of the encoder, made of the packed modules of transformers' layer.
-
-    Attributes:
-        linears: query, key, value, attn_out (the product behind attention), fc1 and fc2 (the feed-forward network).
-        norms: norm1 and norm2.
-        last: Whether only each sequence's first token is wanted.
-    """
+    """One layer of the encoder, made of the packed modules of transformers' layer."""
 
     def __init__(self, layer: Any, context: Context, *, last: bool) -> None:
         """Take over a `BertLayer`, or one built like it, whose linear layers and norms are packed already."""
@@ -44,24 +43,19 @@ class PackedLayer:
         inner = attention.self
         modules = (inner.query, inner.key, inner.value, attention.output.dense, layer.intermediate.dense, output.dense)
         self.context = context
-        self.last = last
+        self.last = last  # whether only each sequence's first token is wanted
         self.heads: int = inner.num_attention_heads
         self.scale: float = inner.scaling
         self.linears: dict[str, PackedLinear] = dict(zip(_LINEARS, modules, strict=True))
         self.norms: dict[str, PackedLayerNorm] = {"norm1": attention.output.LayerNorm, "norm2": output.LayerNorm}
         self.attention_dropout: float = inner.dropout.p
-        self.dropouts = (attention.output.dropout, output.dropout)
+        self.dropouts = {"norm1": attention.output.dropout, "norm2": output.dropout}
         self.products = self._products()
 
     def __call__(self, residual: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output from its input, each in fp32 and as a copy in the activations' dtype.
+        """The layer's output from its input `residual` [T, H] fp32 and `hidden`, its copy in the activations' dtype.
 
-        Args:
-            residual: [T, H] fp32.
-            hidden: [T, H], its copy.
-
-        Returns:
-            [T, H] twice; of the last layer [S, H], each sequence's first token.
+        Returns the same two of the output, [T, H] each; of the last layer [S, H], each sequence's first token.
         """
         # Autograd must see every tensor that could get a gradient as an argument of its own.
         tensors: dict[str, Tensor] = {}
@@ -77,7 +71,7 @@ class PackedLayer:
         return out
 
     def _products(self) -> dict[str, Product]:
-        """By name; q, k and v are one matrix of which the modules' own become views, or q apart in the last layer."""
+        """By name. W_q, W_k and W_v become views of one matrix and one product; in the last layer q has its own."""
         weights = {name: linear.weight for name, linear in self.linears.items()}
         joined = torch.cat([weights[name].detach() for name in _QKV])  # [3 H, H]
         for name, part in zip(_QKV, joined.chunk(3), strict=True):
@@ -102,17 +96,21 @@ class _LayerNode(torch.autograd.Function):
         queries = layer.query_rows(hidden)  # [n, H]
         residual = layer.query_rows(residual)  # [n, H]
         q, k, v = layer.project_qkv(hidden, queries)  # [n, H], [T, H], [T, H]
-        attended = kernels.attention(layer.attention(q, k, v))  # [n, H]
-        attn_out = layer.product("attn_out", attended)  # [n, H]
-        u, u_hidden, normed1, rstd1 = layer.residual_norm(0, attn_out, residual)  # [n, H] thrice, [n]
+        attn = kernels.attention(layer.attention(q, k, v))  # [n, H]
+        attn_out = layer.product("attn_out", attn)  # [n, H]
+        u, u_hidden, normed1, rstd1 = kernels.residual_norm(
+            attn_out, layer.tensors["attn_out.bias"], residual, layer.norm_call("norm1")
+        )  # [n, H] thrice, [n]
         fc1 = layer.product("fc1", u_hidden)  # [n, 4 H]
         active = kernels.gelu(fc1, layer.tensors["fc1.bias"], layer.rows)  # [n, 4 H]
         fc2 = layer.product("fc2", active)  # [n, H]
-        y, y_hidden, normed2, rstd2 = layer.residual_norm(1, fc2, u)  # [n, H] thrice, [n]
+        y, y_hidden, normed2, rstd2 = kernels.residual_norm(
+            fc2, layer.tensors["fc2.bias"], u, layer.norm_call("norm2")
+        )  # [n, H] thrice, [n]
         keep_active = ctx.needs_input_grad[3 + layer.names.index("fc2.weight")] or bool(layer.uses["fc2"])
         # Inputs go through autograd's keeping; what is made here is held directly, and let go of in backward.
         ctx.save_for_backward(hidden, *tensors)
-        ctx.made = q, k, v, attended, u_hidden, normed1, rstd1, fc1, active if keep_active else None, normed2, rstd2
+        ctx.made = q, k, v, attn, u_hidden, normed1, rstd1, fc1, active if keep_active else None, normed2, rstd2
         ctx.layer = layer
         layer.tensors = {}
         return y, y_hidden
@@ -121,7 +119,7 @@ class _LayerNode(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_hidden: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, *tensors = ctx.saved_tensors
         layer: _LayerArithmetic = ctx.layer
-        q, k, v, attended, u_hidden, normed1, rstd1, fc1, active, normed2, rstd2 = ctx.made
+        q, k, v, attn, u_hidden, normed1, rstd1, fc1, active, normed2, rstd2 = ctx.made
         ctx.made = ctx.layer = None
         layer.tensors = dict(zip(layer.names, tensors, strict=True))
         layer.needs = {name for name, need in zip(layer.names, ctx.needs_input_grad[3:], strict=True) if need}
@@ -131,13 +129,13 @@ class _LayerNode(torch.autograd.Function):
         # The kernels turn it into the residual's in place. Only the last layer's may be held by others, by the head;
         # that of another layer is a sum over the uses of its output, which autograd has just made.
         grad = grad.clone() if layer.last else grad
-        grad, grad_fc2 = layer.residual_norm_grad(1, grad, grad_hidden, normed2, rstd2)
+        grad, grad_fc2 = layer.norm_grad("norm2", grad, grad_hidden, normed2, rstd2)
         grad_fc1 = layer.product_grad("fc2", grad_fc2, active)
         grad_fc1 = kernels.gelu_grad_(grad_fc1, fc1, layer.tensors["fc1.bias"], layer.rows)
         grad_u = layer.product_grad("fc1", grad_fc1, u_hidden)
-        grad, grad_attn_out = layer.residual_norm_grad(0, grad, grad_u, normed1, rstd1)
-        grad_attended = layer.product_grad("attn_out", grad_attn_out, attended)
-        grad_hidden = layer.project_qkv_grad(grad_attended, q, k, v, hidden, needs_input_grad)
+        grad, grad_attn_out = layer.norm_grad("norm1", grad, grad_u, normed1, rstd1)
+        grad_attn = layer.product_grad("attn_out", grad_attn_out, attn)
+        grad_hidden = layer.project_qkv_grad(grad_attn, q, k, v, hidden, needs_input_grad)
         grads = tuple(layer.grads.get(name) for name in layer.names)
         if not needs_input_grad:
             return None, None, None, *grads
@@ -147,32 +145,19 @@ class _LayerNode(torch.autograd.Function):
 
 
 class _LayerArithmetic:
-    """The pieces of one layer's arithmetic in one forward pass and the backward pass that follows.
-
-    Attributes:
-        names: Of the layer's tensors.
-        tensors: By name, while a pass goes on.
-        needs: Names of those that need a gradient.
-        grads: Their gradients, as they are found.
-        inner: Of each linear layer, what the backward pass needs of its low-rank updates.
-        tokens: The tokens of each run.
-        rows: The rows of each run behind attention: tokens, or sequences in the last layer.
-        uses: Of each linear layer, how its low-rank updates apply to this batch.
-        attention_drop: Of the attention weights.
-        drops: Before the two norms.
-    """
+    """The pieces of one layer's arithmetic in one forward pass and the backward pass that follows."""
 
     def __init__(self, layer: PackedLayer, names: tuple[str, ...], dtype: torch.dtype) -> None:
         """Look at the batch of the layer's context; dropout sites are keyed as transformers' modules would key them."""
         context = layer.context
         assert context.layout is not None
-        self.layer, self.names, self.dtype = layer, names, dtype
+        self.layer, self.names, self.dtype = layer, names, dtype  # `names` are those of the layer's tensors
         self.kernels, self.layout = context.kernels, context.layout
         self.last, self.starts = layer.last, context.layout.starts
-        self.tensors: dict[str, Tensor] = {}
-        self.needs: set[str] = set()
-        self.grads: dict[str, Tensor] = {}
-        self.inner: dict[str, list[Tensor]] = {}
+        self.tensors: dict[str, Tensor] = {}  # by name, while a pass runs
+        self.needs: set[str] = set()  # names of the tensors that need a gradient
+        self.grads: dict[str, Tensor] = {}  # their gradients, as they are computed
+        self.inner: dict[str, list[Tensor]] = {}  # of each linear layer, drop(x) A of its low-rank updates
         self.tokens = context.segments
         site = context.site("attention")
         self.attention_drop = None
@@ -182,8 +167,8 @@ class _LayerArithmetic:
         if layer.last:
             context.rows = "sequences"
         self.uses |= {name: linear.uses() for name, linear in layer.linears.items() if name not in self.uses}
-        self.drops = [context.drop(module.path, module.p) for module in layer.dropouts]
-        self.rows = context.segments
+        self.drops = {name: context.drop(module.path, module.p) for name, module in layer.dropouts.items()}
+        self.rows = context.segments  # behind attention: each run's tokens, or its sequences in the last layer
 
     def query_rows(self, x: Tensor) -> Tensor:
         """[n, H]: of [T, H], the rows whose output is wanted."""
@@ -249,25 +234,21 @@ class _LayerArithmetic:
         layer = self.layer
         return AttentionCall(self.layout, layer.heads, q, k, v, bias, layer.scale, self.attention_drop, self.last)
 
-    def residual_norm(self, index: int, y: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """LayerNorm(residual + drop(y + bias)); see `Kernels.residual_norm`."""
-        norm, bias = ("norm1", "norm2")[index], self.tensors[("attn_out.bias", "fc2.bias")[index]]
-        gain, shift = self.tensors[f"{norm}.weight"], self.tensors[f"{norm}.bias"]
-        epsilon = self.layer.norms[norm].eps
-        return self.kernels.residual_norm(y, bias, residual, self.rows, self.drops[index], gain, shift, epsilon)
+    def norm_call(self, name: str) -> NormCall:
+        """One of the two norms, with the dropout before it."""
+        gain, shift = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+        return NormCall(self.rows, self.drops[name], gain, shift, self.layer.norms[name].eps)
 
-    def residual_norm_grad(
-        self, index: int, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor
+    def norm_grad(
+        self, name: str, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the residual and of y; those of the norm's own tensors are noted."""
-        norm = ("norm1", "norm2")[index]
-        if f"{norm}.bias" in self.needs or f"{norm}.weight" in self.needs:
+        if self.needs & {f"{name}.bias", f"{name}.weight"}:
             shift, gain = self.kernels.norm_sums(grad, grad_hidden, normed, self.rows)
-            self.grads[f"{norm}.bias"] = shift
-            if f"{norm}.weight" in self.needs:
-                self.grads[f"{norm}.weight"] = gain[0]
-        gain = self.tensors[f"{norm}.weight"]
-        return self.kernels.residual_norm_grad(grad, grad_hidden, normed, rstd, gain, self.drops[index], self.dtype)
+            self.grads[f"{name}.bias"] = shift
+            if f"{name}.weight" in self.needs:
+                self.grads[f"{name}.weight"] = gain[0]
+        return self.kernels.residual_norm_grad(grad, grad_hidden, normed, rstd, self.norm_call(name), self.dtype)
 
     def _factors(self, name: str) -> list[Tensor]:
         return [self.tensors[f"{name}.lora.{index}"] for index in range(2 * len(self.uses[name]))]

@@ -22,23 +22,17 @@ _BUCKETS = np.array([8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320,
 
 @dataclass(frozen=True)
 class Bucket:
-    """The sequences that attention pads to one length.
+    """The sequences that attention pads to one length."""
 
-    Attributes:
-        first: Their first slot; they hold `sequences * length` slots from there.
-        sequences: How many they are.
-        length: Slots a sequence.
-        mask: [sequences, 1, 1, length] bool, True where a key may be attended to; None if no slot is padding.
-    """
-
-    first: int
-    sequences: int
-    length: int
+    first: int  # the first of its `sequences * length` attention slots
+    sequences: int  # number of sequences
+    length: int  # slots of each sequence
+    # [sequences, 1, 1, length] bool, True where a key may be attended to; None if no slot is padding
     mask: Tensor | None
 
     @cached_property
     def barrier(self) -> Tensor | None:
-        """`mask` as what is added to scores: 0 where a key may be attended to, else minus infinity."""
+        """`mask` as a term added to scores: 0 where a key may be attended to, else minus infinity."""
         return None if self.mask is None else barrier(self.mask)
 
 
@@ -53,39 +47,24 @@ class Layout:
 
     Padding rows behind the tokens let T take few different values (see `row_count`). They belong to no sequence, hold
     finite numbers and get gradients of zero.
-
-    Attributes:
-        ids: [1, T] int64 token ids.
-        types: [1, T] int64 token type ids.
-        within: [T] int64, a token's position in its sequence, from 0.
-        token_bounds: R + 1 ints; run r holds the tokens `token_bounds[r]:token_bounds[r + 1]`.
-        sequence_bounds: R + 1 ints, likewise for sequences.
-        token_run: [T] int64.
-        sequence_index: [T] int64, the index of a token's sequence in its run's batch (of the whole optimizer
-            step, so that splitting a batch into micro-batches changes no index).
-        starts: [S] int64, the first token of each sequence.
-        lengths: [S] int64, the tokens of each sequence.
-        sequence_run: [S] int64.
-        slot_token: [N] int64, the token in each attention slot (any token where the slot is padding).
-        slot_padding: The slots that are padding, int64.
-        token_slot: [tokens] int64, the inverse of `slot_token`.
-        buckets: The attention buckets, in the order of their slots.
     """
 
-    ids: Tensor
-    types: Tensor
-    within: Tensor
-    token_bounds: tuple[int, ...]
-    sequence_bounds: tuple[int, ...]
-    token_run: Tensor
+    ids: Tensor  # [1, T] int64 token ids
+    types: Tensor  # [1, T] int64 token type ids
+    within: Tensor  # [T] int64, a token's position in its sequence, from 0
+    token_bounds: tuple[int, ...]  # R + 1 ints; run r holds the tokens `token_bounds[r]:token_bounds[r + 1]`
+    sequence_bounds: tuple[int, ...]  # R + 1 ints, likewise for sequences
+    token_run: Tensor  # [T] int64
+    # [T] int64, the index of a token's sequence in its run's batch (of the whole optimizer step, so that splitting a
+    # batch into micro-batches changes no index)
     sequence_index: Tensor
-    starts: Tensor
-    lengths: Tensor
-    sequence_run: Tensor
-    slot_token: Tensor
-    slot_padding: Tensor
-    token_slot: Tensor
-    buckets: tuple[Bucket, ...]
+    starts: Tensor  # [S] int64, the first token of each sequence
+    lengths: Tensor  # [S] int64, the tokens of each sequence
+    sequence_run: Tensor  # [S] int64
+    slot_token: Tensor  # [N] int64, the token in each attention slot (any token where the slot is padding)
+    slot_padding: Tensor  # the slots that are padding, int64
+    token_slot: Tensor  # [tokens] int64, the inverse of `slot_token`
+    buckets: tuple[Bucket, ...]  # the attention buckets, in the order of their slots
 
     @property
     def runs(self) -> int:
@@ -125,20 +104,14 @@ def bucket_length(lengths: np.ndarray) -> np.ndarray:
 
 
 def build_layout(
-    data: Encoded,
+    data: Encoded,  # the task's encoded rows
+    # for each of the R runs, the rows of its batch (int64, the same number B for every run)
     rows: Sequence[np.ndarray],
     *,
-    first_index: int = 0,
-    device: torch.device | str = "cpu",
+    first_index: int = 0,  # index, in the run's batch of this optimizer step, of the first row given here
+    device: torch.device | str = "cpu",  # where the tensors go
 ) -> Layout:
-    """Lay out the rows that each run has drawn.
-
-    Args:
-        data: The task's encoded rows.
-        rows: For each of the R runs, the rows of its batch (int64, the same number B for every run).
-        first_index: Index, in the run's batch of this optimizer step, of the first row given here.
-        device: Where the tensors go.
-    """
+    """Lay out the rows that each run has drawn."""
     per_run = {len(run) for run in rows}
     if len(per_run) != 1 or 0 in per_run:
         raise ValueError(f"every run needs the same number of rows, at least one; got {[len(r) for r in rows]}")

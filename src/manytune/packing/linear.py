@@ -23,21 +23,13 @@ from manytune.packing.kernels import Kernels, LoraCall, Segments
 
 @dataclass(frozen=True, eq=False)
 class LoraUse:
-    """How a group's update is applied in one forward pass: to the rows `first` to `last` - 1.
+    """How a group's update is applied in one forward pass: to the rows `first` to `last` - 1."""
 
-    Attributes:
-        first: The group's first row.
-        last: One past its last row.
-        segments: Of its runs, counted from `first`.
-        drop: Of the update's input; None without dropout.
-        scale: [G], alpha / rank of each run.
-    """
-
-    first: int
-    last: int
-    segments: Segments
-    drop: Drop | None
-    scale: Tensor
+    first: int  # the group's first row
+    last: int  # one past its last row
+    segments: Segments  # the rows of each of its runs, counted from `first`
+    drop: Drop | None  # dropout of the update's input
+    scale: Tensor  # [G], alpha / rank of each run
 
     def call(self, x: Tensor, a: Tensor, b: Tensor) -> LoraCall:
         """The update by A [G, in, r] and B [G, r, out] of this use's rows of x [n, in]."""
@@ -47,17 +39,9 @@ class LoraUse:
 def lora_forward(
     y: Tensor, x: Tensor, uses: Sequence[LoraUse], factors: Sequence[Tensor], kernels: Kernels
 ) -> list[Tensor]:
-    """Add every group's update scale * drop(x) A B to its rows of y.
+    """Add scale * drop(x) A B to the rows of y [n, out], which may be strided, for each group's use and x [n, in].
 
-    Args:
-        y: [n, out], changed in place; its rows may be strided.
-        x: [n, in].
-        uses: One for each group.
-        factors: A [G, in, r] and B [G, r, out] of each group in turn.
-        kernels: To work with.
-
-    Returns:
-        What `lora_backward` needs of drop(x) A, of each group.
+    `factors` are A [G, in, r] and B [G, r, out] of each group in turn. Returns what `lora_backward` needs of drop(x) A.
     """
     return [
         kernels.lora_(y[use.first : use.last], use.call(x, a, b))
@@ -74,7 +58,7 @@ def lora_backward(
     grad_x: Tensor | None,
     kernels: Kernels,
 ) -> list[Tensor]:
-    """The gradients of A and B of each group in turn; `inner` is from `lora_forward`, x's is added to `grad_x`."""
+    """The gradients of A and B of each group in turn, from `lora_forward`'s `inner`; adds that of x to `grad_x`."""
     found: list[Tensor] = []
     for use, products, a, b in zip(uses, inner, factors[::2], factors[1::2], strict=True):
         rows = slice(use.first, use.last)
@@ -89,9 +73,6 @@ class PackedLinear(nn.Module):
     Where the weight itself trains (full fine-tuning, a pack of one) the parameter is fp32, and products read a copy of
     it in `dtype` that gets the gradient and that the optimizer keeps in step: casting at every use, and gradients
     back to fp32, took a tenth of a step's time.
-
-    Attributes:
-        weight: What products read, [out, in] in `dtype`.
     """
 
     def __init__(
@@ -99,7 +80,7 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        self.weight = linear.weight
+        self.weight = linear.weight  # [out, in] in `dtype`: what products read
         self.bias = linear.bias
         self.path = path
         self.context = context
@@ -203,13 +184,13 @@ def adapted(y: Tensor, adapters: Sequence[SerialAdapter], context: Context) -> T
     for adapter in adapters:
         first, last = adapter.group.first, adapter.group.last
         part = context.part(first, last)
-        own = rows[bounds[first] : bounds[last]]
-        hidden = own.to(context.dtype)
+        group_rows = rows[bounds[first] : bounds[last]]
+        hidden = group_rows.to(context.dtype)
         for weight, bias in ((adapter.down, adapter.down_bias), (adapter.up, adapter.up_bias)):
             if weight is adapter.up:
                 hidden = ACT2FN[adapter.activation](hidden)
             hidden = _RunLinear.apply(hidden, weight.value, bias.value, part, context.kernels)
-        pieces += [rows[done : bounds[first]], own + hidden.to(own.dtype)]
+        pieces += [rows[done : bounds[first]], group_rows + hidden.to(group_rows.dtype)]
         done = bounds[last]
     return torch.cat([*pieces, rows[done:]]).view(y.shape)
 
@@ -312,8 +293,8 @@ class _ScaleRuns(torch.autograd.Function):
 
 def _scaled(x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
     y = x.clone()
-    for own, first, last in zip(rows, segments.bounds, segments.bounds[1:], strict=False):
-        y[first:last] *= own
+    for row, first, last in zip(rows, segments.bounds, segments.bounds[1:], strict=False):
+        y[first:last] *= row
     return y
 
 
@@ -322,5 +303,5 @@ def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments) -> None:
     if len(run_bias) == 1:
         y += run_bias[0]
         return
-    for own, first, last in zip(run_bias, segments.bounds, segments.bounds[1:], strict=False):
-        y[first:last] += own
+    for row, first, last in zip(run_bias, segments.bounds, segments.bounds[1:], strict=False):
+        y[first:last] += row

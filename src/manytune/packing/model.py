@@ -19,36 +19,20 @@ from manytune.packing.padded_passes import PaddedPasses
 
 
 class PackedModel:
-    """The backbone with the banks of R runs.
-
-    Attributes:
-        bank: Every tensor that belongs to a run.
-        seeds: Of the runs now in the pack, in order.
-    """
+    """The backbone with the banks of R runs."""
 
     def __init__(
         self,
-        backbone: Backbone,
-        members: Sequence[Member],
+        backbone: Backbone,  # its tensors are shared, not copied, unless they train or have to change dtype or device
+        members: Sequence[Member],  # the runs; neighbours with equal adaptations form one group
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,  # of the frozen weights and the activations; trained parameters are fp32
         device: torch.device | str = "cpu",
-        fused: bool = True,
+        fused: bool = True,  # use our own encoder layers where the family has them; results are the same to rounding
     ) -> None:
-        """Build the pack's model.
-
-        Args:
-            backbone: The pretrained encoder; its tensors are shared, not copied, unless they train or have to
-                change dtype or device.
-            members: The runs; equal adaptations should stand next to each other, so that they form one group.
-            dtype: Of the frozen weights and the activations; trained parameters are fp32.
-            device: Where everything lives.
-            fused: Use our own encoder layers where the family has them, rather than transformers' modules; the
-                results are the same to rounding.
-        """
         self.device = torch.device(device)
-        self.seeds = [member.seed for member in members]
-        self.bank = Bank()
+        self.seeds = [member.seed for member in members]  # of the runs now in the pack, in order
+        self.bank = Bank()  # every tensor that belongs to a run
         self.context = Context(dtype, choose_kernels(self.device))
         if len(members) > 1 and any(member.adaptation.weights for member in members):
             raise ValueError("a run that trains every weight is a pack of one")
@@ -57,20 +41,12 @@ class PackedModel:
             self._passes = PaddedPasses(backbone, members, self.bank, self.context, self.device)
         else:
             self._passes = FlatPasses(backbone, members, self.bank, self.context, self.device, fused=fused)
-        self._head = PackedHead(
-            backbone.model_spec.head,
-            self.seeds,
-            [member.adaptation.head for member in members],
-            self.bank,
-            self.device,
-        )
+        self._head = PackedHead(backbone.model_spec.head, members, self.bank, self.device)
 
     def forward(self, layout: Layout, *, step: int | None = None) -> Tensor:
-        """Logits [R, B, outputs] in fp32 of a packed batch.
+        """Logits [R, B, outputs] in fp32 of a packed batch sorted by run.
 
-        Args:
-            layout: The batch, sorted by run.
-            step: The optimizer step, which keys the dropout masks; None evaluates, without dropout.
+        The optimizer step keys the dropout masks; None evaluates, without dropout.
         """
         self.context.begin(layout, None if step is None else Keys.build(layout, self.seeds, step))
         logits = self._passes.logits(layout, self._head)

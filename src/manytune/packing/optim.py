@@ -35,26 +35,17 @@ def schedule_factor(schedule: str, step: int, warmup: int, total: int) -> float:
 
 @dataclass
 class PackedAdamW:
-    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone.
+    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone."""
 
-    Attributes:
-        bank: Its trainable tensors are updated; it may shrink between steps.
-        kernels: They do the arithmetic.
-        betas: Decay of `exp_avg` and of `exp_avg_sq`, the running means of the gradient and of its square.
-        epsilon: Added to the root of `exp_avg_sq`.
-        weight_decay: Not applied to biases and norms, see `decays`.
-        max_grad_norm: A run's gradient is scaled down to this norm if it is larger; 0 for no limit.
-        steps: Updates so far, for the correction of the moments' bias.
-    """
-
-    bank: Bank
-    kernels: Kernels
+    bank: Bank  # its trainable tensors are updated; it may shrink between steps
+    kernels: Kernels  # they do the arithmetic
     _: KW_ONLY
+    # decay of `exp_avg` and of `exp_avg_sq`, the running means of the gradient and of its square
     betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
-    steps: int = 0
+    epsilon: float = 1e-8  # added to the root of `exp_avg_sq`
+    weight_decay: float = 0.0  # not applied to biases and norms, see `decays`
+    max_grad_norm: float = 0.0  # A run's gradient is scaled down to this norm if it is larger; 0 for no limit
+    steps: int = 0  # updates so far, for the correction of the moments' bias
 
     @torch.no_grad()
     def step(self, learning_rates: Sequence[float]) -> None:

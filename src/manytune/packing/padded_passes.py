@@ -77,31 +77,31 @@ class PaddedPasses:
         training = self.context.keys is not None
         if self.model.training is not training:
             self.model.train(training)
-        return torch.stack([self._of_run(layout, run, head.of(run)) for run in range(layout.runs)])
+        return torch.stack([self._logits_of(layout, run, head.tensors_of(run)) for run in range(layout.runs)])
 
-    def _of_run(self, layout: Layout, run: int, own: Mapping[str, Tensor]) -> Tensor:
-        """[B, outputs] fp32 of one run, with its own head tensors."""
+    def _logits_of(self, layout: Layout, run: int, head: Mapping[str, Tensor]) -> Tensor:
+        """[B, outputs] fp32 of one run, with its head's tensors."""
         turn = self._begin(layout, run)
         tensors = [tensor for hooks in self.hooks.values() for tensor in (*hooks.biases, *hooks.gains)]
-        replaced = {t.name: t.own(run) for t in tensors if t.holds(run) and t.name in self._parameters}
+        replaced = {t.name: t.of_run(run) for t in tensors if t.holds(run) and t.name in self._parameters}
         inputs = {"input_ids": turn.ids, "attention_mask": turn.mask.long()}
         if self._backbone.model_spec.token_types:
             inputs["token_type_ids"] = turn.types
         half = self._dtype != torch.float32
         self._turn = turn
         with turn, torch.autocast(self._device.type, self._dtype) if half else nullcontext():
-            logits: Tensor = functional_call(self.model, {**own, **replaced}, kwargs=inputs).logits
+            logits: Tensor = functional_call(self.model, {**head, **replaced}, kwargs=inputs).logits
         self._turn = None
         return logits.float()
 
     def _begin(self, layout: Layout, run: int) -> _Turn:
         """A run's sequences, padded to the longest of them."""
         self.context.next_turn()
-        own = slice(layout.sequence_bounds[run], layout.sequence_bounds[run + 1])
-        starts, lengths = layout.starts[own], layout.lengths[own]
-        places = torch.arange(int(lengths.max()), device=lengths.device)
-        mask = places < lengths[:, None]
-        token = starts[:, None] + places * mask  # of padding: its sequence's first
+        sequences = slice(layout.sequence_bounds[run], layout.sequence_bounds[run + 1])
+        starts, lengths = layout.starts[sequences], layout.lengths[sequences]
+        positions = torch.arange(int(lengths.max()), device=lengths.device)
+        mask = positions < lengths[:, None]
+        token = starts[:, None] + positions * mask  # a padding slot reads its sequence's first token
         keys = self.context.keys
         return _Turn(
             run,
@@ -109,7 +109,7 @@ class PaddedPasses:
             ids=layout.ids[0][token].masked_fill(~mask, self._backbone.config.pad_token_id or 0),
             types=layout.types[0][token].masked_fill(~mask, 0),
             mask=mask,
-            keys=None if keys is None else _TurnKeys(keys.tokens[token], keys.sequences[own], keys.runs[run]),
+            keys=None if keys is None else _TurnKeys(keys.tokens[token], keys.sequences[sequences], keys.runs[run]),
         )
 
     def _before(self, hooks: ModuleHooks, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ class PaddedPasses:
         x, *rest = inputs
         for scale in hooks.input_scales:
             if scale.holds(turn.run):
-                x = (x * scale.own(turn.run)).to(x.dtype)
+                x = (x * scale.of_run(turn.run)).to(x.dtype)
         return (x, *rest)
 
     def _after(self, hooks: ModuleHooks, site: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -131,37 +131,31 @@ class PaddedPasses:
         run, y = turn.run, output
         for bias in hooks.biases:
             if bias.holds(run) and bias.name not in self._parameters:
-                y = y + bias.own(run).to(y.dtype)
+                y = y + bias.of_run(run).to(y.dtype)
         for update in hooks.low_rank:
             if update.a.holds(run):
                 x = turn.drop(inputs[0], update.dropout, site)
                 scale = update.scale[run - update.group.first]
-                y = y + (x @ update.a.own(run) @ update.b.own(run) * scale).to(y.dtype)
+                y = y + (x @ update.a.of_run(run) @ update.b.of_run(run) * scale).to(y.dtype)
         for factor in hooks.output_scales:
             if factor.holds(run):
-                y = (y * factor.own(run)).to(y.dtype)
+                y = (y * factor.of_run(run)).to(y.dtype)
         for adapter in hooks.serial:
             if adapter.down.holds(run):
-                inner = ACT2FN[adapter.activation](y @ adapter.down.own(run) + adapter.down_bias.own(run))
-                y = y + (inner @ adapter.up.own(run) + adapter.up_bias.own(run)).to(y.dtype)
+                inner = ACT2FN[adapter.activation](y @ adapter.down.of_run(run) + adapter.down_bias.of_run(run))
+                y = y + (inner @ adapter.up.of_run(run) + adapter.up_bias.of_run(run)).to(y.dtype)
         return y
 
 
 @dataclass(frozen=True)
 class _TurnKeys:
-    """Dropout keys of a turn.
+    """Dropout keys of a turn."""
 
-    Attributes:
-        slots: [B, L] int32, those of the tokens, as they are in the flat layout.
-        sequences: [B] int32.
-        run: [] int32, for rows that are of no sequence.
-    """
+    slots: Tensor  # [B, L] int32, those of the tokens, as they are in the flat layout
+    sequences: Tensor  # [B] int32
+    run: Tensor  # [] int32, for rows that are of no sequence
 
-    slots: Tensor
-    sequences: Tensor
-    run: Tensor
-
-    def of(self, shape: torch.Size) -> Tensor:
+    def for_shape(self, shape: torch.Size) -> Tensor:
         """[n] int32 keys of the rows of what has the shape [..., c]; they do not depend on the padded length.
 
         What a row is, its shape says: a token [B, L, c], a query of a head [B, heads, L, c], a sequence [B, c].
@@ -177,39 +171,29 @@ class _TurnKeys:
         return numbered_keys(self.run, math.prod(rows))
 
 
+@dataclass(eq=False)
 class _Turn(TorchFunctionMode):
-    """The turn of one run; while it lasts, every dropout is keyed and nothing else may be drawn.
+    """The turn of one run; while it lasts, every dropout is keyed and nothing else may be drawn."""
 
-    Attributes:
-        run: Its number in the pack.
-        ids: [B, L] int64.
-        types: [B, L] int64.
-        mask: [B, L] bool, False where a slot is padding.
-    """
-
-    def __init__(
-        self, run: int, context: Context, *, ids: Tensor, types: Tensor, mask: Tensor, keys: _TurnKeys | None
-    ) -> None:
-        super().__init__()
-        self.run = run
-        self.ids = ids
-        self.types = types
-        self.mask = mask
-        self._context = context
-        self._keys = keys
+    run: int  # its number in the pack
+    context: Context
+    ids: Tensor  # [B, L] int64
+    types: Tensor  # [B, L] int64
+    mask: Tensor  # [B, L] bool, False where a slot is padding
+    keys: _TurnKeys | None
 
     def drop(self, x: Tensor, p: float, site: str) -> Tensor:
         """Keyed dropout of x [..., c] at this call of a site."""
-        key = self._context.site(site)
-        if self._keys is None or p == 0:
+        key = self.context.site(site)
+        if self.keys is None or p == 0:
             return x
-        return dropped(x, Drop(self._keys.of(x.shape), key, p), self._context.kernels)
+        return dropped(x, Drop(self.keys.for_shape(x.shape), key, p), self.context.kernels)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.dropout:
             return self._keyed_dropout(*args, **kwargs)
-        if func in _DRAWS and self._keys is not None:
+        if func in _DRAWS and self.keys is not None:
             raise ModelError(
                 f"model: this architecture draws random numbers of its own ({func.__name__}) while it trains, so a "
                 "run would not come out the same in another pack. Choose one that draws for dropout alone."
@@ -231,7 +215,7 @@ _DRAWS = frozenset(
 
 
 def _in_fp32(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """The forward of a part of the head, or of the pooler: in fp32, whatever the layers below compute in."""
+    """The forward of a part of the head, or of the pooler: in fp32, whatever the encoder's layers compute in."""
 
     def call(*inputs: Any, **named: Any) -> Any:
         with torch.autocast(device, enabled=False):

@@ -1,9 +1,10 @@
 """Reports: pure functions of what a study directory holds.
 
-directories ─ report_data ─> ReportData ─ analysis ─> an Analysis for each task and backbone ─ answer, score_sheets,
-charts, figures, drawing ─> values ─ content ─> the sections in order ─ page, writing ─> files
+report_data → analysis → answer, tables (score_sheets, published, mistakes), charts, drawing → content → page
+                                                                          figures, for a paper → writing → folder
 
-The commands import `writing` and `compare` themselves: `status` does without.
+`task_table` and `views` are what the terminal shows, `compare` what changed between two studies, `live_page/` a page
+that shows a study while it trains. The commands import `writing` and `compare` themselves: `status` does without.
 """
 
 from __future__ import annotations

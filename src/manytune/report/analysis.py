@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,16 +18,8 @@ from manytune.report.guard import attempt
 from manytune.report.report_data import ReportData
 from manytune.report.sheets import Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, TaskTable, tabulate
-from manytune.stats import (
-    LEVEL,
-    Comparison,
-    Configuration,
-    Standing,
-    bootstrap_weights,
-    compare_all,
-    metric_draws,
-    standings,
-)
+from manytune.stats.examples import bootstrap_weights, metric_draws
+from manytune.stats.verdict import LEVEL, Comparison, Configuration, Standing, compare_all, standings
 from manytune.storage.artifacts import Examples, Structure
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import HistoryRow, RunRecord
@@ -45,9 +37,8 @@ class Analysis:
     key: str
     """Safe as a file name and as an anchor; unique in the report."""
     table: TaskTable
-    """Records grouped by configuration."""
     task: Task | None
-    """The task; None if no study of the report has it."""
+    """None if no study of the report has it."""
     pending: tuple[RunStatus, ...]
     """Planned runs that have not ended."""
     histories: Mapping[str, tuple[HistoryRow, ...]]
@@ -57,9 +48,7 @@ class Analysis:
     misfits: tuple[str, ...]
     """Runs whose kept logits do not give the score of their record; they are left out."""
     examples: Examples | None
-    """The dev rows."""
     structure: Structure | None
-    """The module tree and what trains."""
     comparisons: tuple[Comparison, ...]
     """Every pair of methods, the best method's first."""
     standings: Mapping[str, Standing]
@@ -91,11 +80,11 @@ class Analysis:
 
     @property
     def selections(self) -> tuple[str, ...]:
-        """What selected the snapshots: dev or train-split; more than one only where studies were put together."""
+        """What selected the snapshots: dev or train-split; more than one only in a report of several studies."""
         return tuple(dict.fromkeys(run.selection or "unknown" for run in self.records))
 
     def row(self, label: str) -> MethodRow:
-        """The configuration that is called so."""
+        """The configuration with this label."""
         return next(row for row in self.rows if row.label == label)
 
     def predicted(self, row: MethodRow) -> list[tuple[RunRecord, Array]]:
@@ -108,7 +97,7 @@ class Analysis:
 
     @property
     def ranked(self) -> tuple[MethodRow, ...]:
-        """Configurations with a mean, the best first."""
+        """Configurations with a mean, best first."""
         sign = 1 if self.metric.higher_is_better else -1
         known = [(row.mean, row) for row in self.rows if row.mean is not None]
         return tuple(row for _, row in sorted(known, key=lambda one: -sign * one[0]))
@@ -123,10 +112,9 @@ class Analysis:
 
 
 def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analysis, ...]:
-    """One analysis for each task and backbone, in the records' order; `problems` gets a sentence for each left out.
+    """One analysis for each task and backbone, in the records' order.
 
-    Warns:
-        ReportWarning: A task, or a part of its analysis, is left out.
+    A part that fails is left out, with a ReportWarning; where a whole task is, `problems` gets a sentence.
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for record in data.records:
@@ -134,27 +122,26 @@ def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analys
     models = Counter(task for task, _ in groups)
     problems = [] if problems is None else problems
     found: list[Analysis] = []
-    for (task, model), own in groups.items():
-        key = _key(task if models[task] == 1 else f"{task}-{model}", {each.key for each in found})
-        found += attempt(f"Without {task} on {model}", partial(_analyse, key, own, data), (), problems)
+    for (task, model), records in groups.items():
+        name = (task if models[task] == 1 else f"{task}-{model}").lower()
+        key = re.sub(r"[^a-z0-9]+", "-", name).strip("-")[:_LONGEST_KEY] or "task"
+        used = {each.key for each in found}
+        key = next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
+        made = attempt(f"Without {task} on {model}", partial(_analyse, key, records, data), None, problems)
+        found += [] if made is None else [made]
     return tuple(found)
 
 
-def _key(name: str, used: Collection[str]) -> str:
-    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_KEY] or "task"
-    return next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
-
-
-def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[Analysis, ...]:
+def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analysis:
     """The analysis of the records of one task on one backbone."""
     (table,) = tabulate(records)
     runs = [run for row in table.rows for run in row.runs]
     task, examples, problems = data.tasks.get(table.task), data.examples.get(table.task), list[str]()
     nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
-    said = "Dev predictions could not be used"
-    predictions, misfits = attempt(said, lambda: _predictions(task, runs, data.logits, examples), nothing, problems)
-    said = "Uncertainty over dev examples is unknown"
-    draws: dict[str, Array] = attempt(said, lambda: _draws(table, predictions, examples), {}, problems)
+    failure = "Dev predictions could not be used"
+    predictions, misfits = attempt(failure, lambda: _predictions(task, runs, data.logits, examples), nothing, problems)
+    failure = "Uncertainty over dev examples is unknown"
+    draws: dict[str, Array] = attempt(failure, lambda: _draws(table, predictions, examples), {}, problems)
     metric = table.rows[0].primary.metric
     sign = 1 if metric.higher_is_better else -1
     configurations = [
@@ -173,11 +160,11 @@ def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[
         for run in study.status.runs
         if run.state == PENDING and (run.task, run.model) == (table.task, table.model)
     )
-    said = "Methods could not be compared over seeds"
-    comparisons = attempt(said, lambda: compare_all(configurations), (), problems)
+    failure = "Methods could not be compared over seeds"
+    comparisons = attempt(failure, lambda: compare_all(configurations), (), problems)
     standing = attempt("What may be the best is unknown", lambda: standings(configurations), (), problems)
     tails = [LEVEL / 2, 1 - LEVEL / 2]
-    analysis = Analysis(
+    return Analysis(
         key=key,
         table=table,
         task=task,
@@ -192,7 +179,6 @@ def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> tuple[
         intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
         problems=tuple(problems),
     )
-    return (analysis,)
 
 
 def _predictions(
@@ -203,30 +189,22 @@ def _predictions(
         return {}, ()
     labels = np.array(examples.labels)
     found: dict[str, Array] = {}
-    misfits = []
-    for run in runs:
-        own = logits.get(run.run_id)
-        if own is None or run.best_score is None:
-            continue
-        if own.shape == (len(labels), task.num_outputs) and np.isfinite(own).all():
-            predicted = task.type.decode(own)
-            if _gives(run.primary_metric, predicted, labels, run.best_score):
+    scored = [(run, run.best_score) for run in runs if run.run_id in logits and run.best_score is not None]
+    for run, recorded in scored:
+        kept = logits[run.run_id]
+        if kept.shape == (len(labels), task.num_outputs) and np.isfinite(kept).all():
+            predicted = task.type.decode(kept)
+            # None: a metric that is not computed here, whose recorded score is taken as it is.
+            score = metric_draws(run.primary_metric, predicted[None], labels, np.ones((1, len(labels))))
+            # The correlation of numbers that differ by rounding alone means nothing; their record says 0.
+            constant = recorded == 0 and is_constant(predicted)
+            if score is None or constant or abs(float(score[0, 0]) - recorded) < _CLOSE:
                 found[run.run_id] = predicted
-                continue
-        misfits.append(run.run_id)
-    return found, tuple(misfits)
-
-
-def _gives(metric: str, predicted: Array, labels: Array, recorded: float) -> bool:
-    """Whether the predictions give the recorded score; one that cannot be computed here is taken as it is."""
-    score = metric_draws(metric, predicted[None], labels, np.ones((1, len(labels))))
-    # The correlation of numbers that differ by rounding alone means nothing; their record says 0.
-    constant = recorded == 0 and is_constant(predicted)
-    return score is None or abs(float(score[0, 0]) - recorded) < _CLOSE or constant
+    return found, tuple(run.run_id for run, _ in scored if run.run_id not in found)
 
 
 def _draws(table: TaskTable, predictions: Mapping[str, Array], examples: Examples | None) -> dict[str, Array]:
-    """Label → [draws] mean score of a configuration in resampled dev sets, where all of its runs are known."""
+    """Label → [draws] mean score in resampled dev sets, of configurations with predictions of all their runs."""
     rows = [row for row in table.rows if row.finished and all(run.run_id in predictions for run in row.finished)]
     if examples is None or not rows:
         return {}

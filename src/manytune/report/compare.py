@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ from rich.text import Text
 
 from manytune.data.metrics import METRICS
 from manytune.report.report_data import provenance_facts
-from manytune.report.sheets import UNKNOWN, interval, show, signed
+from manytune.report.sheets import UNKNOWN, interval, show
 from manytune.report.task_table import MethodRow, tabulate
 from manytune.report.views import plain_table
-from manytune.stats import MINIMUM_SEEDS, Comparison, Configuration, compare
+from manytune.stats.verdict import MINIMUM_SEEDS, Configuration, compare
 from manytune.storage.directory import Store
-from manytune.storage.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,11 @@ class ConfigurationChange:
     model: str
     label: str
     metric: str
-    first: float | None
-    """Mean best score in the first study."""
+    first: float | None  # mean best score in the first study
     second: float | None
-    seeds: tuple[int, int]
-    """Runs that finished in each."""
-    difference: float | None
-    """Second less first."""
-    low: float | None
-    """95 % interval over the seeds that both have; None below 5 of them."""
+    seeds: tuple[int, int]  # runs that finished in each
+    difference: float | None  # second less first
+    low: float | None  # 95 % interval over the seeds that both have; None below 5 of them
     high: float | None
     verdict: str
     samples_per_second: tuple[float | None, float | None]
@@ -63,24 +58,24 @@ class StudyChanges:
 
 
 def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
-    """Compare two study directories, configuration by configuration.
-
-    Raises:
-        ManytuneError: One of them is no study directory, or something in it is damaged.
-    """
+    """Compare two study directories by configuration; a ManytuneError if one is no study directory or is damaged."""
     stores = (Store.open(first), Store.open(second))
     settings = [_flat(store.study().model_dump(mode="json")) for store in stores]
     records = [tuple(store.finished_runs().values()) for store in stores]
-    ours, theirs = (
-        {(table.task, table.model, row.label): row for table in tabulate(own) for row in table.rows} for own in records
+    facts = [
+        {name: ", ".join(values) for name, values in provenance_facts(runs, data="data", commit="commit").items()}
+        for runs in records
+    ]
+    rows, others = (
+        {(table.task, table.model, row.label): row for table in tabulate(runs) for row in table.rows}
+        for runs in records
     )
-    provenance = _differing(*map(_provenance, records))
     return StudyChanges(
         settings=tuple(_differing(*settings)),
-        provenance=tuple((key, one or UNKNOWN, other or UNKNOWN) for key, one, other in provenance),
-        only_first=tuple(f"{task}: {label}" for task, model, label in ours if (task, model, label) not in theirs),
-        only_second=tuple(f"{task}: {label}" for task, model, label in theirs if (task, model, label) not in ours),
-        changes=tuple(_change(key, ours[key], theirs[key]) for key in ours if key in theirs),
+        provenance=tuple((name, one or UNKNOWN, other or UNKNOWN) for name, one, other in _differing(*facts)),
+        only_first=tuple(f"{task}: {label}" for task, model, label in rows if (task, model, label) not in others),
+        only_second=tuple(f"{task}: {label}" for task, model, label in others if (task, model, label) not in rows),
+        changes=tuple(_change(key, rows[key], others[key]) for key in rows if key in others),
     )
 
 
@@ -93,10 +88,15 @@ def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[tup
 
 def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> ConfigurationChange:
     metric = first.primary.metric
-    found = _tested(first, second)
+    sign = 1 if metric.higher_is_better else -1
     difference = None if first.mean is None or second.mean is None else second.mean - first.mean
     low = high = None
     verdict = "too few seeds for a verdict"
+    one, other = (
+        Configuration(name, row.label, {run.seed: sign * score for run, score in row.scored(metric.name)})
+        for name, row in (("first", first), ("second", second))
+    )
+    found = compare([one], [other], pairs=1) if one.scores and other.scores else None
     if found is not None and found.seeds >= MINIMUM_SEEDS and found.low is not None and found.high is not None:
         low, high, difference = found.low, found.high, found.difference
         # The comparison names the better one first; a change is the second study less the first.
@@ -117,33 +117,14 @@ def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> C
     )
 
 
-def _tested(first: MethodRow, second: MethodRow) -> Comparison | None:
-    metric = first.primary.metric
-    sign = 1 if metric.higher_is_better else -1
-    one, other = (
-        Configuration(name, row.label, {run.seed: sign * score for run, score in row.scored(metric.name)})
-        for name, row in (("first", first), ("second", second))
-    )
-    return compare([one], [other], pairs=1) if one.scores and other.scores else None
-
-
 def _flat(value: Any, key: str = "") -> dict[str, str]:
-    """Nested data as dotted keys → text."""
-    if isinstance(value, Mapping):
-        items = (_flat(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items())
-        return {name: text for part in items for name, text in part.items()}
+    """Nested data as dotted keys → text; what is None is left out."""
     if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        return {name: text for at, each in enumerate(value) for name, text in _flat(each, f"{key}.{at}").items()}
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping):
+        parts = (_flat(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items())
+        return {name: text for part in parts for name, text in part.items()}
     return {} if value is None else {key: str(value)}
-
-
-def _provenance(records: Iterable[RunRecord]) -> dict[str, str]:
-    """Fact → its values over all runs, one after the other."""
-    found: dict[str, dict[str, None]] = {}
-    for run in records:
-        for name, value in provenance_facts(run, data="data", commit="commit").items():
-            found.setdefault(name, {})[value] = None
-    return {name: ", ".join(values) for name, values in found.items()}
 
 
 def render_changes(changes: StudyChanges) -> Group:
@@ -158,7 +139,22 @@ def render_changes(changes: StudyChanges) -> Group:
             parts.append(Text(f"{title}: {'; '.join(names)}."))
     if changes.changes:
         columns = ("task", "method", "metric", "first", "second", "seeds", "change", "95 % interval", "", "samples/s")
-        parts.append(plain_table(columns, map(_cells, changes.changes), title="Scores, mean over seeds"))
+        rows = [
+            (
+                change.task,
+                change.label,
+                METRICS[change.metric].title,
+                show(change.first, "score"),
+                show(change.second, "score"),
+                f"{change.seeds[0]}, {change.seeds[1]}",
+                show(change.difference, "difference"),
+                interval(change.low, change.high),
+                change.verdict,
+                " → ".join(show(value, "count") for value in change.samples_per_second),
+            )
+            for change in changes.changes
+        ]
+        parts.append(plain_table(columns, rows, title="Scores, mean over seeds"))
         parts.append(
             Text("Each line by itself: with many lines, about one in twenty that did not change looks as if it had.")
         )
@@ -166,18 +162,3 @@ def render_changes(changes: StudyChanges) -> Group:
         parts.append(Text("The two studies have no configuration in common."))
     same = not (changes.settings or changes.provenance or changes.only_first or changes.only_second)
     return Group(*([Text("Settings, machines and methods are the same.")] if same else []), *parts)
-
-
-def _cells(change: ConfigurationChange) -> tuple[str, ...]:
-    return (
-        change.task,
-        change.label,
-        METRICS[change.metric].title,
-        show(change.first, "score"),
-        show(change.second, "score"),
-        f"{change.seeds[0]}, {change.seeds[1]}",
-        UNKNOWN if change.difference is None else signed(change.difference),
-        interval(change.low, change.high),
-        change.verdict,
-        " → ".join(show(value, "count") for value in change.samples_per_second),
-    )

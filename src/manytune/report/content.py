@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from manytune.report.score_sheets import (
 from manytune.report.series import looks, loss_rises, swept_axes
 from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
 from manytune.report.views import status_line
-from manytune.stats import MINIMUM_SEEDS
+from manytune.stats.verdict import MINIMUM_SEEDS
 from manytune.storage.record import RunRecord
 from manytune.utils.text import counted
 
@@ -42,15 +41,11 @@ class Section:
 
     key: str
     title: str
-    text: tuple[str, ...]
-    """Paragraphs; they say what is missing, and why."""
+    text: tuple[str, ...]  # paragraphs; they say what is missing, and why
     charts: tuple[Chart, ...] = ()
     sheets: tuple[Sheet, ...] = ()
-    folded: tuple[Sheet, ...] = ()
-    """Long tables, closed at first."""
+    folded: tuple[Sheet, ...] = ()  # long tables, closed at first
     drawing: Drawing | None = None
-    figures: tuple[str, ...] = ()
-    """Stems of the paper's figures that belong here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +55,6 @@ class TaskContent:
     analysis: Analysis
     answer: Answer
     parts: tuple[Section, ...]
-
-    @property
-    def sheets(self) -> tuple[Sheet, ...]:
-        """All tables."""
-        return tuple(sheet for part in self.parts for sheet in (*part.sheets, *part.folded))
-
-    @property
-    def charts(self) -> tuple[Chart, ...]:
-        """All charts."""
-        return tuple(chart for part in self.parts for chart in part.charts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +70,22 @@ class Content:
     waiting: tuple[str, ...]
     """Tasks of which no run has ended."""
     provenance: tuple[Sheet, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...]
     """What is missing in the whole report, and why; a section's text says what is missing in it."""
-    overall: tuple[Sheet, ...] = ()
+    overall: tuple[Sheet, ...]
     """Tables over all tasks."""
-    studies: tuple[tuple[str, str], ...] = ()
+    studies: tuple[tuple[str, str], ...]
     """Name and effective YAML of each study."""
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
         """All tables."""
-        return (*self.overall, *(sheet for task in self.tasks for sheet in task.sheets), *self.provenance)
+        parts = (part for task in self.tasks for part in task.parts)
+        return (*self.overall, *(sheet for part in parts for sheet in (*part.sheets, *part.folded)), *self.provenance)
 
 
 def compose(data: ReportData) -> Content:
-    """Put a report together: a pure function of the data.
-
-    Warns:
-        ReportWarning: A part could not be made; the report says so where the part would stand.
-    """
+    """A pure function of the data; for a part that cannot be made, the report says why, and a ReportWarning does."""
     problems = list(data.problems)
     analyses = analyse(data, problems)
     planned = {(run.task, run.model): None for study in data.studies for run in study.status.runs}
@@ -114,7 +96,7 @@ def compose(data: ReportData) -> Content:
         title=", ".join(dict.fromkeys(study.study.name for study in data.studies)),
         state=tuple(status_line(study.status) for study in data.studies),
         complete=not any(study.status.counts["pending"] for study in data.studies),
-        tasks=tuple(TaskContent(each, _answer(each), tuple(_sections(each))) for each in analyses),
+        tasks=tuple(map(_task, analyses)),
         waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in ended),
         provenance=provenance,
         problems=tuple(problems),
@@ -123,10 +105,10 @@ def compose(data: ReportData) -> Content:
     )
 
 
-def _answer(analysis: Analysis) -> Answer:
+def _task(analysis: Analysis) -> TaskContent:
     problems: list[str] = []
-    said = attempt(f"{analysis.title}: the answer could not be made", lambda: answer(analysis), None, problems)
-    return said or Answer(problems[0], (), False)
+    found = attempt(f"{analysis.title}: the answer could not be made", lambda: answer(analysis), None, problems)
+    return TaskContent(analysis, found or Answer(problems[0], (), False), tuple(_sections(analysis)))
 
 
 def _sections(analysis: Analysis) -> Iterable[Section]:
@@ -163,23 +145,22 @@ def _section(
     problems: list[str] = []
 
     def made(what: str, *functions: Callable[[Analysis], Any]) -> tuple[Any, ...]:
-        said = f"{analysis.title}, {title}: {what} could not be made"
-        return tuple(
-            each for make in functions for each in attempt(said, partial(_writable, make, analysis), (), problems)
-        )
+        failure = f"{analysis.title}, {title}: {what} could not be made"
+        results = (attempt(failure, partial(_writable, make, analysis), (), problems) for make in functions)
+        return tuple(each for result in results for each in result)
 
-    said = made("the text", text)
+    paragraphs = made("the text", text)
     drawn, tables, closed = made("a chart", *charts), made("a table", *sheets), made("a table", *folded)
-    said += tuple(problems)
-    if without and not tables and not said:
-        said = (without,)
-    return Section(key, title, said, drawn, tables, closed, figures=(key,))
+    paragraphs += tuple(problems)
+    if without and not tables and not paragraphs:
+        paragraphs = (without,)
+    return Section(key, title, paragraphs, drawn, tables, closed)
 
 
 def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
-    """What `make` makes, one thing, several or none, tried in every form that it is written in.
+    """What `make` makes (one thing, several or None), as a tuple; each is written once, in every form, as a trial.
 
-    What cannot be written fails here, where it alone is lost, and not later, where the whole report would be.
+    So what cannot be written fails here, where it alone is lost, and not when the report's files are written.
     """
     made = make(given)
     things = () if made is None else (made,) if isinstance(made, Sheet | Chart) else tuple(made)
@@ -193,7 +174,8 @@ def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
 
 
 def _about_statistics(analysis: Analysis) -> Iterable[str]:
-    if any(each.seeds < MINIMUM_SEEDS for each in analysis.comparisons):
+    """The paragraphs above the tables of tests."""
+    if any(pair.seeds < MINIMUM_SEEDS for pair in analysis.comparisons):
         yield (
             f"Some pairs share fewer than {MINIMUM_SEEDS} seeds: too few seeds for a verdict, and no test is shown for "
             "them, because a spread seen in so few says little of the next one."
@@ -209,19 +191,17 @@ def _about_statistics(analysis: Analysis) -> Iterable[str]:
 
 
 def _about_curves(analysis: Analysis) -> Iterable[str]:
+    """The paragraphs above the curves."""
     if not analysis.histories:
         yield "No histories were kept with this study."
         return
-    rising = loss_rises(analysis)
-    if rising:
-        look = looks(analysis)
-        names = ", ".join(look[label].name for label in rising)
+    if rising := loss_rises(analysis):
+        names = ", ".join(looks(analysis)[label].name for label in rising)
         yield (
             f"Evaluation loss rises while {analysis.metric.title} rises too: {names}. A model can grow surer of what "
             "it gets wrong, and the loss counts that, while the score may not."
         )
-    lacking = len(analysis.records) - len(analysis.histories)
-    if lacking:
+    if lacking := len(analysis.records) - len(analysis.histories):
         yield f"{counted(lacking, 'run')} without a history are not drawn."
 
 
@@ -234,18 +214,18 @@ def _model(analysis: Analysis) -> Section:
     return Section("model", "The model: what trains where", tuple(problems) or (text,), drawing=drawing)
 
 
-def _provenance(records: Iterable[RunRecord]) -> tuple[Sheet, ...]:
-    """What the runs ran on; values that differ between runs are listed with their number of runs."""
-    every = list(records)
-    facts: dict[str, Counter[str]] = {}
-    for run in every:
-        for name, value in provenance_facts(run, data="data fingerprint", commit="commit of manytune").items():
-            facts.setdefault(name, Counter())[value] += 1
-    rows = [(name, value, count) for name, counts in facts.items() for value, count in counts.items()]
-    starts = [run.provenance.started for run in every if run.provenance.started]
-    ends = [run.provenance.finished for run in every if run.provenance.finished]
-    for name, times in (("first start", starts[:1] and [min(starts)]), ("last end", ends[:1] and [max(ends)])):
-        rows += [(name, f"{time:%Y-%m-%d %H:%M:%S %Z}", len(every)) for time in times]
+def _provenance(records: Sequence[RunRecord]) -> Sheet | None:
+    """What the runs ran on: each value with the number of runs that have it; None where nothing is known."""
+    rows = [
+        (name, value, count)
+        for name, counts in provenance_facts(records, data="data fingerprint", commit="commit of manytune").items()
+        for value, count in counts.items()
+    ]
+    starts = [run.provenance.started for run in records if run.provenance.started]
+    ends = [run.provenance.finished for run in records if run.provenance.finished]
+    for name, time in (("first start", min(starts, default=None)), ("last end", max(ends, default=None))):
+        if time is not None:
+            rows.append((name, f"{time:%Y-%m-%d %H:%M:%S %Z}", len(records)))
     columns = (Column("what", "what"), Column("value", "value"), Column("runs", "runs", "count"))
-    sheet = Sheet("provenance", "Provenance", "Values that differ between runs have a line each.", columns, tuple(rows))
-    return (sheet,) if rows else ()
+    caption = "Values that differ between runs have a line each."
+    return Sheet("provenance", "Provenance", caption, columns, tuple(rows)) if rows else None

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 PALETTE: Mapping[str, str] = {
     "blue": "#0072b2",
     "green": "#009e73",
@@ -50,6 +49,7 @@ _DASHES = {
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "x": "X"}
 
 _MOST = 16  # configurations in one figure; of more, the best ones are drawn
+_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 7}  # a legend's place
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -69,25 +69,26 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_figures(analysis: Analysis, problems: list[str] | None = None) -> dict[str, bytes]:
-    """File name → content, of every figure that the analysis has data for; `problems` gets a sentence for each failure.
+    """File name → content, of every figure that the analysis has data for.
 
-    Warns:
-        ReportWarning: A figure could not be drawn.
+    One that cannot be drawn is left out, with a ReportWarning and a sentence in `problems`.
     """
     from matplotlib import rc_context, rcdefaults, rcParams
 
+    problems = [] if problems is None else problems
     found: dict[str, bytes] = {}
     with rc_context():
-        rcdefaults()  # not the user's own settings: the same records give the same figures everywhere
+        rcdefaults()  # without the user's settings: the same records give the same figures everywhere
         rcParams.update(_STYLE)
         for stem, make in figure_makers().items():
             name = f"{analysis.key}-{stem}"
-            said = f"The figure {name} could not be drawn"
-            found |= attempt(said, partial(_files, name, make, analysis), {}, [] if problems is None else problems)
+            failure = f"The figure {name} could not be drawn"
+            found |= attempt(failure, partial(_files, name, make, analysis), {}, problems)
     return found
 
 
 def _files(name: str, make: Callable[[Analysis], Figure | None], analysis: Analysis) -> dict[str, bytes]:
+    """File name → content of one figure; empty where there is nothing to draw."""
     figure, found = make(analysis), {}
     if figure is not None:
         for kind, facts in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "manytune"})):
@@ -98,7 +99,7 @@ def _files(name: str, make: Callable[[Analysis], Figure | None], analysis: Analy
 
 
 def _color(look: Look) -> tuple[float, float, float]:
-    """The method's colour, taken towards white by the configuration's tone."""
+    """The method's colour, mixed with white by the configuration's tone."""
     channels = (int(PALETTE[look.color][at : at + 2], 16) / 255 for at in (1, 3, 5))
     red, green, blue = (each + (1 - each) * look.tone for each in channels)
     return red, green, blue
@@ -120,17 +121,15 @@ def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[
 
 
 def _scores(analysis: Analysis) -> Figure | None:
+    """Every seed's best score, and the mean with its standard deviation, by configuration."""
     rows, look = list(reversed(_shown(analysis))), looks(analysis)
     figure, (axes,) = _figure(height=0.9 + 0.34 * len(rows))
-    for height, row in enumerate(rows):
-        own, best = look[row.label], row.primary.best
-        scores, color = [score for _, score in row.scored(analysis.metric.name)], _color(own)
-        heights = [height] * len(scores)
-        axes.plot(scores, heights, _MARKERS[own.symbol], color=color, alpha=0.45, markersize=5, linestyle="")
+    for y, row in enumerate(rows):
+        best, color = row.primary.best, _color(look[row.label])
+        scores, marker = [score for _, score in row.scored(analysis.metric.name)], _MARKERS[look[row.label].symbol]
+        axes.plot(scores, [y] * len(scores), marker, color=color, alpha=0.45, markersize=5, linestyle="")
         if best.mean is not None:
-            axes.errorbar(
-                best.mean, height, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2
-            )
+            axes.errorbar(best.mean, y, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2)
     axes.set_yticks(range(len(rows)), [look[row.label].name for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{analysis.title}: {analysis.metric.title}, seeds and mean ± standard deviation")
@@ -138,69 +137,69 @@ def _scores(analysis: Analysis) -> Figure | None:
 
 
 def _curves(analysis: Analysis) -> Figure | None:
-    shown = quantities(analysis.metric)[:2]
+    """Score and evaluation loss by step, the mean and the range over the seeds; None without histories."""
     look, labels = looks(analysis), {row.label for row in _shown(analysis)}
-    drawn = [[each for each in curves(analysis, value) if each.steps and each.label in labels] for *_, value in shown]
-    if not any(drawn):
+    drawn = [
+        (title, [curve for curve in curves(analysis, value) if curve.steps and curve.label in labels])
+        for title, value in list(quantities(analysis.metric).items())[:2]
+    ]
+    if not any(found for _, found in drawn):
         return None
     figure, panels = _figure(2, width=7.2, height=3.0)
-    for axes, (_, title, _), own_curves in zip(panels, shown, drawn, strict=True):
-        for curve in own_curves:
-            own = look[curve.label]
-            line: dict[str, Any] = {"color": _color(own), "linestyle": _DASHES[own.dash]}
-            axes.plot(curve.steps, curve.mean, linewidth=1.5, label=own.name, **line)
-            axes.fill_between(curve.steps, curve.low, curve.high, color=line["color"], alpha=0.12, linewidth=0)
-        axes.set_xlabel("step")
-        axes.set_ylabel(title)
-    panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+    for axes, (title, panel_curves) in zip(panels, drawn, strict=True):
+        for curve in panel_curves:
+            line, color = look[curve.label], _color(look[curve.label])
+            dash: Any = _DASHES[line.dash]
+            axes.plot(curve.steps, curve.mean, linewidth=1.5, label=line.name, color=color, linestyle=dash)
+            axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.12, linewidth=0)
+        axes.set(xlabel="step", ylabel=title)
+    panels[1].legend(**_BESIDE)
     return figure
 
 
 def _swept(axis: Axis, analysis: Analysis) -> Figure | None:
+    """Score against a hyper-parameter, with methods without it as lines; None where it has one value alone."""
     sweeps = swept(analysis, axis)
     if not sweeps:
         return None
     figure, (axes,) = _figure()
     for sweep in sweeps[:_MOST]:
-        x, color, own = [value for value, _ in sweep.known], PALETTE[sweep.look.color], sweep.look
-        style: dict[str, Any] = {"linestyle": _DASHES[own.dash], "marker": _MARKERS[own.symbol], "markersize": 5}
+        x, color, line = [value for value, _ in sweep.known], PALETTE[sweep.look.color], sweep.look
+        style: dict[str, Any] = {"linestyle": _DASHES[line.dash], "marker": _MARKERS[line.symbol], "markersize": 5}
         axes.plot(x, sweep.band(0), color=color, label=sweep.name, **style)
         axes.fill_between(x, sweep.band(-1), sweep.band(1), color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=axis.base)
     ticks = sorted({value for sweep in sweeps for value, _ in sweep.points})
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.minorticks_off()
-    for own, score, dash in references(analysis, axis):
-        axes.axhline(score, color=PALETTE[own.color], linestyle=_DASHES[dash], label=own.name)
-    axes.set_xlabel(axis.title)
-    axes.set_ylabel(f"{analysis.title}: {analysis.metric.title}")
+    for line, score, dash in references(analysis, axis):
+        axes.axhline(score, color=PALETTE[line.color], linestyle=_DASHES[dash], label=line.name)
+    axes.set(xlabel=axis.title, ylabel=f"{analysis.title}: {analysis.metric.title}")
     axes.legend(fontsize=7)
     return figure
 
 
 def _cost(analysis: Analysis) -> Figure | None:
-    cost, look = COSTS[0], looks(analysis)
-    shown = _shown(analysis)
+    """Score against the first of `COSTS`, with the Pareto front; None where no cost is known."""
+    cost, look, shown = COSTS[0], looks(analysis), _shown(analysis)
     known = [(float(value), row.mean, row) for row in shown if (value := cost.value(row)) and row.mean is not None]
     if not known:
         return None
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = _figure()
-    pairs = [(value, mean) for value, mean, _ in known]
-    best = front(pairs, less_is_better=cost.less_is_better, higher_is_better=analysis.metric.higher_is_better)
-    axes.plot(
-        [pairs[at][0] for at in best], [pairs[at][1] for at in best], ":", color=PALETTE[OTHER_COLOR], linewidth=1
-    )
+    points = [(value, mean) for value, mean, _ in known]
+    best = front(points, less_is_better=cost.less_is_better, higher_is_better=analysis.metric.higher_is_better)
+    x, y = zip(*(points[at] for at in best), strict=True)
+    axes.plot(x, y, ":", color=PALETTE[OTHER_COLOR], linewidth=1)
     for value, mean, row in known:
-        own, spread = look[row.label], row.primary.best.deviation
-        style: dict[str, Any] = {"fmt": _MARKERS[own.symbol], "color": _color(own), "markersize": 6, "linewidth": 1}
-        axes.errorbar(value, mean, yerr=spread, label=own.name, **style)
+        dot, deviation = look[row.label], row.primary.best.deviation
+        style: dict[str, Any] = {"fmt": _MARKERS[dot.symbol], "color": _color(dot), "markersize": 6, "linewidth": 1}
+        axes.errorbar(value, mean, yerr=deviation, label=dot.name, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # the usual powers of ten are set as formulas, which are off
-    axes.set_xlabel(cost.title)
-    axes.set_ylabel(f"{analysis.title}: {analysis.metric.title}")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set(xlabel=cost.title, ylabel=f"{analysis.title}: {analysis.metric.title}")
+    axes.legend(**_BESIDE)
     return figure
 
 

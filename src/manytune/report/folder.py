@@ -1,7 +1,7 @@
 """The folder of a report: only files that a report wrote are replaced or removed there.
 
-DIR/report-files.json lists them with their digests. It is written before the other files, with their old and their
-new digests, and again after them: so the files of a report that was killed between two of them are known too.
+DIR/report-files.json lists them with their digests. It is written before the other files, with their old and new
+digests, and again after them: so the files of a report that was killed in between are known too.
 """
 
 from __future__ import annotations
@@ -12,31 +12,25 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping
+from itertools import product
 from pathlib import Path
 
 from manytune.utils.errors import StoreError
 from manytune.utils.files import locked, read_bytes, sweep_leftovers, write_file, writing
-from manytune.utils.json_text import parse_json
-from manytune.utils.text import listed
+from manytune.utils.text import listed, parse_json
 
 MANIFEST = "report-files.json"
 
 _VERSION = 1
+_SENTENCES = ("mistakes", "disagreements")  # tables that hold dev sentences
 _NAME = re.compile(r"(?:tables|figures)/[^/]+|report\.md|summary\.json|index\.html")
 
 Digests = dict[str, set[str]]
 """Path inside the folder → SHA-256 of every content that a report may have left there."""
 
 
-def manifest_of(files: Mapping[str, str | bytes]) -> str:
-    """The manifest of a report's files, given by their paths inside its folder."""
-    return _manifest({name: {_digest(content)} for name, content in files.items()})
-
-
 def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write a report's files, and remove those of an earlier report that this one does not have.
-
-    `files` is path inside the folder → content; the manifest is written whether or not it is among them.
+    """Write a report's files, path inside the folder → content, and the manifest; remove the rest of an earlier report.
 
     Raises:
         StoreError: They cannot be written, or a file that no report wrote is in their way; then nothing has changed.
@@ -45,14 +39,13 @@ def write_folder(folder: Path, files: Mapping[str, str | bytes]) -> None:
         raise StoreError(f"{folder} is not a directory. Give another --out.")
     with writing(folder):
         os.makedirs(os.path.realpath(folder), exist_ok=True)
-        with locked(folder):  # `run` writes its report while `report --watch` does
-            files = {name: content for name, content in files.items() if name != MANIFEST}
+        with locked(folder):  # `run` may write its report while `report --watch` does
             new = {name: {_digest(content)} for name, content in files.items()}
             before = _written(folder, new)
-            _refuse_others(folder, before, new)
+            either = {name: before.get(name, set()) | new.get(name, set()) for name in (*new, *before)}
+            _refuse_others(folder, {name: either[name] for name in new})
             for each in (folder, folder / "tables", folder / "figures"):
                 sweep_leftovers(each)
-            either = {name: before.get(name, set()) | new.get(name, set()) for name in (*new, *before)}
             write_file(folder / MANIFEST, _manifest(either))
             for name, content in files.items():
                 write_file(folder / name, content)
@@ -90,26 +83,20 @@ def _written_by_earlier_version(folder: Path, names: Collection[str]) -> Digests
         keys = [str(task["key"]) for task in summary["tasks"]]
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    tables = [
-        f"tables/{key}-{of}.{form}" for key in keys for of in ("mistakes", "disagreements") for form in ("csv", "tex")
-    ]
+    tables = (f"tables/{key}-{table}.{form}" for key, table, form in product(keys, _SENTENCES, ("csv", "tex")))
     known = (name for name in (*names, *tables) if _NAME.fullmatch(name))
     return {name: {digest} for name in known if (digest := _found(folder / name))}
 
 
-def _refuse_others(folder: Path, before: Digests, new: Digests) -> None:
-    """Refuse where links, folders, or files that no report wrote, or that were changed since, are in the way."""
+def _refuse_others(folder: Path, known: Digests) -> None:
+    """Refuse where links, folders, or files whose digest is not a known one, are in the way of the known files."""
     for each in (folder / "tables", folder / "figures"):
         if os.path.lexists(each) and not stat.S_ISDIR(each.lstat().st_mode):
             raise StoreError(
                 f"{each} is a link or no folder; a report does not write there. Move it, or give another --out."
             )
-    others = [
-        name
-        for name in new
-        if os.path.lexists(folder / name) and _found(folder / name) not in before.get(name, set()) | new[name]
-    ]
-    if others:
+    present = (name for name in known if os.path.lexists(folder / name))
+    if others := [name for name in present if _found(folder / name) not in known[name]]:
         raise StoreError(
             f"{folder} holds files that no report wrote, or that were changed since: {listed(others, 3)}. "
             "Move them, or give another folder as --out."

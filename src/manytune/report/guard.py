@@ -22,19 +22,17 @@ class ReportWarning(UserWarning):
     """
 
 
-def attempt(said: str, make: Callable[[], T], instead: S, problems: list[str]) -> T | S:
-    """What `make` returns, a part of a report; where it fails, `instead`, and one more sentence in `problems`.
+def attempt(failure: str, make: Callable[[], T], instead: S, problems: list[str]) -> T | S:
+    """What `make` returns, a part of a report; where it fails, `instead`.
 
-    The sentence is `said`, such as "This table could not be made", and the reason.
-
-    Warns:
-        ReportWarning: It failed.
+    `failure` says what is missing then ("This table could not be made"): with the reason it is added to `problems`, and
+    is a ReportWarning.
     """
     try:
         return make()
     except Exception as error:  # of any kind: the other parts are useful without this one
         reason = str(error) if isinstance(error, ManytuneError) else f"{type(error).__name__}: {shortened(error)}"
-        problems.append(f"{said}: {reason}")
+        problems.append(f"{failure}: {reason}")
         warnings.warn(problems[-1], ReportWarning, stacklevel=2)
         return instead
 

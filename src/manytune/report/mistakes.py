@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,12 @@ _SHOWN = 15
 def mistake_sheet(analysis: Analysis) -> Sheet | None:
     """The examples that most runs get wrong; None without sentences, or predictions of a run that finished."""
     errors = _errors(analysis)
-    if not errors:
+    if not errors or analysis.task is None:
         return None
     overall = np.mean(list(errors.values()), axis=0)  # every method counts the same, however many runs it has
     worst = np.argsort(-overall, kind="stable")[:_SHOWN]
-    kind, title = _measure(analysis)
-    fields: list[Field] = [
-        *_example_fields(analysis),
-        ("all", title, kind, _at(overall)),
-        *_method_fields(errors, kind),
-    ]
+    title = analysis.task.type.error_title
+    fields = _fields(analysis, [("all", title, overall), *_by_method(errors)])
     caption = f"Of every method's runs that finished; {title} over all methods counts each method the same."
     return analysis.sheet("mistakes", "worst mistakes", caption, fields, worst[overall[worst] > 0])
 
@@ -36,16 +32,13 @@ def disagreement_sheet(analysis: Analysis) -> Sheet | None:
     """The examples on which the two best methods differ most; None where there are not two with predictions."""
     errors = _errors(analysis)
     names = [row.method for row in analysis.best_rows if row.method in errors][:2]
-    if len(names) < 2:
+    if len(names) < 2 or analysis.task is None:
         return None
     difference = errors[names[1]] - errors[names[0]]
     order = np.argsort(-np.abs(difference), kind="stable")[:_SHOWN]
-    kind, title = _measure(analysis)
-    fields: list[Field] = [
-        *_example_fields(analysis),
-        *_method_fields({name: errors[name] for name in names}, kind),
-        ("difference", "difference", "difference", _at(difference)),
-    ]
+    title = analysis.task.type.error_title
+    fields = _fields(analysis, _by_method({name: errors[name] for name in names}))
+    fields.append(("difference", "difference", "difference", difference.item))
     caption = f"{title[:1].upper()}{title[1:]}, over each method's runs that finished; positive: the second errs more."
     heading = f"where {method_title(names[0])} and {method_title(names[1])} differ"
     return analysis.sheet("disagreements", heading, caption, fields, order[difference[order] != 0])
@@ -61,35 +54,23 @@ def _errors(analysis: Analysis) -> dict[str, NDArray[Any]]:
         for _, prediction in analysis.predicted(row):
             predicted.setdefault(row.method, []).append(prediction)
     labels = np.array(examples.labels)
-    return {name: task.type.errors(np.stack(own), labels).mean(0) for name, own in predicted.items()}
+    return {name: task.type.errors(np.stack(runs), labels).mean(0) for name, runs in predicted.items()}
 
 
-def _measure(analysis: Analysis) -> tuple[str, str]:
-    """The kind of a column of errors, and what they are called."""
-    assert analysis.task is not None
-    return "percent" if analysis.task.type.right_or_wrong else "score", analysis.task.type.error_title
+def _by_method(errors: Mapping[str, NDArray[Any]]) -> list[tuple[str, str, NDArray[Any]]]:
+    return [(name, method_title(name), values) for name, values in errors.items()]
 
 
-def _example_fields(analysis: Analysis) -> list[Field]:
-    """Row number, text and label of a dev example, from its index."""
+def _fields(analysis: Analysis, errors: Iterable[tuple[str, str, NDArray[Any]]]) -> list[Field]:
+    """Number, text and label of a dev row, and its errors, from its index; `errors` is name, title, [N] values."""
     examples, task = analysis.examples, analysis.task
     assert examples is not None
     assert task is not None
+    label_kind = "text" if task.type.value_type is str else "effect"
+    error_kind = "percent" if task.type.right_or_wrong else "score"
     return [
         ("row", "dev row", "count", int),
         ("text", "text", "text", lambda at: " ⁄ ".join(examples.texts[at])),
-        (
-            "label",
-            "label",
-            "text" if task.type.value_type is str else "effect",
-            lambda at: task.type.value(task, examples.labels[at]),
-        ),
+        ("label", "label", label_kind, lambda at: task.type.value(task, examples.labels[at])),
+        *((name, title, error_kind, values.item) for name, title, values in errors),
     ]
-
-
-def _method_fields(errors: dict[str, NDArray[Any]], kind: str) -> list[Field]:
-    return [(name, method_title(name), kind, _at(own)) for name, own in errors.items()]
-
-
-def _at(values: NDArray[Any]) -> Callable[[int], float]:
-    return lambda index: float(values[index])

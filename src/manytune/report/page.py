@@ -24,10 +24,9 @@ _LONG = 34  # characters; longer texts may be broken over lines
 def render_page(content: Content) -> str:
     """The page. Text from users' files is escaped: by jinja in HTML, by `embedded` in JSON.
 
-    Raises:
-        DependencyError: plotly is not installed whole.
+    Raises DependencyError where plotly is not installed whole.
     """
-    charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
+    charts = {chart.key: asdict(chart) for task in content.tasks for part in task.parts for chart in part.charts}
     return render_template(
         "page.html",
         f"{content.title} · manytune",
@@ -42,10 +41,7 @@ def render_page(content: Content) -> str:
 def render_template(name: str, title: str, scripts: Iterable[str], *, served: bool = False, **values: Any) -> str:
     """A page from the template `name`, with `scripts` in their order and `values` as the template's variables.
 
-    A `served` page may send requests to the server that it comes from.
-
-    Raises:
-        DependencyError: plotly is among the scripts, and not installed whole.
+    A `served` page may send requests to the server that it comes from. Raises as `render_page` does.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -57,28 +53,19 @@ def render_template(name: str, title: str, scripts: Iterable[str], *, served: bo
         lstrip_blocks=True,
     )
     programs = [_text(each) for each in scripts]
-    return environment.get_template(name).render(
-        title=title,
-        style=_text("page.css"),
-        scripts=programs,
-        policy=_policy(programs) + ("; connect-src 'self'" if served else ""),
-        **values,
-    )
+    # The browser runs these scripts and no other, and fetches nothing.
+    digests = (base64.b64encode(hashlib.sha256(program.encode()).digest()).decode() for program in programs)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    policy += "; connect-src 'self'" if served else ""
+    template = environment.get_template(name)
+    return template.render(title=title, style=_text("page.css"), scripts=programs, policy=policy, **values)
 
 
 def embedded(data: Any) -> str:
     """JSON that can stand inside a script element: no tag, comment or entity can begin in it."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
-
-
-def _policy(scripts: list[str]) -> str:
-    """Content-Security-Policy: the browser runs these scripts and no other, and fetches nothing."""
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    escapes = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(escapes)
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:

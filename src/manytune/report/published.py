@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from manytune.data.metrics import METRICS
 from manytune.report.analysis import Analysis
 from manytune.report.answer import configuration_title
 from manytune.report.sheets import Field, Sheet
 from manytune.report.task_table import MethodRow
-from manytune.stats import Summary, summarize
+from manytune.stats.describe import Summary, summarize
 from manytune.utils.text import short_number
 
 _NAMES = {"learning_rate": "rate", "alpha": "α", "batch_size": "batch", "weight_decay": "decay", "max_length": "length"}
@@ -41,15 +42,11 @@ class Figure(BaseModel):
 
 
 class _Pair(NamedTuple):
-    """A published figure and the configuration of ours that is nearest to it."""
+    """A published figure, the configuration of ours that is nearest to it, and that one's scores."""
 
     figure: Figure
     row: MethodRow
-    metric: str
-    """Title of the metric."""
     ours: Summary
-    difference: float | None
-    """Our mean less the published score."""
 
 
 @cache
@@ -62,25 +59,24 @@ def figures() -> tuple[Figure, ...]:
 def published_sheet(analysis: Analysis) -> Sheet | None:
     """Reported scores of this model and task beside ours; None where nothing is known or matches."""
     name = analysis.table.model.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
-    pairs: list[_Pair] = []
-    for figure in figures():
-        row = _ours(analysis, figure)
-        if (figure.model, figure.task) == (name, analysis.table.task) and row is not None:
-            summary = next((each for each in row.metrics if each.metric.name == figure.metric), None)
-            title, ours = (summary.metric.title, summary.best) if summary else (figure.metric, summarize(()))
-            pairs.append(_Pair(figure, row, title, ours, None if ours.mean is None else ours.mean - figure.score))
+    here = [figure for figure in figures() if (figure.model, figure.task) == (name, analysis.table.task)]
+    pairs = [
+        _Pair(figure, row, summarize(score for _, score in row.scored(figure.metric)))
+        for figure in here
+        if (row := _nearest(analysis, figure)) is not None
+    ]
     if not pairs:
         return None
     fields: list[Field] = [
         ("source", "reported by", "text", lambda pair: pair.figure.source),
         ("configuration", "our configuration", "text", lambda pair: configuration_title(pair.row)),
-        ("metric", "metric", "text", lambda pair: pair.metric),
+        ("metric", "metric", "text", lambda pair: METRICS[pair.figure.metric].title),
         ("reported", "reported", "score", lambda pair: pair.figure.score),
         ("reported_spread", "±", "score", lambda pair: pair.figure.spread),
         ("ours", "ours", "score", lambda pair: pair.ours.mean),
         ("ours_standard_deviation", "sd", "score", lambda pair: pair.ours.deviation),
         ("seeds", "seeds", "count", lambda pair: pair.ours.count),
-        ("difference", "difference", "difference", lambda pair: pair.difference),
+        ("difference", "difference", "difference", _difference),
         ("differs", "settings that differ (theirs → ours)", "text", lambda pair: _differing(pair.row, pair.figure)),
         ("note", "note", "text", lambda pair: pair.figure.note),
     ]
@@ -91,7 +87,11 @@ def published_sheet(analysis: Analysis) -> Sheet | None:
     return analysis.sheet("published", "published figures", caption, fields, pairs)
 
 
-def _ours(analysis: Analysis, figure: Figure) -> MethodRow | None:
+def _difference(pair: _Pair) -> float | None:
+    return None if pair.ours.mean is None else pair.ours.mean - pair.figure.score
+
+
+def _nearest(analysis: Analysis, figure: Figure) -> MethodRow | None:
     """Our configuration of the same method with the fewest settings that differ; the better one of equals."""
     rows = [row for row in analysis.ranked if row.method == figure.method]
     if "rank" in figure.settings:
@@ -100,34 +100,28 @@ def _ours(analysis: Analysis, figure: Figure) -> MethodRow | None:
 
 
 def _differing(row: MethodRow, figure: Figure) -> str:
-    said = [f"{_NAMES.get(name, name)} {theirs} → {ours}" for name, theirs, ours in _differences(row, figure)]
-    return "; ".join(said) or "none that the source states"
+    differing = [f"{_NAMES.get(name, name)} {theirs} → {ours}" for name, theirs, ours in _differences(row, figure)]
+    return "; ".join(differing) or "none that the source states"
 
 
 def _differences(row: MethodRow, figure: Figure) -> list[tuple[str, str, str]]:
     """Name, their value and ours of each stated setting that differs."""
-    ours = _settings(row)
-    settings = [(name, _shown(name, theirs), _shown(name, ours.get(name))) for name, theirs in figure.settings.items()]
-    return [(name, theirs, own) for name, theirs, own in settings if theirs != own]
-
-
-def _settings(row: MethodRow) -> dict[str, Any]:
     run = row.runs[0]
-    own = {name: value for name, value in run.hyperparameters.items() if name != "training"}
     training = run.hyperparameters.get("training")
     shared: Mapping[str, Any] = training if isinstance(training, Mapping) else {}
-    targets, ratio, steps = own.get("targets"), shared.get("warmup_ratio"), shared.get("warmup_steps")
-    warmup = f"{100 * ratio:g} % of steps" if ratio is not None else None if steps is None else f"{steps:g} steps"
-    return {
+    targets, ratio, steps = run.hyperparameters.get("targets"), shared.get("warmup_ratio"), shared.get("warmup_steps")
+    settings = {
         **shared,
-        **own,
+        **run.hyperparameters,
         "targets": "+".join(map(str, targets)) if isinstance(targets, list | tuple) else targets,
-        "warmup": warmup,
+        "warmup": f"{100 * ratio:g} % of steps" if ratio is not None else None if steps is None else f"{steps:g} steps",
         "template": run.template,
         "selection": run.selection,
         "start": "pretrained weights",
         "seeds": len(row.finished),
     }
+    pairs = ((name, _shown(name, value), _shown(name, settings.get(name))) for name, value in figure.settings.items())
+    return [(name, theirs, ours) for name, theirs, ours in pairs if theirs != ours]
 
 
 def _shown(name: str, value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from manytune.utils.errors import StoreError
 
 @dataclass(frozen=True, eq=False)
 class StudyFacts:
-    """One study: what it asked for and how far it is."""
+    """One study: its configuration and how far it is."""
 
     study: Study
     status: StudyStatus
     label_suffix: str
-    """What was added to its labels so that they are not mixed with another study's; mostly nothing."""
+    """What is added to its labels to tell them from another study's with other settings; mostly empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +36,20 @@ class ReportData:
     """Records of one or several studies, and what was kept beside them."""
 
     studies: tuple[StudyFacts, ...]
-    records: tuple[RunRecord, ...]
-    """All runs that have ended, in the studies' order."""
-    histories: Mapping[str, tuple[HistoryRow, ...]]
-    """Run id → its evaluations, of the runs that have a history."""
-    logits: Mapping[str, NDArray[Any]]
-    """Run id → [N, outputs] on dev, of the runs whose logits were kept."""
-    tasks: Mapping[str, Task]
-    """Name → the task."""
-    examples: Mapping[str, Examples]
-    """Task → its dev rows, of the tasks whose rows were kept."""
-    structures: Mapping[tuple[str, str], Structure]
-    """(task, model) → its module tree, where it was kept."""
-    problems: tuple[str, ...] = ()
-    """Files that exist but are not used, and why."""
+    records: tuple[RunRecord, ...]  # all runs that have ended, in the studies' order
+    histories: Mapping[str, tuple[HistoryRow, ...]]  # run id → its evaluations, of the runs that have a history
+    logits: Mapping[str, NDArray[Any]]  # run id → [N, outputs] on dev, of the runs whose logits were kept
+    tasks: Mapping[str, Task]  # name → the task
+    examples: Mapping[str, Examples]  # task → its dev rows, of the tasks whose rows were kept
+    structures: Mapping[tuple[str, str], Structure]  # (task, model) → its module tree, where it was kept
+    problems: tuple[str, ...] = ()  # files that exist but are not used, and why
 
 
 def read(directories: Sequence[Path | str]) -> ReportData:
     """Read study directories.
 
-    Methods that have the same label in several studies but not the same settings are told apart by the study's
-    name: they are never averaged.
+    Where several studies have a configuration of the same label with other settings, the study's name is added to the
+    label, so that they are never averaged.
 
     Raises:
         StoreError: A directory holds no study, its study, plan or a record is damaged, or two directories hold the same
@@ -76,24 +69,24 @@ def read(directories: Sequence[Path | str]) -> ReportData:
         )
     studies = [store.study() for store in stores]
     clashing = _clashing(per_study)
-    suffixes = _suffixes([study.name for study in studies]) if clashing else [""] * len(studies)
+    names = [study.name for study in studies]
+    suffixes = [f" [{name} {at}]" if names.count(name) > 1 else f" [{name}]" for at, name in enumerate(names, 1)]
+    suffixes = suffixes if clashing else [""] * len(names)
     records = [
-        record.model_copy(update={"label": record.label + suffix}) if _configuration(record) in clashing else record
-        for suffix, own in zip(suffixes, per_study, strict=True)
-        for record in own.values()
+        run.model_copy(update={"label": run.label + suffix}) if (run.task, run.model, run.label) in clashing else run
+        for suffix, ended in zip(suffixes, per_study, strict=True)
+        for run in ended.values()
     ]
-    facts = (
-        StudyFacts(study, store.status(), suffix)
-        for study, store, suffix in zip(studies, stores, suffixes, strict=True)
-    )
+    statuses = [store.status() for store in stores]
+    facts = map(StudyFacts, studies, statuses, suffixes)
     problems: list[str] = []
     histories: dict[str, tuple[HistoryRow, ...]] = {}
     logits: dict[str, NDArray[Any]] = {}
-    for store, own in zip(stores, per_study, strict=True):
-        for run_id, record in own.items():
+    for store, ended in zip(stores, per_study, strict=True):
+        for run_id, record in ended.items():
             if rows := attempt(f"No curve of {run_id}", partial(store.read_history, run_id), (), problems):
                 histories[run_id] = rows
-            kept = attempt(f"Without the predictions of {run_id}", partial(_own_logits, store, record), None, problems)
+            kept = attempt(f"Without the predictions of {run_id}", partial(_logits_of, store, record), None, problems)
             if kept is not None:
                 logits[run_id] = kept
     tasks: dict[str, Task] = {}
@@ -102,9 +95,8 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     for store, study, ended in zip(stores, studies, per_study, strict=True):
         for name in study.task_names:
             files = store.task_artifacts(name)
-            of_it = [record for record in ended.values() if record.task == name]
-            whole = partial(files.complete, study.task(name), of_it)
-            task = attempt(f"Without the classes of {name}", whole, None, problems)
+            complete = partial(files.complete, study.task(name), [run for run in ended.values() if run.task == name])
+            task = attempt(f"Without the classes of {name}", complete, None, problems)
             if task is not None:
                 tasks.setdefault(name, task)
             dev = attempt(f"Without the dev rows of {name}", partial(files.examples, task), None, problems)
@@ -117,23 +109,32 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     return ReportData(tuple(facts), tuple(records), histories, logits, tasks, examples, structures, tuple(problems))
 
 
-def _own_logits(store: Store, record: RunRecord) -> NDArray[Any] | None:
-    if said := altered(store, record, (PREDICTIONS,)):
-        raise StoreError(said)
+def _logits_of(store: Store, record: RunRecord) -> NDArray[Any] | None:
+    """[N, outputs] on dev; None where none were kept. A StoreError where the file is not the one the run wrote."""
+    if problem := altered(store, record, (PREDICTIONS,)):
+        raise StoreError(problem)
     return store.read_predictions(record.run_id)
 
 
-def provenance_facts(run: RunRecord, *, data: str, commit: str) -> dict[str, str]:
-    """Name → value of what is known of the code, weights, data and machine; `data` and `commit` name those two."""
-    origin = run.provenance
-    facts: dict[str, Any] = {
-        "model revision": origin.model_revision,
-        f"{data}, {run.task}": origin.data_fingerprint,
-        commit: origin.git_commit,
-        **{f"hardware, {name}": value for name, value in origin.hardware.items()},
-        **{f"version, {name}": value for name, value in origin.versions.items()},
-    }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+def provenance_facts(records: Iterable[RunRecord], *, data: str, commit: str) -> dict[str, Counter[str]]:
+    """Fact about code, weights, data or machine → its values with their numbers of runs.
+
+    `data` and `commit` are what to call the data's fingerprint and the code's commit.
+    """
+    found: dict[str, Counter[str]] = {}
+    for run in records:
+        origin = run.provenance
+        facts: dict[str, Any] = {
+            "model revision": origin.model_revision,
+            f"{data}, {run.task}": origin.data_fingerprint,
+            commit: origin.git_commit,
+            **{f"hardware, {name}": value for name, value in origin.hardware.items()},
+            **{f"version, {name}": value for name, value in origin.versions.items()},
+        }
+        for name, value in facts.items():
+            if value is not None:
+                found.setdefault(name, Counter())[str(value)] += 1
+    return found
 
 
 def without_examples(data: ReportData) -> ReportData:
@@ -142,29 +143,15 @@ def without_examples(data: ReportData) -> ReportData:
     return replace(data, examples=blank)
 
 
-def _configuration(record: RunRecord) -> tuple[str, str, str]:
-    return record.task, record.model, record.label
-
-
 def _clashing(per_study: Sequence[Mapping[str, RunRecord]]) -> set[tuple[str, str, str]]:
     """(task, model, label) that several studies have with different settings."""
-    settings: dict[tuple[str, str, str], list[Any]] = {}
+    settings: dict[tuple[str, str, str], Any] = {}
+    found = set()
     for record in (record for records in per_study for record in records.values()):
-        setting = (_comparable(record.hyperparameters), record.template, record.selection)
-        known = settings.setdefault(_configuration(record), [])
-        if setting not in known:
-            known.append(setting)
-    return {key for key, known in settings.items() if len(known) > 1}
-
-
-def _comparable(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a result depends on: how many runs share a pack is not among them."""
-    training = hyperparameters.get("training")
-    if not isinstance(training, Mapping):
-        return dict(hyperparameters)
-    return {**hyperparameters, "training": {name: value for name, value in training.items() if name != "max_pack"}}
-
-
-def _suffixes(names: Sequence[str]) -> list[str]:
-    """What tells the studies' labels apart: the name, with a number where names repeat."""
-    return [f" [{name} {number}]" if names.count(name) > 1 else f" [{name}]" for number, name in enumerate(names, 1)]
+        values = dict(record.hyperparameters)
+        if isinstance(training := values.get("training"), Mapping):  # how many runs share a pack changes no result
+            values["training"] = {name: value for name, value in training.items() if name != "max_pack"}
+        key, setting = (record.task, record.model, record.label), (values, record.template, record.selection)
+        if settings.setdefault(key, setting) != setting:
+            found.add(key)
+    return found

@@ -8,7 +8,6 @@ from statistics import fmean, median
 
 import numpy as np
 
-from manytune.data.metrics import Metric
 from manytune.data.tasks import GLUE
 from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
@@ -16,11 +15,13 @@ from manytune.report.answer import configuration_title, method_title
 from manytune.report.series import swept
 from manytune.report.sheets import Cell, Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, last_score_of, score_of
-from manytune.stats import MINIMUM_SEEDS, Comparison, combined_p, mcnemar, metric_draws, summarize
+from manytune.stats.describe import summarize
+from manytune.stats.examples import combined_p, mcnemar, metric_draws
+from manytune.stats.verdict import MINIMUM_SEEDS, Comparison
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import RunRecord, RunState
 
-_CONFIGURATION: Field = ("configuration", "configuration", "text", lambda of: of.label)
+_CONFIGURATION: Field = ("configuration", "configuration", "text", lambda row: row.label)
 _SEEDS: Field = ("seeds", "seeds", "count", lambda row: len(row.finished))
 _MEAN: Field = ("mean", "mean", "score", lambda row: row.mean)
 _TRAINABLE: Field = ("trainable", "trainable", "count", lambda row: row.trainable)
@@ -39,19 +40,31 @@ def score_sheets(analysis: Analysis) -> tuple[Sheet, ...]:
 
 def _score_sheet(analysis: Analysis, index: int) -> Sheet:
     metric = analysis.rows[0].metrics[index].metric
+    sign = 1 if metric.higher_is_better else -1
 
     def scores(row: MethodRow) -> list[float]:
         return [score for _, score in row.scored(metric.name)]
 
+    def best(row: MethodRow) -> tuple[int | None, float | None]:
+        """Seed and score of the best run that finished."""
+        scored = ((run.seed, score) for run, score in row.scored(metric.name))
+        return max(scored, key=lambda pair: sign * pair[1], default=(None, None))
+
+    def left_out(row: MethodRow) -> str | None:
+        """The runs that are in no mean, counted: "1 collapsed, 2 pending"."""
+        counts = {str(state): len(row.in_state(state)) for state in RunState if state is not RunState.FINISHED}
+        counts[PENDING] = sum(run.label == row.label for run in analysis.pending)
+        return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or None
+
     fields: list[Field] = [
         _CONFIGURATION,
         ("seeds", "seeds", "count", lambda row: len(scores(row))),
-        ("left_out", "left out", "text", partial(_left_out, analysis)),
+        ("left_out", "left out", "text", left_out),
         ("mean", "mean", "score", lambda row: row.metrics[index].best.mean),
         ("standard_deviation", "sd", "score", lambda row: row.metrics[index].best.deviation),
         ("median", "median", "score", lambda row: median(scores(row)) if scores(row) else None),
-        ("best", "best", "score", lambda row: _best(row, metric)[1]),
-        ("best_seed", "seed", "count", lambda row: _best(row, metric)[0]),
+        ("best", "best", "score", lambda row: best(row)[1]),
+        ("best_seed", "seed", "count", lambda row: best(row)[0]),
         ("last_mean", "last: mean", "score", lambda row: row.metrics[index].last.mean),
         ("last_standard_deviation", "last: sd", "score", lambda row: row.metrics[index].last.deviation),
     ]
@@ -59,35 +72,19 @@ def _score_sheet(analysis: Analysis, index: int) -> Sheet:
         "Mean, standard deviation and median over the seeds that finished, each at its best evaluation; last: at the "
         f"last one. {' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
     ).strip()
-    stem = "scores"
-    if index == 0:
-        intervals, unknown = analysis.intervals, (None, None)
-        fields[5:5] = [
-            ("examples_low", "dev: low", "score", lambda row: intervals.get(row.label, unknown)[0]),
-            ("examples_high", "dev: high", "score", lambda row: intervals.get(row.label, unknown)[1]),
-        ]
-        caption += " dev: 95 % bootstrap interval of the mean over dev examples."
-    else:
-        stem += f"-{metric.name}"
-    return analysis.sheet(stem, metric.title, caption, fields, analysis.rows)
-
-
-def _left_out(analysis: Analysis, row: MethodRow) -> str | None:
-    """The runs that no mean holds, counted: "1 collapsed, 2 pending"."""
-    counts = {str(state): len(row.in_state(state)) for state in RunState if state is not RunState.FINISHED}
-    counts[PENDING] = sum(run.label == row.label for run in analysis.pending)
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or None
-
-
-def _best(row: MethodRow, metric: Metric) -> tuple[int | None, float | None]:
-    """Seed and score of the best run that finished."""
-    sign = 1 if metric.higher_is_better else -1
-    scored = ((run.seed, score) for run, score in row.scored(metric.name))
-    return max(scored, key=lambda one: sign * one[1], default=(None, None))
+    if index > 0:
+        return analysis.sheet(f"scores-{metric.name}", metric.title, caption, fields, analysis.rows)
+    intervals, unknown = analysis.intervals, (None, None)
+    fields[5:5] = [
+        ("examples_low", "dev: low", "score", lambda row: intervals.get(row.label, unknown)[0]),
+        ("examples_high", "dev: high", "score", lambda row: intervals.get(row.label, unknown)[1]),
+    ]
+    caption += " dev: 95 % bootstrap interval of the mean over dev examples."
+    return analysis.sheet("scores", metric.title, caption, fields, analysis.rows)
 
 
 def left_out_sheet(analysis: Analysis) -> Sheet | None:
-    """The runs that no mean holds, by name, with the reason; None where there are none."""
+    """The runs that are in no mean, by name, with the reason; None where there are none."""
     left_out: list[tuple[RunRecord | RunStatus, str | None]] = []
     for run in analysis.records:
         if run.state is not RunState.FINISHED:
@@ -110,17 +107,17 @@ def left_out_sheet(analysis: Analysis) -> Sheet | None:
 
 def run_sheet(analysis: Analysis) -> Sheet:
     """Every run that has ended."""
-    metrics = [summary.metric for summary in analysis.rows[0].metrics]
+    metrics = {summary.metric.name: summary.metric.title for summary in analysis.rows[0].metrics}
     fields: list[Field] = [
         ("run", "run", "text", lambda run: run.run_id),
         _CONFIGURATION,
         ("seed", "seed", "count", lambda run: run.seed),
         ("state", "state", "text", lambda run: str(run.state)),
-        *((each.name, each.title, "score", partial(score_of, metric=each.name)) for each in metrics),
+        *((name, title, "score", partial(score_of, metric=name)) for name, title in metrics.items()),
         ("best_step", "at step", "count", lambda run: run.best_step),
         *(
-            (f"last_{each.name}", f"last {each.title}", "score", partial(last_score_of, metric=each.name))
-            for each in metrics
+            (f"last_{name}", f"last {title}", "score", partial(last_score_of, metric=name))
+            for name, title in metrics.items()
         ),
         ("steps", "steps", "count", lambda run: run.steps),
         ("train_seconds", "training", "seconds", lambda run: run.cost.train_seconds),
@@ -134,28 +131,39 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
     if not analysis.comparisons:
         return None
 
-    def tested(value: Callable[[Comparison], Cell]) -> Callable[[Comparison], Cell]:
-        """A value that is shown only where the seeds are enough for a test."""
-        return lambda pair: value(pair) if pair.seeds >= MINIMUM_SEEDS else None
+    def tested(name: str) -> Callable[[Comparison], Cell]:
+        """A field of the comparison that is shown only where the seeds are enough for a test."""
+        return lambda pair: getattr(pair, name) if pair.seeds >= MINIMUM_SEEDS else None
+
+    def mcnemar_p(pair: Comparison) -> float | None:
+        """One p over the seeds that both have; None where predictions are not right or wrong, or were not kept."""
+        if analysis.examples is None or analysis.task is None or not analysis.task.type.right_or_wrong:
+            return None
+        labels = np.array(analysis.examples.labels)
+        first, second = (
+            {run.seed: prediction == labels for run, prediction in analysis.predicted(analysis.row(label))}
+            for label in (pair.first_label, pair.second_label)
+        )
+        return combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first.keys() & second.keys())])
 
     fields: list[Field] = [
         ("first", "first", "text", lambda pair: pair.first_label),
         ("second", "second", "text", lambda pair: pair.second_label),
         ("verdict", "verdict", "text", lambda pair: str(pair.verdict)),
         ("difference", "difference", "difference", lambda pair: pair.difference),
-        ("low", "95 %: low", "difference", tested(lambda pair: pair.low)),
-        ("high", "95 %: high", "difference", tested(lambda pair: pair.high)),
+        ("low", "95 %: low", "difference", tested("low")),
+        ("high", "95 %: high", "difference", tested("high")),
         ("seeds", "seeds", "count", lambda pair: pair.seeds),
         ("wins", "first ahead", "count", lambda pair: pair.wins),
-        ("p", "p", "p", tested(lambda pair: pair.p)),
-        ("p_holm", "p (Holm)", "p", tested(lambda pair: pair.p_holm)),
-        ("sign_flip_p", "p, sign flips", "p", tested(lambda pair: pair.sign_flip_p)),
-        ("effect_size", "effect size", "effect", tested(lambda pair: pair.effect)),
+        ("p", "p", "p", tested("p")),
+        ("p_holm", "p (Holm)", "p", tested("p_holm")),
+        ("sign_flip_p", "p, sign flips", "p", tested("sign_flip_p")),
+        ("effect_size", "effect size", "effect", tested("effect")),
         ("seeds_needed", "seeds for 80 %", "count", lambda pair: pair.seeds_needed),
         ("examples_low", "dev: low", "difference", lambda pair: pair.examples_low),
         ("examples_high", "dev: high", "difference", lambda pair: pair.examples_high),
         ("examples_p", "dev: p", "p", lambda pair: pair.examples_p),
-        ("mcnemar_p", "McNemar p", "p", partial(_mcnemar, analysis)),
+        ("mcnemar_p", "McNemar p", "p", mcnemar_p),
         ("choices_first", "of first's", "count", lambda pair: pair.choices[0]),
         ("choices_second", "of second's", "count", lambda pair: pair.choices[1]),
     ]
@@ -168,24 +176,12 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
     return analysis.sheet("comparisons", "methods in pairs", caption, fields, analysis.comparisons)
 
 
-def _mcnemar(analysis: Analysis, pair: Comparison) -> float | None:
-    """One p over the seeds that both have; None where predictions are not right or wrong, or were not kept."""
-    if analysis.examples is None or analysis.task is None or not analysis.task.type.right_or_wrong:
-        return None
-    labels = np.array(analysis.examples.labels)
-    first, second = (
-        {run.seed: prediction == labels for run, prediction in analysis.predicted(analysis.row(label))}
-        for label in (pair.first_label, pair.second_label)
-    )
-    return combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first.keys() & second.keys())])
-
-
 def standing_sheet(analysis: Analysis) -> Sheet | None:
     """Which configurations may be the best; None where none has a score."""
     if not analysis.standings:
         return None
     best, standings = analysis.ranked[0].mean, analysis.standings
-    said = {True: "yes", False: "no", None: "too few seeds"}
+    words = {True: "yes", False: "no", None: "too few seeds"}
 
     def p(row: MethodRow) -> float | None:
         return None if standings[row.label].may_be_best is None else standings[row.label].p
@@ -196,7 +192,7 @@ def standing_sheet(analysis: Analysis) -> Sheet | None:
         _MEAN,
         ("from_best", "from the best", "difference", lambda row: row.mean - best),
         ("p", "p (is the best)", "p", p),
-        ("may_be_best", "may be the best", "text", lambda row: said[standings[row.label].may_be_best]),
+        ("may_be_best", "may be the best", "text", lambda row: words[standings[row.label].may_be_best]),
         _TRAINABLE,
         _TRAINABLE_SHARE,
     ]
@@ -296,23 +292,18 @@ def glue_sheet(analyses: Sequence[Analysis]) -> Sheet | None:
         return fmean(map(fmean, scores)) if all(scores) else None
 
     def average(item: tuple[str, str, Mapping[str, MethodRow]]) -> float | None:
-        scores = [score(task, item) for task in GLUE]
-        known = [each for each in scores if each is not None]
-        return fmean(known) if len(known) == len(scores) else None
+        known = [value for task in GLUE if (value := score(task, item)) is not None]
+        return fmean(known) if len(known) == len(GLUE) else None
+
+    def configurations(item: tuple[str, str, Mapping[str, MethodRow]]) -> str:
+        return "; ".join(f"{task.title}: {configuration_title(item[2][name])}" for name, task in GLUE.items())
 
     fields: list[Field] = [
         ("model", "model", "text", lambda item: item[0]),
         ("method", "method", "text", lambda item: method_title(item[1])),
         ("average", "average", "score", average),
         *((name, task.title, "score", partial(score, name)) for name, task in GLUE.items()),
-        (
-            "configurations",
-            "configuration by task",
-            "text",
-            lambda item: "; ".join(
-                f"{task.title}: {configuration_title(item[2][name])}" for name, task in GLUE.items()
-            ),
-        ),
+        ("configurations", "configuration by task", "text", configurations),
     ]
     caption = (
         "Mean over the nine tasks of GLUE; a task's score is the mean of its metrics over the seeds that finished, on "

@@ -12,43 +12,38 @@ from manytune.methods.base import LEARNING_RATE, Axis
 from manytune.report.analysis import Analysis
 from manytune.report.answer import method_title
 from manytune.report.task_table import MethodRow
-from manytune.stats import Summary
-from manytune.storage.record import HistoryRow, RunState
+from manytune.stats.describe import Summary
+from manytune.storage.directory import RunStatus
+from manytune.storage.record import HistoryRow, RunRecord, RunState
 from manytune.utils.text import printable
 
 OTHER_COLOR = "grey"
-"""Name in the palette of the colour of methods that are not registered."""
+"""The colour, by its name in the palette, of methods that are not registered."""
 
 RUNNING, STOPPED = "running", "stopped"
-"""The states of a run that trains now, and of one that has begun and would go on."""
+"""The states of a run that trains now, and of one whose process ended before it."""
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;", "$": "&#36;"})
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
-_PALEST = 0.35  # of a method's last configuration: how far its colour is taken towards the paper's
+_PALEST = 0.35  # the tone of a method's last configuration
 _POINTS = 240  # of one curve: more than a screen's width can tell apart
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a configuration is drawn, the same in every chart; line style and marker differ too, not colour alone."""
+    """How a configuration is drawn, the same in every chart: line style and marker tell it apart without colour."""
 
-    name: str
-    """As short as it can be without being mistaken: "LoRA r=8"."""
-    color: str
-    """Its name in the palette."""
-    shade: int
-    """Index among its method's configurations, from 0: it chooses line style and marker."""
-    tone: float = 0.0
-    """How far its colour is taken towards the paper's, from 0 to below 1."""
+    name: str  # the method and the parts of the label that tell it from the method's others: "LoRA r=8"
+    color: str  # its name in the palette
+    shade: int  # index among its method's configurations, from 0: it chooses line style and marker
+    tone: float = 0.0  # how far its colour is mixed with the background's, from 0 to below 1
 
     @property
     def markup(self) -> str:
         """The name as plotly shows it unchanged: it reads a subset of HTML, templates and formulas."""
-        text = self.name
-        for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("{", "&#123;"), ("$", "&#36;")):
-            text = text.replace(sign, entity)
-        return text
+        return self.name.translate(_ENTITIES)
 
     @property
     def paint(self) -> str:
@@ -73,33 +68,29 @@ def looks(analysis: Analysis) -> dict[str, Look]:
 
 def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
     """Label → look, from label → method."""
-    groups: dict[str, list[str]] = {}
-    for label, method in methods.items():
-        groups.setdefault(method, []).append(label)
-    found = {
-        label: Look(
-            printable(_short(label, method, group)).lstrip("_"),  # matplotlib's legends leave out what begins with _
-            METHODS[method].color if method in METHODS else OTHER_COLOR,
-            shade,
-            _PALEST * shade / max(len(group) - 1, 1),
-        )
-        for method, group in groups.items()
-        for shade, label in enumerate(group)
-    }
-    names = [look.name for look in found.values()]
+    found: dict[str, Look] = {}
+    for method in dict.fromkeys(methods.values()):
+        parts = {label: label_parts(label, method) for label, other in methods.items() if other == method}
+        shared = set.intersection(*map(set, parts.values()))
+        kind = METHODS.get(method)
+        title = (kind.short_title if kind else None) or method_title(method)
+        for shade, (label, words) in enumerate(parts.items()):
+            name = f"{title} {', '.join(word for word in words if word not in shared)}".strip()
+            found[label] = Look(
+                printable(name).lstrip("_"),  # matplotlib's legends leave out what begins with _
+                kind.color if kind else OTHER_COLOR,
+                shade,
+                _PALEST * shade / max(len(parts) - 1, 1),
+            )
+    names = Counter(look.name for look in found.values())
     return {
-        label: look if names.count(look.name) == 1 else replace(look, name=printable(label))
-        for label, look in found.items()
+        label: look if names[look.name] == 1 else replace(look, name=printable(label)) for label, look in found.items()
     }
 
 
-def _short(label: str, method: str, group: Sequence[str]) -> str:
-    """The method, and the parts of the label in which its configurations differ."""
-    parts = [each.removeprefix(method).strip().split(", ") for each in group]
-    shared = set(parts[0]).intersection(*parts[1:])
-    own = [part for part in label.removeprefix(method).strip().split(", ") if part not in shared]
-    title = (METHODS[method].short_title if method in METHODS else None) or method_title(method)
-    return " ".join([title, ", ".join(own)]).strip()
+def label_parts(label: str, method: str) -> list[str]:
+    """The hyper-parameters in a configuration's label: "lora r=8, lr 4e-4" → ["r=8", "lr 4e-4"]."""
+    return label.removeprefix(method).strip().split(", ")
 
 
 @dataclass(frozen=True)
@@ -109,51 +100,38 @@ class Curve:
     label: str
     steps: tuple[int, ...]
     mean: tuple[float, ...]
-    """Over the runs that finished, or still train, and have a value at the step."""
+    """Over the runs that finished, or still train, and have a value at the step; `low` and `high` are their range."""
     low: tuple[float, ...]
-    """The lowest value of these runs."""
     high: tuple[float, ...]
-    """The highest value of these runs."""
-    runs: tuple[tuple[str, int, str, tuple[int, ...], tuple[float, ...]], ...]
-    """Every run, whatever its state: id, seed, state, steps, values."""
+    runs: tuple[tuple[int, str, tuple[int, ...], tuple[float, ...]], ...]
+    """Every run, whatever its state: seed, state, steps, values."""
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A run whose history is drawn."""
-
-    run_id: str
-    seed: int
-    state: str
-    """A state of `RunState`, RUNNING or STOPPED."""
-
-
-def quantities(metric: Metric) -> tuple[tuple[str, str, Callable[[HistoryRow], float | None]], ...]:
-    """Name, title and value of what the curves show."""
-    return (
-        ("score", f"{metric.title} on the selecting split", lambda row: row.metrics.get(metric.name)),
-        ("eval_loss", "evaluation loss", lambda row: row.eval_loss),
-        ("train_loss", "training loss", lambda row: row.train_loss),
-        ("learning_rate", "learning rate", lambda row: row.learning_rate),
-    )
+def quantities(metric: Metric) -> dict[str, Callable[[HistoryRow], float | None]]:
+    """Title → value of what the curves show: score, evaluation loss, training loss, learning rate."""
+    return {
+        f"{metric.title} on the selecting split": lambda row: row.metrics.get(metric.name),
+        "evaluation loss": lambda row: row.eval_loss,
+        "training loss": lambda row: row.train_loss,
+        "learning rate": lambda row: row.learning_rate,
+    }
 
 
 def curves(analysis: Analysis, value: Callable[[HistoryRow], float | None]) -> tuple[Curve, ...]:
     """One curve for each configuration that has a history, thinned to the points that can be seen."""
-    traced = {row.label: [Traced(run.run_id, run.seed, str(run.state)) for run in row.runs] for row in analysis.rows}
-    return curves_of(traced, analysis.histories, value)
+    return curves_of({row.label: row.runs for row in analysis.rows}, analysis.histories, value)
 
 
 def curves_of(
-    traced: Mapping[str, Sequence[Traced]],
+    configurations: Mapping[str, Sequence[RunRecord | RunStatus]],
     histories: Mapping[str, Sequence[HistoryRow]],
     value: Callable[[HistoryRow], float | None],
 ) -> tuple[Curve, ...]:
     """As `curves`, from label → runs and run id → history."""
     found = []
-    for label, own in traced.items():
+    for label, members in configurations.items():
         runs, by_step = [], dict[int, list[float]]()
-        for run in own:
+        for run in members:
             points = [(each.step, v) for each in histories.get(run.run_id, ()) if (v := value(each)) is not None]
             if not points:
                 continue
@@ -161,14 +139,13 @@ def curves_of(
                 for step, each in points:
                     by_step.setdefault(step, []).append(each)
             steps, values = zip(*(points[at] for at in thinned(points)), strict=True)
-            runs.append((run.run_id, run.seed, run.state, steps, values))
+            runs.append((run.seed, str(run.state), steps, values))
         if runs:
             means = [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
             kept = [means[at] for at in thinned(means)]
             low, high = (tuple(end(by_step[step]) for step, _ in kept) for end in (min, max))
-            found.append(
-                Curve(label, tuple(s for s, _ in kept), tuple(mean for _, mean in kept), low, high, tuple(runs))
-            )
+            steps, mean = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((), ())
+            found.append(Curve(label, steps, mean, low, high, tuple(runs)))
     return tuple(found)
 
 
@@ -182,36 +159,33 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _POINTS) -> list[
     count = len(points)
     if count <= most:
         return list(range(count))
-    kept, last = [0], 0
+    kept = [0]
     inner = most - 2
     for bucket in range(inner):
-        start, stop = (1 + (count - 2) * each // inner for each in (bucket, bucket + 1))
-        after = points[stop : max(stop + 1, 1 + (count - 2) * (bucket + 2) // inner)]
-        x = sum(point[0] for point in after) / len(after)
-        y = sum(point[1] for point in after) / len(after)
-        x0, y0 = points[last]
-        last = max(
-            range(start, stop),
-            key=lambda at: abs((x0 - x) * (points[at][1] - y0) - (x0 - points[at][0]) * (y - y0)),
-        )
-        kept.append(last)
+        start, stop, end = (1 + (count - 2) * (bucket + ahead) // inner for ahead in range(3))
+        after = points[stop : max(stop + 1, end)]
+        x, y = (sum(values) / len(after) for values in zip(*after, strict=True))
+        x0, y0 = points[kept[-1]]
+        areas = {
+            at: abs((x0 - x) * (points[at][1] - y0) - (x0 - points[at][0]) * (y - y0)) for at in range(start, stop)
+        }
+        kept.append(max(areas, key=areas.__getitem__))
     return [*kept, count - 1]
 
 
 def loss_rises(analysis: Analysis) -> tuple[str, ...]:
     """Labels of configurations whose evaluation loss rises by 5 % or more while their score rises too."""
-    score, loss, *_ = quantities(analysis.metric)
-    scores = {curve.label: dict(zip(curve.steps, curve.mean, strict=True)) for curve in curves(analysis, score[2])}
+    score, loss, *_ = quantities(analysis.metric).values()
+    scores = {curve.label: dict(zip(curve.steps, curve.mean, strict=True)) for curve in curves(analysis, score)}
     sign = 1 if analysis.metric.higher_is_better else -1
     found = []
-    for curve in curves(analysis, loss[2]):
-        if not curve.mean:
-            continue
-        lowest = curve.mean.index(min(curve.mean))
-        then, now = (scores.get(curve.label, {}).get(curve.steps[at]) for at in (lowest, -1))
-        better = then is not None and now is not None and sign * now > sign * then
-        if better and curve.mean[-1] > 1.05 * curve.mean[lowest]:
-            found.append(curve.label)
+    for curve in curves(analysis, loss):
+        lowest = min(curve.mean, default=0.0)
+        if curve.mean and curve.mean[-1] > 1.05 * lowest:
+            ends = (curve.steps[curve.mean.index(lowest)], curve.steps[-1])
+            then, now = (scores.get(curve.label, {}).get(step) for step in ends)
+            if then is not None and now is not None and sign * now > sign * then:
+                found.append(curve.label)
     return tuple(found)
 
 
@@ -220,7 +194,7 @@ class SweptSeries:
     """The configurations of one method that differ in one hyper-parameter alone."""
 
     name: str
-    """What they have in common: "lora lr 4e-4"."""
+    """The method and the other hyper-parameters: "lora, lr 4e-4"."""
     look: Look
     points: tuple[tuple[float, MethodRow], ...]
     """(value of the hyper-parameter, configuration), by rising value."""
@@ -237,18 +211,18 @@ class SweptSeries:
 
 def swept_axes() -> tuple[Axis, ...]:
     """The hyper-parameters to draw scores against: those of the registered methods, and the learning rate."""
-    own = {kind.axis.key: kind.axis for kind in METHODS.values() if kind.axis is not None}
-    return (*own.values(), LEARNING_RATE)
+    axes = {kind.axis.key: kind.axis for kind in METHODS.values() if kind.axis is not None}
+    return (*axes.values(), LEARNING_RATE)
 
 
 def references(analysis: Analysis, axis: Axis) -> list[tuple[Look, float, str]]:
     """Look, mean score and line style of each method that charts against a hyper-parameter show as a line."""
-    found: list[tuple[Look, float, str]] = []
-    for row in analysis.best_rows:
-        kind = METHODS.get(row.method)
-        if kind is not None and kind.reference_dash and row.mean is not None and axis.name not in kind.model_fields:
-            found.append((looks(analysis)[row.label], row.mean, kind.reference_dash))
-    return found
+    look, best = looks(analysis), [(row, METHODS.get(row.method)) for row in analysis.best_rows]
+    return [
+        (look[row.label], row.mean, kind.reference_dash)
+        for row, kind in best
+        if kind is not None and kind.reference_dash and row.mean is not None and axis.name not in kind.model_fields
+    ]
 
 
 def swept(analysis: Analysis, axis: Axis) -> tuple[SweptSeries, ...]:
@@ -258,7 +232,7 @@ def swept(analysis: Analysis, axis: Axis) -> tuple[SweptSeries, ...]:
         value = row.runs[0].hyperparameters.get(axis.name)
         if isinstance(value, int | float):
             # A label without the part that differs names the series as the rest of the page does.
-            parts = [row.method, *row.label.removeprefix(row.method).strip().split(", ")]
+            parts = [row.method, *label_parts(row.label, row.method)]
             key = ", ".join(part for part in parts if part and not part.startswith(axis.prefix))
             series.setdefault(key, []).append((float(value), row))
     look, found, shades = looks(analysis), list[SweptSeries](), Counter[str]()
@@ -276,8 +250,7 @@ class CostAxis:
     """One kind of cost of a configuration."""
 
     title: str
-    kind: str
-    """How a value is shown, out of sheets.FORMATS."""
+    kind: str  # how a value is shown, out of sheets.FORMATS
     value: Callable[[MethodRow], float | None]
     less_is_better: bool = True
 

@@ -1,4 +1,4 @@
-"""Tables as data: one sheet is shown on the page and written as CSV, LaTeX and Markdown, from the same values."""
+"""Tables as data: the page, CSV, LaTeX and Markdown show the same values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from rich.filesize import decimal
@@ -27,23 +26,18 @@ _TEX_COLUMNS, _TEX_CHARACTERS = 8, 80  # what fits into a line of a page of text
 class Column:
     """One column of a sheet."""
 
-    name: str
-    """Header in the CSV file."""
-    title: str
-    """Header on the page and in LaTeX."""
-    kind: str = "text"
-    """One of FORMATS: how a value is shown; everything but text stands to the right."""
+    name: str  # header in the CSV file
+    title: str  # header on the page and in LaTeX
+    kind: str = "text"  # one of FORMATS: how a value is shown; all but text is aligned to the right
 
 
 @dataclass(frozen=True)
 class Sheet:
     """A table: values, and how they are shown."""
 
-    name: str
-    """Stem of its files."""
+    name: str  # stem of its files
     title: str
-    caption: str
-    """What the reader should know of the figures."""
+    caption: str  # what the reader should know of the figures
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
@@ -80,43 +74,36 @@ def signed(value: float) -> str:
     return "0" if value == 0 else f"{'+' if value > 0 else '−'}{text}"
 
 
-def interval(low: float | None, high: float | None, unknown: str = UNKNOWN) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """Bounds of a difference: "−0.004 to +0.012"."""
-    return unknown if low is None or high is None else f"{signed(low)} to {signed(high)}"
+    return UNKNOWN if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-FORMATS: Mapping[str, Callable[[int | float], str]] = MappingProxyType(
-    {
-        "text": str,
-        "score": lambda value: f"{value:.3f}".replace("-", "−"),
-        "difference": signed,
-        "count": lambda value: f"{value:,.0f}",
-        "share": lambda value: f"{100 * value:.2f} %",
-        "percent": lambda value: f"{100 * value:.0f} %",
-        "p": _p,
-        "effect": lambda value: f"{value:.1f}".replace("-", "−"),
-        "seconds": lambda value: f"{value:.1f} s" if value < 100 else duration(int(value)),
-        "bytes": lambda value: decimal(int(value)),
-        "rate": short_number,
-    }
-)
+FORMATS: Mapping[str, Callable[[int | float], str]] = {
+    "text": str,
+    "score": lambda value: f"{value:.3f}".replace("-", "−"),
+    "difference": signed,
+    "count": lambda value: f"{value:,.0f}",
+    "share": lambda value: f"{100 * value:.2f} %",
+    "percent": lambda value: f"{100 * value:.0f} %",
+    "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}",
+    "effect": lambda value: f"{value:.1f}".replace("-", "−"),
+    "seconds": lambda value: f"{value:.1f} s" if value < 100 else duration(int(value)),
+    "bytes": lambda value: decimal(int(value)),
+    "rate": short_number,
+}
 """Kind of a column → how its numbers are shown."""
 
 
 def to_csv(sheet: Sheet) -> str:
     """The values at full precision, one header line; unknown is an empty cell.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front; a number never does. Controls and
-    what reorders a line are written as escapes.
+    A text that a spreadsheet would take for a formula gets an apostrophe in front; a number never does. Control
+    characters and those that change the direction of text are written as escapes.
     """
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_csv_cell(column.name) for column in sheet.columns])
-    writer.writerows([[_csv_cell(cell) for cell in row] for row in sheet.rows])
+    rows = ([column.name for column in sheet.columns], *sheet.rows)
+    csv.writer(file, lineterminator="\n").writerows(map(_csv_cell, row) for row in rows)
     return file.getvalue()
 
 
@@ -131,7 +118,7 @@ def _csv_cell(cell: Cell) -> Cell:
 
 
 def to_tex(sheet: Sheet) -> str:
-    r"""A `table` with booktabs rules; a wide one is scaled to the width of the line by graphicx."""
+    r"""A `table` with booktabs rules; one with many columns is scaled to the line by graphicx."""
     alignment = "".join("l" if column.kind == "text" else "r" for column in sheet.columns)
     shown = sheet.shown()
     widest = max((sum(map(len, row)) for row in shown), default=0)

@@ -1,7 +1,7 @@
-"""Records → one table a task, with a row for each method, and one sentence that says what it shows.
+"""Records → one table a task, with a row for each configuration, and one sentence that says what it shows.
 
-Means and standard deviations are over the seeds that finished. Runs that collapsed, failed or were pruned are
-never averaged in: they are counted beside the mean and named below the table.
+Means and standard deviations are over the seeds that finished. Runs that collapsed, failed or were pruned are never
+averaged in: they are counted beside the mean and named under the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.filesize import decimal
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
@@ -21,7 +20,7 @@ from rich.text import Text
 from manytune.data.metrics import METRICS, Metric
 from manytune.data.tasks import TASKS
 from manytune.report.sheets import UNKNOWN, show
-from manytune.stats import Lead, Summary, leader, summarize
+from manytune.stats.describe import Summary, leader, summarize
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StoreError, choices
 from manytune.utils.text import listed, printable
@@ -45,10 +44,8 @@ class MetricSummary:
     """One metric of one method over its seeds."""
 
     metric: Metric
-    best: Summary
-    """Over the best snapshots of the runs that finished."""
-    last: Summary
-    """Over the last evaluations of those of them whose last prediction was not one constant."""
+    best: Summary  # over the best snapshots of the runs that finished
+    last: Summary  # over the last evaluations of those of them whose last prediction was not one constant
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class MethodRow:
     """One method with its hyper-parameters (a configuration) on one task, over its seeds."""
 
     label: str
-    """What tells the configuration from the others: "lora r=8, lr 4e-4"."""
+    """The method and its hyper-parameters: "lora r=8, lr 4e-4"."""
     runs: tuple[RunRecord, ...]
     """All of its runs, whatever their state."""
     metrics: tuple[MetricSummary, ...]
@@ -82,7 +79,7 @@ class MethodRow:
 
     @property
     def low_outliers(self) -> tuple[tuple[RunRecord, float], ...]:
-        """Runs that finished and score less than half of the median of the method's others, with that median.
+        """Runs that finished and score less than half of the median of the configuration's others, with that median.
 
         Their training did not take off, though they predict no constant. There are none among fewer than 3 runs.
         """
@@ -90,9 +87,15 @@ class MethodRow:
         scored = self.scored(metric.name)
         if len(scored) < 3 or not metric.higher_is_better:
             return ()
-        ordered = sorted(score for _, score in scored)
-        medians = ((run, score, _median_without(ordered, bisect_left(ordered, score))) for run, score in scored)
-        return tuple((run, median) for run, score, median in medians if median > 0 and score < median / 2)
+        ordered, found = sorted(score for _, score in scored), []
+        for run, score in scored:
+            # The median without this run, by its index in what is sorted once for all runs.
+            index, others = bisect_left(ordered, score), len(ordered) - 1
+            low, high = (ordered[at + (at >= index)] for at in ((others - 1) // 2, others // 2))
+            median = (low + high) / 2
+            if median > 0 and score < median / 2:
+                found.append((run, median))
+        return tuple(found)
 
     @property
     def primary(self) -> MetricSummary:
@@ -107,15 +110,13 @@ class MethodRow:
     @property
     def trainable(self) -> int | None:
         """Number of parameters that trained."""
-        counts = (run.parameters.trainable for run in self.runs)
-        return next((count for count in counts if count is not None), None)
+        return next((count for run in self.runs if (count := run.parameters.trainable) is not None), None)
 
     @property
     def trainable_share(self) -> float | None:
         """Trainable parameters over all parameters, 0 to 1."""
         counts = (run.parameters for run in self.runs)
-        shares = (one.trainable / one.total for one in counts if one.trainable is not None and one.total)
-        return next(shares, None)
+        return next((one.trainable / one.total for one in counts if one.trainable is not None and one.total), None)
 
     @property
     def samples_per_second(self) -> float | None:
@@ -125,8 +126,7 @@ class MethodRow:
     @property
     def peak_memory_bytes(self) -> int | None:
         """The most memory that a pack with one of the runs held."""
-        peaks = (run.cost.peak_memory_bytes for run in self.runs)
-        return max((peak for peak in peaks if peak is not None), default=None)
+        return max((peak for run in self.runs if (peak := run.cost.peak_memory_bytes) is not None), default=None)
 
     @property
     def train_seconds(self) -> float | None:
@@ -150,18 +150,11 @@ class MethodRow:
         )
 
 
-def _median_without(ordered: Sequence[float], index: int) -> float:
-    """The median of sorted values without the one at `index`, without another sort for each of many runs."""
-    low, high = (at + (at >= index) for at in ((len(ordered) - 2) // 2, (len(ordered) - 1) // 2))
-    return (ordered[low] + ordered[high]) / 2
-
-
 @dataclass(frozen=True)
 class TaskTable:
     """All configurations of all methods on one task and backbone."""
 
     task: str
-    """Name of the task."""
     model: str
     """Name of the backbone."""
     rows: tuple[MethodRow, ...]
@@ -173,20 +166,15 @@ class TaskTable:
         return TASKS[self.task].title if self.task in TASKS else self.task
 
     @property
-    def lead(self) -> Lead | None:
-        """The highest mean against the second; None if fewer than two configurations have one."""
-        metric = self.rows[0].primary.metric
-        scores = {row.label: [score for _, score in row.scored(metric.name)] for row in self.rows}
-        return leader(scores, higher_is_better=metric.higher_is_better)
-
-    @property
     def sentence(self) -> str:
         """Which mean is best, and how its lead compares with the spread over seeds."""
-        what = f"{self.title}, {self.rows[0].primary.metric.title}"
+        metric = self.rows[0].primary.metric
+        what = f"{self.title}, {metric.title}"
         known = {row.label: f"{row.label} ({row.mean:.3f})" for row in self.rows if row.mean is not None}
         if not known:
             return f"{what}: no run finished, so there is nothing to compare."
-        lead = self.lead
+        scores = {row.label: [score for _, score in row.scored(metric.name)] for row in self.rows}
+        lead = leader(scores, higher_is_better=metric.higher_is_better)
         if lead is None:
             return f"{what}: only {next(iter(known.values()))} has a mean; there is nothing to compare it with."
         first, second = known[lead.first], known[lead.second]
@@ -207,88 +195,79 @@ class TaskTable:
 
 
 def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
-    """Group records into one table for each task and backbone, one row for each configuration.
+    """Group records into a table for each task and backbone, in the order in which these are first seen.
 
-    Args:
-        records: In any order; tables and rows come in the order in which they are first seen.
-
-    Raises:
-        StoreError: A record names a metric that this version does not know.
+    Raises StoreError where a record names a metric that this version does not know.
     """
     tables: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for record in records:
         tables.setdefault((record.task, record.model), {}).setdefault(record.label, []).append(record)
     found = []
-    for (task, model), rows in tables.items():
-        runs = [run for own in rows.values() for run in own]
-        names = dict.fromkeys([*(run.primary_metric for run in runs), *(name for run in runs for name in run.scores)])
+    for (task, model), configurations in tables.items():
+        every = [run for runs in configurations.values() for run in runs]
+        names = dict.fromkeys([*(run.primary_metric for run in every), *(name for run in every for name in run.scores)])
         for name in names:
             if name not in METRICS:
                 raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
-        metrics = [METRICS[name] for name in names]
-        found.append(TaskTable(task, model, tuple(_row(label, own, metrics) for label, own in rows.items())))
+        rows = []
+        for label, runs in configurations.items():
+            finished = [run for run in runs if run.state is RunState.FINISHED]
+            summaries = (
+                MetricSummary(
+                    METRICS[name],
+                    best=summarize(score_of(run, name) for run in finished),
+                    last=summarize(last_score_of(run, name) for run in finished if not run.last_collapsed),
+                )
+                for name in names
+            )
+            rows.append(MethodRow(label, tuple(runs), tuple(summaries)))
+        found.append(TaskTable(task, model, tuple(rows)))
     return tuple(found)
 
 
-def _row(label: str, runs: Sequence[RunRecord], metrics: Iterable[Metric]) -> MethodRow:
-    finished = [run for run in runs if run.state is RunState.FINISHED]
-    summaries = (
-        MetricSummary(
-            metric,
-            best=summarize(score_of(run, metric.name) for run in finished),
-            last=summarize(last_score_of(run, metric.name) for run in finished if not run.last_collapsed),
-        )
-        for metric in metrics
-    )
-    return MethodRow(label, tuple(runs), tuple(summaries))
-
-
 def render(tables: Iterable[TaskTable]) -> Group:
-    """The tables, each with its sentence and the runs left out, for `rich.console.Console.print`.
-
-    A row takes one line where the console is wide enough, else it stacks its figures in pairs on two.
-    """
+    """The tables, each with its sentence and the runs left out, for `rich.console.Console.print`."""
     parts: list[RenderableType] = []
     for table in tables:
         notes = [f"{row.label}: {note}" for row in table.rows for note in row.notes]
-        below = [table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
-        indented = (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in below)
-        parts += [_WideOrStacked(table), *indented, Text()]
+        lines = [table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
+        indented = (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)
+        parts += [_FittingTable(table), *indented, Text()]
     return Group(*parts)
 
 
 @dataclass(frozen=True)
-class _WideOrStacked:
-    """A table with one line a row where the console is wide enough, else with stacked cells."""
+class _FittingTable:
+    """A table with one line a row where the console is wide enough, else with the figures stacked in pairs on two."""
 
     table: TaskTable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = _draw(self.table, stacked=False)
-        wanted = Measurement.get(console, options.update(width=10_000), wide).maximum
-        yield wide if wanted <= options.max_width else _draw(self.table, stacked=True)
+        one_line = self._drawn(stacked=False)
+        wanted = Measurement.get(console, options.update(width=10_000), one_line).maximum
+        yield one_line if wanted <= options.max_width else self._drawn(stacked=True)
 
+    def _drawn(self, *, stacked: bool) -> Table:
+        title = Text(f"{self.table.title} on {self.table.model}: mean ± standard deviation over seeds", style="bold")
+        drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
-def _draw(table: TaskTable, *, stacked: bool) -> Table:
-    title = Text(f"{table.title} on {table.model}: mean ± standard deviation over seeds", style="bold")
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        def lay_out(groups: Sequence[Sequence[str]]) -> list[Text]:
+            if stacked:  # the label too is broken between its parts, or it would leave no room for the figures
+                return [Text("\n".join(group).replace(", ", ",\n")) for group in groups]
+            return [Text(text) for group in groups for text in group]
 
-    def lay_out(groups: Sequence[Sequence[str]]) -> list[Text]:
-        if stacked:  # the label too is broken between its parts, or it would leave no room for the figures
-            return [Text("\n".join(group).replace(", ", ",\n")) for group in groups]
-        return [Text(text) for group in groups for text in group]
-
-    scores = [(f"{each.metric.title} best", f"{each.metric.title} last") for each in table.rows[0].metrics]
-    headings = [("method",), ("runs",), *scores, ("trainable", "of all"), ("samples/s", "peak memory")]
-    for index, heading in enumerate(lay_out(headings)):
-        drawn.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*lay_out(_cells(row)))
-    return drawn
+        scores = [(f"{each.metric.title} best", f"{each.metric.title} last") for each in self.table.rows[0].metrics]
+        headings = [("method",), ("runs",), *scores, ("trainable", "of all"), ("samples/s", "peak memory")]
+        for index, heading in enumerate(lay_out(headings)):
+            drawn.add_column(heading, justify="right" if index else "left", overflow="fold")
+        for row in self.table.rows:
+            drawn.add_row(*lay_out(_cells(row)))
+        return drawn
 
 
 def _cells(row: MethodRow) -> list[tuple[str, ...]]:
-    averaged, runs, speed, memory = len(row.finished), len(row.runs), row.samples_per_second, row.peak_memory_bytes
+    """What stands in a row of the terminal's table: groups of cells that may be stacked."""
+    averaged, runs, speed = len(row.finished), len(row.runs), row.samples_per_second
     # A row without a mean says what became of its runs.
     states = ", ".join(state for state in RunState if state is not RunState.FINISHED and row.in_state(state))
     without_best = UNKNOWN if averaged else states
@@ -298,7 +277,7 @@ def _cells(row: MethodRow) -> list[tuple[str, ...]]:
         (str(runs) if averaged == runs else f"{averaged} of {runs}",),
         *((_mean_cell(each.best, without_best), _mean_cell(each.last, without_last)) for each in row.metrics),
         (show(row.trainable, "count"), show(row.trainable_share, "share")),
-        (UNKNOWN if speed is None else f"{speed:.0f}", UNKNOWN if memory is None else decimal(memory)),
+        (UNKNOWN if speed is None else f"{speed:.0f}", show(row.peak_memory_bytes, "bytes")),
     ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,11 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         None if cost.pack_size is None else f"in a pack of {cost.pack_size}",
     )
     peak = cost.peak_memory_bytes
+
+    def scores(values: Mapping[str, float | None], step: int | None) -> str | None:
+        known = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
+        return f"{', '.join(known)} (step {step})" if known else None
+
     return {
         "run": record.run_id,
         "state": record.state,
@@ -99,8 +103,8 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         "model": record.model,
         "method": record.label,
         "seed": record.seed,
-        "best": _scores(record.scores, record.best_step),
-        "last": _scores(record.last_scores, record.steps),
+        "best": scores(record.scores, record.best_step),
+        "last": scores(record.last_scores, record.steps),
         "parameters": parameters,
         "training": ", ".join(fact for fact in training if fact) or None,
         "peak memory": None if peak is None else f"{decimal(peak)} (whole pack)",
@@ -108,37 +112,15 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _scores(scores: Mapping[str, float | None], step: int | None) -> str | None:
-    known = [f"{name} {value:.4f}" for name, value in scores.items() if value is not None]
-    return f"{', '.join(known)} (step {step})" if known else None
-
-
 def history_table(rows: Sequence[HistoryRow]) -> Table:
     """One line an evaluation."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    columns = ("step", "epoch", "train loss", "learning rate", "eval loss", *metrics)
-    cells = []
-    for row in rows:
-        rate = None if row.learning_rate is None else f"{row.learning_rate:.2e}"
-        scores = (row.metrics.get(name) for name in metrics)
-        cells.append((row.step, row.epoch, row.train_loss, rate, row.eval_loss, *scores))
-    return plain_table(columns, cells)
-
-
-def watched(
-    write: Callable[[], tuple[Path, bool]], every: float | None, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[tuple[Path, bool]]:
-    """Write a report once, or every `every` seconds until the study is complete.
-
-    `write` returns the page's path and whether every planned run has ended. Each time the page's path is yielded, and
-    whether this was the first time.
-    """
-    page, complete = write()
-    yield page, True
-    while every is not None and not complete:
-        sleep(every)
-        page, complete = write()
-        yield page, False
+    rates = [None if row.learning_rate is None else f"{row.learning_rate:.2e}" for row in rows]
+    cells = [
+        (row.step, row.epoch, row.train_loss, rate, row.eval_loss, *(row.metrics.get(name) for name in metrics))
+        for row, rate in zip(rows, rates, strict=True)
+    ]
+    return plain_table(("step", "epoch", "train loss", "learning rate", "eval loss", *metrics), cells)
 
 
 def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from manytune.report.analysis import Analysis
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
-from manytune.report.folder import MANIFEST, manifest_of, write_folder
+from manytune.report.folder import write_folder
 from manytune.report.guard import attempt
 from manytune.report.page import render_page
 from manytune.report.report_data import read, without_examples
@@ -30,22 +30,14 @@ SUMMARY_VERSION = 1
 def write_report(
     directories: Sequence[Path | str], out: Path | str | None = None, *, examples: bool = True
 ) -> tuple[Path, bool]:
-    """Write the report of one study, or of several together.
+    """Write the report of one study, or of several together, to `out`, by default `report` in the study directory.
 
     The same directories give the same bytes. Files of an earlier report are replaced, or removed where this one does
-    not have them; other files in the folder stay.
+    not have them; other files in the folder stay. Without `examples` it holds no dev sentences, so that it can be
+    shared where the data may not be. Returned are the page's path, and whether every planned run has ended.
 
-    Args:
-        directories: Study directories.
-        out: Where to; `report` in the study directory by default.
-        examples: Whether dev sentences are shown; a report without them can be shared where the data may not be.
-
-    Returns:
-        The page's path, and whether every planned run has ended.
-
-    Raises:
-        ManytuneError: A directory holds no study, something in it is damaged, or the report cannot be written: a file
-            that no report wrote is in its way, for example.
+    Raises ManytuneError where a directory holds no study, something in it is damaged, or the report cannot be written,
+    for example because a file that no report wrote is in its way.
     """
     if out is None and len(directories) != 1:
         raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
@@ -64,7 +56,7 @@ def write_report(
 
 
 def files_of(content: Content) -> dict[str, str | bytes]:
-    """Every file of the report: path inside its directory → content; the page and the manifest come last."""
+    """Every file of the report but the manifest: path inside its folder → content; the page comes last."""
     files: dict[str, str | bytes] = {}
     for sheet in content.sheets:
         files[f"tables/{sheet.name}.csv"] = to_csv(sheet)
@@ -72,7 +64,7 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     problems = list(content.problems)
     for task in content.tasks:
         files |= {f"figures/{name}": data for name, data in draw_figures(task.analysis, problems).items()}
-    tasks = [
+    summaries = [
         attempt(f"{task.analysis.title}: no summary", partial(_summary, task), None, problems) for task in content.tasks
     ]
     content = replace(content, problems=tuple(problems))
@@ -81,14 +73,12 @@ def files_of(content: Content) -> dict[str, str | bytes]:
         "schema_version": SUMMARY_VERSION,
         "studies": [name for name, _ in content.studies],
         "complete": content.complete,
-        "tasks": [task for task in tasks if task is not None],
+        "tasks": [each for each in summaries if each is not None],
         "waiting": list(content.waiting),
         "problems": list(content.problems),
     }
     files["summary.json"] = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    files["index.html"] = render_page(content)
-    files[MANIFEST] = manifest_of(files)
-    return files
+    return files | {"index.html": render_page(content)}
 
 
 def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
@@ -105,11 +95,9 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
         for part in task.parts:
             lines.append(f"### {part.title}")
             lines += [markdown(text) for text in part.text]
-            for stem in part.figures:
-                name = f"figures/{analysis.key}-{stem}.png"
-                if name in files:
-                    alt = next((chart.alt for chart in part.charts), part.title)
-                    lines.append(f"![{markdown(alt)}]({name})")
+            if (figure := f"figures/{analysis.key}-{part.key}.png") in files:
+                alt = next((chart.alt for chart in part.charts), part.title)
+                lines.append(f"![{markdown(alt)}]({figure})")
             for sheet in (*part.sheets, *part.folded):
                 lines += [f"**{markdown(sheet.title)}** {markdown(sheet.caption)}", to_markdown(sheet).rstrip()]
     for sheet in content.provenance:

@@ -1,8 +1,4 @@
-"""Descriptive statistics over seeds.
-
-They are no tests: a mean over a few seeds with its spread says how far scores scatter, not whether a difference is
-real.
-"""
+"""Descriptive statistics over seeds: how far scores scatter. They do not test whether a difference is real."""
 
 from __future__ import annotations
 
@@ -17,11 +13,8 @@ class Summary:
     """Mean and spread of a few numbers."""
 
     count: int
-    """How many numbers there were."""
-    mean: float | None
-    """Their mean; None if there were none."""
-    deviation: float | None
-    """Their sample standard deviation (divisor count - 1); None for fewer than two."""
+    mean: float | None  # None for no numbers
+    deviation: float | None  # sample standard deviation (divisor count - 1); None for fewer than two numbers
 
 
 def summarize(values: Iterable[float | None]) -> Summary:
@@ -43,16 +36,13 @@ class Lead:
     """The best mean of several groups against the second best."""
 
     first: str
-    """Name of the best."""
     second: str
-    """Name of the second best."""
     difference: float
     """How much better the first mean is; never negative, whichever direction is better."""
     spread: float | None
-    """Pooled standard deviation over the seeds of these two, sqrt(Σ (n - 1) s² / Σ (n - 1)); None if neither has
-    two seeds."""
+    """Pooled standard deviation of these two, sqrt(Σ (n - 1) s² / Σ (n - 1)); None if neither has two seeds."""
     seeds: tuple[int, int]
-    """How many seeds the first and the second have."""
+    """Number of seeds of the first and of the second."""
 
     @property
     def within_spread(self) -> bool | None:
@@ -63,8 +53,7 @@ class Lead:
 def leader(groups: Mapping[str, Iterable[float | None]], *, higher_is_better: bool) -> Lead | None:
     """Compare the best mean with the second best; None if fewer than two groups have scores.
 
-    `groups` is name → scores, one a seed, of which the unknown ones are left out. Of equal means the one that comes
-    first in the mapping is called the first.
+    `groups` is name → scores, one a seed; unknown ones are left out. Of equal means the earlier group is the first.
 
     >>> lead = leader({"full": [0.5, 0.7], "lora": [0.8, 0.9]}, higher_is_better=True)
     >>> lead.first, round(lead.difference, 3), round(lead.spread, 3), lead.within_spread
@@ -79,11 +68,11 @@ def leader(groups: Mapping[str, Iterable[float | None]], *, higher_is_better: bo
     first, second = ranked[:2]
     pair = (summaries[first], summaries[second])
     spreads = [(each.count - 1, each.deviation) for each in pair if each.deviation is not None]
-    degrees = sum(weight for weight, _ in spreads)
+    degrees = sum(n for n, _ in spreads)
     return Lead(
         first=first,
         second=second,
         difference=sign * (means[first] - means[second]),
-        spread=math.sqrt(sum(weight * s**2 for weight, s in spreads) / degrees) if degrees else None,
+        spread=math.sqrt(sum(n * s**2 for n, s in spreads) / degrees) if degrees else None,
         seeds=(pair[0].count, pair[1].count),
     )

@@ -1,14 +1,13 @@
 """Uncertainty over dev examples: how the same models might have scored on another dev set of the same kind.
 
-scipy.stats.bootstrap resamples one statistic at a time. Here each resampled dev set is a row of counts, so that all
-runs are scored on the same resampled sets (the draws are paired) by a few matrix products.
+A resampled dev set is a row of counts, so a few matrix products score all runs on the same sets (the draws are paired);
+scipy.stats.bootstrap resamples one statistic at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,13 +34,8 @@ def bootstrap_weights(examples: int, draws: int = 2000, seed: int = 0) -> Array:
 def metric_draws(metric: str, predictions: ArrayLike, labels: ArrayLike, weights: Array) -> Array | None:
     """[draws, R] scores of every run in every resampled dev set; None for a metric that is not resampled here.
 
+    `predictions` [R, N] and `labels` [N] are class indices or numbers, `weights` [draws, N] of `bootstrap_weights`.
     A constant prediction scores 0 in a correlation, as in `metrics.evaluate`.
-
-    Args:
-        metric: Name out of `metrics.METRICS`.
-        predictions: [R, N] class indices or numbers.
-        labels: [N] likewise.
-        weights: [draws, N], as `bootstrap_weights` gives them.
 
     >>> metric_draws("accuracy", [[1, 0, 1], [1, 1, 1]], [1, 0, 0], np.ones((1, 3))).round(3).tolist()
     [[0.667, 0.333]]
@@ -53,10 +47,9 @@ def metric_draws(metric: str, predictions: ArrayLike, labels: ArrayLike, weights
 def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
     """McNemar's exact test of two classifiers on the same examples (1947, https://doi.org/10.1007/BF02295996).
 
-    Of n examples that one of them alone gets right, the first gets a right and the second b. If they are equally good,
-    a is binomial with probability 1/2: p = min(1, 2 P(X ≤ min(a, b))), X ~ B(n, 1/2).
-
-    `first` and `second` are [N] whether each is right; returned are a, b and the two-sided p.
+    `first` and `second` are [N] whether each is right. Of n examples that one of them alone gets right, the first gets
+    a right and the second b. If they are equally good, a is binomial with probability 1/2. Returned are a, b and the
+    two-sided p = min(1, 2 P(X ≤ min(a, b))), X ~ B(n, 1/2).
 
     >>> mcnemar([1, 1, 1, 1, 0], [0, 0, 0, 1, 0])
     (3, 0, 0.25)
@@ -105,9 +98,8 @@ def _matthews(predictions: Array, labels: Array, weights: Array) -> Array:
 
 def _macro_f1(predictions: Array, labels: Array, weights: Array) -> Array:
     """Over the classes that are in a resampled dev set, as a label or as a prediction."""
-    classes = np.union1d(labels, predictions)
-    each = [_f1_of(label, predictions, labels, weights) for label in classes]
-    mean: Array = np.sum([f1 for f1, _ in each], axis=0) / np.sum([present for _, present in each], axis=0)
+    classes = [_f1_of(label, predictions, labels, weights) for label in np.union1d(labels, predictions)]
+    mean: Array = np.sum([f1 for f1, _ in classes], axis=0) / np.sum([present for _, present in classes], axis=0)
     return mean
 
 
@@ -138,41 +130,36 @@ def _pearson(predictions: Array, labels: Array, weights: Array) -> Array:
 
 
 def _spearman(predictions: Array, labels: Array, weights: Array) -> Array:
-    ranks = _ranks(labels, weights)
-    return np.stack([_correlation(_ranks(own, weights), ranks, weights) for own in predictions], axis=1)
+    y = _centered_ranks(labels, weights)
+    spread = (weights * y**2).sum(1)
+    ranks = (_centered_ranks(run, weights) for run in predictions)  # one at a time: each is large
+    return np.stack([_ratio((weights * x * y).sum(1), (weights * x**2).sum(1) * spread) for x in ranks], axis=1)
 
 
-def _ranks(values: Array, weights: Array) -> Array:
-    """[draws, N] mean rank of each example's value in each resampled dev set."""
+def _centered_ranks(values: Array, weights: Array) -> Array:
+    """[draws, N] mean rank of each example's value in each resampled dev set, less the mean over that set."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     sizes = np.add.reduceat(weights[:, order], starts, axis=1)
-    ranks = np.cumsum(sizes, axis=1) - (sizes - 1) / 2
-    return ranks[:, group]
+    ranks = (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, group]
+    centered: Array = ranks - (weights * ranks).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+    return centered
 
 
-def _correlation(x: Array, y: Array, weights: Array) -> Array:
-    total = weights.sum(1)
-    mean_x, mean_y = ((weights * each).sum(1) / total for each in (x, y))
-    x, y = x - mean_x[:, None], y - mean_y[:, None]
-    return _ratio((weights * x * y).sum(1), (weights * x**2).sum(1) * (weights * y**2).sum(1))
-
-
-def _ratio(above: Array, below_squared: Array) -> Array:
+def _ratio(covariance: Array, variances: Array) -> Array:
+    """A correlation, from the product of both variances; 0 where one of them is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(below_squared > 0, above / np.sqrt(below_squared), 0.0)
+        return np.where(variances > 0, covariance / np.sqrt(variances), 0.0)
 
 
-_DRAWS: Mapping[str, Callable[[Array, Array, Array], Array]] = MappingProxyType(
-    {
-        "matthews_correlation": _matthews,
-        "accuracy": lambda predictions, labels, weights: _mean(predictions == labels, weights),
-        "f1": lambda predictions, labels, weights: _f1_of(1, predictions, labels, weights)[0],
-        "macro_f1": _macro_f1,
-        "pearson": _pearson,
-        "spearman": _spearman,
-        "rmse": lambda predictions, labels, weights: np.sqrt(_mean((predictions - labels) ** 2, weights)),
-        "mae": lambda predictions, labels, weights: _mean(np.abs(predictions - labels), weights),
-    }
-)
+_DRAWS: Mapping[str, Callable[[Array, Array, Array], Array]] = {
+    "matthews_correlation": _matthews,
+    "accuracy": lambda predictions, labels, weights: _mean(predictions == labels, weights),
+    "f1": lambda predictions, labels, weights: _f1_of(1, predictions, labels, weights)[0],
+    "macro_f1": _macro_f1,
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "rmse": lambda predictions, labels, weights: np.sqrt(_mean((predictions - labels) ** 2, weights)),
+    "mae": lambda predictions, labels, weights: _mean(np.abs(predictions - labels), weights),
+}

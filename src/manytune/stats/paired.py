@@ -1,11 +1,9 @@
 """Differences between configurations over the seeds that both have.
 
 Two configurations with the same seed start from the same head and see the same rows in the same order, so their
-scores are compared seed by seed. If the two are equally good, it is chance which of them got which score. So the
-differences are symmetric around 0, as the paired t-test and the sign-flip test require.
-
-scipy.stats.ttest_rel gives the same p and interval for one pair; here all pairs of two groups are tested at once, over
-the seeds that each pair shares.
+scores are compared seed by seed. If the two are equally good, chance decides which of them got which score: the
+differences are symmetric around 0, as the paired t-test and the sign-flip test require. For one pair scipy.stats.
+ttest_rel gives the same p and interval; here all pairs are tested at once, each over the seeds that it shares.
 """
 
 from __future__ import annotations
@@ -31,25 +29,21 @@ _MOST_SEEDS = 1000  # more than anyone will run
 class Differences:
     """Differences a - b between each configuration of one group and each of another."""
 
-    count: Array
-    """[..., A, B] seeds that both have."""
-    mean: Array
-    """[..., A, B] mean difference over them; NaN where there are none."""
-    deviation: Array
-    """[..., A, B] sample standard deviation; NaN for fewer than two."""
+    count: Array  # [..., A, B] seeds that both have
+    mean: Array  # [..., A, B] mean difference over them; NaN where there are none
+    deviation: Array  # [..., A, B] sample standard deviation; NaN for fewer than two
 
     def greater_p(self) -> Array:
         """[..., A, B] one-sided p of the paired t-test that a is better than b; 1 for fewer than two shared seeds.
 
-        t = mean / (deviation / √n) with n - 1 degrees of freedom. Where all differences are the same t has no value;
-        the p is then that of the sign-flip test: 2^-n.
+        t = mean / (deviation / √n) with n - 1 degrees of freedom. Where all differences are equal, t has no value and
+        the p is that of the sign-flip test: 2^-n.
         """
         from scipy.special import stdtr
 
         with np.errstate(invalid="ignore", divide="ignore"):
             p = stdtr(self.count - 1, -self.mean / self._error())
-        steady = np.where(self.mean > 0, 0.5**self.count, 1.0)
-        p = np.where(self.deviation <= _NO_SPREAD, steady, p)
+        p = np.where(self.deviation <= _NO_SPREAD, np.where(self.mean > 0, 0.5**self.count, 1.0), p)
         return np.where(self.count >= 2, p, 1.0)
 
     def less_p(self) -> Array:
@@ -64,14 +58,15 @@ class Differences:
         from scipy.special import stdtrit
 
         with np.errstate(invalid="ignore"):
-            reach = -stdtrit(np.maximum(self.count - 1, 1), alpha) * self._error()
-        return np.where(self.count >= 2, self.mean - reach, -np.inf)
+            half_width = -stdtrit(np.maximum(self.count - 1, 1), alpha) * self._error()
+        return np.where(self.count >= 2, self.mean - half_width, -np.inf)
 
     def upper(self, alpha: float) -> Array:
         """[..., A, B] upper bound of the true difference, which fails in a share `alpha` of studies."""
         return -Differences(self.count, -self.mean, self.deviation).lower(alpha)
 
     def _error(self) -> Array:
+        """Standard error of the mean."""
         error: Array = self.deviation / np.sqrt(np.maximum(self.count, 1))
         return error
 
@@ -113,10 +108,9 @@ def sign_flip(differences: Sequence[float]) -> float | None:
         signs, extra = np.array(list(itertools.product((-1.0, 1.0), repeat=count))), 0
     else:  # the observed pattern counts as one more
         signs, extra = np.random.default_rng(0).choice((-1.0, 1.0), size=(_SAMPLED_PATTERNS, count)), 1
-    sums = np.abs(signs @ values)
-    seen = abs(values.sum())
-    reached = int((sums >= seen - 1e-12 * max(seen, 1e-300)).sum())
-    return (reached + extra) / (len(signs) + extra)
+    observed = abs(values.sum())
+    extreme = int((np.abs(signs @ values) >= observed - 1e-12 * max(observed, 1e-300)).sum())
+    return (extreme + extra) / (len(signs) + extra)
 
 
 def effect_size(differences: Sequence[float]) -> float | None:
@@ -138,8 +132,7 @@ def power(effect: ArrayLike, seeds: ArrayLike, alpha: float) -> Array:
     """Share of studies in which a two-sided paired t-test at `alpha` finds a true difference.
 
     P(|T| > t_(1 - alpha/2, n - 1)), T noncentral t with noncentrality |effect| √n (Cohen 1988). `effect` is the true
-    difference in standard deviations of the paired differences, n the seeds (at least 2), `alpha` the level after
-    whatever correction.
+    difference in standard deviations of the paired differences, n the seeds (at least 2).
 
     >>> power(1.0, [5, 10], 0.05).round(2).tolist()
     [0.4, 0.8]

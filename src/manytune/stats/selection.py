@@ -32,9 +32,8 @@ class BestOf:
     p: Array
     """[...] two-sided p that the two are equally good."""
     low: Array
-    """[...] lower bound of the interval for the difference between the two best true means."""
+    """[...] lower bound of the interval for the difference between the two best true means; `high` is the upper one."""
     high: Array
-    """[...] upper bound."""
 
 
 def best_of(found: Differences, alpha: float) -> BestOf:
@@ -58,9 +57,8 @@ def best_of_draws(draws_a: Array, draws_b: Array, alpha: float) -> BestOf:
     These are [draws, A] and [draws, B] scores in the same resampled dev sets. The one-sided p of a pair is
     (1 + number of draws without an advantage) / (draws + 1).
     """
-    ways_a, ways_b = draws_a.shape[-1], draws_b.shape[-1]
     each = draws_a[:, :, None] - draws_b[:, None, :]
-    count = len(each)
+    count, ways_a, ways_b = each.shape
     return _best_of(
         (1 + (each <= 0).sum(0)) / (count + 1),
         (1 + (each >= 0).sum(0)) / (count + 1),
@@ -71,13 +69,8 @@ def best_of_draws(draws_a: Array, draws_b: Array, alpha: float) -> BestOf:
 
 def _best_of(greater: Array, less: Array, lower: Array, upper: Array) -> BestOf:
     ways_a, ways_b = greater.shape[-2:]
-    a_better = ways_a * greater.max(-1).min(-1)
-    b_better = ways_b * less.max(-2).min(-1)
-    return BestOf(
-        p=np.minimum(1.0, 2 * np.minimum(a_better, b_better)),
-        low=lower.min(-1).max(-1),
-        high=upper.max(-2).min(-1),
-    )
+    one_sided = np.minimum(ways_a * greater.max(-1).min(-1), ways_b * less.max(-2).min(-1))
+    return BestOf(np.minimum(1.0, 2 * one_sided), low=lower.min(-1).max(-1), high=upper.max(-2).min(-1))
 
 
 def holm(p: ArrayLike) -> Array:
@@ -90,15 +83,13 @@ def holm(p: ArrayLike) -> Array:
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    # statsmodels' multipletests does this for one family; for eight lines it would be a heavy dependency. What scipy
-    # has, false_discovery_control, controls another error: the share of false claims.
+    # scipy's false_discovery_control controls another error, the share of false claims.
     values = np.asarray(p, dtype=float)
     count = values.shape[-1]
     order = np.argsort(values, axis=-1, kind="stable")
     stepped = np.take_along_axis(values, order, -1) * np.arange(count, 0, -1)
     stepped = np.minimum(1.0, np.maximum.accumulate(stepped, axis=-1))
-    adjusted = np.empty_like(stepped)
-    np.put_along_axis(adjusted, order, stepped, -1)
+    adjusted: Array = np.take_along_axis(stepped, np.argsort(order, axis=-1), -1)
     return adjusted
 
 

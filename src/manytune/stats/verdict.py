@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manytune.stats.paired import detectable, differences, effect_size, seeds_needed, sign_flip
-from manytune.stats.selection import BestOf, best_of, best_of_draws, best_set, holm
+from manytune.stats.selection import best_of, best_of_draws, best_set, holm
 
 Array = NDArray[Any]
 
@@ -33,9 +33,9 @@ class Verdict(StrEnum):
     """The result of a comparison of two methods."""
 
     BETTER = "better"
-    """The first is better over seeds and, where predictions were kept, over dev examples."""
+    """Over seeds and, where predictions were kept, over dev examples."""
     ON_THIS_DEV_SET = "better on this dev set"
-    """The first is better over seeds, but not over dev examples: another dev set might say otherwise."""
+    """Better over seeds, but not over dev examples: another dev set might say otherwise."""
     WITHIN_NOISE = "within noise"
     """No difference can be told from chance."""
     TOO_FEW_SEEDS = "too few seeds"
@@ -51,8 +51,7 @@ class Configuration:
     scores: Mapping[int, float]
     """Seed → score of the runs that finished; higher is better."""
     draws: Array | None = None
-    """[draws] its mean score over seeds in resampled dev sets, the same sets for all configurations; None if
-    unknown."""
+    """[draws] mean score over seeds in resampled dev sets, the same for all configurations; None if unknown."""
 
     @property
     def mean(self) -> float:
@@ -111,10 +110,8 @@ class Standing:
     """Whether a configuration may be the best of all."""
 
     label: str
-    p: float
-    """p of the hypothesis that it is the best."""
-    may_be_best: bool | None
-    """Whether it may be the best; None where there are too few seeds to say."""
+    p: float  # p of the hypothesis that it is the best
+    may_be_best: bool | None  # None where there are too few seeds to say
 
 
 def compare(first: Sequence[Configuration], second: Sequence[Configuration], pairs: int) -> Comparison:
@@ -132,12 +129,14 @@ def compare(first: Sequence[Configuration], second: Sequence[Configuration], pai
     if b.mean > a.mean:
         return compare(second, first, pairs)
     seeds = sorted({seed for one in (*first, *second) for seed in one.scores})
-    found = differences(_table(first, seeds), _table(second, seeds))
-    over_seeds = best_of(found, LEVEL)
-    over_examples = _over_examples(first, second)
-    own = [a.scores[seed] - b.scores[seed] for seed in seeds if seed in a.scores and seed in b.scores]
-    deviation = float(np.std(own, ddof=1)) if len(own) > 1 else None
-    difference = math.fsum(own) / len(own) if own else a.mean - b.mean
+    over_seeds = best_of(differences(_table(first, seeds), _table(second, seeds)), LEVEL)
+    draws_a, draws_b = ([one.draws for one in group if one.draws is not None] for group in (first, second))
+    over_examples = None
+    if (len(draws_a), len(draws_b)) == (len(first), len(second)):
+        over_examples = best_of_draws(np.stack(draws_a, axis=1), np.stack(draws_b, axis=1), LEVEL)
+    paired = [a.scores[seed] - b.scores[seed] for seed in seeds if seed in a.scores and seed in b.scores]
+    deviation = float(np.std(paired, ddof=1)) if len(paired) > 1 else None
+    difference = math.fsum(paired) / len(paired) if paired else a.mean - b.mean
     alpha = LEVEL / pairs / len(first)
     needed = None if deviation is None else seeds_needed(difference, deviation, alpha)
     return Comparison(
@@ -147,23 +146,23 @@ def compare(first: Sequence[Configuration], second: Sequence[Configuration], pai
         second_label=b.label,
         choices=(len(first), len(second)),
         difference=difference,
-        seeds=len(own),
-        low=_finite(over_seeds.low),
-        high=_finite(over_seeds.high),
+        seeds=len(paired),
+        low=float(over_seeds.low) if np.isfinite(over_seeds.low) else None,
+        high=float(over_seeds.high) if np.isfinite(over_seeds.high) else None,
         p=float(over_seeds.p),
         p_holm=float(over_seeds.p),
         verdict=Verdict.TOO_FEW_SEEDS,
-        sign_flip_p=sign_flip(own),
-        effect=effect_size(own),
-        wins=sum(one > 0 for one in own),
+        sign_flip_p=sign_flip(paired),
+        effect=effect_size(paired),
+        wins=sum(each > 0 for each in paired),
         deviation=deviation,
         alpha=alpha,
         seeds_needed=None if needed is None else max(MINIMUM_SEEDS, needed),
-        detectable=None if deviation is None else detectable(deviation, len(own), alpha),
+        detectable=None if deviation is None else detectable(deviation, len(paired), alpha),
         examples_low=None if over_examples is None else float(over_examples.low),
         examples_high=None if over_examples is None else float(over_examples.high),
         examples_p=None if over_examples is None else float(over_examples.p),
-        seed_differences=tuple(own),
+        seed_differences=tuple(paired),
     )
 
 
@@ -184,9 +183,8 @@ def compare_all(configurations: Sequence[Configuration]) -> tuple[Comparison, ..
     ranked = sorted(methods, key=lambda name: -max(one.mean for one in methods[name]))
     pairs = list(itertools.combinations(ranked, 2))
     found = [compare(methods[first], methods[second], len(pairs)) for first, second in pairs]
-    adjusted = holm([each.p for each in found]) if found else np.empty(0)
-    judged = [replace(each, p_holm=float(p)) for each, p in zip(found, adjusted, strict=True)]
-    return tuple(replace(each, verdict=_verdict(each)) for each in judged)
+    adjusted = holm([each.p for each in found]).tolist()
+    return tuple(replace(each, p_holm=p, verdict=_verdict(each, p)) for each, p in zip(found, adjusted, strict=True))
 
 
 def standings(configurations: Sequence[Configuration]) -> tuple[Standing, ...]:
@@ -202,35 +200,22 @@ def standings(configurations: Sequence[Configuration]) -> tuple[Standing, ...]:
         return ()
     best = max(known, key=lambda one: one.mean)
     table = _table(known, sorted({seed for one in known for seed in one.scores}))
-    found = []
-    for one, p in zip(known, best_set(differences(table, table)), strict=True):
-        enough = len(one.scores.keys() & best.scores.keys()) >= MINIMUM_SEEDS
-        found.append(Standing(one.label, float(p), bool(p > LEVEL) if enough else None))
-    return tuple(found)
+    tested = zip(known, best_set(differences(table, table)).tolist(), strict=True)
+    enough = {one.label: len(one.scores.keys() & best.scores.keys()) >= MINIMUM_SEEDS for one in known}
+    return tuple(Standing(one.label, p, p > LEVEL if enough[one.label] else None) for one, p in tested)
 
 
-def _verdict(found: Comparison) -> Verdict:
+def _verdict(found: Comparison, p_holm: float) -> Verdict:
     if found.seeds < MINIMUM_SEEDS:
         return Verdict.TOO_FEW_SEEDS
     # The first has the higher mean. Where the test nevertheless favours the second, neither is better.
-    if found.p_holm >= LEVEL or found.low is None or found.low <= 0:
+    if p_holm >= LEVEL or found.low is None or found.low <= 0:
         return Verdict.WITHIN_NOISE
     if found.examples_low is not None and found.examples_low <= 0:
         return Verdict.ON_THIS_DEV_SET
     return Verdict.BETTER
 
 
-def _over_examples(first: Sequence[Configuration], second: Sequence[Configuration]) -> BestOf | None:
-    a, b = ([one.draws for one in group if one.draws is not None] for group in (first, second))
-    if len(a) < len(first) or len(b) < len(second):
-        return None
-    return best_of_draws(np.stack(a, axis=1), np.stack(b, axis=1), LEVEL)
-
-
 def _table(group: Sequence[Configuration], seeds: Sequence[int]) -> Array:
     """[configurations, seeds] scores, NaN where there is none."""
     return np.array([[one.scores.get(seed, math.nan) for seed in seeds] for one in group])
-
-
-def _finite(value: Array) -> float | None:
-    return float(value) if np.isfinite(value) else None

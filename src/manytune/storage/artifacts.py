@@ -1,8 +1,8 @@
-"""What a study keeps beside records and histories, so that its results can be looked into without a model.
+"""What a study keeps beside records and histories, so that its results can be examined without a model.
 
 OUT/runs/<run-id>/predictions.npz   the best snapshot's logits on dev
 OUT/tasks/<task>/examples.json      the dev split: sentences, labels and its parts
-OUT/tasks/<task>/learned.json     of a user's own task: its classes, or the range and the scale of its targets
+OUT/tasks/<task>/learned.json       of a user's own task: its classes, or the range and the scale of its targets
 OUT/tasks/<task>/structure.json     the backbone's and the head's tensors, and which of them each method trains
 
 All but `learned` are optional: a study directory of an earlier version, or one that is handed on without its data, has
@@ -14,8 +14,11 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,24 +28,25 @@ from manytune.config import digest
 from manytune.data.task_types import Scale
 from manytune.data.tasks import Task
 from manytune.methods import Method
+from manytune.storage.record import RunRecord
 from manytune.utils.errors import StoreError
+from manytune.utils.files import MOST_BYTES, read_text, write_atomically, write_file
 from manytune.utils.npz import read_npz
 from manytune.utils.text import shortened
 
 if TYPE_CHECKING:
     from manytune.models.spec import ModelSpec
 
-
 PREDICTIONS = "predictions.npz"
 """In a run's directory."""
 
 _LOGITS = "logits.npy"
-_MOST_BYTES = 1 << 31  # of logits: a small file can be packed so that it fills any memory
+_MOST_BYTES = 1 << 31  # of logits, as a small file can be packed so that it fills any memory, and of dev rows
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: the same logits give the same bytes
 
 
-class _Kept(BaseModel):
-    """Frozen facts in a JSON file of their own."""
+class KeptFacts(BaseModel):
+    """Facts in a JSON file of their own, which do not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -52,15 +56,7 @@ class _Kept(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Self:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: The JSON text.
-            where: What to call the text in an error message, such as its path.
-
-        Raises:
-            StoreError: The text is something else.
-        """
+        """Read what `to_json` wrote; a StoreError about `where`, the text's name, if it is something else."""
         try:
             return cls.model_validate_json(text)
         except ValueError as error:
@@ -68,7 +64,10 @@ class _Kept(BaseModel):
             raise StoreError(f"{where} is damaged: {first}. Delete it; the report goes without it.") from error
 
 
-class Examples(_Kept):
+Kept = TypeVar("Kept", bound=KeptFacts)
+
+
+class Examples(KeptFacts):
     """The rows of a task's dev split, in the order of the predictions."""
 
     texts: tuple[tuple[str, ...], ...]
@@ -94,7 +93,7 @@ class Examples(_Kept):
         return pairs and task.type.may_hold(task, self.labels)
 
 
-class Learned(_Kept):
+class Learned(KeptFacts):
     """What only the training rows say of a user's own task: predictions mean nothing without it."""
 
     labels: tuple[str, ...] = ()
@@ -102,16 +101,15 @@ class Learned(_Kept):
     target_range: tuple[float, float] | None = None
     """The lowest and the highest training target."""
     center: float | None = None
-    """What is taken from a target inside; None where nothing is."""
+    """What is subtracted from a target for the model; None where targets are not scaled."""
     spread: float | None = None
-    """What it is then divided by."""
+    """What the difference is divided by; None likewise."""
 
     @classmethod
     def of(cls, task: Task) -> Learned:
         """What was learned of `task`."""
-        scale = task.scale
-        known = (None, None) if scale is None else (scale.center, scale.spread)
-        return cls(labels=task.labels, target_range=task.target_range, center=known[0], spread=known[1])
+        center, spread = (None, None) if task.scale is None else (task.scale.center, task.scale.spread)
+        return cls(labels=task.labels, target_range=task.target_range, center=center, spread=spread)
 
     @property
     def digest(self) -> str:
@@ -119,7 +117,7 @@ class Learned(_Kept):
         return digest(self.model_dump(mode="json", exclude_defaults=True), 64)
 
     def agrees(self, other: Learned) -> bool:
-        """Whether outputs mean the same by both; earlier versions learned of targets in fp32, so nearly is enough."""
+        """Whether outputs mean the same by both, nearly: earlier versions learned of targets in fp32."""
         numbers = (self.target_range, self.center, self.spread), (other.target_range, other.center, other.spread)
         mine, theirs = (np.array([*(span or ()), center, spread], dtype=float) for span, center, spread in numbers)
         near = {"rtol": 1e-6, "atol": 0.0} if self.spread is None else {"rtol": 0.0, "atol": 1e-4 * self.spread}
@@ -127,11 +125,7 @@ class Learned(_Kept):
         return self.labels == other.labels and alike
 
     def complete(self, task: Task) -> Task:
-        """`task` with what was learned of it.
-
-        Raises:
-            ValueError: It cannot have been learned of such a task.
-        """
+        """`task` with what was learned of it; a ValueError if it cannot have been learned of such a task."""
         if task.type.has_classes and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"{len(set(self.labels))} different classes of {len(self.labels)}")
         if self.spread is not None and self.spread <= 0:
@@ -140,7 +134,7 @@ class Learned(_Kept):
         return replace(task, labels=self.labels, target_range=self.target_range, scale=scale)
 
 
-class Trained(_Kept):
+class Trained(KeptFacts):
     """What one method trains."""
 
     weights: bool
@@ -167,7 +161,7 @@ class Trained(_Kept):
         )
 
 
-class Structure(_Kept):
+class Structure(KeptFacts):
     """The module tree of a backbone with a task's head: shapes, and what trains."""
 
     model: str
@@ -205,15 +199,7 @@ def predictions_to_bytes(logits: NDArray[Any]) -> bytes:
 
 
 def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
-    """The logits `[N, outputs]` that `predictions_to_bytes` wrote; nothing is unpickled.
-
-    Args:
-        data: The file's content.
-        where: What to call it in an error message, such as its path.
-
-    Raises:
-        StoreError: It is something else.
-    """
+    """The logits `[N, outputs]` that `predictions_to_bytes` wrote; a StoreError about `where` for anything else."""
     try:
         logits: NDArray[Any] = read_npz(data, most_bytes=_MOST_BYTES)[_LOGITS.removesuffix(".npy")]
         if logits.ndim != 2 or logits.dtype not in (np.float32, np.float64):
@@ -221,3 +207,97 @@ def predictions_from_bytes(data: bytes, where: str) -> NDArray[Any]:
     except (ValueError, KeyError) as error:
         raise StoreError(f"{where} is damaged: {shortened(error)}. Delete it; the report goes without it.") from error
     return logits
+
+
+@dataclass(frozen=True)
+class TaskArtifacts:
+    """What is kept of one task, in files named like the classes above."""
+
+    directory: Path  # OUT/tasks/<task>
+
+    def refuse_another(self, task: Task, records: Iterable[RunRecord]) -> None:
+        """Refuse data that has other classes, or other targets, than what ended runs predict, by a StoreError.
+
+        `task` has what its data says now; `records` are those of all its runs that the study has.
+        """
+        if task.own is None:
+            return
+        now, known = Learned.of(task), {record.learned for record in records}
+        # Records of an earlier version do not say what their runs learned; only the kept file does.
+        there = self._read(Learned) if None in known else None
+        if known - {None, now.digest} or (there is not None and not there.agrees(now)):
+            raise StoreError(
+                f"Task {task.name}: its data has other classes, or targets on another scale, than what the runs in "
+                f"{self.directory.parent.parent} were trained on. Give another --out."
+            )
+
+    def fit(self, records: Iterable[RunRecord]) -> bool:
+        """Whether the classes, or the scale of targets, that are kept are those that these runs learned."""
+        known = {record.learned for record in records} - {None}
+        with suppress(StoreError):
+            there = self._read(Learned) if known else None
+            return known <= {there and there.digest}
+        return False
+
+    def keep(
+        self, task: Task, examples: Examples, structure: Structure, scored: Collection[str | None] | None = None
+    ) -> None:
+        """Keep a task's dev rows, its module tree, and what only its data says; a StoreError where that fails.
+
+        A tree that is there is extended by methods that were added since. Rows that are there stay if their fingerprint
+        is in `scored`, those of the data of the study's runs that have ended; where it is not given, all do.
+        """
+        if task.own is not None:
+            write_atomically(self._path(Learned), Learned.of(task).to_json())
+        stay = self._path(Examples).exists()
+        if stay and scored is not None:
+            stay = False
+            with suppress(StoreError):  # damaged rows are written anew
+                there = self.examples()
+                stay = there is not None and there.fingerprint in {*scored, None}
+        if not stay:
+            write_atomically(self._path(Examples), examples.to_json())
+        with suppress(StoreError):  # a damaged one is made anew
+            if (kept := self.structure()) is not None:
+                structure = structure.model_copy(update={"trained": {**kept.trained, **structure.trained}})
+        write_file(self._path(Structure), structure.to_json())
+
+    def complete(self, task: Task, records: Iterable[RunRecord] = ()) -> Task:
+        """A task with what only its data says; a StoreError if that is missing, damaged or not what runs learned."""
+        if task.own is None:
+            return task
+        path, learned = self._path(Learned), self._read(Learned)
+        if learned is None:
+            raise StoreError(f"{path} is missing: without it, the outputs have no names.")
+        try:
+            whole = learned.complete(task)
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}. Put back what `manytune run` wrote.") from error
+        for record in records:
+            if record.learned not in (None, learned.digest):
+                raise StoreError(
+                    f"{path} is not what the run {record.run_id} was trained with: it has other classes, or another "
+                    "scale of targets. Run the study again: it is made anew from the data."
+                )
+        return whole
+
+    def examples(self, task: Task | None = None) -> Examples | None:
+        """The dev rows, None if they were not kept; a StoreError if they are damaged or not rows of `task`."""
+        found = self._read(Examples, _MOST_BYTES)
+        if found is not None and task is not None and not found.fit(task):
+            raise StoreError(
+                f"{self._path(Examples)} does not hold rows of {task.name}: their texts or labels are of another task."
+            )
+        return found
+
+    def structure(self) -> Structure | None:
+        """The module tree; None if it was not kept."""
+        return self._read(Structure)
+
+    def _read(self, kind: type[Kept], most_bytes: int = MOST_BYTES) -> Kept | None:
+        """What was kept; None if nothing was, a StoreError if it is damaged."""
+        text = read_text(self._path(kind), most_bytes)
+        return None if text is None else kind.from_json(text, where=str(self._path(kind)))
+
+    def _path(self, kind: type[KeptFacts]) -> Path:
+        return self.directory / f"{kind.__name__.lower()}.json"

@@ -1,10 +1,10 @@
-"""What a study directory, and the user's cache, hold that nothing needs any more."""
+"""What nothing needs any more of a study directory and of the user's cache."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,43 +17,41 @@ from manytune.utils.files import left_over, writing
 class Waste:
     """Files of one kind that can go."""
 
-    what: str
-    """What they are, in the plural."""
-    paths: tuple[Path, ...]
-    """Files, or directories with all that is in them."""
+    what: str  # what they are, in the plural
+    paths: tuple[Path, ...]  # files, or directories with all that is in them
 
     @property
     def bytes(self) -> int:
-        """What they take on the disk."""
-        return sum(_bytes(path) for path in self.paths)
+        """Their size on the disk."""
+        files = [path for path in self.paths if path.is_file()]
+        walks = (os.walk(path) for path in self.paths)  # nothing, of a file
+        files += [Path(folder, name) for walk in walks for folder, _, names in walk for name in names]
+        return sum(file.lstat().st_size for file in files)
 
 
 def unneeded(store: Store) -> tuple[list[Waste], list[Path]]:
     """What can go from a study directory, and checkpoints that must stay.
 
     A checkpoint is needed while a run of its pack has not ended, or failed: `run` and `run --retry-failed` go on from
-    it. Records, histories, snapshots, predictions, reports, the study, its plan and its data are never among what can
-    go. What lies outside of the directory, behind a link, is not looked at.
-
-    Raises:
-        StoreError: The directory holds no study, or it is damaged.
+    it. Records, histories, snapshots, predictions, reports, the study, its plan and its data never go. What lies behind
+    a link outside of the directory is not looked at. A StoreError says that it holds no study, or is damaged.
     """
     whole = {run_id for run_id, record in store.finished_runs().items() if not record.failure}
     plan = store.read_plan()
     planned = {pack.id: pack for pack in plan or ()}
     kept: list[Path] = []
     done: list[Path] = []
-    for path in _own(store.root, store.root.glob("packs/*")):
+    for path in _inside(store.root, "packs/*"):
         pack = planned.get(path.name)
         # Without a plan the same packs may be planned anew, and go on from these.
         needed = plan is None or (pack is not None and not all(run.id in whole for run in pack.runs))
         (kept if needed else done).append(path)
-    names = (*store.root.rglob(".*.tmp"), *store.root.rglob(".*.old"))
+    names = _inside(store.root, "**/.*.tmp", "**/.*.old")
     left = [path for path in names if left_over(path, alone=path.relative_to(store.root).parts[0] in OWN_FOLDERS)]
-    inside = {path for path in left for parent in path.parents if parent in left or parent in done}
+    half_written = [path for path in left if not any(parent in left or parent in done for parent in path.parents)]
     found = (
         Waste("checkpoints of packs that have ended", tuple(done)),
-        Waste("files that a process which was killed left half-written", tuple(_own(store.root, set(left) - inside))),
+        Waste("files that a process which was killed left half-written", tuple(half_written)),
     )
     return [waste for waste in found if waste.paths], kept
 
@@ -62,8 +60,8 @@ def cached() -> list[Waste]:
     """What can go from the user's cache, which all studies share: what is needed again is made again."""
     root = user_cache()
     found = (
-        Waste("encoded rows", tuple(_own(root, root.glob("encoded/*.npz")))),
-        Waste("compiled kernels", tuple(_own(root, root.glob("kernels-*.so")))),
+        Waste("encoded rows", tuple(_inside(root, "encoded/*.npz"))),
+        Waste("compiled kernels", tuple(_inside(root, "kernels-*.so"))),
     )
     return [waste for waste in found if waste.paths]
 
@@ -75,11 +73,7 @@ def still_waste(shown: Iterable[Waste], now: Iterable[Waste]) -> list[Waste]:
 
 
 def remove(found: Iterable[Waste]) -> None:
-    """Delete it.
-
-    Raises:
-        StoreError: Something cannot be deleted; the rest of it stays.
-    """
+    """Delete it; a StoreError where something cannot be deleted, and the rest of it stays."""
     for waste in found:
         for path in waste.paths:
             with writing(path):
@@ -89,14 +83,7 @@ def remove(found: Iterable[Waste]) -> None:
                     path.unlink(missing_ok=True)
 
 
-def _own(root: Path, paths: Iterable[Path]) -> Iterator[Path]:
-    """Those that really lie in `root`, in order."""
-    inside = root.resolve()
-    for path in sorted(paths):
-        if not path.is_symlink() and inside in path.resolve().parents:
-            yield path
-
-
-def _bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sum(file.lstat().st_size for file in files)
+def _inside(root: Path, *patterns: str) -> list[Path]:
+    """What matches one of the patterns and really lies in `root`, not behind a link; in order."""
+    found = sorted(path for pattern in patterns for path in root.glob(pattern))
+    return [path for path in found if not path.is_symlink() and root.resolve() in path.resolve().parents]

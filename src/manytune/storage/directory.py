@@ -2,7 +2,7 @@
 
 OUT/study.yaml                 the effective study
 OUT/plan.json                  the packs, as the first start planned them
-OUT/provenance.json            what results rest on beside the study; see `provenance`
+OUT/provenance.json            what results depend on beside the study; see `provenance`
 OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
 OUT/runs/<run-id>/history.csv  one row an evaluation
 OUT/runs/<run-id>/best/        the snapshot
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from manytune.config import Study
 from manytune.config.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.data.tasks import Task
-from manytune.storage.artifacts import PREDICTIONS, predictions_from_bytes, predictions_to_bytes
+from manytune.storage.artifacts import PREDICTIONS, TaskArtifacts, predictions_from_bytes, predictions_to_bytes
 from manytune.storage.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
-from manytune.storage.task_artifacts import TaskArtifacts
 from manytune.utils.errors import StoreError, StudyError
 from manytune.utils.files import (
     read_bytes,
@@ -43,8 +42,7 @@ from manytune.utils.files import (
     write_file,
     writing,
 )
-from manytune.utils.json_text import parse_json
-from manytune.utils.text import listed, shortened
+from manytune.utils.text import listed, parse_json, shortened
 
 T = TypeVar("T")
 
@@ -86,7 +84,6 @@ class StudyStatus:
     """Where a study stands."""
 
     study: str
-    """Name of the study."""
     directory: str
     planned: int
     """Number of planned runs."""
@@ -104,23 +101,13 @@ class StudyStatus:
 
 @dataclass(frozen=True)
 class Store:
-    """One study directory.
-
-    Make it with `create_or_open` or `open`; all methods raise StoreError for what is missing, damaged or
-    cannot be written.
-    """
+    """One study directory, from `create_or_open` or `open`; what is missing, damaged or read-only is a StoreError."""
 
     root: Path
 
     @classmethod
     def create_or_open(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
-        """Start a study directory, which may be missing or empty, or go on with one that holds the same study.
-
-        With `accept_changes`, the effective study takes the place of another one that the directory holds.
-
-        Raises:
-            StoreError: The directory holds another study, or other files and no study.
-        """
+        """Start a study directory, or go on with one of the same study; of another one only with `accept_changes`."""
         store = cls.check(root, study, accept_changes=accept_changes)
         _refuse_unwritable(store.root)
         if not store._study_file.exists() or store.study().hash != study.hash:
@@ -129,11 +116,7 @@ class Store:
 
     @classmethod
     def check(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
-        """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet.
-
-        Raises:
-            StoreError: The directory holds another study, or other files and no study, or cannot be made.
-        """
+        """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet."""
         store = cls(named_directory(root))
         with writing(store.root):
             if not store._study_file.exists():
@@ -156,23 +139,18 @@ class Store:
 
     @classmethod
     def open(cls, root: Path | str) -> Store:
-        """Open a study directory that is there.
-
-        Raises:
-            StoreError: There is no study in it.
-        """
+        """Open a study directory that is there."""
         store = cls(named_directory(root))
         try:
-            found = store._study_file.is_file()
+            if store._study_file.is_file():
+                return store
         except OSError as error:
             raise StoreError(f"{store.root} cannot be read: {error.strerror or error}.") from error
-        if not found:
-            what = "there is no such directory" if not store.root.exists() else "it has no study.yaml"
-            raise StoreError(
-                f"{store.root} is not a study directory: {what}. "
-                "Give the directory that `manytune run STUDY.yaml --out DIR` wrote to."
-            )
-        return store
+        what = "there is no such directory" if not store.root.exists() else "it has no study.yaml"
+        raise StoreError(
+            f"{store.root} is not a study directory: {what}. "
+            "Give the directory that `manytune run STUDY.yaml --out DIR` wrote to."
+        )
 
     def study(self) -> Study:
         """The effective study."""
@@ -199,13 +177,11 @@ class Store:
         return self.root / "packs" / _checked_id(pack_id, "pack")
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written; the caller must hold the directory's lock.
-
-        Outside of `OWN_FOLDERS`, as in the report, other processes may be writing without it.
-        """
+        """Remove what killed processes left half-written; the caller must hold the directory's lock."""
         for folder, _, _ in os.walk(self.root):
-            inside, *_ = (*Path(folder).relative_to(self.root).parts, "")
-            sweep_leftovers(Path(folder), alone=inside in OWN_FOLDERS)
+            top, *_ = (*Path(folder).relative_to(self.root).parts, "")
+            # Elsewhere, as in the report, other processes may be writing without the lock.
+            sweep_leftovers(Path(folder), alone=top in OWN_FOLDERS)
         with writing(self.root):
             for path in self.root.glob(".lock.*.tmp"):
                 path.unlink(missing_ok=True)
@@ -218,11 +194,9 @@ class Store:
             write_file(path, oom_kills)
         return before
 
-    def write_traceback(self, pack_id: str, text: str) -> Path:
+    def write_traceback(self, pack_id: str, text: str) -> None:
         """Keep where a pack broke."""
-        path = self.pack_dir(pack_id) / "traceback.txt"
-        write_atomically(path, text)
-        return path
+        write_atomically(self.pack_dir(pack_id) / "traceback.txt", text)
 
     def remove_pack(self, pack_id: str) -> None:
         """Remove what a pack needed to go on."""
@@ -240,21 +214,15 @@ class Store:
     def _study_file(self) -> Path:
         return self.root / "study.yaml"
 
-    @property
-    def _plan_file(self) -> Path:
-        return self.root / "plan.json"
-
     def write_plan(self, packs: Sequence[Pack], executor: Mapping[str, int] | None = None) -> None:
         """Keep the packs, so that every later start trains the same runs together.
 
-        Args:
-            packs: The packs.
-            executor: `count` of workers, 0 for none, and `threads` of each; None: as it was kept before.
+        `executor` holds the `count` of workers, 0 for none, and the `threads` of each; None keeps what was kept before.
         """
         executor = executor or self.read_executor()
         plan = {"schema_version": _PLAN_VERSION, "packs": packs_to_json(packs)}
         plan |= {"executor": executor} if executor else {}
-        write_file(self._plan_file, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        write_file(self.root / "plan.json", json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> tuple[Pack, ...] | None:
         """The packs that were kept; None if none were."""
@@ -264,7 +232,7 @@ class Store:
         """How many workers, and threads of each, trained the packs; None if it was not kept."""
 
         def read(plan: Any) -> dict[str, int] | None:
-            kept = plan.get("executor", plan.get("place"))  # "place": as earlier versions wrote it
+            kept = plan.get("executor", plan.get("place"))  # "place" is what earlier versions wrote
             return None if kept is None else {name: int(kept[name]) for name in ("count", "threads")}
 
         return self._plan(read)
@@ -314,12 +282,7 @@ class Store:
         return TaskArtifacts(self.root / "tasks" / _checked_id(task, "task"))
 
     def task(self, name: str) -> Task:
-        """A task of the study, with what its data said.
-
-        Raises:
-            StoreError: It is a user's own, and what its data said is not there, or damaged.
-            StudyError: The study has no such task.
-        """
+        """A task of the study, with what its data says; a StudyError if the study has no such task."""
         return self.task_artifacts(name).complete(self.study().task(name))
 
     def write_record(self, record: RunRecord) -> None:
@@ -347,10 +310,7 @@ class Store:
         return record
 
     def finished_runs(self) -> dict[str, RunRecord]:
-        """Run id → record, of every run of the study that has ended, in whatever state; in the study's order of runs.
-
-        Runs that were part of the study once, before changes to it were accepted, are not among them.
-        """
+        """Run id → record, in the study's order of runs, of every run that is still part of the study and has ended."""
         if not self._study_file.exists():  # `check` allows that: nothing has begun
             return {}
         planned = self.runs()
@@ -372,13 +332,13 @@ class Store:
         packs = self.read_plan()
         if packs is None:  # not started, or killed before the plan was written
             return list(in_study)
-        order = {run.id: place for place, run in enumerate(in_study)}
+        order = {run.id: index for index, run in enumerate(in_study)}
         kept = [run for pack in packs for run in pack.runs]
         return sorted(kept, key=lambda run: order.get(run.id, len(order)))
 
     def _records(self, planned: Sequence[Run]) -> dict[str, RunRecord]:
         """All records, in the order of `planned`, then those that it does not name, by id."""
-        order = {run.id: place for place, run in enumerate(planned)}
+        order = {run.id: index for index, run in enumerate(planned)}
         names = os.listdir(folder) if (folder := self.root / "runs").exists() else []
         run_ids = sorted(filter(_ID.fullmatch, names), key=lambda run_id: (order.get(run_id, len(order)), run_id))
         records = {run_id: self.read_record(run_id) for run_id in run_ids}
@@ -402,11 +362,7 @@ class Store:
 
 
 def named_directory(root: Path | str) -> Path:
-    """The directory that a user names.
-
-    Raises:
-        StoreError: The name is empty, which would mean the present directory, hardly on purpose.
-    """
+    """The directory that a user names; not an empty name, which would mean the present one, hardly on purpose."""
     if root == "":
         raise StoreError("The name of the study directory is empty. Give one, such as results; . is the present one.")
     return Path(root)
@@ -434,11 +390,11 @@ def _checked_id(name: str, what: str) -> str:
 
 
 def _run_status(run: Run, record: RunRecord | None) -> RunStatus:
-    about = (run.id, run.task, run.model, run.label, run.seed)
+    planned = (run.id, run.task, run.model, run.label, run.seed)
     if record is None:
-        return RunStatus(*about, PENDING)
-    scored = (record.primary_metric, record.best_score, record.best_step)
-    return RunStatus(*about, str(record.state), *scored, record.failure)
+        return RunStatus(*planned, PENDING)
+    scores = (record.primary_metric, record.best_score, record.best_step)
+    return RunStatus(*planned, str(record.state), *scores, record.failure)
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[str]:

@@ -1,10 +1,9 @@
 """One process at a time works on a study directory.
 
-DIR/lock says who: it is made by a hard link, which either succeeds or finds that there is one, on shared file systems
+DIR/lock says which: it is made by a hard link, which either succeeds or finds that there is one, on shared file systems
 too, where flock may do nothing. Its holder touches it every few seconds. A lock is left over where its process is
-dead, or, if that cannot be seen from here, as on another machine, where nobody has touched it for a while.
-
-The package filelock would do less: it relies on flock, or never takes over the lock of a holder that died.
+dead, or, if that cannot be seen from here, as on another machine, where nobody has touched it for a while. The package
+filelock would do less: it relies on flock, or never takes over the lock of a holder that died.
 
 No two wall clocks are compared: a process is known by its id and the kernel's count at its start, and the one who
 waits measures the while by its own clock.
@@ -62,17 +61,8 @@ class _Holder:
     @classmethod
     def here(cls) -> Self:
         """This process."""
-        pid = os.getpid()
-        since = datetime.now(UTC).isoformat(timespec="seconds")
+        pid, since = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
         return cls(pid, socket.gethostname(), since, _boot(), _ticks(pid), secrets.token_hex(8))
-
-    @classmethod
-    def parse(cls, data: bytes) -> _Holder:
-        """What a lock file says; one that is cut short, or of another version, is of somebody unknown."""
-        try:
-            return _holder_adapter().validate_json(data)
-        except ValueError:
-            return cls(0, "an unknown machine", "an unknown time", "", None, hashlib.sha256(data).hexdigest())
 
     def alive(self) -> bool | None:
         """Whether its process lives; None where that cannot be seen from here."""
@@ -107,11 +97,7 @@ class Held:
     """Set once the heartbeat has noticed that another process holds it."""
 
     def check(self) -> None:
-        """Refuse to go on where the lock is no longer this holder's; to be called before each write.
-
-        Raises:
-            StoreError: Another process has taken it over, it is gone, or it cannot be read.
-        """
+        """Before each write: refuse, by a StoreError, to go on where this holder lost the lock or cannot read it."""
         for tries_left in reversed(range(_TRIES)):
             try:
                 holder = _holder_in(self.directory / "lock")
@@ -131,25 +117,17 @@ class Held:
 
 
 class Lock:
-    """The lock of one directory.
+    """The lock of one directory, which may be missing; `report` gets a sentence where there is a reason to wait.
 
-    Attributes:
-        directory: What is locked.
+    With `wait`, it waits for another process to end rather than refuse.
     """
 
     def __init__(self, directory: Path, report: Callable[[str], None], *, wait: bool = False) -> None:
-        """Look at a directory; nothing is locked yet.
-
-        Args:
-            directory: What to lock; it may be missing.
-            report: Called with a sentence where there is a reason to wait.
-            wait: Wait for another process to end, rather than refuse.
-        """
         self.directory = directory
         self._report = report
         self._wait = wait
         self._file = directory / "lock"
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._judged: tuple[Path, _Holder, int | None] | None = None
 
     @staticmethod
@@ -161,28 +139,22 @@ class Lock:
         return f"The process {holder.pid} on {holder.host} works on it, since {holder.since}."
 
     def look(self) -> None:
-        """Wait, or refuse, as long as another process holds the lock.
-
-        Raises:
-            StoreError: Another process holds it, and we are not to wait.
-        """
+        """Wait, if we are to, as long as another process holds the lock; else refuse, by a StoreError."""
         while (holder := _holder_in(self._file)) is not None and not self._left_over(holder, self._file):
             if not self._wait:
                 raise StoreError(
                     f"{self.directory} is in use: {holder}, runs a study in it. "
                     "Let it end, wait for it with --wait, or give another --out."
                 )
-            self._say(f"Waiting for {holder}, which runs a study in {self.directory}.")
+            self._report_once(f"Waiting for {holder}, which runs a study in {self.directory}.")
             time.sleep(_LOOK_SECONDS)
 
     @contextmanager
     def held(self) -> Iterator[Held]:
         """Hold the lock, for as long as the context lasts; a directory that is missing is made.
 
-        A directory that was made for it and is still empty at the end is removed.
-
-        Raises:
-            StoreError: Another process holds it, or it cannot be written.
+        A directory that was made for it and is still empty at the end is removed. A StoreError says that another
+        process holds the lock, or that it cannot be written.
         """
         me = _Holder.here()
         made = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
@@ -269,7 +241,7 @@ class Lock:
         touched = _touched(file)
         if self._judged == (file, holder, touched):  # it was waited for in full already, and not touched since
             return True
-        self._say(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
+        self._report_once(f"{file} is of {holder.host}. Looking whether it lives: {_PATIENCE_SECONDS:.0f} s at most.")
         end = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < end:
             time.sleep(_LOOK_SECONDS)
@@ -278,10 +250,9 @@ class Lock:
         self._judged = (file, holder, touched)
         return True
 
-    def _say(self, text: str) -> None:
-        """Say something once."""
-        if text not in self._said:
-            self._said.add(text)
+    def _report_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
             self._report(text)
 
     def _beat(self, me: _Holder, lost: threading.Event, done: threading.Event) -> None:
@@ -303,16 +274,19 @@ def _touched(file: Path) -> int | None:
 
 
 def _holder_in(file: Path) -> _Holder | None:
-    """Who holds a lock; None if nobody does."""
+    """Who holds a lock, None if nobody does: somebody unknown if the file is cut short, or of another version."""
     data = read_bytes(file, _MOST_BYTES)
-    return None if data is None else _Holder.parse(data)
+    if data is None:
+        return None
+    try:
+        return _holder_adapter().validate_json(data)
+    except ValueError:
+        return _Holder(0, "an unknown machine", "an unknown time", "", None, hashlib.sha256(data).hexdigest())
 
 
 def _boot() -> str:
-    """The machine since its last start, and the space of process ids.
-
-    Not the time of that start: it is reckoned from the wall clock, and moves when that is set.
-    """
+    """The machine since its last start, and the space of process ids."""
+    # Not the time of that start: it is computed from the wall clock, and moves when that is set.
     parts = [boot_id() or socket.gethostname()]
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))

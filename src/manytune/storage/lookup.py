@@ -1,4 +1,4 @@
-"""Which run a user means, and where nothing may be written."""
+"""Which run a user means, and which folders a user's output must not go to."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ SNAPSHOT = ("best/snapshot.json", "best/snapshot.safetensors")
 
 
 def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
-    """The run whose id a user wrote, or the only one of `run_ids` whose id starts so.
-
-    Raises:
-        StoreError: There is no such run, or more than one.
-    """
+    """The run whose id a user wrote, or the only one whose id starts so; a StoreError where there is not one."""
     found = [run_id for run_id in run_ids if run_id == start] or [r for r in run_ids if r.startswith(start)]
     if len(found) == 1:
         return found[0]
@@ -43,11 +39,8 @@ def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord
     """The records of the runs that a user chose to predict with, or to export.
 
     `runs` is `best`, the finished run with the best score of a task; or one or several ids, or starts of ids, with
-    commas between. In a study of several tasks, `best` needs the `task`.
-
-    Raises:
-        StoreError: There is no such run, or it has no snapshot.
-        StudyError: The runs are of different tasks, or the task is not said or not the study's.
+    commas between. In a study of several tasks, `best` needs the `task`. A StoreError says that there is no such run or
+    that it has no snapshot; a StudyError, that the runs are of different tasks, or the task is not the study's.
     """
     records = store.finished_runs()
     tasks = list(dict.fromkeys(record.task for record in records.values()))
@@ -59,18 +52,14 @@ def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord
     for record in chosen:
         if not (store.snapshot_dir(record.run_id)).is_dir():
             raise StoreError(f"The run {record.run_id} has no snapshot: it is {record.state}. {record.failure or ''}")
-    of = sorted({record.task for record in chosen})
-    if len(of) > 1 or (task is not None and of != [task]):
-        raise StudyError(f"--run: these runs are of {', '.join(of)}; choose runs of {task or 'one task'}")
+    trained_on = sorted({record.task for record in chosen})
+    if len(trained_on) > 1 or (task is not None and trained_on != [task]):
+        raise StudyError(f"--run: these runs are of {', '.join(trained_on)}; choose runs of {task or 'one task'}")
     return chosen
 
 
 def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: str) -> None:
-    """Refuse weights that a run did not start from: those of another revision than `trained`, if that is known.
-
-    Raises:
-        ModelError: They are.
-    """
+    """Refuse, by a ModelError, weights of another revision than `trained`, if it is known what a run started from."""
     if trained not in (None, now):
         raise ModelError(
             f"model: {run_id} was trained on {model} at {trained}, and what is there now is {now}. A snapshot holds "
@@ -79,25 +68,15 @@ def refuse_another_backbone(run_id: str, model: str, trained: str | None, now: s
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """Path in a run's directory → SHA-256, of its snapshot and predictions, as far as they are there.
-
-    Raises:
-        StoreError: One of them cannot be read.
-    """
+    """Path in a run's directory → SHA-256, of its snapshot and predictions; a StoreError if one cannot be read."""
     return {name: _digest(run_dir / name) for name in (*SNAPSHOT, PREDICTIONS) if (run_dir / name).exists()}
 
 
 def altered(store: Store, record: RunRecord, names: Sequence[str]) -> str | None:
-    """Say that a file is not the one that the run wrote: copied from another run, edited or damaged.
+    """Say that a file is not the one that the run wrote (copied, edited or damaged) and how to mend it, or None.
 
-    `names` are paths in the run's directory; those that are not there are passed over.
-
-    Returns:
-        What is wrong and how to mend it; None where all are as they were, and for a record of version 1, which has no
-        digests.
-
-    Raises:
-        StoreError: A file cannot be read.
+    `names` are paths in the run's directory; those that are not there are passed over, and so are all for a record of
+    version 1, which has no digests. A StoreError says that a file cannot be read.
     """
     directory = store.run_dir(record.run_id)
     for name in names if record.schema_version > 1 else ():
@@ -123,10 +102,10 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
         if len(tasks) > 1:
             raise StudyError(f"--task: this study has runs of {', '.join(tasks)}; say of which the best run is meant")
         task = tasks[0] if tasks else ""
-    own = [record for record in records.values() if record.task == task]
-    scored = [(r.best_score, r) for r in own if r.state is RunState.FINISHED and r.best_score is not None]
+    ended = [record for record in records.values() if record.task == task]
+    scored = [(r.best_score, r) for r in ended if r.state is RunState.FINISHED and r.best_score is not None]
     if not scored:
-        raise StoreError(f"No run of {store.root} has finished{_instead(own)}, so there is none to choose.")
+        raise StoreError(f"No run of {store.root} has finished{_other_ends(ended)}, so there is none to choose.")
     metric = scored[0][1].primary_metric
     if metric not in METRICS:
         raise StoreError(f"The record of {scored[0][1].run_id} has a metric that {choices(metric, METRICS)}")
@@ -134,27 +113,22 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
     return max(scored, key=lambda one: sign * one[0])[1]
 
 
-def _instead(records: Sequence[RunRecord]) -> str:
-    """What became of the runs of a task, of which none has finished with a score."""
+def _other_ends(records: Sequence[RunRecord]) -> str:
+    """How the runs of a task ended, of which none has finished with a score."""
     if not records:
         return ""
     states = Counter(str(record.state) for record in records)
-    said = f" with a score: of {records[0].task}, {', '.join(f'{count} {state}' for state, count in states.items())}"
-    for record in records:
-        if record.state is RunState.COLLAPSED:
-            said += f" (predicting one constant for every text; --run {record.run_id} uses one all the same)"
-            break
-    return said
+    ends = f" with a score: of {records[0].task}, {', '.join(f'{count} {state}' for state, count in states.items())}"
+    collapsed = next((record.run_id for record in records if record.state is RunState.COLLAPSED), None)
+    if collapsed is None:
+        return ends
+    return f"{ends} (predicting one constant for every text; --run {collapsed} uses one all the same)"
 
 
 def refuse_own_folders(stores: Iterable[Store], target: Path) -> None:
-    """Refuse to write what a user asked for into a folder that a study keeps its own files in.
-
-    Raises:
-        StoreError: `target` is in one of them.
-    """
-    real = os.path.realpath(target)
+    """Refuse, by a StoreError, to write what a user asked for into a folder of a study's own files."""
+    real = Path(os.path.realpath(target))
     for store in stores:
         for name in OWN_FOLDERS:
-            if Path(real).is_relative_to(os.path.realpath(store.root / name)):
+            if real.is_relative_to(os.path.realpath(store.root / name)):
                 raise StoreError(f"{target} is among the study's own files in {store.root}; give a name elsewhere.")

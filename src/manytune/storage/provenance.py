@@ -1,4 +1,4 @@
-"""What the results in a study directory rest on beside the study: the data, and the packages' versions.
+"""What the results of a study depend on beside its file: the data, and the packages' versions.
 
 OUT/provenance.json   kind → name → value, such as versions → torch → 2.13.0; earlier versions wrote OUT/ground.json
 """
@@ -23,10 +23,8 @@ StudyProvenance = Mapping[str, Mapping[str, str]]
 def changes(root: Path, now: StudyProvenance) -> list[str]:
     """What has changed since it was kept, as lines "what: <there> there, <here> here".
 
-    A name that was not kept, such as the data of a new task, is no change; nor is a kept one that is not asked about.
-
-    Raises:
-        StoreError: What was kept is damaged.
+    A name that was not kept, such as the data of a new task, is no change; nor is a kept one that `now` does not have.
+    A StoreError says that what was kept is damaged.
     """
     kept = _read(root)
     known = {
@@ -37,7 +35,7 @@ def changes(root: Path, now: StudyProvenance) -> list[str]:
 
 
 def keep(root: Path, now: StudyProvenance) -> None:
-    """Keep it; what was kept of other names, such as the data of another task, stays."""
+    """Keep the values of `now`; what was kept of other names, such as the data of another task, stays."""
     kept = _read(root)
     whole = {**kept, **{kind: {**kept.get(kind, {}), **names} for kind, names in now.items()}}
     write_file(root / "provenance.json", json.dumps(whole, indent=2) + "\n")

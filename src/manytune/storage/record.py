@@ -2,8 +2,6 @@
 
 Unknown is None (null in JSON, an empty cell in CSV), never a made-up number. NaN and infinity are unknown
 too: JSON has no word for them. Values of numpy and torch become plain numbers when a record is made.
-
-A field that is added, renamed or dropped raises `SCHEMA_VERSION`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,10 @@ from pydantic import (
 )
 
 from manytune.utils.errors import StoreError
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 
 SCHEMA_VERSION = 2
+"""Raised by every field that is added, renamed or dropped."""
 
 _FEW_STEPS = 100
 """Optimizer steps below which a run that collapsed is first of all a short one."""
@@ -91,10 +90,7 @@ Scores = dict[str, float | None]
 
 
 class Parameters(_FrozenModel):
-    """How many numbers the run's model has, and which of them trained.
-
-    `trainable` = `backbone` + `bias` + `adapter` + `head`.
-    """
+    """How many numbers the run's model has; `trainable` = `backbone` + `bias` + `adapter` + `head`."""
 
     total: Whole | None = None
     """All parameters of the model, adapters included."""
@@ -154,15 +150,12 @@ class RunRecord(_FrozenModel):
     run_id: str
     """The run's id, its directory's name."""
     study: str
-    """Name of the study."""
     study_hash: str | None = None
     """Hash of the effective study."""
     task: str
-    """Name of the task."""
     model: str
     """Name of the backbone, as the study gave it."""
     method: str
-    """Name of the method."""
     label: str
     """What tells the method from the study's others: "lora r=8, lr 4e-4"; the same for all seeds."""
     hyperparameters: dict[str, JsonValue] = Field(default_factory=dict)
@@ -220,11 +213,7 @@ class RunRecord(_FrozenModel):
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "record") -> Self:
-        """Read what `to_json` wrote; messages call the text `where`, such as its path.
-
-        Raises:
-            StoreError: The text is no record, or a newer version of manytune wrote it.
-        """
+        """Read what `to_json` wrote; a StoreError about `where` if it is no record, or of a newer manytune."""
         try:
             values = parse_json(text)
             version = values["schema_version"] if isinstance(values, dict) else None
@@ -244,25 +233,24 @@ class RunRecord(_FrozenModel):
 def collapse_note(
     title: str, score: float | None, steps: int, history: Sequence[HistoryRow], classes: int | None = None
 ) -> str:
-    """What a reader should know of a run that collapsed: its first note.
+    """The first note of a run that collapsed.
 
     `score` is the best snapshot's, by the metric called `title`; `steps` are the optimizer's; `classes` is how many
     there are, None for a regression.
     """
     scored = "" if score is None else f" ({title} {score:.3f})"
-    said = f"It predicts one constant for all dev rows{scored}, whatever their text."
+    finding = f"It predicts one constant for all dev rows{scored}, whatever their text."
     losses = [row.train_loss for row in history if row.train_loss is not None]
     guessing = [] if classes is None else [math.log(classes)]  # cross-entropy where all classes are as likely
     if losses and losses[-1] > _ROSE * min(*losses, *guessing, losses[-1]):
         return (
-            f"{said} Its training loss rose to {losses[-1]:.3g}, from {min(losses + guessing):.3g}. "
+            f"{finding} Its training loss rose to {losses[-1]:.3g}, from {min(losses + guessing):.3g}. "
             "Use a lower learning rate or a longer warm-up."
         )
     if steps < _FEW_STEPS:
-        return f"{said} It took only {steps} steps: train longer."
-    return (
-        f"{said} Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
-    )
+        return f"{finding} It took only {steps} steps: train longer."
+    cure = "Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
+    return f"{finding} {cure}"
 
 
 class HistoryRow(_FrozenModel):
@@ -302,11 +290,7 @@ def history_to_csv(rows: Sequence[HistoryRow]) -> str:
 
 
 def history_from_csv(text: str, where: str = "history") -> tuple[HistoryRow, ...]:
-    """Read what `history_to_csv` wrote; messages call the text `where`, such as its path.
-
-    Raises:
-        StoreError: Columns are missing or out of order, or a cell is not a number.
-    """
+    """Read what `history_to_csv` wrote; a StoreError, which calls the text `where`, if it is something else."""
     try:
         header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
     except csv.Error as error:
@@ -332,8 +316,8 @@ def _first_problem(error: Exception) -> str:
     """One line for the first thing that is wrong: the field, what is the matter, the value."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        return f"{place}: {first['msg']} (received {str(first['input'])[:80]!r})"
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        return f"{field}: {first['msg']} (received {str(first['input'])[:80]!r})"
     if isinstance(error, KeyError):
         return f"the key {error} is missing"
     return str(error)

@@ -1,4 +1,4 @@
-"""What a directory holds of a study when the study is started, or goes on."""
+"""The state of a study in its directory when it is started, or continued."""
 
 from __future__ import annotations
 
@@ -14,31 +14,18 @@ from manytune.storage.record import RunRecord
 
 @dataclass(frozen=True)
 class StudyState:
-    """Which runs have ended, which wait, and what else is out of date.
-
-    Attributes:
-        store: The directory.
-        study: The study, as it is to be run now.
-        runs: Its runs.
-        planned: The packs that the directory's plan has.
-        ended: Run id → record, of the study's runs that are not trained again.
-        again: Ids of runs that failed and are to be trained again.
-    """
+    """Which runs have ended, which wait, and what else is out of date."""
 
     store: Store
-    study: Study
+    study: Study  # the study, as it is to be run now
     runs: tuple[Run, ...]
-    planned: tuple[Pack, ...]
-    ended: Mapping[str, RunRecord]
-    again: tuple[str, ...]
+    planned: tuple[Pack, ...]  # the packs that the directory's plan has
+    ended: Mapping[str, RunRecord]  # run id → record, of the study's runs that are not trained again
+    again: tuple[str, ...]  # ids of runs that failed and are to be trained again
 
     @classmethod
     def read(cls, store: Store, study: Study, *, retry_failed: bool) -> StudyState:
-        """Look into the directory.
-
-        Raises:
-            StoreError: Something in it is damaged.
-        """
+        """Read the directory; a StoreError where something in it is damaged."""
         runs = plan_runs(study)
         # Not only those of the directory's plan: a run that was part of the study before, and is again, has its record.
         records = {run.id: record for run in runs if (record := store.read_record(run.id)) is not None}
@@ -53,10 +40,7 @@ class StudyState:
 
     @property
     def finished_packs(self) -> list[Pack]:
-        """Packs all of whose runs ended without a failure, and which still have a directory.
-
-        Their process was killed between the last record and the removal of the checkpoints.
-        """
+        """Packs that ended without a failure, but whose process was killed before it removed their checkpoints."""
         whole = {run_id for run_id, record in self.ended.items() if not record.failure}
         return [
             pack
@@ -66,7 +50,7 @@ class StudyState:
 
     @property
     def misfits(self) -> list[str]:
-        """Users' own tasks whose kept classes or scale are not of the runs that have ended, but of others."""
+        """Users' own tasks whose kept classes or scale are not those that the ended runs learned."""
         return [
             name
             for name in self.study.task_names
@@ -75,10 +59,7 @@ class StudyState:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to write: runs to train, another study to take over, or files to bring up to date.
-
-        Where there is none, a finished study may be read-only.
-        """
+        """Whether there is anything to write; where there is not, a finished study may be read-only."""
         planned = {run.id for pack in self.planned for run in pack.runs}
         other_plan = bool(planned) and planned != {run.id for run in self.runs}
         return (
@@ -97,12 +78,11 @@ class StudyState:
     def tasks_to_prepare(self) -> list[str]:
         """Tasks that have runs to train, and users' own tasks whose kept files may have to be made anew.
 
-        The latter are the misfits, and those that were last trained with other data, by runs that are no longer part of
-        the study.
+        The latter are the misfits, and tasks last trained with other data by runs that the study no longer has.
         """
         names = list(dict.fromkeys(run.task for run in self.waiting))
         for name in self.study.task_names:
-            known = [{"data": {name: of}} for of in self.scored(name) if of is not None]
+            known = [{"data": {name: digest}} for digest in self.scored(name) if digest is not None]
             own = self.study.task(name).own is not None
             outdated = own and bool(known) and all(provenance.changes(self.store.root, each) for each in known)
             if name not in names and (outdated or name in self.misfits):

@@ -1,4 +1,4 @@
-"""How far each pack is, and when it is expected to end: for the terminal, and in files for whoever watches.
+"""The progress of each pack: for the terminal, and in files for other processes, such as the live page.
 
 OUT/live/<pack-id>.json   written by the driver once a second at most; gone when the pack has ended
 """
@@ -20,47 +20,30 @@ from manytune.storage.record import HistoryRow, RunRecord, Whole
 from manytune.training.callbacks import Best, Callback, PackEnd
 from manytune.utils.errors import StoreError
 from manytune.utils.files import read_text, write_file
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 
 _SECONDS_BETWEEN = 1.0
 
-Clock = Callable[[], float]
-"""Seconds from any fixed moment, never backwards."""
+Clock = Callable[[], float]  # seconds from any fixed moment, never backwards
 
 
 @dataclass(config=ConfigDict(allow_inf_nan=False, extra="forbid"))
 class PackProgress:
-    """A pack that trains, or was training when its process ended.
-
-    Attributes:
-        pack_id: The pack.
-        task: Its task.
-        runs: Ids of its runs that had no record when it started.
-        total_steps: Optimizer steps it takes if no run ends early.
-        metric: Name of the metric that selects.
-        left: Runs that have not ended.
-        seconds: Since it started, or went on, until the last call.
-        first_step: Steps it had taken when it started, or went on.
-        step: Steps taken.
-        loss: Mean training loss at that step, of the runs whose loss is a number.
-        best: The best run so far and its score.
-        updated: Seconds since 1970, by the wall clock, for other processes to see how old this is.
-        rows: Run id → its evaluations so far.
-    """
+    """A pack that trains, or was training when its process ended."""
 
     pack_id: str
     task: str
-    runs: list[str]
-    total_steps: Whole
-    metric: str = ""
-    left: Whole = 0
-    seconds: float = 0.0
-    first_step: Whole | None = None
-    step: Whole = 0
-    loss: float | None = None
-    best: tuple[str, float] | None = None
-    updated: float = 0.0
-    rows: dict[str, list[HistoryRow]] = field(default_factory=dict)
+    runs: list[str]  # ids of its runs that had no record when it started
+    total_steps: Whole  # optimizer steps it takes if no run ends early
+    metric: str = ""  # name of the metric that selects
+    left: Whole = 0  # runs that have not ended
+    seconds: float = 0.0  # since it started, or went on, until the last call
+    first_step: Whole | None = None  # steps it had taken when it started, or went on
+    step: Whole = 0  # steps taken
+    loss: float | None = None  # mean training loss at that step, of the runs whose loss is a number
+    best: tuple[str, float] | None = None  # the best run so far and its score
+    updated: float = 0.0  # seconds since 1970, by the wall clock, for other processes to see how old this is
+    rows: dict[str, list[HistoryRow]] = field(default_factory=dict)  # run id → its evaluations so far
 
     @property
     def seconds_left(self) -> float | None:
@@ -70,7 +53,7 @@ class PackProgress:
 
 
 class PackObserver(Callback):
-    """Keeps the progress of every pack that trains; what becomes of it is the subclass's part."""
+    """Keeps the progress of every pack that trains; subclasses show or store it."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
@@ -80,20 +63,17 @@ class PackObserver(Callback):
     def on_train_begin(
         self, pack_id: str, task: str, metric: str, runs: Sequence[str], total_steps: int, first_step: int = 0
     ) -> None:
-        """Start to watch a pack."""
         self._started[pack_id] = self.clock()
         self.packs[pack_id] = PackProgress(
             pack_id, task, list(runs), total_steps, metric, len(runs), first_step=first_step, step=first_step
         )
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """Take in a step."""
         finite = [loss for loss in losses if math.isfinite(loss)]
         pack = self._at(pack_id, step)
         pack.loss = math.fsum(finite) / len(finite) if finite else None
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """Take in an evaluation."""
         self._at(pack_id, step).best = best
 
     def on_run_end(self, pack_id: str, record: RunRecord) -> None:
@@ -139,12 +119,11 @@ class LiveFileWriter(PackObserver):
             self._write(pack_id)
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """Write the evaluations."""
         super().on_evaluate(pack_id, step, rows, best)
-        own = self.packs[pack_id].rows
+        known = self.packs[pack_id].rows
         for run_id, row in rows.items():
-            # A pack that went on from a checkpoint evaluates again what an earlier process saw after it.
-            own[run_id] = [*(each for each in own.get(run_id, []) if each.step < row.step), row]
+            # A pack that goes on from a checkpoint repeats evaluations that an earlier process made after it.
+            known[run_id] = [*(each for each in known.get(run_id, []) if each.step < row.step), row]
         self._write(pack_id)
 
     def on_pack_end(self, end: PackEnd) -> None:
@@ -156,7 +135,7 @@ class LiveFileWriter(PackObserver):
     def _write(self, pack_id: str) -> None:
         pack = self.packs[pack_id]
         pack.updated, self._written[pack_id] = time.time(), self.clock()
-        rows = {run_id: [row.model_dump(mode="json") for row in own] for run_id, own in pack.rows.items()}
+        rows = {run_id: [row.model_dump(mode="json") for row in found] for run_id, found in pack.rows.items()}
         if self._folder.parent.is_dir():  # else the study directory was moved away, and would be made anew here
             write_file(self._folder / f"{pack_id}.json", json.dumps({**vars(pack), "rows": rows}) + "\n")
 

@@ -1,7 +1,4 @@
-"""What a study says on the terminal while it trains: a live line a pack, plain lines without a terminal, or nothing.
-
-Everything goes to standard error, so that standard output holds results alone.
-"""
+"""Progress of a study on the terminal; on standard error, so that standard output holds only results."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from manytune.tracking.pack_progress import Clock, PackObserver, PackProgress
 from manytune.training.callbacks import Best, Level, PackEnd
 from manytune.utils.text import counted, duration, printable
 
-_WIDTH_FOR_A_BAR = 110  # the figures come first; they and a bar take about so many columns
+_WIDTH_FOR_A_BAR = 110  # columns; with fewer, the figures are shown without a bar
 _LEVEL_OF_STATE: Mapping[str, Level] = MappingProxyType({"failed": "error", "collapsed": "warning"})
 _STYLE: Mapping[Level, str] = MappingProxyType({"info": "", "warning": "yellow", "error": "bold red"})
 
@@ -30,15 +27,14 @@ class CleanConsole(Console):
     """A console that writes as escapes whatever in a text would command the terminal; colours are its own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render anything to segments."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
 class TerminalProgress(PackObserver):
-    """On a terminal, one line a pack that is redrawn in place, and above it what stays; elsewhere, plain lines.
+    """On a terminal, a line for each pack that is redrawn, below messages that stay; elsewhere, plain lines.
 
-    Quiet, it shows warnings and errors alone, and which runs failed or collapsed.
+    With `quiet`, only warnings, errors, and which runs failed or collapsed.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None, clock: Clock = time.monotonic) -> None:
@@ -61,7 +57,6 @@ class TerminalProgress(PackObserver):
     def on_train_begin(
         self, pack_id: str, task: str, metric: str, runs: Sequence[str], total_steps: int, first_step: int = 0
     ) -> None:
-        """Show what starts."""
         super().on_train_begin(pack_id, task, metric, runs, total_steps, first_step)
         if self._bar is not None:
             self._bar.start()
@@ -71,12 +66,10 @@ class TerminalProgress(PackObserver):
             self.on_message(f"{pack_id}: {counted(len(runs), 'run')} on {task}, {counted(total_steps, 'step')}")
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """Move the line on."""
         super().on_step_end(pack_id, step, losses)
         self._redraw(pack_id)
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """Show how far the pack is, and the best score so far."""
         super().on_evaluate(pack_id, step, rows, best)
         self._redraw(pack_id)
         if self._bar is None:
@@ -94,7 +87,6 @@ class TerminalProgress(PackObserver):
             self.on_message(text, _LEVEL_OF_STATE.get(record.state, "info"))
 
     def on_pack_end(self, end: PackEnd) -> None:
-        """Replace the pack's line by what it came to."""
         pack = self.packs.pop(end.pack_id, None)
         if pack is None:  # it failed before it began
             return
@@ -106,13 +98,12 @@ class TerminalProgress(PackObserver):
             self.on_message(f"{pack.pack_id}: {counted(len(pack.runs), 'run')}, {steps}{best}")
 
     def on_message(self, text: str, level: Level = "info") -> None:
-        """Print a text as it is: never wrapped, and brackets in it are no markup."""
+        """Print a text without wrapping it or reading brackets in it as markup."""
         if level != "info" or not self._quiet:
             prefix = "" if level == "info" else f"{level}: "
             self._console.print(Text(printable(prefix + text, keep="\n"), style=_STYLE[level]), soft_wrap=True)
 
     def on_study_end(self) -> None:
-        """Draw no more lines."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -123,14 +114,14 @@ class TerminalProgress(PackObserver):
 
 
 class _PackColumn(ProgressColumn):
-    """The pack's id; in a narrow terminal it is what gets shorter, so that the figures stay."""
+    """The pack's id; it is cut where the terminal has too few columns, so that the figures stay."""
 
     def render(self, task: Task) -> Text:
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 def _facts(pack: PackProgress) -> str:
-    """What is known: "8 runs, loss 0.512, best MCC 0.431, 3:20 min left"."""
+    """The figures of a pack: "8 runs, loss 0.512, best MCC 0.431, 3:20 min left"."""
     left = pack.seconds_left
     known = (
         counted(pack.left, "run"),

@@ -3,7 +3,7 @@
     python -m manytune.tracking.tracker_process TRACKER FOLDER PROJECT < messages
 
 TensorBoard and MLflow get figures as they come, of many runs at once: TensorBoard's tracker has a writer for each run,
-and MLflow's client names the run in every call. The other trackers know one active run a process, so each run is
+and MLflow's client names the run in every call. The other trackers have one active run in a process, so each run is
 logged there when it has ended, with its whole curve.
 """
 
@@ -15,34 +15,22 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from manytune.utils.files import read_text, write_file
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 
 __all__: list[str] = []
 
 _RUN_NAME = {"wandb": "name", "trackio": "name", "swanlab": "experiment_name", "clearml": "task_name"}
 """Tracker → the argument of its own start that names a run."""
 
-Row = Mapping[str, Any]
-"""step, and figures: name → value."""
+Row = Mapping[str, Any]  # step, and figures: name → value
 
 
-class _RunLog(Protocol):
-    """How runs are logged in one tracker."""
-
-    live: bool
-    """Whether figures are logged before their run has ended."""
-
-    def open(self, run_id: str, known: str | None, config: Mapping[str, Any]) -> str:
-        """Begin a run, or go on with the one that the tracker knows as `known`; returns the tracker's id for it."""
-
-    def log(self, run_id: str, rows: Sequence[Row]) -> None:
-        """Log figures."""
-
-    def end(self, run_id: str, end: Mapping[str, Any]) -> None:
-        """Log how a run ended, and close it."""
+# Each class logs runs in one kind of tracker: `open` begins a run, or goes on with the one that the tracker knows as
+# `known`, and returns the tracker's id for it; `log` logs rows of figures; `end` logs how the run ended and closes it.
+# A class is `live` if it logs figures before their run has ended.
 
 
 class _TensorBoard:
@@ -112,8 +100,11 @@ class _MLflow:
         self._client.set_terminated(known, "FAILED" if end["facts"]["state"] == "failed" else "FINISHED")
 
 
+_LIVE: Mapping[str, type[_TensorBoard | _MLflow]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow}
+
+
 class _OneByOne:
-    """A tracker that knows one run at a time: a run is logged when it has ended."""
+    """A tracker that can hold one run open at a time: each run is logged when it has ended."""
 
     live = False
 
@@ -156,13 +147,7 @@ def main(name: str, folder: Path, project: str) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=True)
-    log: _RunLog
-    if name == "tensorboard":
-        log = _TensorBoard(folder, project)
-    elif name == "mlflow":
-        log = _MLflow(folder, project)
-    else:
-        log = _OneByOne(name, folder, project)
+    log = _LIVE[name](folder, project) if name in _LIVE else _OneByOne(name, folder, project)
     configs: dict[str, Mapping[str, Any]] = {}
     states: dict[str, dict[str, Any]] = {}
     opened: set[str] = set()
@@ -176,7 +161,7 @@ def main(name: str, folder: Path, project: str) -> None:
         if run_id not in states:
             text = read_text(path)
             states[run_id] = {"id": None, "step": -1, "ended": False} if text is None else parse_json(text)
-        # What is known of the run: its id in the tracker, the last step that was logged, whether it has ended there.
+        # Of the run: its id in the tracker, the last step that was logged, whether it has ended there.
         state, end = states[run_id], message.get("end")
         if state["ended"] or (end is None and not log.live):
             continue

@@ -1,7 +1,7 @@
 """Trackers: each run of a study is a run there, with its configuration, curves and final scores.
 
-Trackers keep a process-wide active run, wait for networks and fail in ways of their own. So each lives in a process of
-its own (`tracker_process`), which a thread feeds through a pipe: whatever becomes of it, the study goes on.
+Trackers keep a process-wide active run, wait for networks and fail. So each runs in a separate process
+(`tracker_process`), which a thread feeds through a pipe: if it fails, the study goes on.
 
 OUT/tracking/<tracker>/<run-id>.json   what it has logged of a run, so that a study that goes on continues there
 OUT/tracking/<tracker>.log             what its process printed
@@ -28,24 +28,15 @@ from manytune.storage.record import HistoryRow, RunRecord
 from manytune.training.callbacks import Best, Callback
 from manytune.utils.errors import DependencyError
 
-_PATIENCE_SECONDS = 60.0
-"""That a tracker has to bring the last figures home when the study has ended."""
+_PATIENCE_SECONDS = 60.0  # that a tracker has to send the last figures when the study has ended
 
 
 class Trackers(Callback):
     """The trackers that a study names."""
 
     def __init__(self, study: Study, store: Store, warn: Callable[[str], None]) -> None:
-        """Look whether their packages are there.
-
-        `warn` is called with a sentence where one of them fails.
-
-        Raises:
-            DependencyError: A package is missing.
-        """
-        self._study = study
-        self._store = store
-        self._warn = warn
+        """Raise DependencyError where a tracker's package is missing; `warn` gets a sentence where one fails later."""
+        self._study, self._store, self._warn = study, store, warn
         self._processes: list[_TrackerProcess] = []
         for name in study.tracking:
             package, extra = TRACKERS[name]
@@ -56,9 +47,8 @@ class Trackers(Callback):
 
     def on_study_begin(self, packs: Sequence[Pack], ended: Mapping[str, RunRecord]) -> None:
         """Start the processes, and send all runs; those that ended before too, unless a tracker knows of them."""
-        folder = self._store.root / "tracking"
-        for name in self._study.tracking:
-            self._processes.append(_TrackerProcess(name, folder, self._study.name))
+        folder, project = self._store.root / "tracking", self._study.name
+        self._processes = [_TrackerProcess(name, folder, project) for name in self._study.tracking]
         for pack in packs if self._processes else ():
             for run in pack.runs:
                 self._send({"run": run.id, "config": self._config(run)})
@@ -66,7 +56,6 @@ class Trackers(Callback):
                     self.on_run_end(pack.id, ended[run.id])
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """Send an evaluation."""
         for run_id, row in rows.items():
             self._send({"run": run_id, "rows": [_figures(row)]})
 
@@ -95,12 +84,10 @@ class Trackers(Callback):
         )
 
     def on_study_end(self) -> None:
-        """Let them finish, all at once."""
         for process in self._processes:
             process.close()
         for process in self._processes:
-            failure = process.end(_PATIENCE_SECONDS)
-            if failure:
+            if failure := process.end(_PATIENCE_SECONDS):
                 self._warn(
                     f"tracking: {process.name} failed: {failure} All results are in {self._store.root} as ever; "
                     f"what {process.name} printed is in {process.log}."
@@ -112,7 +99,6 @@ class Trackers(Callback):
 
     def _config(self, run: Run) -> dict[str, Any]:
         study = self._study
-        settings = {f"training/{name}": value for name, value in study.training.model_dump(mode="json").items()}
         config = {
             "study": study.name,
             "model": run.model,
@@ -122,9 +108,9 @@ class Trackers(Callback):
             "seed": run.seed,
             "template": study.template,
             "selection": study.selection,
-            **settings,
+            **{f"training/{name}": value for name, value in study.training.model_dump(mode="json").items()},
         }
-        # What every tracker takes.
+        # All trackers take texts and numbers; some refuse lists and null.
         return {key: v if isinstance(v, str | int | float) else str(v) for key, v in config.items() if v is not None}
 
 

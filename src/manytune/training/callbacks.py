@@ -1,7 +1,6 @@
-"""The one protocol by which everything learns how a study goes: progress, trackers, records, checkpoints, users' code.
+"""The protocol by which progress, trackers, records, checkpoints and users' code follow a study.
 
-A pack trains in this process, in a worker process, or on a node of a cluster; the same calls are made everywhere.
-Between processes they travel as JSON (`executors.messages`).
+The same calls are made wherever a pack trains; between processes they travel as JSON (`executors.messages`).
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ from manytune.utils.errors import ManytuneError
 if TYPE_CHECKING:  # they hold tensors, and this module is loaded by commands that import no torch
     from manytune.training.outcome import Checkpoint, Outcome
 
-
 Level = Literal["info", "warning", "error"]
 """How much a message matters; warnings and errors are shown even when quiet."""
 
 How = Literal["done", "stopped", "broken", "refused", "lost"]
 """How a pack's time with an executor ended: all its runs ended; it was stopped where it can go on; an error broke it;
 an error that the user can correct; the process or machine that trained it is gone."""
-
 
 Best = tuple[str, float] | None
 """The run of a pack with the best score so far, and that score; None before any score is a number."""
@@ -39,10 +36,8 @@ class PackEnd:
 
     pack_id: str
     how: How
-    seconds: float | None = None
-    """Since it started there, where it is done."""
-    reason: str | None = None
-    """What broke it, what the user can correct, or how its process died."""
+    seconds: float | None = None  # since it started there, where it is done
+    reason: str | None = None  # what broke it, what the user can correct, or how its process died
     traceback: str | None = None
     out_of_memory: bool = False
 
@@ -62,42 +57,28 @@ class Callback:
     def on_study_begin(self, packs: Sequence[Pack], ended: Mapping[str, RunRecord]) -> None:
         """Training begins; not called if every run has ended before.
 
-        Args:
-            packs: All packs of the study.
-            ended: Run id → record, of the runs that ended before and are not trained again.
+        `packs` are all of the study; `ended` maps run id → record, of runs that are not trained again.
         """
 
     def on_train_begin(
         self, pack_id: str, task: str, metric: str, runs: Sequence[str], total_steps: int, first_step: int = 0
     ) -> None:
-        """A pack begins to train, or goes on.
+        """A pack begins to train, or goes on from a checkpoint after `first_step` optimizer steps.
 
-        Args:
-            pack_id: The pack.
-            task: Name of its task.
-            metric: Name of the metric that selects.
-            runs: Ids of its runs that have no record yet.
-            total_steps: Optimizer steps it takes if no run ends early.
-            first_step: Steps taken before, where it goes on from a checkpoint.
+        `metric` is the one that selects, `runs` are ids of its runs that have no record yet, `total_steps` is how many
+        optimizer steps it takes if no run ends early.
         """
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         """An optimizer step was taken; from another process, at most four a second are reported.
 
-        Args:
-            pack_id: The pack.
-            step: Steps taken so far, from 1.
-            losses: Training loss of each run still in the pack.
+        `step` counts from 1; `losses` are the training losses of the runs still in the pack.
         """
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """The runs still in a pack were evaluated.
+        """The runs still in a pack were evaluated after `step` steps.
 
-        Args:
-            pack_id: The pack.
-            step: Steps taken so far.
-            rows: Run id → its newest row.
-            best: The best run so far, also of those that have left.
+        `rows` maps run id → its newest row of history; `best` is the best run so far, also of those that have left.
         """
 
     def on_checkpoint(self, pack_id: str, step: int) -> None:
@@ -127,19 +108,14 @@ class PackCallback(Callback):
         """Keep a checkpoint; may raise to stop the training there."""
 
     def on_run_trained(self, outcome: Outcome) -> None:
-        """A run has left the pack. The newest checkpoint knows of it, so it is never trained again."""
+        """A run has left the pack. The newest checkpoint contains its end, so it is never trained again."""
 
 
 class ForwardingCallback(Callback):
-    """A callback all of whose methods lead to `forward`."""
+    """A callback that handles every call in one method, `forward`."""
 
     def forward(self, hook: str, arguments: Mapping[str, Any]) -> None:
-        """Handle one call.
-
-        Args:
-            hook: Name of the method that was called.
-            arguments: Name → value, in the method's order.
-        """
+        """Handle the call of the method `hook`; `arguments` maps name → value, in the method's order."""
         raise NotImplementedError
 
 
@@ -169,21 +145,25 @@ class CallbackList(ForwardingCallback):
 
     def forward(self, hook: str, arguments: Mapping[str, Any]) -> None:
         """Call each; at the end of the study, all of them, even where one fails at it."""
-        calls = [getattr(callback, hook) for callback in self.callbacks]
         if hook == "on_study_end":
             with ExitStack() as stack:
-                for call in calls:
-                    stack.callback(call)
+                for callback in self.callbacks:
+                    stack.callback(callback.on_study_end)
             return
-        for call in calls:
-            call(*arguments.values())
+        for callback in self.callbacks:
+            getattr(callback, hook)(*arguments.values())
 
 
-class _Guarded(ForwardingCallback):
-    def __init__(self, callback: Callback) -> None:
+class GuardedCallback(ForwardingCallback):
+    """A user's callback: its errors end the study, not only the runs of a pack. Raises TypeError for other objects."""
+
+    def __init__(self, callback: object) -> None:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks: {callback!r} ({type(callback).__name__}) is no instance of manytune.Callback")
         self.callback = callback
 
     def forward(self, hook: str, arguments: Mapping[str, Any]) -> None:
+        """Make the call; what it raises becomes a ManytuneError."""
         try:
             getattr(self.callback, hook)(*arguments.values())
         except ManytuneError:
@@ -191,14 +171,3 @@ class _Guarded(ForwardingCallback):
         except Exception as error:
             name = type(self.callback).__name__
             raise ManytuneError(f"The callback {name} failed in {hook}: {type(error).__name__}: {error}") from error
-
-
-def guarded(callback: object) -> Callback:
-    """A user's callback, whose errors end the study: inside a pack they would be taken for a failure of its runs.
-
-    Raises:
-        TypeError: It is no Callback.
-    """
-    if not isinstance(callback, Callback):
-        raise TypeError(f"callbacks: {callback!r} ({type(callback).__name__}) is no instance of manytune.Callback")
-    return _Guarded(callback)

@@ -1,13 +1,10 @@
-"""What a pack that was stopped goes on from: a checkpoint of each of its runs, and the pack's roster.
+"""Checkpoints of a pack: the tensors of its runs, and a roster that lists them.
 
 DIR/state-<step>.safetensors             values, moments and touched rows of the runs that have not ended
 DIR/<run-id>.<field>-<step>.safetensors  tensors of a run's outcome, such as those of its best evaluation
 DIR/roster-<step>.json                   written last: each run's clock, outcome and files, and the files' SHA-256
 
-Tensors are named and oriented as in the unpacked model, so a run can go on in another pack. All that changes with every
-step is in one file, because each file costs milliseconds until it is on the disk, and a pack may have 64 runs.
-
-The two newest checkpoints are kept: when one turns out to be damaged, the one before is used.
+Tensors are named and oriented as in the unpacked model, so a run can go on in another pack.
 """
 
 from __future__ import annotations
@@ -30,13 +27,11 @@ from manytune.config.plan import Run
 from manytune.training.outcome import Checkpoint, Clock, Outcome, RunCheckpoint
 from manytune.utils.errors import StoreError
 from manytune.utils.files import digest_of, open_regular, read_bytes, replacing, write_atomically
-from manytune.utils.json_text import parse_json
+from manytune.utils.text import parse_json
 
 _FORMAT = 2
-_SECONDS = 300.0
-"""Between two checkpoints, where evaluations are rarer."""
-
-_KEPT = 2
+_SECONDS = 300.0  # between two checkpoints, where evaluations are rarer
+_KEPT = 2  # checkpoints: where the newest is damaged, the one before is used
 _MOST_BYTES = 2**32  # of a roster
 _adapter: Any = cache(TypeAdapter)  # making one takes milliseconds
 
@@ -45,17 +40,12 @@ class Checkpoints:
     """The checkpoints of one pack."""
 
     def __init__(self, directory: Path, runs: Sequence[Run], every: int | None, facts: Mapping[str, Any]) -> None:
-        """Nothing is read or written yet.
+        """Read or write nothing yet; `directory` is made when the first checkpoint is kept.
 
-        Args:
-            directory: Where they are; made when the first one is kept.
-            runs: A checkpoint of other runs is refused.
-            every: Optimizer steps between two; None for every five minutes.
-            facts: JSON values that `newest` gives back.
+        A checkpoint of other runs than `runs` is refused. `every` counts optimizer steps between two; None is every
+        five minutes. `facts` are JSON values that `newest` returns.
         """
-        self.directory = directory
-        self.runs = runs
-        self.every = every
+        self.directory, self.runs, self.every = directory, runs, every
         self.facts = dict(facts)
         self._digests: dict[str, str] = {}  # of the files of the newest checkpoint
         self._written: dict[tuple[str, str], tuple[dict[str, Tensor], str]] = {}  # (run, field) → (tensors, file)
@@ -68,11 +58,7 @@ class Checkpoints:
         return time.monotonic() - self._kept_at >= _SECONDS
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, whole or not at all, and then remove all but the two newest.
-
-        Raises:
-            StoreError: It cannot be written.
-        """
+        """Write a checkpoint, then remove all but the two newest; raises StoreError where it cannot be written."""
         step = f"{checkpoint.step:09d}"
         digests: dict[str, str] = {}
         runs = []
@@ -102,21 +88,20 @@ class Checkpoints:
         self._kept_at = time.monotonic()
         self._clear()
 
-    def newest(self, told: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
+    def newest(self, warn: Callable[[str], None]) -> tuple[Checkpoint, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its facts; None if there is none.
 
-        Args:
-            told: Given a sentence on each that cannot be used.
+        `warn` is called with a sentence on each that cannot be used.
         """
         for path in reversed(self._rosters()):
             try:
                 return self._read(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 reason = " ".join(str(error).split())
-                told(f"The checkpoint {path} is damaged ({reason}): it is left out, and an older one used, if any.")
+                warn(f"The checkpoint {path} is damaged ({reason}): it is left out, and an older one used, if any.")
                 path.unlink(missing_ok=True)
         if any(self.directory.glob("[0-9]*.json")):  # of format 1, which held the tensors of all runs stacked
-            told(
+            warn(
                 f"The checkpoints in {self.directory} are of an earlier version of manytune, which this one cannot go "
                 "on from: their runs start anew, unless you stop now, before they are replaced at the next checkpoint, "
                 "and let that version finish them."
@@ -124,7 +109,7 @@ class Checkpoints:
         return None
 
     def forget(self) -> None:
-        """Remove them all, for a pack that starts anew: `newest` goes by the step, and theirs may be later."""
+        """Remove them all, for a pack that starts anew: `newest` takes the highest step, which may be one of theirs."""
         for path in self._rosters():
             path.unlink(missing_ok=True)
         self._digests, self._written = {}, {}
@@ -156,7 +141,10 @@ class Checkpoints:
         for entry in roster["runs"]:
             run = by_id[entry["id"]]
             loaded = {name: _tensors(self._inside(file)) for name, file in entry["files"].items()}
-            outcome = _outcome(run, entry["outcome"], loaded)
+            values = {**entry["outcome"], **loaded, "run": run}
+            if missing := {field.name for field in fields(Outcome)} - values.keys():
+                raise ValueError(f"it lacks {sorted(missing)}")
+            outcome = _adapter(Outcome).validate_python(values)
             self._written |= {(run.id, name): (loaded[name], file) for name, file in entry["files"].items()}
             clock = _adapter(Clock).validate_python(entry["clock"])
             runs.append(RunCheckpoint(clock, outcome, entry["alive"]))
@@ -173,14 +161,14 @@ class Checkpoints:
         return sorted(self.directory.glob("roster-*.json"))
 
     def _clear(self) -> None:
-        """Remove what no checkpoint that is kept refers to."""
+        """Remove the files that no kept checkpoint refers to."""
         newest = self._rosters()[-_KEPT:]
         kept = {path.name for path in newest}
         for path in newest:
             try:
                 kept |= _roster(path)["digests"].keys()
             except (ValueError, KeyError, TypeError, AttributeError):
-                kept.discard(path.name)  # it is damaged, so nothing can go on from it
+                kept.discard(path.name)  # damaged: nothing can go on from it
         for path in self.directory.iterdir():
             if path.name not in kept and path.suffix in (".json", ".safetensors", ".tmp"):
                 path.unlink(missing_ok=True)
@@ -209,12 +197,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _tensor_fields(kind: Any) -> list[str]:
     """The fields of a class of outcomes that are files of their own."""
     return [name for name, hint in get_type_hints(kind).items() if hint == dict[str, Tensor]]
-
-
-def _outcome(run: Run, values: Mapping[str, Any], loaded: Mapping[str, Mapping[str, Tensor]]) -> Outcome:
-    """An outcome from all its fields, as `keep` wrote them: in JSON, or as files of tensors."""
-    found = {**values, **loaded, "run": run}
-    if missing := {field.name for field in fields(Outcome)} - found.keys():
-        raise ValueError(f"it lacks {sorted(missing)}")
-    outcome: Outcome = _adapter(Outcome).validate_python(found)
-    return outcome

@@ -22,24 +22,20 @@ _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What one evaluation of one run found, as far as later ones are compared with it."""
+    """The result of one evaluation of one run, without arrays: what later evaluations are compared with."""
 
-    scores: dict[str, float]
-    """Metric name → score, the primary one first; NaN where a logit is not a finite number."""
-    loss: float
-    """Mean loss, without class weights; of scaled targets, on their scale."""
-    collapsed: bool
-    """Whether all predictions are the same."""
+    scores: dict[str, float]  # metric name → score, the primary one first; NaN where a logit is not a finite number
+    loss: float  # mean loss, without class weights; of scaled targets, on their scale
+    collapsed: bool  # whether all predictions are the same
 
 
 @dataclass(frozen=True)
 class Evaluation(EvaluationSummary):
-    """What one evaluation of one run found, arrays in the rows' order."""
+    """The result of one evaluation of one run; arrays are in the rows' order."""
 
-    predictions: NDArray[Any]
-    """[N], as the task's type decodes them."""
+    predictions: NDArray[Any]  # [N], as the task's type decodes them
+    # [N, outputs] fp32; of scaled targets fp64, in the targets' own unit; None where they were not kept
     logits: NDArray[Any] | None = None
-    """[N, outputs] fp32; of scaled targets fp64, in the targets' own unit; None where they were not kept."""
 
 
 @torch.no_grad()
@@ -48,36 +44,32 @@ def predict(model: PackedModel, data: Encoded, rows: Sequence[NDArray[Any]]) -> 
 
     Rows go through the backbone sorted by length, without padding, all runs together.
     """
-    runs, count = len(rows), len(rows[0])
-    lengths = data.offsets[1:] - data.offsets[:-1]
-    sorted_rows = [own[np.argsort(lengths[own], kind="stable")] for own in rows]
-    longest = np.max([lengths[own] for own in sorted_rows], axis=0)
-    budget = _TOKENS_PER_BATCH[model.device.type]
-    logits: NDArray[Any] | None = None
-    for first, last in _chunks(longest * runs, budget):
-        layout = build_layout(data, [own[first:last] for own in sorted_rows], device=model.device)
-        part = model.forward(layout).cpu().numpy()
-        if logits is None:
-            logits = np.empty((runs, count, part.shape[-1]), dtype=np.float32)
-        logits[:, first:last] = part
-    assert logits is not None
-    restored = np.empty_like(logits)
-    for run, own in enumerate(rows):
-        restored[run, np.argsort(lengths[own], kind="stable")] = logits[run]
-    return restored
+    lengths = data.lengths
+    orders = [np.argsort(lengths[run_rows], kind="stable") for run_rows in rows]
+    sorted_rows = [run_rows[order] for run_rows, order in zip(rows, orders, strict=True)]
+    longest = np.max([lengths[run_rows] for run_rows in sorted_rows], axis=0)
+    parts = []
+    for first, last in _chunks(longest * len(rows), _TOKENS_PER_BATCH[model.device.type]):
+        layout = build_layout(data, [run_rows[first:last] for run_rows in sorted_rows], device=model.device)
+        parts.append(model.forward(layout).cpu().numpy())
+    found = np.concatenate(parts, axis=1)
+    logits = np.empty_like(found)
+    for run, order in enumerate(orders):
+        logits[run, order] = found[run]
+    return logits
 
 
 def evaluate(model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArray[Any]]) -> tuple[Evaluation, ...]:
     """Score every run of the pack on its own rows."""
     logits = predict(model, data, rows)
-    return tuple(_score(task, own, data.labels[at]) for own, at in zip(logits, rows, strict=True))
+    return tuple(_score(task, found, data.labels[run_rows]) for found, run_rows in zip(logits, rows, strict=True))
 
 
 def beats(metric: str, new: EvaluationSummary, old: EvaluationSummary | None) -> bool:
     """Whether one evaluation is better than another, by a metric; of two equals neither is.
 
-    A score that is no number beats nothing. A collapsed run is worse than any other, whatever the scores: its 0 says
-    nothing of the texts, while a correlation below 0 does.
+    A score that is not a number beats nothing. A collapsed run is worse than any other, whatever the scores: it ignores
+    the texts, while a run with a negative correlation does not.
     """
     if not math.isfinite(new.scores[metric]):
         return False
@@ -93,11 +85,10 @@ def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation
     if task.scale is not None:  # fp32 could not hold large targets with a small spread
         logits = task.outside(logits.astype(np.float64))
     predictions = task.type.decode(logits)
-    # argmax of NaN is 0, so predictions of a failed run are constant; that is no collapse.
+    # argmax of NaN is 0, so predictions of a failed run are constant; that does not count as collapse.
     finite = bool(np.isfinite(logits).all())
-    unknown = dict.fromkeys(task.metrics, math.nan)
     return Evaluation(
-        scores=metrics.evaluate(task, predictions, labels) if finite else unknown,
+        scores=metrics.evaluate(task, predictions, labels) if finite else dict.fromkeys(task.metrics, math.nan),
         loss=float(losses.mean()),
         collapsed=finite and metrics.is_constant(predictions, task.scale),
         predictions=predictions,

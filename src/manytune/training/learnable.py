@@ -1,4 +1,4 @@
-"""What a task's rows must be so that a run can learn from them and be scored: refused before anything is trained."""
+"""Checks, before training, that runs can learn from a task's rows and be compared by their scores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from manytune.utils.text import listed, shortened
 
 
 def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) -> None:
-    """Refuse a study's task where runs of it could not be trained, or not be told apart by their scores.
+    """Refuse a study's task whose runs could not be trained, or would have the same score whatever they learn.
 
-    Raises:
-        StudyError: Class weights do not fit the classes, or a text's column is called as one of predictions.
-        DataError: Training or dev rows are all alike, or targets are beyond fp32.
+    Raises StudyError where class weights do not fit the classes, or a text column has the name of a prediction column,
+    and DataError where training or dev rows are all alike, or targets are beyond fp32.
     """
     weights = study.training.class_weights
     if isinstance(weights, tuple) and task.type.has_classes and len(weights) != len(task.labels):
@@ -59,7 +58,7 @@ def _refuse_alike(task: Task, split: Split, rows: Array, which: str, then: str) 
 
 
 def _refuse_unscorable(task: Task, split: Split, rows: Array, which: str, cure: str) -> None:
-    """Refuse rows by which runs could not be told apart: a single one, or all with one label."""
+    """Refuse rows whose score could not compare runs: a single one, or all with one label."""
     if len(rows) == 1:
         one = f"of {which} there is one alone, and no score by it tells runs apart"
         raise DataError(f"task {task.name}, {split.source}: {one}; {cure}")

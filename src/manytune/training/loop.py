@@ -1,4 +1,4 @@
-"""The one loop: every method trains here, alone or in a pack, and only here is an optimizer stepped."""
+"""The training loop: every method trains here, alone or in a pack, and only here is an optimizer stepped."""
 
 from __future__ import annotations
 
@@ -18,25 +18,18 @@ from manytune.data.splits import Encoded, epoch_order
 from manytune.data.tasks import Task
 from manytune.packing import PackedAdamW, PackedModel, build_layout, schedule_factor
 from manytune.training.callbacks import PackCallback
-from manytune.training.evaluation import beats, evaluate
+from manytune.training.evaluation import EvaluationSummary, beats, evaluate
 from manytune.training.outcome import Checkpoint, Clock, Outcome, RunCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
 class PackData:
-    """The rows that the runs of a pack train on and are selected by.
+    """The rows that the runs of a pack train on and are selected by."""
 
-    Attributes:
-        train: The task's training split.
-        select: The split that selects snapshots: dev, or train again where a share of it selects.
-        train_rows: For each run, the rows of `train` it trains on; the same number for all.
-        select_rows: For each run, the rows of `select` it is scored on; the same number for all.
-    """
-
-    train: Encoded
-    select: Encoded
-    train_rows: tuple[NDArray[Any], ...]
-    select_rows: tuple[NDArray[Any], ...]
+    train: Encoded  # the task's training split
+    select: Encoded  # the split that selects snapshots: dev, or train again where a share of it selects
+    train_rows: tuple[NDArray[Any], ...]  # for each run, the rows of `train` it trains on; the same number for all
+    select_rows: tuple[NDArray[Any], ...]  # for each run, the rows of `select` it is scored on; the same number for all
 
 
 def train_pack(
@@ -49,26 +42,13 @@ def train_pack(
     start: Checkpoint | None = None,
     pack_id: str = "pack",
 ) -> list[Outcome]:
-    """Train the runs of a pack to their ends.
+    """Train the runs of a pack to their ends; returns one outcome for each run, in the order of `runs`.
 
-    Args:
-        model: The backbone with the runs' banks, in the order of `runs`; it shrinks as runs leave.
-        runs: The runs.
-        task: What they train for.
-        data: The rows of each run.
-        training: The settings that all runs share.
-        callback: Called at every step and evaluation; asked to save a checkpoint after every evaluation, when a run
-            leaves, and when it says that one is due; and told of each run's end, but only after a checkpoint that knows
-            of it, so that no run that has ended is ever trained again.
-        start: Where to go on from: checkpoints of the same runs in the same order, whatever packs they were in. `model`
-            has not been trained.
-        pack_id: What the callback knows the pack by.
-
-    Returns:
-        One outcome for each run, in the order of `runs`.
-
-    Raises:
-        ValueError: `start` is of other runs, or those that have not ended are at different steps.
+    `model`, which shrinks as runs leave, has the runs' banks in the order of `runs` and has not been trained. `start`
+    holds checkpoints of the same runs in the same order, whatever packs they were in. A checkpoint is saved after every
+    evaluation, when a run leaves, and when `callback` asks for one. `on_run_trained` is called only after a checkpoint
+    that contains the run's end, so that no run that has ended is ever trained again. Raises ValueError where `start` is
+    of other runs, or those that have not ended are at different steps.
     """
     samples = len(data.train_rows[0])
     epoch_steps = steps_per_epoch(samples, training.batch_size, training.accumulate)
@@ -92,8 +72,8 @@ def train_pack(
         if [outcome.run.id for outcome in outcomes] != [run.id for run in runs]:
             raise ValueError("the checkpoint is of other runs than the pack")
         alive, began = start.alive, began - start.seconds
-        # The model was built of all runs and shrinks to those that are left, as it did before the stop. Built of these
-        # alone it could have other groups of runs, whose products may round differently.
+        # The model was built with all runs and shrinks to those that are left, as it did before the stop. Built with
+        # only these, its banks could form other groups, whose products may round differently.
         model.keep(alive)
         clocks = {(start.runs[index].clock.step, start.runs[index].clock.optimizer_steps) for index in alive}
         if len(clocks) > 1:
@@ -141,9 +121,7 @@ def train_pack(
                     outcome.best_state = model.bank.state(position)
             newest = {runs[index].id: outcomes[index].history[-1] for index in alive}
             callback.on_evaluate(pack_id, done, newest, _best(task.primary_metric, outcomes))
-            leaving = [index for index in alive if outcomes[index].exhausted(training.early_stopping)]
-            if done == total:
-                leaving = alive
+            leaving = [each for each in alive if done == total or outcomes[each].exhausted(training.early_stopping)]
             alive = _shrink(model, alive, leaving, outcomes)
             gone = [*gone, *leaving]
 
@@ -163,11 +141,12 @@ def train_pack(
 
 def _best(metric: str, outcomes: Sequence[Outcome]) -> tuple[str, float] | None:
     """The run with the best score so far, also of those that have left, and that score; None before there is one."""
-    best: Outcome | None = None
+    best: EvaluationSummary | None = None
+    run_id = ""
     for outcome in outcomes:
-        if outcome.best is not None and beats(metric, outcome.best, best.best if best else None):
-            best = outcome
-    return None if best is None or best.best is None else (best.run.id, best.best.scores[metric])
+        if outcome.best is not None and beats(metric, outcome.best, best):
+            best, run_id = outcome.best, outcome.run.id
+    return None if best is None else (run_id, best.scores[metric])
 
 
 def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any] | None:
@@ -178,8 +157,8 @@ def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any
     if training.class_weights == "none" or not task.type.has_classes:
         return None
     if training.class_weights == "balanced":
-        of_rows = [task.type.class_counts(task, data.train.labels[rows]) for rows in data.train_rows]
-        counts = np.array([list(own.values()) for own in of_rows])
+        by_run = [task.type.class_counts(task, data.train.labels[rows]) for rows in data.train_rows]
+        counts = np.array([list(by_class.values()) for by_class in by_run])
         balanced: NDArray[Any] = counts.sum(1, keepdims=True) / (len(task.labels) * np.maximum(counts, 1))
         return balanced.astype(np.float32)
     return np.tile(np.array(training.class_weights, dtype=np.float32), (len(data.train_rows), 1))
@@ -200,7 +179,7 @@ def _forward_backward(
     The mean is over all rows of the step, however they are cut into micro-batches. The runs' losses are added
     up: each depends on its own parameters alone, so every run gets the gradient of its own loss.
     """
-    drawn = np.stack([data.labels[own] for own in rows])
+    drawn = np.stack([data.labels[run_rows] for run_rows in rows])
     labels = torch.from_numpy(task.type.loss_labels(task, drawn)).to(model.device)
     share = torch.ones(labels.shape, device=model.device)
     if class_weights is not None:
@@ -210,7 +189,8 @@ def _forward_backward(
     for first in range(0, len(rows[0]), batch_size):
         model.bank.collect_grads()
         micro = slice(first, first + batch_size)
-        layout = build_layout(data, [own[micro] for own in rows], first_index=first, device=model.device)
+        micro_rows = [run_rows[micro] for run_rows in rows]
+        layout = build_layout(data, micro_rows, first_index=first, device=model.device)
         logits = model.forward(layout, step=step)
         per_run = (task.type.losses(logits, labels[:, micro]) * share[:, micro]).sum(1)
         per_run.sum().backward()
@@ -218,13 +198,8 @@ def _forward_backward(
     return losses.tolist()
 
 
-def _shrink(
-    model: PackedModel,
-    alive: list[int],
-    leaving: Sequence[int],
-    outcomes: Sequence[Outcome],
-) -> list[int]:
-    """Let runs leave the pack; the others go on in a smaller one."""
+def _shrink(model: PackedModel, alive: list[int], leaving: Sequence[int], outcomes: Sequence[Outcome]) -> list[int]:
+    """Let runs leave the pack; returns the positions of the others, which go on in a smaller one."""
     if not leaving:
         return alive
     for position, index in enumerate(alive):

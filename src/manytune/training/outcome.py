@@ -1,4 +1,4 @@
-"""The state of runs while they train: what a checkpoint keeps, and what a record is made of."""
+"""The state of runs while they train, which checkpoints keep and records are made of."""
 
 from __future__ import annotations
 
@@ -17,44 +17,32 @@ from manytune.training.evaluation import Evaluation, EvaluationSummary, beats
 
 @dataclass
 class Outcome:
-    """What became of one run so far.
+    """The state of one run while it trains, and at its end.
 
-    A checkpoint keeps every field, also one that is added later. Its types are checked on reading, so each must be one
-    that pydantic knows, or `dict[str, Tensor]`. Such tensors are replaced, never changed in place: a checkpoint writes
-    only those that were replaced since the last one.
-
-    Attributes:
-        run: The run.
-        state: How it ended: finished or failed. Whether it collapsed, only the last score of its snapshot says.
-        failure: Why it failed, if it did.
-        history: One row an evaluation.
-        best: What the best evaluation found, at step `best_step`; None before the first one.
-        best_state: The run's tensors at that step, by name, on the CPU.
-        last: What the last evaluation found.
-        last_state: The run's tensors at its end, where that is not the best step.
-        steps: Optimizer steps taken.
-        train_seconds: The run's share of the pack's training time.
-        eval_seconds: Its share of the time of evaluation.
-        losses: Of the steps since the last evaluation.
-        evaluations_since_best: How many found nothing better.
+    A checkpoint keeps every field. Their types are checked on reading, so each must be one that pydantic knows, or
+    `dict[str, Tensor]`. Such a dict is replaced, never changed in place: a checkpoint writes only the dicts that were
+    replaced since the last one.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     run: Run
+    # How it ended: finished or failed. Whether it collapsed, only the last score of its snapshot says.
     state: RunState = RunState.FINISHED
-    failure: str | None = None
-    history: list[HistoryRow] = field(default_factory=list)
+    failure: str | None = None  # why it failed, if it did
+    history: list[HistoryRow] = field(default_factory=list)  # one row an evaluation
+    # What the best evaluation found, at step `best_step`; None before the first one
     best: EvaluationSummary | None = None
     best_step: int | None = None
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    last: EvaluationSummary | None = None
+    best_state: dict[str, Tensor] = field(default_factory=dict)  # the run's tensors at that step, by name, on the CPU
+    last: EvaluationSummary | None = None  # what the last evaluation found
+    # The run's tensors at its end, where that is not the best step
     last_state: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    evaluations_since_best: int = 0
+    steps: int = 0  # optimizer steps taken
+    train_seconds: float = 0.0  # the run's share of the pack's training time
+    eval_seconds: float = 0.0  # its share of the time of evaluation
+    losses: list[float] = field(default_factory=list)  # of the steps since the last evaluation
+    evaluations_since_best: int = 0  # how many found nothing better
 
     def note_step(self, step: int, loss: float, seconds: float) -> None:
         """Take in one optimizer step."""
@@ -139,17 +127,11 @@ class RunCheckpoint:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All that is needed to go on with the runs of a pack after a step, to the bit, and with any of them elsewhere.
+    """All that is needed to go on with the runs of a pack after a step, to the bit, and with any of them elsewhere."""
 
-    Attributes:
-        runs: In the order of the pack.
-        tensors: What `Bank.dump` gives of a bank of the runs that are alive, in their order.
-        seconds: Since the pack started.
-    """
-
-    runs: list[RunCheckpoint]
-    tensors: dict[str, Tensor]
-    seconds: float
+    runs: list[RunCheckpoint]  # in the order of the pack
+    tensors: dict[str, Tensor]  # what `Bank.dump` gives of a bank of the runs that are alive, in their order
+    seconds: float  # since the pack started
 
     @property
     def step(self) -> int:
@@ -167,13 +149,12 @@ class Checkpoint:
 
     @classmethod
     def gather(cls, runs: Sequence[Run], checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-        """What a pack of these runs, in this order, goes on from; `checkpoints` are those of the packs that had them.
+        """The checkpoint of a pack of these runs, in this order, from `checkpoints` of the packs that had them.
 
-        Raises:
-            KeyError: None of the checkpoints has one of the runs.
+        Raises KeyError where none of the checkpoints has one of the runs.
         """
-        places = {run.outcome.run.id: (each, index) for each in checkpoints for index, run in enumerate(each.runs)}
-        found = [places[run.id] for run in runs]
+        positions = {run.outcome.run.id: (each, index) for each in checkpoints for index, run in enumerate(each.runs)}
+        found = [positions[run.id] for run in runs]
         alive = [(each, index) for each, index in found if each.runs[index].alive]
         tensors = join_dumps([each.tensors_of(index) for each, index in alive])
         seconds = max(each.seconds for each, _ in found)

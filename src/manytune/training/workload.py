@@ -1,4 +1,4 @@
-"""What a study asks for, made ready to train: a task's rows as token ids, and what each run trains."""
+"""A study's tasks ready to train: rows as token ids, and what each run trains."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from manytune.training.loop import PackData
 from manytune.utils.errors import DataError, ModelError
 from manytune.utils.text import listed
 
-_NEVER = 10**9  # tokens at which a row is cut
-_REASONS = 3  # that a note gives
+_NEVER = 10**9  # tokens; no row is so long
+_REASONS = 3  # why rows were left out, in a note
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,12 @@ class TaskWork:
     task: Task
     train: Encoded
     dev: Encoded
-    model_spec: ModelSpec
-    """The backbone's tensors and the task's head, without values."""
-    fingerprint: str
-    """SHA-256 over all splits."""
-    sources: tuple[str, ...]
-    """Where the rows of each split came from."""
-    dev_texts: tuple[tuple[str, ...], ...]
-    """The dev split's sentences, one or two a row."""
-    also: Mapping[str, Encoded] = field(default_factory=dict)
-    """Other splits that a run's best snapshot is scored on."""
-    data_notes: tuple[str, ...] = ()
-    """What was found in the rows that a reader of the results should know."""
+    model_spec: ModelSpec  # the backbone's tensors and the task's head, without values
+    fingerprint: str  # SHA-256 over all splits
+    sources: tuple[str, ...]  # where the rows of each split came from
+    dev_texts: tuple[tuple[str, ...], ...]  # the dev split's sentences, one or two a row
+    also: Mapping[str, Encoded] = field(default_factory=dict)  # other splits that a run's best snapshot is scored on
+    data_notes: tuple[str, ...] = ()  # what was found in the rows that a reader of the results should know
 
     @property
     def notes(self) -> list[str]:
@@ -70,11 +64,7 @@ class TaskWork:
         return len(self._split(seed=0)[0])
 
     def adaptation(self, run: Run) -> Adaptation:
-        """What a run trains.
-
-        Raises:
-            StudyError: Its method does not fit the backbone.
-        """
+        """What a run trains. Raises StudyError where its method does not fit the backbone."""
         return run.method.adapt(self.model_spec)
 
     def parameters(self, run: Run) -> ParameterCount:
@@ -87,40 +77,34 @@ class TaskWork:
             return PackData(self.train, self.dev, *((rows,) * len(runs) for rows in self._split(seed=0)))
         return PackData(self.train, self.train, *zip(*(self._split(run.seed) for run in runs), strict=True))
 
-    def warnings(self, runs: Sequence[Run]) -> list[str]:
-        """What should be said before training: settings that cannot work as they are meant."""
+    def warnings(self, runs: Sequence[Run]) -> Iterator[str]:
+        """Settings that cannot work as they are meant, for the user to know before training."""
+        training = self.study.training
+        total = total_steps(training, self.train_size)
+        if (warmup := warmup_steps(training, total)) >= total:
+            key = "warmup_steps" if training.warmup_ratio is None else "warmup_ratio"
+            yield (
+                f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
+                f"Lower training.{key}, or train longer."
+            )
+        yield from self._limited_heads(runs)
         notes = dict.fromkeys(note for run in runs for note in run.method.notes(self.model_spec))
-        of_methods = [f"{self.task.name}: {note}" for note in notes]
-        return [*self._warm_up_without_end(), *self._heads_out_of_reach(runs), *of_methods]
+        yield from (f"{self.task.name}: {note}" for note in notes)
 
-    def _warm_up_without_end(self) -> list[str]:
-        total = total_steps(self.study.training, self.train_size)
-        warmup = warmup_steps(self.study.training, total)
-        if warmup < total:
-            return []
-        key = "warmup_steps" if self.study.training.warmup_ratio is None else "warmup_ratio"
-        return [
-            f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
-            f"Lower training.{key}, or train longer."
-        ]
-
-    def _heads_out_of_reach(self, runs: Sequence[Run]) -> list[str]:
+    def _limited_heads(self, runs: Sequence[Run]) -> Iterator[str]:
+        """Heads whose weights do not train, and whose predictions cannot reach all targets of a regression."""
         if self.task.target_range is None:
-            return []
-        low, high = self.task.inside(np.array(self.task.target_range))
-        said = []
-        for run in {run.label: run for run in runs}.values():
-            if run.method.head == "full":
-                continue
+            return
+        lowest, highest = self.task.inside(np.array(self.task.target_range))
+        for run in {run.label: run for run in runs if run.method.head != "full"}.values():
             far = reach(self.model_spec.head, run.seed)
-            center = (low + high) / 2 if run.method.head == "bias" else 0.0
-            if center - far > low or center + far < high:
-                said.append(
+            center = (lowest + highest) / 2 if run.method.head == "bias" else 0.0
+            if center - far > lowest or center + far < highest:
+                yield (
                     f"{self.task.name}: {run.label} keeps the head's random weights, so its predictions "
                     f"cannot span more than {2 * far:.2g}, from {center - far:.2g} to {center + far:.2g}, "
-                    f"while targets go from {low:g} to {high:g}. Train the head (head: full) to reach them."
+                    f"while targets go from {lowest:g} to {highest:g}. Train the head (head: full) to reach them."
                 )
-        return said
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if self.study.selection == "dev":
@@ -129,11 +113,7 @@ class TaskWork:
 
 
 def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
-    """A task of a study and its splits by name, of which runs can learn and by which they can be scored.
-
-    Raises:
-        ManytuneError: The data cannot be had, or does not fit the study.
-    """
+    """A task of a study and its splits by name; raises ManytuneError where they cannot be had or do not fit."""
     task, splits = load_task(study.task(name), study.data_dir)
     refuse_unlearnable(study, task, splits)
     return task, splits
@@ -142,31 +122,30 @@ def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
 def prepare(study: Study, name: str, spec_of: Callable[[int], ModelSpec] | None = None) -> TaskWork:
     """Load, check and encode a task's rows.
 
-    Args:
-        study: The study.
-        name: The task.
-        spec_of: Outputs → the backbone's tensors and head, as the loaded weights have them; None: as they are known
-            without loading weights.
-
-    Raises:
-        ManytuneError: The data or the tokenizer cannot be had or do not fit the study.
+    `spec_of` maps outputs → the backbone's tensors and head, as the loaded weights have them; None: as they are known
+    without loading weights. Raises ManytuneError where the data or the tokenizer cannot be had or do not fit the study.
     """
     task, splits = load_splits(study, name)
     parts = model_spec(study.model, task.num_outputs) if spec_of is None else spec_of(task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
-    both = "".join(rows.fingerprint for rows in splits.values())
+    fingerprints = "".join(rows.fingerprint for rows in splits.values())
+    blank_notes = [
+        f"{name}: {len(blank)} {split} rows have no token of their own, the first is {rows.place(blank[0])}."
+        for split, rows in splits.items()
+        if (blank := blank_rows(tokenizer, rows, encoded[split]))
+    ]
     return TaskWork(
         study,
         task,
         encoded["train"],
         encoded["dev"],
         parts,
-        hashlib.sha256(both.encode()).hexdigest(),
+        hashlib.sha256(fingerprints.encode()).hexdigest(),
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
         {split: rows for split, rows in encoded.items() if split not in SPLITS},
-        (*_data_notes(study, task, splits), *_blank_notes(task, tokenizer, splits, encoded)),
+        (*_data_notes(study, task, splits), *blank_notes),
     )
 
 
@@ -194,15 +173,6 @@ def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterat
         )
 
 
-def _blank_notes(
-    task: Task, tokenizer: Any, splits: Mapping[str, Split], encoded: Mapping[str, Encoded]
-) -> Iterator[str]:
-    for name, rows in splits.items():
-        if blank := blank_rows(tokenizer, rows, encoded[name]):
-            where = rows.place(blank[0])
-            yield f"{task.name}: {len(blank)} {name} rows have no token of their own, the first is {where}."
-
-
 def blank_rows(tokenizer: Any, rows: Split, encoded: Encoded) -> list[int]:
     """The rows of which the tokenizer makes only special tokens: a model cannot tell them apart."""
     special = tokenizer.num_special_tokens_to_add(pair=len(rows.texts[0]) == 2)
@@ -218,8 +188,7 @@ def encode_texts(study: Study, parts: ModelSpec, tokenizer: Any, texts: Sequence
 def encode_split(study: Study, parts: ModelSpec, tokenizer: Any, rows: Split, *, whole: bool = False) -> Encoded:
     """Encode rows as the study does, cut at its longest length, or with `whole` as long as they are.
 
-    Raises:
-        ManytuneError: The tokenizer does not belong to the backbone, makes no token of a row, or could cut none so.
+    Raises ManytuneError where the tokenizer does not belong to the backbone, makes no token of a row, or cannot cut so.
     """
     limit = _NEVER if whole else longest(study, parts)[0]
     encoder = encode_cached if rows.fingerprint else encode
@@ -232,7 +201,17 @@ def encode_split(study: Study, parts: ModelSpec, tokenizer: Any, rows: Split, *,
             f", one of {len(empty)} such rows. Leave them out, or choose another model: most tokenizers put special "
             "tokens around every row."
         )
-    return _fitted(study.model, encoded, parts)
+    if parts.token_types <= 1:  # all tokens are of type 0, as by default in transformers
+        encoded = replace(encoded, types=np.zeros_like(encoded.types))
+    embeddings = (("token id", parts.vocabulary, encoded.ids), ("token type", max(parts.token_types, 1), encoded.types))
+    for what, known, values in embeddings:
+        if (highest := int(values.max(initial=0))) >= known:
+            raise ModelError(
+                f"model: the tokenizer of {study.model} gives the {what} {highest}, but the backbone has embeddings "
+                f"for 0 to {known - 1} alone: the two do not belong together. Put the tokenizer's files that the "
+                "model was trained with beside its config.json."
+            )
+    return encoded
 
 
 def longest(study: Study, parts: ModelSpec) -> tuple[int, str]:
@@ -240,22 +219,3 @@ def longest(study: Study, parts: ModelSpec) -> tuple[int, str]:
     if parts.max_length < study.training.max_length:
         return parts.max_length, f"the most that {study.model} takes"
     return study.training.max_length, "which is training.max_length"
-
-
-def _fitted(model: str, rows: Encoded, parts: ModelSpec) -> Encoded:
-    """The rows, if the backbone has an embedding for each of their ids.
-
-    Where it knows one token type or none, all tokens are of type 0, as by default in transformers.
-    """
-    if parts.token_types <= 1:
-        rows = replace(rows, types=np.zeros_like(rows.types))
-    known_of = (("token id", parts.vocabulary, rows.ids), ("token type", max(parts.token_types, 1), rows.types))
-    for what, known, values in known_of:
-        highest = int(values.max(initial=0))
-        if highest >= known:
-            raise ModelError(
-                f"model: the tokenizer of {model} gives the {what} {highest}, but the backbone has embeddings "
-                f"for 0 to {known - 1} alone: the two do not belong together. Put the tokenizer's files that the "
-                "model was trained with beside its config.json."
-            )
-    return rows

@@ -1,7 +1,7 @@
 """The user's cache: where it is, and entries that are used only if they are as they were written.
 
 An entry's name ends with the SHA-256 of its content: CACHE/encoded/<key>-<digest>.npz, CACHE/<key>-<digest>.so. An
-entry that is damaged, or that another user could have written, is removed and made again: some entries are code.
+entry that is damaged, or that another user could have written, is removed and made again: compiled kernels are code.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def user_cache() -> Path:
     """
     if given := os.environ.get("MANYTUNE_CACHE_DIR"):
         return Path(os.path.expanduser(given)).absolute()
-    if os.path.isabs(
-        given := os.environ.get("XDG_CACHE_HOME", "")
-    ):  # the XDG specification says to ignore a relative one
+    if os.path.isabs(given := os.environ.get("XDG_CACHE_HOME", "")):  # XDG's specification: ignore a relative one
         return Path(given, "manytune")
     home = os.path.expanduser("~")  # unlike Path.home, it raises nothing where no home is known
     folder = Path(home, ".cache", "manytune")
@@ -64,11 +62,7 @@ def settle_caches() -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """Make a folder that only this user can write to.
-
-    Raises:
-        StoreError: It cannot be made, belongs to another user, or can be written by others.
-    """
+    """Make a folder that only this user can write to; a StoreError where another user owns it or may write to it."""
     advice = "Name a folder of your own in MANYTUNE_CACHE_DIR."
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,11 +100,7 @@ def read_entry(folder: Path, key: str, suffix: str) -> tuple[Path, bytes] | None
 
 
 def write_entry(folder: Path, key: str, content: bytes, suffix: str) -> Path:
-    """Write an entry, whole or not at all, and remove what killed processes left half-written beside it.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
+    """Write an entry as a whole, and remove what killed processes left beside it; a StoreError where that fails."""
     sweep_leftovers(folder)
     path = folder / _entry_name(key, content, suffix)
     with replacing(path) as temporary:

@@ -11,14 +11,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def check_device(name: str, option: str = "--device") -> None:
-    """Refuse what is no device's name; whether this machine has it, only torch knows.
-
-    Args:
-        name: One of `DEVICES`, or `cuda:` and a number.
-        option: What to call it in the error's message.
-
-    Raises:
-        StudyError: There is no such device.
-    """
+    """Refuse a device that is neither in `DEVICES` nor `cuda:` and a number, by a StudyError about `option`."""
     if name not in DEVICES and not re.fullmatch(r"cuda:\d{1,3}", name):
         raise StudyError(f"{option}: {choices(name, (*DEVICES, 'cuda:N'))}")

@@ -1,14 +1,4 @@
-"""The errors a user can cause.
-
-ManytuneError
-├── StudyError        the study file or its overrides
-├── DataError         data that is missing, malformed or of the wrong size
-├── ModelError        a backbone or tokenizer that cannot be used
-├── StoreError        the study directory
-└── DependencyError   an optional package that is missing
-
-Each message says what is wrong, where, what was received, what is allowed and how to mend it.
-"""
+"""The errors that a user can cause; each message says what is wrong, where, what is allowed and how to mend it."""
 
 from __future__ import annotations
 
@@ -23,10 +13,7 @@ _NAMES = 50  # that a message lists
 
 
 class ManytuneError(Exception):
-    """An error with a message for the user; the command line prints it and exits with `exit_code`.
-
-    Whatever values the message quotes, as text it is short and can be printed; what is cut is its middle.
-    """
+    """An error whose message the command line prints before it exits with `exit_code`; a long one loses its middle."""
 
     exit_code: ClassVar[int] = 2
 

@@ -1,10 +1,8 @@
 """Files that are whole or not there: the study directory and the user's cache are written with these functions.
 
 Every file is written under a temporary name, synced to the disk, and then renamed: a reader, or a process that starts
-after a crash, sees the old file or the new one, never a part of one.
-
-The filelock package is no help here: a lock must be on the temporary file itself, and must tell a dead writer's file
-from a living one's.
+after a crash, sees the old file or the new one, never a part of one. The filelock package is no help here: the lock
+must be on the temporary file itself, and must tell a dead writer's file from a living one's.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ from typing import TextIO
 
 from manytune.utils.errors import StoreError
 
-_LEFTOVER = re.compile(
-    r"\.(?P<stem>.+)\.(?P<token>[0-9a-f]{8}|[0-9a-f]{12})\.(?P<kind>tmp|old)", re.DOTALL
-)  # earlier versions wrote 8 digits
+# Earlier versions wrote 8 digits.
+_LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<token>[0-9a-f]{8}|[0-9a-f]{12})\.(?P<kind>tmp|old)", re.DOTALL)
 _LONGEST_STEM = 255 - len("..123456789abc.tmp")
 """Bytes; file systems allow names of 255."""
 
@@ -43,11 +40,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all; one that holds the same already is left alone.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
+    """Write a file as a whole unless it holds the same already; a StoreError where it cannot be written."""
     data = content.encode() if isinstance(content, str) else content
     try:
         same = read_bytes(path, len(data)) == data
@@ -67,15 +60,9 @@ def read_text(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> str 
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> bytes | None:
-    """The content of a file; None if it is not there.
+    """The content of a file, or with `pipe` of a pipe, which is waited for; None if it is not there.
 
-    Args:
-        path: The file.
-        most: Bytes that it may have.
-        pipe: Whether it may be a pipe, which is waited for.
-
-    Raises:
-        StoreError: It cannot be read, is larger, or is no regular file.
+    A StoreError says that it cannot be read, has more than `most` bytes, or is no regular file.
     """
     try:
         with open_regular(path, pipe=pipe) as file:
@@ -91,15 +78,10 @@ def read_bytes(path: Path, most: int = MOST_BYTES, *, pipe: bool = False) -> byt
 
 
 def open_regular(path: Path, *, pipe: bool = False, own: bool = False) -> BufferedReader:
-    """Open a file for reading, and nothing that would have to be waited for or never ends.
+    """Open a regular file for reading; a pipe, which would have to be waited for, only with `pipe`.
 
-    Args:
-        path: The file.
-        pipe: Whether it may be a pipe as well, which is waited for.
-        own: Whether it must be neither a link nor a file that another user (but root) could have written.
-
-    Raises:
-        OSError: It cannot be opened, or is none of these.
+    An OSError says that it cannot be opened, is another kind of file, or, with `own`, is a link or a file that another
+    user (but root) could have written.
     """
     handle = os.open(path, os.O_RDONLY | (0 if pipe else os.O_NONBLOCK) | (os.O_NOFOLLOW if own else 0))
     status = os.fstat(handle)
@@ -121,11 +103,7 @@ def trusted_users() -> set[int]:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        OSError: It cannot be read, or is no regular file.
-    """
+    """The SHA-256 of a file; an OSError where it cannot be read or is no regular file."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -146,14 +124,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_output(path: Path, *, streams: bool = False) -> None:
-    """Refuse what a user names as a file to write and cannot be one, before anything is computed.
+    """Refuse a path that a user gave for output and that cannot be written as a file, before anything is computed.
 
-    Args:
-        path: What was named; where it is a link, the file that it leads to is meant.
-        streams: Whether it may be a device, such as /dev/null, or a named pipe.
-
-    Raises:
-        StoreError: It cannot be written, or is no file.
+    A link stands for the file that it leads to. With `streams`, a device such as /dev/null or a named pipe will do. The
+    refusal is a StoreError.
     """
     real = Path(os.path.realpath(path))
     folder = next(each for each in real.parents if os.path.exists(each))
@@ -161,10 +135,9 @@ def check_output(path: Path, *, streams: bool = False) -> None:
         raise StoreError(f"{folder} cannot be written into: it is not a directory. Give another name than {path}.")
     with writing(path), suppress(FileNotFoundError):
         mode = path.stat().st_mode
-        stream = is_stream(path)
-        if streams and stream:
+        if streams and is_stream(path):
             return
-        if stream or not stat.S_ISREG(mode):
+        if is_stream(path) or not stat.S_ISREG(mode):
             what = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe, or where our own output goes"
             raise StoreError(f"{path} is {what}; give the name of a file.")
     for each in (real, folder):
@@ -184,11 +157,7 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> TextIO:
-    """Open a path that `is_stream`, to write UTF-8 to it.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Open a path that `is_stream`, to write UTF-8 to it; an OSError where it cannot be written."""
     if sys.stdout is not None:  # it is None where the caller closed it
         sys.stdout.flush()
     number = _own_output(path.stat())
@@ -207,11 +176,7 @@ def _own_output(found: os.stat_result) -> int | None:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """Like `replacing`, for a file that a user names: where it is a link, the file that it leads to is replaced.
-
-    Raises:
-        StoreError: It cannot be written, or is no file.
-    """
+    """Like `replacing`, for a file that a user names: a link stays, and the file that it leads to is replaced."""
     check_output(path)
     with replacing(Path(os.path.realpath(path))) as new:
         yield new
@@ -228,9 +193,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write a file at, which then takes the place of `path`: whole, or not at all.
 
     A file that is there hands on its permissions and its owner. What killed processes left of the same file is removed.
-
-    Raises:
-        StoreError: It cannot be written.
+    A StoreError says that it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,14 +208,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_directory(path: Path, *, empty: bool = False) -> Iterator[Path]:
-    """Give a directory to fill, which then takes the place of `path`: whole, or not at all.
+    """Give a directory to fill, which then replaces `path`, if that is there: whole, or not at all.
 
-    Args:
-        path: The directory; it may be missing.
-        empty: Refuse to take the place of one that is not empty.
-
-    Raises:
-        OSError: It cannot be written; what was there before is there again.
+    With `empty`, a directory that is not empty is not replaced. An OSError says that it cannot be written; what was
+    there before is there again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary(path, directory=True) as new:
@@ -296,8 +255,9 @@ def sweep_leftovers(folder: Path, *, only: Path | None = None, alone: bool = Fal
             if found is None or (only is not None and found["stem"] != _stem(only)):
                 continue
             path, target = folder / name, only or folder / found["stem"]
-            with suppress(OSError), _abandoned(path, surely=alone or found["token"].startswith(_machine())) as is_so:
-                if not is_so:
+            local = alone or found["token"].startswith(_machine())
+            with suppress(OSError), _abandoned(path, local=local) as abandoned:
+                if not abandoned:
                     continue
                 if found["kind"] == "old" and not os.path.lexists(target):
                     path.rename(target)
@@ -315,47 +275,43 @@ def left_over(path: Path, *, alone: bool = False) -> bool:
     found = _LEFTOVER.fullmatch(path.name)
     if path.suffix == ".old" and (found is None or not os.path.lexists(path.with_name(found["stem"]))):
         return False
-    surely = alone or found is None or found["token"].startswith(_machine())
-    with suppress(OSError), _abandoned(path, surely=surely) as is_so:
-        return is_so
+    local = alone or found is None or found["token"].startswith(_machine())
+    with suppress(OSError), _abandoned(path, local=local) as abandoned:
+        return abandoned
     return False
 
 
 @contextmanager
-def _abandoned(path: Path, *, surely: bool) -> Iterator[bool]:
+def _abandoned(path: Path, *, local: bool) -> Iterator[bool]:
     """Whether no living process writes a temporary file or directory; none begins to before the context ends.
 
-    Its writer holds a lock (flock) on it, which ends with the process, however that ends. A lock that is free says
-    enough where the writer can only be of this machine since its last start (`surely`): file systems that machines
-    share may have no locks, or keep them to one machine. Of all else, what nobody has touched for a day is abandoned.
-
-    Raises:
-        OSError: It is gone, or may not be read.
+    Its writer holds a lock (flock) on it, which ends with the process, however that ends. A lock that is free is enough
+    only where the writer was of this machine since its last start (`local`): file systems that machines share may have
+    no locks, or keep them to one machine. Elsewhere, what nobody has touched for a day is abandoned too. An OSError
+    says that the file is gone or may not be read.
     """
     found = path.lstat()
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a link, say: never ours
         yield False
         return
+    old = time.time() - found.st_mtime > _ABANDONED_SECONDS
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            living = False
-        except OSError as error:
-            living = isinstance(error, BlockingIOError)
-            surely = False  # else there are no locks on this file system
-        yield not living and (surely or time.time() - found.st_mtime > _ABANDONED_SECONDS)
+            abandoned = local or old
+        except BlockingIOError:  # its writer lives
+            abandoned = False
+        except OSError:  # no locks on this file system
+            abandoned = old
+        yield abandoned
     finally:
         os.close(handle)
 
 
 @contextmanager
 def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
-    """A new temporary file or directory beside `path`, on the same file system; removed unless it was renamed.
-
-    Raises:
-        OSError: It cannot be made.
-    """
+    """A new temporary file or directory beside `path`, on the same file system; removed unless it was renamed."""
     sweep_leftovers(path.parent, only=path)
     while True:
         new = path.with_name(f".{_stem(path)}.{_machine()}{os.urandom(4).hex()}.tmp")
@@ -378,17 +334,14 @@ def temporary(path: Path, *, directory: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock on a file or directory, where the file system has locks; gives whether it is there.
-
-    Others who ask for it wait, and `sweep_leftovers` sees that its holder lives.
-    """
+    """Hold a lock on a file or directory, if the file system has locks; gives whether the path is still there."""
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS wants the right to write for a lock
     except FileNotFoundError:
         yield False
         return
     try:
-        with suppress(OSError):  # no locks on this file system: then its age tells
+        with suppress(OSError):  # no locks on this file system: `sweep_leftovers` goes by the age of the file
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield os.path.lexists(path) and os.path.samestat(os.fstat(handle), path.lstat())
     finally:
@@ -396,7 +349,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def _hand_on_permissions(path: Path, new: Path, more: int = 0) -> None:
-    """Give a temporary the permissions, and `more`, and the owner of what it takes the place of, as far as we may."""
+    """Give a temporary the owner and permissions of what it replaces, and the permissions `more`, where allowed."""
     with suppress(OSError):
         found = path.stat()
         with suppress(PermissionError):

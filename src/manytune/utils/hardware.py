@@ -1,4 +1,4 @@
-"""The machine: which device and precision to use, what it is, and how much memory was held."""
+"""The machine: the device and precision to use, its description, and how much memory was held."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from manytune.utils.devices import check_device
@@ -30,28 +31,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch's allocators say."""
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "datasets",
-)
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "datasets")
 
 
 def choose_device(name: str, option: str = "--device") -> torch.device:
-    """The device to train on.
-
-    Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:1`, … or `mps`.
-        option: What to call it in an error message.
-
-    Raises:
-        StudyError: There is no such device, or not on this machine.
-    """
+    """The device `auto`, `cpu`, `cuda`, `cuda:1`, … or `mps`; a StudyError about `option` if it is not here."""
     check_device(name, option)
     if name == "auto":
         name = next(device for device, available in _AVAILABLE.items() if available())
@@ -63,15 +47,15 @@ def choose_device(name: str, option: str = "--device") -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the backbone's computations.
-
-    Args:
-        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies in it faster than in fp32.
-        device: Where they run.
-    """
-    if precision == "auto":
-        precision = "bf16" if _fast_bf16(device) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    """The dtype of the backbone's computations; `auto` is bf16 where `device` multiplies in it faster than in fp32."""
+    if precision == "auto" and device.type == "cuda":
+        fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif precision == "auto" and device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        fast_bf16 = able.get("avx512_bf16") or able.get("amx_bf16")
+    else:
+        fast_bf16 = precision == "bf16"
+    return torch.bfloat16 if fast_bf16 else torch.float32
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -103,14 +87,9 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[3]  # src/manytune/utils/hardware.py
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
@@ -134,8 +113,6 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the GPU, else of the machine, swap left aside."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
     return int(psutil.virtual_memory().available)
 
 
@@ -159,24 +136,24 @@ def oom_kills() -> str | None:
 
     The text begins with the id of the machine's start: counts of different starts cannot be compared.
     """
-    boot = boot_id()
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return None
-    if boot is None:
+    mounts = [(Path("/sys/fs/cgroup", kind), group) for _, kind, group in groups if kind in ("", "memory")]  # v2 and v1
+    # In a container, the process's own group may be mounted as the root.
+    folders = [folder for root, group in mounts for folder in (root / group.lstrip("/"), root)]
+    files = [folder / name for folder in folders for name in ("memory.events", "memory.oom_control")]
+    count = next((count for file in files if (count := _figure(file, "oom_kill")) is not None), None)
+    boot = boot_id()
+    return None if boot is None or count is None else f"{boot} {count}"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
         return None
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers in ("", "memory"):  # cgroup v2 and v1
-            root = Path("/sys/fs/cgroup", controllers)
-            # In a container, the process's own group may be mounted as the root.
-            for folder in (root / group.lstrip("/"), root):
-                for name in ("memory.events", "memory.oom_control"):
-                    count = _figure(folder / name, "oom_kill")
-                    if count is not None:
-                        return f"{boot} {count}"
-    return None
 
 
 class PeakMemory:
@@ -189,10 +166,13 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._measured = True
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            self._measured = _reset_high_water_mark()
+        try:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            else:
+                Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._measured = False
 
     def bytes(self) -> int | None:
         """The figure so far, in bytes."""
@@ -200,7 +180,8 @@ class PeakMemory:
             return None
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _high_water_mark()
+        kilobytes = _figure(Path("/proc/self/status"), "VmHWM:")
+        return None if kilobytes is None else int(kilobytes) * 1024
 
 
 def _figure(path: Path, name: str) -> str | None:
@@ -212,40 +193,9 @@ def _figure(path: Path, name: str) -> str | None:
     return next((word[1] for word in words if word[:1] == [name]), None)
 
 
-def _fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
-
-
 def _processor() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-
-
-def _reset_high_water_mark() -> bool:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _high_water_mark() -> int | None:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None

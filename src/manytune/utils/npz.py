@@ -20,13 +20,8 @@ def read_npz(data: bytes, *, most_bytes: int = _MOST_BYTES) -> dict[str, NDArray
 
     Sizes are compared before anything of that size is allocated, and nothing is unpickled.
 
-    Args:
-        data: The file's content.
-        most_bytes: Of all arrays together, once decompressed.
-
-    Raises:
-        ValueError: It is anything else: cut off, altered, encrypted, larger than `most_bytes`, or with an array that
-            does not hold plain numbers.
+    Raises ValueError where `data` is not such a file: cut off, altered, encrypted, with an array that does not hold
+    plain numbers, or of more than `most_bytes` for all arrays together, once decompressed.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -1,4 +1,4 @@
-"""Problems of a configuration in its user's words: key path, value received, values allowed, what to do."""
+"""Problems of a configuration in the user's words: key path, value received, values allowed, what to do."""
 
 from __future__ import annotations
 
@@ -27,10 +27,8 @@ _LONGEST, _MOST_CHARACTERS = 700, 2500  # of one problem, of a message
 class Problem:
     """One thing that must change in a study."""
 
-    path: KeyPath
-    """The key, as the user wrote it; () for the study as a whole."""
-    what: str
-    """What was received and what is allowed."""
+    path: KeyPath  # the key, as the user wrote it; () for the study as a whole
+    what: str  # what was received and what is allowed
 
 
 def dotted(path: KeyPath) -> str:
@@ -39,12 +37,12 @@ def dotted(path: KeyPath) -> str:
 
 
 def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], str | None] | None = None) -> str:
-    """Put the problems of `name` into one message, a line each; `where` finds a path's place in the file."""
+    """Put the problems of `name` into one message, a line each; `where` finds the line of a path."""
     lines: list[str] = []
     for problem in problems[:MOST_PROBLEMS]:
-        place = where(problem.path) if where else None
+        location = where(problem.path) if where else None
         key = dotted(problem.path) or "as a whole"
-        lines.append(f"  {key}{f' ({place})' if place else ''}: {cut(problem.what, _LONGEST)}")
+        lines.append(f"  {key}{f' ({location})' if location else ''}: {cut(problem.what, _LONGEST)}")
         if sum(map(len, lines)) > _MOST_CHARACTERS:
             break
     more = len(lines) < len(problems)
@@ -53,12 +51,9 @@ def message(name: str, problems: Sequence[Problem], where: Callable[[KeyPath], s
 
 
 def from_pydantic(error: ValidationError, data: Any, unknown_key: Callable[[KeyPath, str], str]) -> list[Problem]:
-    """Translate pydantic's errors, of which it takes one more than `MOST_PROBLEMS` at most.
+    """Translate pydantic's errors about `data`, of which it takes one more than `MOST_PROBLEMS` at most.
 
-    Args:
-        error: What pydantic raised.
-        data: What it was given: only keys in there are part of a problem's path.
-        unknown_key: (location of a mapping, unknown key in it) → which keys are allowed instead.
+    `unknown_key` takes the location of a mapping and an unknown key in it, and says which keys are allowed instead.
     """
     found = error.errors(include_url=False)
     # pydantic calls a list of wrong entries too short as well; the entries' own errors say enough.
@@ -82,7 +77,6 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 80, 80, 8, 8, 8
 _SHORT.maxlevel = 3
-
 
 _ALLOWED: Mapping[str, str] = {
     # pydantic's name of the error: what to say, filled in from the error's context
@@ -136,9 +130,9 @@ def _what(details: ErrorDetails, unknown_key: Callable[[KeyPath, str], str]) -> 
     if kind not in _ALLOWED:
         return details["msg"]
     bounds = {name: int(b) if isinstance(b, float) and b.is_integer() else b for name, b in context.items()}
-    said = f"received {show(value)}; {_ALLOWED[kind].format(**bounds)}."
+    answer = f"received {show(value)}; {_ALLOWED[kind].format(**bounds)}."
     if kind == "string_type" and isinstance(value, (int, float)):
-        return f"{said} If it is meant as text, put it in quotes."
+        return f"{answer} If it is meant as text, put it in quotes."
     if kind in {"int_type", "float_type"} and isinstance(value, str) and re.fullmatch(r"[-+.\deE]+", value):
-        return f"{said} Write it without quotes."
-    return said
+        return f"{answer} Write it without quotes."
+    return answer

@@ -1,4 +1,4 @@
-"""A wish to stop, by Ctrl-C or SIGTERM, that waits until nothing is lost by it."""
+"""A request to stop, by Ctrl-C or SIGTERM, that is obeyed where no work is lost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop, and what is needed to go on is on the disk.
-
-    Attributes:
-        number: Of the signal.
-    """
+    """The user asked to stop by the signal `number`, and what is needed to go on is on the disk."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
@@ -30,20 +26,12 @@ class StopRequest:
         self.number: int | None = None
 
     def obey(self) -> None:
-        """Stop if that was asked for: to be called where nothing is lost by it.
-
-        Raises:
-            Interrupted: It was asked for.
-        """
+        """Raise Interrupted if a stop was requested; to be called where no work is lost by it."""
         if self.number is not None:
             raise Interrupted(self.number)
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Take in a signal; the second one stops at once.
-
-        Raises:
-            Interrupted: It is the second one.
-        """
+        """Handle a signal: the first one is kept for `obey`, the second one raises Interrupted at once."""
         if self.number is not None:
             raise Interrupted(number)
         self.number = number
@@ -51,12 +39,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn signals to stop into a request, as long as the context lasts; outside the main thread there are none."""
+    """Turn signals to stop into a request while the context lasts; outside the main thread no signal arrives."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, request.note) for number in _SIGNALS}
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, request.note) for number in _SIGNALS if in_main}
     try:
         yield request
     finally:

@@ -1,13 +1,15 @@
-"""Texts that anybody may have written, on their way to a screen, a message or a document."""
+"""Texts that anybody may have written: as JSON, and on their way to a screen, a message or a document."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from typing import Any
 
 _WIDE = 40  # characters of a name that is shown
 
@@ -16,11 +18,7 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Write as escapes the characters that command a terminal, reorder a line, or cannot be encoded.
-
-    Args:
-        text: Any text.
-        keep: Those of them that stay as they are, such as a line feed.
+    r"""Write as escapes what commands a terminal, reorders a line or has no encoding, but for the characters of `keep`.
 
     >>> printable("a\x1b[31m\n")
     'a\\x1b[31m\\n'
@@ -106,3 +104,26 @@ def short_number(value: float) -> str:
     mantissa = "".join(map(str, digits))
     point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
     return f"{'-' if sign else ''}{mantissa[0]}{point}e{int(exponent) + len(mantissa) - 1}"
+
+
+def parse_json(text: str | bytes, decoder: json.JSONDecoder | None = None) -> Any:
+    """What a JSON text holds. Text for a `decoder` may have halves of surrogate pairs, which its caller judges.
+
+    Raises ValueError where it is no JSON, is nested too deeply, or, without `decoder`, has half of a surrogate pair,
+    which is no character and cannot be written as UTF-8.
+    """
+    try:
+        if decoder is not None:
+            return decoder.decode(text if isinstance(text, str) else text.decode())
+        value = json.loads(text)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair, which is no character") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise ValueError("an integer has thousands of digits") from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

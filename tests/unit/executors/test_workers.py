@@ -19,7 +19,7 @@ from callback_log import CallbackLog
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
 from manytune.executors import Inline, Workers
-from manytune.executors.inline import train_apart
+from manytune.executors.inline import train_here
 from manytune.executors.messages import CallSender, encoded, replay
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
@@ -232,7 +232,7 @@ def test_a_worker_says_what_broke_a_pack(model: Path, tmp_path: Path, monkeypatc
         raise MemoryError("no more")
 
     monkeypatch.setattr("manytune.executors.job.train_pack", broken)
-    end = train_apart(inputs, pack, [], torch.device("cpu"), Callback(), StopRequest())
+    end = train_here(inputs, pack, [], torch.device("cpu"), Callback(), StopRequest(), apart=True)
     assert (end.how, end.out_of_memory) == ("broken", True)
     assert (end.reason or "").startswith("MemoryError: no more")
     assert "in broken" in (end.traceback or "")

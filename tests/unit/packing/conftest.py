@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from manytune.packing.kernels import Kernels
-from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels.compiled import CompiledKernels, compiled_kernels
 from manytune.packing.kernels.reference import ReferenceKernels
 
 
 @pytest.fixture(scope="session")
 def compiled() -> CompiledKernels:
-    library = compiled_library()
-    if library is None:
+    kernels = compiled_kernels()
+    if kernels is None:
         pytest.skip("no C++ compiler on this machine: the compiled kernels cannot be made")
-    return CompiledKernels(library)
+    return kernels
 
 
 @pytest.fixture(params=["plain", "compiled"])

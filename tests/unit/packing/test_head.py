@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manytune.methods.adaptation import Adaptation
 from manytune.methods.bitfit import BitFit
 from manytune.models.spec import HeadLayer, HeadSpec
-from manytune.packing.bank import Bank
+from manytune.packing.bank import Bank, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, site_key
 from manytune.packing.heads import PackedHead, initial_head, reach
@@ -42,7 +43,8 @@ class Pack:
         self.spec, self.seeds = spec, seeds
         self.bank = Bank()
         trained = [BitFit(learning_rate=1.0, head=mode).trained_head(spec) for mode in modes]
-        self.head = PackedHead(spec, seeds, trained, self.bank, torch.device("cpu"))
+        members = [Member(seed, Adaptation(head=names)) for seed, names in zip(seeds, trained, strict=True)]
+        self.head = PackedHead(spec, members, self.bank, torch.device("cpu"))
         # Each run's rows derive from its seed, so that a run sees the same alone and in a pack.
         rows = [np.random.default_rng(seed).integers(0, 20, PER_RUN) for seed in seeds]
         layout = build_layout(random_rows(20, longest=4), rows)

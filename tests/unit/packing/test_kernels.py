@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, generator, site_key
-from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, Segments, build, choose_kernels
-from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, NormCall, Segments, build, choose_kernels
+from manytune.packing.kernels.compiled import CompiledKernels, compiled_kernels
 from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.kernels.reference import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
@@ -82,7 +82,8 @@ def test_residual_norm(
     y, residual = case.rows(), case.rows(torch.float32)
     bias, shift = case.by_run(shared=shared), case.by_run(shared=shared)
     gain = case.fresh(case.width, dtype=torch.float32)
-    inputs = (y, bias, residual, case.segments, case.drop, gain, shift, 1e-5)
+    norm = NormCall(case.segments, case.drop, gain, shift, 1e-5)
+    inputs = (y, bias, residual, norm)
     ours, plain = compiled.residual_norm(*inputs), PLAIN.residual_norm(*inputs)
     if case.width > 2:  # of a row of one or two, the norm is all rounding
         for mine, wanted in zip(ours, plain, strict=True):
@@ -91,7 +92,7 @@ def test_residual_norm(
     _, _, normed, rstd = plain
     grad = case.rows(torch.float32)
     for grad_low in (case.rows(), None):
-        rest = (grad_low, normed, rstd, gain, case.drop, dtype)
+        rest = (grad_low, normed, rstd, norm, dtype)
         mine = compiled.residual_norm_grad(grad.clone(), *rest)
         wanted = PLAIN.residual_norm_grad(grad.clone(), *rest)
         if case.width > 2:
@@ -112,13 +113,15 @@ def test_residual_norm_and_its_gradient_are_those_of_torch() -> None:
     bias, shift, gain = case.by_run(shared=True), case.by_run(shared=True), case.fresh(24).requires_grad_()
     shift.requires_grad_()
     wanted = torch.nn.functional.layer_norm(residual + y + bias, (24,), gain, shift[0], 1e-5)
-    out, low, normed, rstd = PLAIN.residual_norm(y, bias, residual, case.segments, None, gain, shift, 1e-5)
+    norm = NormCall(case.segments, None, gain, shift, 1e-5)
+    out, low, normed, rstd = PLAIN.residual_norm(y, bias, residual, norm)
     torch.testing.assert_close(out, wanted)
     assert torch.equal(out, low)
     assert out.data_ptr() != low.data_ptr()
     grad = case.rows()
     expected = torch.autograd.grad(wanted, [residual, y, shift, gain], grad, retain_graph=True)
-    found = PLAIN.residual_norm_grad(grad, None, normed.detach(), rstd.detach(), gain.detach(), None, torch.float32)
+    norm = NormCall(case.segments, None, gain.detach(), shift, 1e-5)
+    found = PLAIN.residual_norm_grad(grad, None, normed.detach(), rstd.detach(), norm, torch.float32)
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
     grad[case.layout.tokens :] = 0
@@ -379,8 +382,9 @@ def test_results_do_not_depend_on_the_number_of_threads(compiled: CompiledKernel
         for count in (1, 3):
             torch.set_num_threads(count)
             case = Rows(4, 70, torch.bfloat16, 0.1)
-            norm = (case.rows(), case.by_run(), case.rows(torch.float32), case.segments, case.drop)
-            out = compiled.residual_norm(*norm, case.fresh(70, dtype=torch.float32), case.by_run(), 1e-5)
+            inputs = (case.rows(), case.by_run(), case.rows(torch.float32))
+            gain, shift = case.fresh(70, dtype=torch.float32), case.by_run()
+            out = compiled.residual_norm(*inputs, NormCall(case.segments, case.drop, gain, shift, 1e-5))
             sums = compiled.segment_sums(out[1], case.segments)
             found.append([*out, sums, *Heads(4, 3, 16, torch.bfloat16, 0.1).run(compiled)])
     finally:
@@ -480,7 +484,7 @@ class Cache:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    if compiled_library() is None:
+    if compiled_kernels() is None:
         pytest.skip("no C++ compiler on this machine")
     compiled = max(user_cache().glob("kernels-*-*.so"), key=lambda path: path.stat().st_mtime_ns)
     shutil.copy(compiled, tmp_path / "compiled")

@@ -93,7 +93,7 @@ class Case:
         for run, (first, last) in enumerate(self.spans()):
             rows = x[first:last]
             for scale in self.layer.hooks.input_scales:
-                rows = rows * scale.own(run) if scale.holds(run) else rows
+                rows = rows * scale.of_run(run) if scale.holds(run) else rows
             y = rows @ self.layer.weight.T
             own = [bias for bias in self.layer.hooks.biases if bias.holds(run)]
             if own:
@@ -112,7 +112,7 @@ class Case:
                     inputs = rows * mask
                 y = y + inputs @ update.a.value[index] @ update.b.value[index] * update.scale[index]
             for scale in self.layer.hooks.output_scales:
-                y = y * scale.own(run) if scale.holds(run) else y
+                y = y * scale.of_run(run) if scale.holds(run) else y
             parts.append(y)
         return torch.cat(parts)
 
@@ -236,8 +236,8 @@ def test_layer_norm_with_gains_and_biases_of_each_runs_own(has: str) -> None:
     x = torch.randn(1, context.layout.tokens, IN, generator=draw, dtype=torch.float64, requires_grad=True)
     parts = []
     for run, (first, last) in enumerate(itertools.pairwise(context.segments.bounds)):
-        bias, *_ = *(bias.own(run) for bias in packed.hooks.biases if bias.holds(run)), norm.bias
-        gain, *_ = *(gain.own(run) for gain in packed.hooks.gains if gain.holds(run)), norm.weight
+        bias, *_ = *(bias.of_run(run) for bias in packed.hooks.biases if bias.holds(run)), norm.bias
+        gain, *_ = *(gain.of_run(run) for gain in packed.hooks.gains if gain.holds(run)), norm.weight
         parts.append(F.layer_norm(x[:, first:last], (IN,), gain, bias, norm.eps))
     plain = torch.cat(parts, dim=1)
     ours = packed(x)

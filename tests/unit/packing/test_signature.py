@@ -123,7 +123,7 @@ class Call:
                 kind = dtype if pointer.kind == "T" else DTYPES[pointer.kind]
                 self.given[pointer.name] = torch.zeros(shape, dtype=kind)
         self.numbers = [NUMBERS[name] for name, _ in self.signature.numbers]
-        plain = {dim.size for pointer in self.signature.pointers for dim in pointer.dims if dim.plain}
+        plain = {dim.size for pointer in self.signature.pointers for dim in pointer.dims if dim[1:] == (1, 0, False)}
         self.sizes = {name: SIZES[name] for name in self.signature.sizes if name not in plain}
 
     def make(self, compiled: CompiledKernels) -> None:

@@ -10,7 +10,7 @@ from manytune.data import metrics
 from manytune.data.tasks import TASKS
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.report_data import read
-from manytune.stats import Verdict
+from manytune.stats.verdict import Verdict
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}

@@ -35,7 +35,7 @@ def test_looks_are_short_and_told_apart_without_colour(cola: Analysis) -> None:
 
 
 def test_curves_are_means_and_ranges_of_the_runs_that_finished(cola: Analysis) -> None:
-    _, _, value = quantities(cola.metric)[1]
+    value = quantities(cola.metric)["evaluation loss"]
     found = {curve.label: curve for curve in curves(cola, value)}
     row = cola.row("bitfit lr 2e-4")
     curve = found[row.label]
@@ -43,7 +43,7 @@ def test_curves_are_means_and_ranges_of_the_runs_that_finished(cola: Analysis) -
     np.testing.assert_allclose(curve.mean, losses.mean(0))
     np.testing.assert_allclose(curve.low, losses.min(0))
     np.testing.assert_allclose(curve.high, losses.max(0))
-    assert [state for _, _, state, _, _ in curve.runs].count("collapsed") == 1  # drawn, but in no mean
+    assert [state for _, state, _, _ in curve.runs].count("collapsed") == 1  # drawn, but in no mean
     assert len(row.finished) == 4
 
 

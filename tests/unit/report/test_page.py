@@ -20,6 +20,7 @@ import pytest
 
 from manytune.report import page as page_module
 from manytune.report.content import Content, compose
+from manytune.report.folder import MANIFEST
 from manytune.report.page import embedded, render_page
 from manytune.report.report_data import read
 from manytune.report.sheets import show, to_tex
@@ -157,7 +158,8 @@ def test_tables_show_what_the_csv_files_hold(content: Content, page: Page, files
 def test_charts_have_a_place_words_and_data(content: Content, page: Page) -> None:
     charts = json.loads(page.scripts[0])
     places = {facts["id"]: facts for tag, facts in page.elements if facts.get("class") == "plot"}
-    assert set(charts) == set(places) == {chart.key for task in content.tasks for chart in task.charts}
+    drawn = {chart.key for task in content.tasks for part in task.parts for chart in part.charts}
+    assert set(charts) == set(places) == drawn
     assert len(charts) == 10
     assert all(facts["role"] == "img" and facts["aria-label"] for facts in places.values())
 
@@ -275,7 +277,7 @@ class TestWrite:
         assert complete
         assert path == directory / "report" / "index.html"
         written = {str(each.relative_to(path.parent)) for each in path.parent.rglob("*") if each.is_file()}
-        assert written == set(files)
+        assert written == {*files, MANIFEST}
         assert {"index.html", "report.md", "summary.json", "tables/cola-scores.csv", "figures/stsb-rank.svg"} <= written
 
     def test_again_it_touches_nothing(self, hostile: Path) -> None:

@@ -26,7 +26,7 @@ from manytune.report.score_sheets import (
     standing_sheet,
 )
 from manytune.report.sheets import Sheet
-from manytune.stats import combined_p, mcnemar
+from manytune.stats.examples import combined_p, mcnemar
 from study_factory import GLUE_LIKE, make_study_directory
 
 RANK = Lora.axis

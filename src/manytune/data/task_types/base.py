@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from manytune.data.splits import Split
     from manytune.data.tasks import Task
 
-
 Array = NDArray[Any]
 
 UNLABELLED_ROW = (
@@ -31,10 +30,8 @@ UNLABELLED_ROW = (
 class Scale:
     """How targets look to the model: (target - center) / spread."""
 
-    center: float
-    """Mean of the training targets."""
-    spread: float
-    """Their standard deviation, above 0."""
+    center: float  # mean of the training targets
+    spread: float  # their standard deviation, above 0
 
 
 class TaskType(ABC):
@@ -118,14 +115,9 @@ class TaskType(ABC):
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of every example, or with `pooling` token of every token, 0 where it has no label.
+        """Loss `[R, B]` (fp32) of logits `[R, B, outputs]` (fp32) and labels `[R, B]`, from `loss_labels`.
 
-        Args:
-            logits: `[R, B, outputs]` fp32.
-            labels: `[R, B]`, from `loss_labels`.
-
-        Returns:
-            `[R, B]` fp32.
+        With `pooling` token, it is one of every token, 0 where that has no label.
         """
 
     @abstractmethod
@@ -140,7 +132,7 @@ class TaskType(ABC):
     def value(self, task: Task, label: Any) -> str | float:
         """A label or a prediction as files of predictions and the report write it."""
 
-    # What is said of labels.
+    # Texts and figures about labels.
 
     def shown(self, task: Task, label: Any) -> str:
         """A label in the words of a message."""
@@ -159,8 +151,8 @@ class TaskType(ABC):
         """Lowest, mean, highest and standard deviation of labels that are numbers; empty with classes."""
         if self.has_classes:
             return {}
-        wide = labels.astype(np.float64)  # fp32 would lose digits in the sum of a million targets
-        found = {"lowest": wide.min(), "mean": wide.mean(), "highest": wide.max(), "spread": wide.std()}
+        exact = labels.astype(np.float64)  # fp32 would lose digits in the sum of a million targets
+        found = {"lowest": exact.min(), "mean": exact.mean(), "highest": exact.max(), "spread": exact.std()}
         return {name: float(value) for name, value in found.items()}
 
     def errors(self, predictions: Array, labels: Array) -> Array:
@@ -172,7 +164,7 @@ class TaskType(ABC):
         return not self.has_classes or all(label in range(len(task.labels)) for label in labels)
 
     @abstractmethod
-    def outputs_said(self, task: Task) -> str:
+    def describe_outputs(self, task: Task) -> str:
         """The sentence of a model card, in Markdown, on what the outputs mean."""
 
     # GLUE's server. Only the types of GLUE's own tasks have these.
@@ -191,11 +183,7 @@ TASK_TYPES: dict[str, TaskType] = {}
 
 
 def register(kind: TaskType) -> TaskType:
-    """Make a type known under its name, from when on studies can use it.
-
-    Raises:
-        ValueError: The name is taken, a metric is unknown, or every token is to be pooled.
-    """
+    """Make a type known; a ValueError if its name is taken, a metric unknown, or every token is to be pooled."""
     if kind.name in TASK_TYPES:
         raise ValueError(f"there is a task type {kind.name!r} already; give this one another name")
     for metric in (*kind.metrics, *kind.default_metrics):
@@ -208,11 +196,7 @@ def register(kind: TaskType) -> TaskType:
 
 
 def get_task_type(name: str) -> TaskType:
-    """The type called `name`.
-
-    Raises:
-        StudyError: There is none; the message lists those that there are.
-    """
+    """The type called `name`; a StudyError, which lists the types, if there is none."""
     if name not in TASK_TYPES:
         raise StudyError(f"type: {choices(name, TASK_TYPES)}")
     return TASK_TYPES[name]

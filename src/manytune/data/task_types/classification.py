@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from manytune.data.tasks import Task
 
-
 _SHOWN = 20  # classes that a message names
 
 
@@ -107,7 +106,7 @@ class Classification(TaskType):
         name = self.value(task, label)
         return f"label is {name!r}" if task.own is not None else f"label is {label} ({name})"
 
-    def outputs_said(self, task: Task) -> str:
+    def describe_outputs(self, task: Task) -> str:
         return "Outputs: " + ", ".join(f"{index} {markdown(name)}" for index, name in enumerate(task.labels)) + "."
 
     def glue_text(self, task: Task, prediction: float | None, *, in_words: bool) -> str:

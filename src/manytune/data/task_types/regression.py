@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from manytune.data.splits import Split
     from manytune.data.tasks import Task
 
-
 _LARGEST, _SMALLEST = 1e18, 1e-18  # scaled targets: fp32 must hold their squares, for the loss
 _LOST = 1e-3  # most that rounding to fp32 may move a target, in standard deviations of the targets
 
@@ -121,7 +120,7 @@ class Regression(TaskType):
     def errors(self, predictions: Array, labels: Array) -> Array:
         return np.asarray(np.abs(predictions - labels))
 
-    def outputs_said(self, task: Task) -> str:
+    def describe_outputs(self, task: Task) -> str:
         low, high = task.target_range or (None, None)
         learned = "" if low is None else f"; the training targets went from {low:g} to {high:g}"
         return f"Output: a number, in the unit of {markdown(task.label_column)}{learned}."

@@ -1,6 +1,6 @@
 """The fused work of an encoder layer: one set of functions, compiled for CPUs and in plain torch for any device."""
 
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, Kernels, LoraCall, Segments
+from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, Kernels, LoraCall, NormCall, Segments
 from manytune.packing.kernels.build import kernel_problems
 from manytune.packing.kernels.select import choose_kernels, kernel_path
 
@@ -10,6 +10,7 @@ __all__ = [
     "AttentionCall",
     "Kernels",
     "LoraCall",
+    "NormCall",
     "Segments",
     "choose_kernels",
     "kernel_path",

@@ -20,17 +20,11 @@ from manytune.packing.layout import Layout, row_count
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Which rows belong to which of some neighbouring runs.
+    """Which rows belong to which of some neighbouring runs."""
 
-    Attributes:
-        bounds: R + 1 ints; run r has the rows `bounds[r]:bounds[r + 1]`; `bounds[0]` is 0.
-        device: Where the rows are.
-        tail: How many rows follow that belong to no run. They get the last run's bias and enter no sum.
-    """
-
-    bounds: tuple[int, ...]
-    device: torch.device
-    tail: int = 0
+    bounds: tuple[int, ...]  # R + 1 ints; run r has the rows `bounds[r]:bounds[r + 1]`; `bounds[0]` is 0
+    device: torch.device  # where the rows are
+    tail: int = 0  # padding rows behind them, of no run; they get the last run's bias and enter no sum
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -66,96 +60,68 @@ class Segments:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention over a packed batch.
+    """One attention over a packed batch."""
 
-    Attributes:
-        layout: The batch.
-        heads: Number of heads.
-        q: [T, heads * d]; with `first_only` [S, heads * d], the queries of each sequence's first token.
-        k: [T, heads * d], rows may be strided.
-        v: [T, heads * d], likewise.
-        bias: [R or 1, 3 * heads * d] fp32, added to q, k and v.
-        scale: Factor on the scores.
-        drop: Dropout of the attention weights, keyed by the queries' tokens; None while evaluating.
-        first_only: Whether there is one query for each sequence.
-    """
-
-    layout: Layout
-    heads: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor
-    scale: float
-    drop: Drop | None
-    first_only: bool
+    layout: Layout  # the batch
+    heads: int  # number of heads
+    q: Tensor  # [T, heads * d]; with `first_only` [S, heads * d], the queries of each sequence's first token
+    k: Tensor  # [T, heads * d], rows may be strided
+    v: Tensor  # [T, heads * d], likewise
+    bias: Tensor  # [R or 1, 3 * heads * d] fp32, added to q, k and v
+    scale: float  # factor on the scores
+    drop: Drop | None  # dropout of the attention weights, keyed by the queries' tokens; None while evaluating
+    first_only: bool  # whether there is one query for each sequence
 
 
 @dataclass(frozen=True, eq=False)
 class LoraCall:
-    """The update scale * drop(x) A B of one linear layer, by G neighbouring runs, each for its own rows.
+    """The update scale * drop(x) A B of one linear layer, by G neighbouring runs, each for its own rows."""
 
-    Attributes:
-        x: [n, in]; its rows may be strided.
-        segments: Of the G runs.
-        drop: Dropout of x; None without.
-        a: [G, in, r] fp32.
-        b: [G, r, out] fp32.
-        scale: [G] fp32.
-    """
+    x: Tensor  # [n, in]; its rows may be strided
+    segments: Segments  # the rows of each of the G runs
+    drop: Drop | None  # dropout of x; None without
+    a: Tensor  # [G, in, r] fp32
+    b: Tensor  # [G, r, out] fp32
+    scale: Tensor  # [G] fp32
 
-    x: Tensor
-    segments: Segments
-    drop: Drop | None
-    a: Tensor
-    b: Tensor
-    scale: Tensor
+
+@dataclass(frozen=True, eq=False)
+class NormCall:
+    """A LayerNorm behind a residual connection, with the dropout before it."""
+
+    segments: Segments  # whose rows they are
+    drop: Drop | None  # dropout of what is added to the residual
+    weight: Tensor  # [H] fp32
+    bias: Tensor  # [R or 1, H] fp32
+    epsilon: float  # added to the variance
 
 
 @dataclass(frozen=True, eq=False)
 class AdamWStep:
-    """One optimizer step of all runs of a pack.
+    """One optimizer step of all runs of a pack."""
 
-    Attributes:
-        number: From 1, for the correction of the moments' bias.
-        rates: [R] the learning rate of each run.
-        betas: Decay of `exp_avg` and of `exp_avg_sq`.
-        epsilon: Added to the root of `exp_avg_sq`.
-        weight_decay: Of the tensors that decay.
-        max_grad_norm: Each run's gradient is scaled to at most this norm; 0 leaves it alone.
-    """
-
-    number: int
-    rates: Sequence[float]
-    betas: tuple[float, float]
-    epsilon: float
-    weight_decay: float
-    max_grad_norm: float
+    number: int  # counts from 1, for the correction of the moments' bias
+    rates: Sequence[float]  # [R] the learning rate of each run
+    betas: tuple[float, float]  # decay of `exp_avg` and of `exp_avg_sq`
+    epsilon: float  # added to the root of `exp_avg_sq`
+    weight_decay: float  # for the tensors whose `decays` is set
+    max_grad_norm: float  # each run's gradient is scaled to at most this norm; 0 leaves it alone
 
 
 @dataclass(frozen=True, eq=False)
 class AdamWTensor:
-    """A tensor that G neighbouring runs train, with all that its optimizer step needs.
+    """A tensor that G neighbouring runs train, with all that its optimizer step needs."""
 
-    Attributes:
-        first: The first of these runs.
-        value: [G, ...] fp32.
-        grad: [G, ...] fp32 or bf16. In a pack of one it may be sparse over the rows of `value[0]`, coalesced, fp32.
-        exp_avg: [G, ...] fp32, the running mean of the gradient.
-        exp_avg_sq: [G, ...] fp32, the running mean of its square.
-        value_bf16: [G, ...] `value` rounded to bf16, which the step writes anew; None where there is no such copy.
-        decays: Whether weight decay applies.
-        touched: [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one.
-    """
-
-    first: int
-    value: Tensor
+    first: int  # the first of these runs
+    value: Tensor  # [G, ...] fp32
+    # [G, ...] fp32 or bf16. In a pack of one it may be sparse over the rows of `value[0]`, coalesced, fp32.
     grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    exp_avg: Tensor  # [G, ...] fp32, the running mean of the gradient
+    exp_avg_sq: Tensor  # [G, ...] fp32, the running mean of its square
+    # [G, ...] `value` rounded to bf16, which the step writes anew; None where there is no such copy
     value_bf16: Tensor | None
-    decays: bool
-    touched: Tensor | None
+    decays: bool  # whether weight decay applies
+    touched: Tensor | None  # [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one
 
 
 class Kernels(Protocol):
@@ -170,27 +136,9 @@ class Kernels(Protocol):
         """Write the gradients of q, k and v into dq, dk and dv, given that of the output."""
 
     def residual_norm(
-        self,
-        y: Tensor,
-        bias: Tensor,
-        residual: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        epsilon: float,
+        self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """LayerNorm(residual + drop(y + bias)).
-
-        Args:
-            y: [n, H].
-            bias: [R or 1, H] fp32.
-            residual: [n, H] fp32.
-            segments: Whose rows they are.
-            drop: Keyed dropout of y + bias.
-            norm_weight: [H] fp32.
-            norm_bias: [R or 1, H] fp32.
-            epsilon: Added to the variance.
+        """LayerNorm(residual + drop(y + bias)) of y [n, H], bias [R or 1, H] fp32 and residual [n, H] fp32.
 
         Returns:
             The output [n, H] in fp32; the same in y's dtype; the input centred and divided by its standard deviation
@@ -198,25 +146,12 @@ class Kernels(Protocol):
         """
 
     def residual_norm_grad(
-        self,
-        grad: Tensor,
-        grad_hidden: Tensor | None,
-        normed: Tensor,
-        rstd: Tensor,
-        norm_weight: Tensor,
-        drop: Drop | None,
-        dtype: torch.dtype,
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor, norm: NormCall, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of the residual [n, H] fp32, which may be `grad` overwritten, and of y [n, H] in `dtype`.
+        """Gradients of the residual [n, H] fp32, which may be `grad` overwritten, and of y [n, H] in its `dtype`.
 
-        Args:
-            grad: [n, H] fp32, that of the fp32 output.
-            grad_hidden: [n, H], that of the output in y's dtype; None where nothing used it.
-            normed: As `residual_norm` returned it.
-            rstd: Likewise.
-            norm_weight: [H] fp32.
-            drop: As in the forward pass.
-            dtype: That of y.
+        `grad` [n, H] fp32 is that of the fp32 output; `grad_hidden` [n, H] that of the output in y's dtype, None where
+        nothing used it; `normed` and `rstd` are what `residual_norm` returned last.
         """
 
     def norm_sums(

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import LoraCall, Segments
+from manytune.packing.kernels.base import Kernels, LoraCall
 
 
-class _Padding(Protocol):
-    def pad(self, x: Tensor, segments: Segments, drop: Drop | None) -> Tensor: ...
-
-    def unpad_add_(self, y: Tensor, padded: Tensor, segments: Segments, drop: Drop | None) -> None: ...
-
-
-def padded_lora(kernels: _Padding, y: Tensor, call: LoraCall) -> Tensor:
+def padded_lora(kernels: Kernels, y: Tensor, call: LoraCall) -> Tensor:
     """See `Kernels.lora_`; returns drop(x) A, [G, longest, r]."""
     x, segments = call.x, call.segments
     xa = torch.bmm(kernels.pad(x, segments, call.drop), call.a.to(x.dtype))
@@ -27,7 +18,7 @@ def padded_lora(kernels: _Padding, y: Tensor, call: LoraCall) -> Tensor:
 
 
 def padded_lora_grad(
-    kernels: _Padding, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None
+    kernels: Kernels, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.lora_grad`."""
     x, segments, a, b = call.x, call.segments, call.a, call.b

@@ -12,9 +12,10 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from manytune.utils.caches import own_folder, read_entry, user_cache, write_entry
 from manytune.utils.errors import ManytuneError, StoreError
@@ -31,20 +32,19 @@ _CPU_LINES = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU impl
 
 _PROBLEMS: list[str] = []
 
+Used = TypeVar("Used")
 
-def load_library(has_all: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
-    """The library of kernels.cpp, compiled unless the user's cache has it whole.
 
-    Args:
-        has_all: Whether a library has every function that is called.
+def load_library(use: Callable[[ctypes.CDLL], Used]) -> Used | None:
+    """What `use` makes of the library of kernels.cpp, which is compiled unless the user's cache has it whole.
 
-    Returns:
-        None where there is no compiler, or no library can be made or loaded; `kernel_problems` says why.
+    `use` raises a ValueError where the library lacks a function. None where there is no compiler, or no library can be
+    made or loaded; `kernel_problems` says why.
     """
     try:
         # CXX may be several words, such as `ccache g++`.
         compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(None, map(shutil.which, _COMPILERS))][:1]
-        return _from_cache(compiler, own_folder(user_cache()), has_all) if compiler else None
+        return _from_cache(compiler, own_folder(user_cache()), use) if compiler else None
     except (ManytuneError, OSError, ValueError) as error:
         _PROBLEMS.append(f"The plain kernels are used, which are slower: {str(error).rstrip('.')}.")
         return None
@@ -52,34 +52,38 @@ def load_library(has_all: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL | None:
 
 def kernel_problems() -> list[str]:
     """Why the compiled kernels are not used though there is a compiler; each reason is given once a process."""
-    said = _PROBLEMS[:]
+    problems = _PROBLEMS[:]
     _PROBLEMS.clear()
-    return said
+    return problems
 
 
-def _from_cache(compiler: Sequence[str], folder: Path, has_all: Callable[[ctypes.CDLL], bool]) -> ctypes.CDLL:
-    """The library of this source, compiler and processor.
+def _from_cache(compiler: Sequence[str], folder: Path, use: Callable[[ctypes.CDLL], Used]) -> Used:
+    """What `use` makes of the library of this source, compiler and processor.
 
     Its content is compared with the digest in its name before it is loaded: a damaged library would end the process.
 
     Raises:
         OSError: It cannot be compiled, or not be loaded.
+        ValueError: It lacks a function though it was just compiled.
     """
-    key = hashlib.sha256(
-        "\x1f".join((_SOURCE.read_text(encoding="utf-8"), *_identity(compiler), *_FLAGS, _processor())).encode()
-    )
+    executable = shutil.which(compiler[0])
+    status = os.stat(executable) if executable else None  # changes when another compiler is installed in its place
+    installed = [] if status is None else [f"{status.st_size} {status.st_mtime_ns}"]
+    parts = (_SOURCE.read_text(encoding="utf-8"), *compiler, *installed, *_FLAGS, _processor())
+    key = hashlib.sha256("\x1f".join(parts).encode())
     name = f"kernels-{key.hexdigest()[:16]}"
     if (entry := read_entry(folder, name, ".so")) is not None:
         path, content = entry
-        if has_all(library := _load(content, path)):
-            return library
-        with suppress(OSError):
-            path.unlink()
+        try:
+            return use(_load(content, path))
+        except ValueError:
+            with suppress(OSError):
+                path.unlink()
     content = _compile(compiler, folder / name)
     path = folder / name
     with suppress(StoreError):
         path = write_entry(folder, name, content, ".so")
-    return _load(content, path)
+    return use(_load(content, path))
 
 
 def _load(content: bytes, path: Path) -> ctypes.CDLL:
@@ -97,11 +101,7 @@ def _load(content: bytes, path: Path) -> ctypes.CDLL:
 
 
 def _compile(compiler: Sequence[str], path: Path) -> bytes:
-    """The library's content, made in a folder beside a path.
-
-    Raises:
-        OSError: The compiler cannot be started or fails, or the folder cannot be written.
-    """
+    """The library's content, made in a folder beside a path; raises an OSError where the compiler or writing fails."""
     with temporary(path, directory=True) as folder:
         made = folder / "made.so"
         for optional in _OPTIONAL:
@@ -109,17 +109,8 @@ def _compile(compiler: Sequence[str], path: Path) -> bytes:
             done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
             if done.returncode == 0 and made.exists() and (content := made.read_bytes()):
                 return content
-    said = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "it does not say why")
-    raise OSError(f"the compiler {compiler[0]} fails: {said[:200]}")
-
-
-def _identity(compiler: Sequence[str]) -> Iterator[str]:
-    """The compiler's command, and what changes when another one is installed in its place."""
-    yield from compiler
-    path = shutil.which(compiler[0])
-    if path is not None:
-        status = os.stat(path)
-        yield f"{status.st_size} {status.st_mtime_ns}"
+    reason = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "it does not say why")
+    raise OSError(f"the compiler {compiler[0]} fails: {reason[:200]}")
 
 
 def _processor() -> str:
@@ -128,5 +119,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = [platform.processor()]
-    told = {line for line in lines if line.startswith(_CPU_LINES)} or set(lines)
-    return "\n".join((platform.machine(), *sorted(told)))
+    relevant = {line for line in lines if line.startswith(_CPU_LINES)} or set(lines)
+    return "\n".join((platform.machine(), *sorted(relevant)))

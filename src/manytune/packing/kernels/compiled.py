@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, Segments
+from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
@@ -68,21 +68,6 @@ _SPARSE = Signature(
 )
 
 
-@cache
-def compiled_library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where there are none that can be used; `kernel_problems` says why."""
-    return load_library(_has_all)
-
-
-def _has_all(library: ctypes.CDLL) -> bool:
-    """Whether it has every function that is called."""
-    try:
-        CompiledKernels(library)
-    except ValueError:
-        return False
-    return True
-
-
 class CompiledKernels:
     """The functions of kernels.cpp; see `Kernels` for what they compute."""
 
@@ -105,67 +90,26 @@ class CompiledKernels:
 
     def _attend(self, name: str, call: AttentionCall, *rest: Tensor) -> None:
         layout = call.layout
-        self._kernels[name](
-            call.q.dtype,
-            call.q,
-            call.k,
-            call.v,
-            call.bias,
-            layout.starts,
-            layout.lengths,
-            layout.sequence_run,
-            call.drop,
-            *rest,
-            call.heads,
-            call.scale,
-            call.first_only,
-            runs=layout.runs,
-        )
+        given = (call.q, call.k, call.v, call.bias, layout.starts, layout.lengths, layout.sequence_run, call.drop)
+        numbers = (call.heads, call.scale, call.first_only)
+        self._kernels[name](call.q.dtype, *given, *rest, *numbers, runs=layout.runs)
 
     def residual_norm(
-        self,
-        y: Tensor,
-        bias: Tensor,
-        residual: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        epsilon: float,
+        self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows, width = y.shape
-        normed, out = torch.empty(rows, width), torch.empty(rows, width)
-        rstd, hidden = torch.empty(rows), torch.empty_like(y)
-        self._kernels["residual_norm_forward"](
-            y.dtype,
-            y,
-            bias,
-            residual,
-            segments.runs,
-            drop,
-            norm_weight,
-            norm_bias,
-            normed,
-            rstd,
-            out,
-            hidden,
-            epsilon,
-            runs=len(segments),
-        )
+        normed, out = torch.empty(y.shape), torch.empty(y.shape)
+        rstd, hidden = torch.empty(len(y)), torch.empty_like(y)
+        segments, made = norm.segments, (normed, rstd, out, hidden)
+        given = (y, bias, residual, segments.runs, norm.drop, norm.weight, norm.bias)
+        self._kernels["residual_norm_forward"](y.dtype, *given, *made, norm.epsilon, runs=len(segments))
         return out, hidden, normed, rstd
 
     def residual_norm_grad(
-        self,
-        grad: Tensor,
-        grad_hidden: Tensor | None,
-        normed: Tensor,
-        rstd: Tensor,
-        norm_weight: Tensor,
-        drop: Drop | None,
-        dtype: torch.dtype,
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor, norm: NormCall, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         grad_y = torch.empty(grad.shape, dtype=dtype)
-        self._kernels["residual_norm_backward"](dtype, grad, grad_hidden, normed, rstd, norm_weight, drop, grad_y)
+        given = (grad, grad_hidden, normed, rstd, norm.weight, norm.drop)
+        self._kernels["residual_norm_backward"](dtype, *given, grad_y)
         return grad, grad_y
 
     def norm_sums(
@@ -225,16 +169,8 @@ class CompiledKernels:
     def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
         structs = (AdamWArgs * len(tensors))(*map(_adamw_args, tensors))
         rates = torch.tensor(step.rates, dtype=torch.float64)
-        self._kernels["adamw"](
-            torch.float32,
-            structs,
-            rates,
-            step.number,
-            *step.betas,
-            step.epsilon,
-            step.weight_decay,
-            step.max_grad_norm,
-        )
+        numbers = (step.number, *step.betas, step.epsilon, step.weight_decay, step.max_grad_norm)
+        self._kernels["adamw"](torch.float32, structs, rates, *numbers)
 
 
 def _adamw_args(tensor: AdamWTensor) -> AdamWArgs:
@@ -259,3 +195,9 @@ def _clear_tail(call: AttentionCall, *made: Tensor) -> None:
     for rows in made:
         if rows.shape[0] == call.layout.rows:
             rows[call.layout.tokens :] = 0
+
+
+@cache
+def compiled_kernels() -> CompiledKernels | None:
+    """The compiled kernels, or None where there are none that can be used; `kernel_problems` says why."""
+    return load_library(CompiledKernels)

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
 from manytune.packing.dropout import Drop, dropout_scale
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, Segments
+from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 
 
@@ -34,38 +35,24 @@ class ReferenceKernels:
             to.copy_(found)
 
     def residual_norm(
-        self,
-        y: Tensor,
-        bias: Tensor,
-        residual: Tensor,
-        segments: Segments,
-        drop: Drop | None,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        epsilon: float,
+        self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        z = residual + _dropped(y.float() + _rows(bias, segments.runs), drop)
+        runs = norm.segments.runs
+        z = residual + _dropped(y.float() + _rows(bias, runs), norm.drop)
         centred = z - z.mean(1, keepdim=True)
-        rstd = (centred.square().mean(1) + epsilon).rsqrt()
+        rstd = (centred.square().mean(1) + norm.epsilon).rsqrt()
         normed = centred * rstd[:, None]
-        out = normed * norm_weight + _rows(norm_bias, segments.runs)
+        out = normed * norm.weight + _rows(norm.bias, runs)
         # Copied in fp32 too: two outputs of an autograd node must not be the same tensor.
         return out, out.to(y.dtype, copy=True), normed, rstd
 
     def residual_norm_grad(
-        self,
-        grad: Tensor,
-        grad_hidden: Tensor | None,
-        normed: Tensor,
-        rstd: Tensor,
-        norm_weight: Tensor,
-        drop: Drop | None,
-        dtype: torch.dtype,
+        self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, rstd: Tensor, norm: NormCall, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        g = _total(grad, grad_hidden) * norm_weight
+        g = _total(grad, grad_hidden) * norm.weight
         slope = (g * normed).mean(1, keepdim=True)
         dz = (g - g.mean(1, keepdim=True) - normed * slope) * rstd[:, None]
-        return dz, _dropped(dz, drop).to(dtype)
+        return dz, _dropped(dz, norm.drop).to(dtype)
 
     def norm_sums(
         self, grad: Tensor, grad_hidden: Tensor | None, normed: Tensor, segments: Segments
@@ -75,11 +62,11 @@ class ReferenceKernels:
 
     def segment_sums(self, x: Tensor, segments: Segments) -> Tensor:
         # Each run's rows are sliced: by products with a mask, a neighbour's NaN would enter every sum.
-        own = x[: segments.bounds[-1]]
+        rows = x[: segments.bounds[-1]]
         if x.device.type == "cpu":  # segment_reduce takes five times as long there
-            parts = own.split(segments.counts.tolist())
+            parts = rows.split(segments.counts.tolist())
             return torch.stack([part.sum(0, dtype=torch.float32) for part in parts])
-        return _reduced(own, segments)
+        return _reduced(rows, segments)
 
     def gelu(self, x: Tensor, bias: Tensor, segments: Segments) -> Tensor:
         return F.gelu(x.float() + _rows(bias, segments.runs)).to(x.dtype)
@@ -108,45 +95,25 @@ class ReferenceKernels:
 
     def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
         # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same rate.
-        grads = [_dense(tensor) for tensor in tensors]
+        grads = [(t.grad.to_dense()[None] if t.grad.is_sparse else t.grad).float() for t in tensors]
         if step.max_grad_norm > 0:
             _clip_(tensors, grads, step)
         slices: defaultdict[tuple[float, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensor, grad in zip(tensors, grads, strict=True):
             rates, counts = _stretches(step.rates[tensor.first : tensor.first + len(grad)], grad.device)
-            parts = zip(
-                *(x.split(counts) for x in (tensor.value, grad, tensor.exp_avg, tensor.exp_avg_sq)), strict=True
-            )
-            for rate, part in zip(rates, parts, strict=True):
-                slices[rate, tensor.decays].append(part)
-        for (rate, decay), own in slices.items():
-            before = torch.full((len(own),), step.number - 1.0, device=own[0][0].device)
-            values, slopes, exp_avgs, exp_avg_sqs = map(list, zip(*own, strict=True))
-            adamw(
-                values,
-                slopes,
-                exp_avgs,
-                exp_avg_sqs,
-                [],
-                list(before.unbind()),
-                fused=True,
-                amsgrad=False,
-                beta1=step.betas[0],
-                beta2=step.betas[1],
-                lr=rate,
-                weight_decay=step.weight_decay if decay else 0.0,
-                eps=step.epsilon,
-                maximize=False,
-            )
+            whole = (tensor.value, grad, tensor.exp_avg, tensor.exp_avg_sq)
+            for rate, *part in zip(rates, *(x.split(counts) for x in whole), strict=True):
+                slices[rate, tensor.decays].append(tuple(part))
+        for (rate, decay), parts in slices.items():
+            before = torch.full((len(parts),), step.number - 1.0, device=parts[0][0].device)
+            values, slopes, exp_avgs, exp_avg_sqs = map(list, zip(*parts, strict=True))
+            options: dict[str, Any] = {"lr": rate, "weight_decay": step.weight_decay if decay else 0.0}
+            options |= {"beta1": step.betas[0], "beta2": step.betas[1], "eps": step.epsilon}
+            options |= {"fused": True, "amsgrad": False, "maximize": False}
+            adamw(values, slopes, exp_avgs, exp_avg_sqs, [], list(before.unbind()), **options)
         for tensor in tensors:
             if tensor.value_bf16 is not None:
                 tensor.value_bf16.copy_(tensor.value)
-
-
-def _dense(tensor: AdamWTensor) -> Tensor:
-    """The gradient [G, ...] in fp32."""
-    grad = tensor.grad.to_dense()[None] if tensor.grad.is_sparse else tensor.grad
-    return grad.float()
 
 
 def _stretches(rates: Sequence[float], device: torch.device) -> tuple[list[float], list[int]]:
@@ -168,8 +135,8 @@ def _clip_(tensors: Sequence[AdamWTensor], grads: Sequence[Tensor], step: AdamWS
         squares[tensor.first : tensor.first + len(grad)] += grad.flatten(1).norm(dim=1).square()
     factors = (step.max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
     for tensor, grad in zip(tensors, grads, strict=True):
-        own = factors[tensor.first : tensor.first + len(grad)]
-        grad.mul_(own.view(-1, *[1] * (grad.dim() - 1)))
+        run_factors = factors[tensor.first : tensor.first + len(grad)]
+        grad.mul_(run_factors.view(-1, *[1] * (grad.dim() - 1)))
 
 
 def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -197,8 +164,8 @@ def _dropped(x: Tensor, drop: Drop | None) -> Tensor:
     if drop is None:
         return x
     # In fp32, then rounded: 1 / (1 - p) rounded to bf16 would be off for every element by the same factor.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return (x * dropout_scale(drop.keys, drop.site, x.shape[1], drop.p, wide)).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x * dropout_scale(drop.keys, drop.site, x.shape[1], drop.p, dtype)).to(x.dtype)
 
 
 def _total(grad: Tensor, grad_hidden: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import torch
 
 from manytune.packing.kernels.base import Kernels
-from manytune.packing.kernels.compiled import CompiledKernels, compiled_library
+from manytune.packing.kernels.compiled import compiled_kernels
 from manytune.packing.kernels.reference import ReferenceKernels
 
 
@@ -17,9 +17,7 @@ def choose_kernels(device: torch.device) -> Kernels:
     The environment variable MANYTUNE_KERNELS=plain asks for the plain ones everywhere. The two agree to rounding.
     """
     if device.type == "cpu" and os.environ.get("MANYTUNE_KERNELS", "auto") != "plain":
-        library = compiled_library()
-        if library is not None:
-            return CompiledKernels(library)
+        return compiled_kernels() or ReferenceKernels()
     return ReferenceKernels()
 
 

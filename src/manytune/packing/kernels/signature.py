@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+
+from manytune.packing.dropout import Drop, channel_keys, threshold_of
 
 _DTYPES: dict[str, Any] = {
     "f32": torch.float32,
@@ -65,22 +68,9 @@ class DropArgs(ctypes.Structure):
 class AdamWArgs(ctypes.Structure):
     """`AdamWArgs` of kernels.cpp."""
 
-    _fields_ = (
-        ("value", ctypes.c_void_p),
-        ("exp_avg", ctypes.c_void_p),
-        ("exp_avg_sq", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
-        ("value_bf16", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
-        ("touched", ctypes.c_void_p),
-        ("first", ctypes.c_int64),
-        ("runs", ctypes.c_int64),
-        ("size", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("found", ctypes.c_int64),
-        ("grad_is_bf16", ctypes.c_int64),
-        ("decays", ctypes.c_int64),
-    )
+    _pointers = ("value", "exp_avg", "exp_avg_sq", "grad", "value_bf16", "rows", "touched")
+    _numbers = ("first", "runs", "size", "width", "found", "grad_is_bf16", "decays")
+    _fields_ = (*((name, ctypes.c_void_p) for name in _pointers), *((name, ctypes.c_int64) for name in _numbers))
 
 
 _NO_DROP = ctypes.byref(DropArgs(kept=1.0))
@@ -94,88 +84,71 @@ class Dim(NamedTuple):
     offset: int
     or_one: bool
 
-    @property
-    def plain(self) -> bool:
-        """Whether the length is the size itself."""
-        return self[1:] == (1, 0, False)
-
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A parameter of a signature that C gets as a pointer.
+    """A parameter of a signature that C gets as a pointer."""
 
-    Attributes:
-        name: As in C.
-        kind: A key of `_DTYPES`, `T`, or the name of a struct.
-        dtype: Of a tensor; None for `T`.
-        written: Whether the kernel writes it.
-        optional: Whether it may be None.
-        strided: Whether its rows may lie further apart than they are long.
-        has_stride: Whether its row stride is passed too.
-        dims: The first one alone of a shape that ends with `...`.
-        expected: Gives the shape, from the sizes by name, where earlier arguments have them all.
-        text: All that the signature says of it.
-    """
+    name: str  # as in C
+    kind: str  # a key of `_DTYPES`, `T`, or the name of a struct
+    dtype: torch.dtype | None  # of a tensor or of the keys of a `Drop`; None for `T`
+    is_tensor: bool  # rather than a struct
+    written: bool  # whether the kernel writes it
+    optional: bool  # whether it may be None
+    strided: bool  # whether its rows may lie further apart than they are long
+    has_stride: bool  # whether its row stride is passed too
+    dims: tuple[Dim, ...]  # the first one alone of a shape that ends with `...`
+    text: str  # all that the signature says of it
 
-    name: str
-    kind: str
-    dtype: torch.dtype | None
-    written: bool
-    optional: bool
-    strided: bool
-    has_stride: bool
-    dims: tuple[Dim, ...]
-    expected: Callable[[dict[str, Any]], Any] | None
-    text: str
+
+class CallCheck(NamedTuple):
+    """What a check finds."""
+
+    misfit: int | None  # the index of the first pointer that does not fit
+    sizes: dict[str, Any]  # by name, as far as they were known then
+    # For each parameter of C up to the numbers; an address is None, or the keys of the channels that dropout hashes.
+    values: list[Any]
 
 
 class Signature:
-    """What a kernel takes.
-
-    Attributes:
-        name: The kernel's.
-        pointers: In order.
-        sizes: Names of sizes, in the order of their first use.
-        numbers: Name and ctypes type of each.
-    """
+    """What a kernel takes: its pointers, sizes and numbers."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self.numbers: list[tuple[str, Any]] = []
+        self.numbers: list[tuple[str, Any]] = []  # name and ctypes type of each
         self.pointers: list[Pointer] = []
-        known: set[str] = set()
         for argument in (" ".join(part.split()) for part in text.split(";")):
             match = _ARGUMENT.fullmatch(argument)
             assert match is not None, argument
-            own, kind, marks, shape, strided = match.groups()
+            parameter, kind, marks, shape, strided = match.groups()
             if kind in _NUMBERS:
-                self.numbers.append((own, _NUMBERS[kind]))
+                self.numbers.append((parameter, _NUMBERS[kind]))
                 continue
             dims = tuple(
                 Dim(size, int(factor or 1), int(offset or 0), bool(or_one))
                 for factor, size, offset, or_one in _DIM.findall(shape)
             )
-            sizes = ["..."] if "..." in shape else [dim.size for dim in dims]
-            # Most tensors have a shape that earlier ones determine: it is compared as a whole, which is quicker.
-            determined = (
-                known.issuperset(sizes) and all(dim.plain for dim in dims) and (len(dims) > 1 or "..." in sizes)
-            )
             self.pointers.append(
                 Pointer(
-                    own,
+                    parameter,
                     kind,
-                    _DTYPES.get(kind),
+                    torch.int32 if kind == "Drop" else _DTYPES.get(kind),
+                    is_tensor=kind == "T" or kind in _DTYPES,
                     written="!" in marks,
                     optional="?" in marks,
                     strided=bool(strided),
                     has_stride=bool(strided) or dims[0].or_one,
                     dims=dims,
-                    expected=itemgetter(*sizes) if determined else None,
                     text=argument,
                 )
             )
-            known.update(sizes)
+        # In the order of their first use.
         self.sizes = tuple(dict.fromkeys(dim.size for pointer in self.pointers for dim in pointer.dims))
+        # Where each pointer stands among C's parameters.
+        self._positions = [0, *accumulate(1 + pointer.has_stride for pointer in self.pointers)][:-1]
+        # A model's layers make the same calls but for the addresses. Checking each form of call once takes a third off
+        # the time of a call: most calls of a step were seen before.
+        self._checked = lru_cache(maxsize=256)(self._check)
 
     def parameters(self) -> list[tuple[str, Any]]:
         """Name and ctypes type of each parameter of the C function."""
@@ -189,70 +162,39 @@ class Signature:
     def c_values(self, dtype: torch.dtype, given: Sequence[Any], sizes: dict[str, Any]) -> list[Any]:
         """What C gets for each parameter but the last.
 
-        Args:
-            dtype: Of activations.
-            given: A tensor, `Drop`, array of structs or None for each pointer; then the numbers.
-            sizes: Those that no tensor has for certain, by name; completed.
+        `given` has a tensor, `Drop`, array of structs or None for each pointer, then the numbers; `sizes` those that no
+        tensor has for certain, by name.
 
         Raises:
             ValueError: An argument does not fit.
         """
-        values: list[Any] = []
-        for pointer, x in zip(self.pointers, given, strict=False):
-            if x is None or (pointer.dtype is None and pointer.kind != "T"):
-                values += self._no_tensor(pointer, x, dtype, sizes)
-                continue
-            if x.dtype is not (pointer.dtype or dtype) or not x.is_cpu:
-                self._refuse(pointer, x, dtype, sizes)
-            if pointer.expected is None:
-                self._enter_sizes(pointer, x, dtype, sizes)
-            elif x.shape != pointer.expected(sizes):
-                self._refuse(pointer, x, dtype, sizes)
-            values.append(x.data_ptr())
-            if pointer.strided:
-                distance, step = x.stride()
-                if step != 1 or (distance < x.shape[1] and x.shape[0] > 1):
-                    self._refuse(pointer, x, dtype, sizes)
-                values.append(distance)
-            elif not x.is_contiguous():
-                self._refuse(pointer, x, dtype, sizes)
-            elif pointer.has_stride:
-                values.append(0 if x.shape[0] == 1 else x.shape[1])
-        values += [sizes[size] for size in self.sizes]
-        values += given[len(self.pointers) :]
+        pointers = given[: len(self.pointers)]
+        check = self._checked(dtype, tuple(map(_form, self.pointers, pointers)), **sizes)
+        if check.misfit is not None:
+            self._refuse(self.pointers[check.misfit], pointers[check.misfit], dtype, check.sizes)
+        values = [*check.values, *given[len(pointers) :]]
+        for pointer, position, x in zip(self.pointers, self._positions, pointers, strict=True):
+            if x is not None:
+                values[position] = x.data_ptr() if pointer.is_tensor else _struct(x, values[position])
         return values
 
-    def _enter_sizes(self, pointer: Pointer, x: Tensor, dtype: torch.dtype, sizes: dict[str, Any]) -> None:
-        """Check a shape length by length, and enter the sizes that this tensor is the first to have."""
-        shape = x.shape
-        if pointer.text.endswith("...]"):
-            sizes["..."] = shape
-            shape = shape[:1]
-        if len(shape) != len(pointer.dims):
-            self._refuse(pointer, x, dtype, sizes)
-        for (size, factor, offset, or_one), length in zip(pointer.dims, shape, strict=True):
-            if sizes.setdefault(size, length) * factor + offset != length and not (or_one and length == 1):
-                self._refuse(pointer, x, dtype, sizes)
-
-    def _no_tensor(self, pointer: Pointer, x: Any, dtype: torch.dtype, sizes: dict[str, Any]) -> tuple[Any, ...]:
-        """What C gets for None, a `Drop` or an array of structs."""
-        if pointer.kind == "AdamWArgs":
-            sizes[pointer.dims[0].size] = len(x)
-            return (ctypes.byref(x),)
-        if x is None:
-            if not pointer.optional:
-                self._refuse(pointer, x, dtype, sizes)
+    def _check(self, dtype: torch.dtype, forms: Sequence[Any], **sizes: Any) -> CallCheck:
+        """Whether arguments of these forms fit, for activations of a dtype and with the given sizes."""
+        values: list[Any] = []
+        for index, (pointer, form) in enumerate(zip(self.pointers, forms, strict=True)):
+            if not _fits(pointer, form, dtype, sizes):
+                return CallCheck(index, sizes, [])
+            value = None
             if pointer.kind == "Drop":
-                return (_NO_DROP,)
-            return (None, 0) if pointer.has_stride else (None,)
-        keys, rows, *width = x.keys, *(sizes[dim.size] for dim in pointer.dims)
-        if keys.dtype is not torch.int32 or not keys.is_cpu or keys.shape != (rows,) or not keys.is_contiguous():
-            self._refuse(pointer, keys, dtype, sizes)
-        # What the struct points to lives as long as `x`.
-        channels = x.channels(*width).data_ptr() if width else None
-        return (ctypes.byref(DropArgs(keys.data_ptr(), channels, x.site & 0xFFFFFFFF, x.threshold, x.kept)),)
+                width = [sizes[dim.size] for dim in pointer.dims[1:]]
+                value = _NO_DROP if form is None else channel_keys(*width, torch.device("cpu")) if width else None
+            values.append(value)
+            if pointer.has_stride:
+                values.append(0 if form is None else _row_stride(pointer, form))
+        return CallCheck(None, sizes, [*values, *(sizes[size] for size in self.sizes)])
 
-    def _refuse(self, pointer: Pointer, found: Any, dtype: torch.dtype, sizes: Mapping[str, Any]) -> NoReturn:
+    def _refuse(self, pointer: Pointer, found: Any, dtype: torch.dtype, sizes: dict[str, Any]) -> NoReturn:
+        found = found.keys if isinstance(found, Drop) else found
         given = repr(found)
         if isinstance(found, Tensor):
             strides = list(found.stride()) if found.layout is torch.strided else found.layout
@@ -263,15 +205,62 @@ class Signature:
         )
 
 
+def _form(pointer: Pointer, x: Any) -> Any:
+    """What a check looks at: None, the length of an array, or a tensor's dtype, device, shape and layout."""
+    if x is None:
+        return None
+    if not pointer.is_tensor:
+        if pointer.kind == "AdamWArgs":
+            return len(x)
+        x = x.keys
+    return x.dtype, x.is_cpu, tuple(x.shape), x.stride() if pointer.strided else x.is_contiguous()
+
+
+def _fits(pointer: Pointer, form: Any, dtype: torch.dtype, sizes: dict[str, Any]) -> bool:
+    """Whether an argument of this form fits; sizes that no argument before it had are added to `sizes`."""
+    if form is None:
+        return pointer.optional
+    if pointer.kind == "AdamWArgs":
+        sizes[pointer.dims[0].size] = form
+        return True
+    found, is_cpu, shape, layout = form
+    if found is not (pointer.dtype or dtype) or not is_cpu:
+        return False
+    if pointer.text.endswith("...]"):
+        if sizes.setdefault("...", shape) != shape:
+            return False
+        shape = shape[:1]
+    dims = pointer.dims[:1] if pointer.kind == "Drop" else pointer.dims  # the keys are one for each row
+    if len(shape) != len(dims):
+        return False
+    for (size, factor, offset, or_one), length in zip(dims, shape, strict=True):
+        if sizes.setdefault(size, length) * factor + offset != length and not (or_one and length == 1):
+            return False
+    if not pointer.strided:
+        return bool(layout)  # whether it is contiguous
+    distance, step = layout
+    return bool(step == 1 and (distance >= shape[1] or shape[0] <= 1))
+
+
+def _row_stride(pointer: Pointer, form: Any) -> int:
+    """Elements from one row to the next; 0 for a row that all runs share."""
+    *_, (rows, width), layout = form
+    return int(layout[0]) if pointer.strided else 0 if rows == 1 else width
+
+
+def _struct(x: Any, channels: Tensor | None) -> Any:
+    """What C gets for a `Drop` of these channels' keys, or for an array of structs."""
+    if not isinstance(x, Drop):
+        return ctypes.byref(x)
+    address = None if channels is None else channels.data_ptr()
+    return ctypes.byref(DropArgs(x.keys.data_ptr(), address, x.site & 0xFFFFFFFF, threshold_of(x.p), 1.0 / (1.0 - x.p)))
+
+
 class Kernel:
     """A compiled kernel, which is called with checked arguments."""
 
     def __init__(self, library: ctypes.CDLL, name: str, text: str) -> None:
-        """Look it up.
-
-        Raises:
-            ValueError: The library does not have it.
-        """
+        """Look it up; raises a ValueError where the library does not have it."""
         self.signature = Signature(name, text)
         prototype = ctypes.CFUNCTYPE(ctypes.c_char_p, *(kind for _, kind in self.signature.parameters()))
         of_activations = any(pointer.kind == "T" for pointer in self.signature.pointers)

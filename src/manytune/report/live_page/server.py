@@ -20,32 +20,24 @@ from manytune.utils.errors import ManytuneError, StoreError
 
 _HERE = "127.0.0.1"
 
-_MOST_CONNECTIONS = 32
-"""Connections that are served at once; others wait in the system's queue."""
-
-_SECONDS = 5.0
-"""How long a connection may take to say what it wants, and to take the answer."""
-
-_PAUSE_SECONDS = 0.2
-"""Between two tries where no connection can be taken, as when the limit of open files is reached."""
+_MOST_CONNECTIONS = 32  # served at once; others wait in the system's queue
+_SECONDS = 5.0  # that a connection may take to send its request, and to take the answer
+_PAUSE_SECONDS = 0.2  # between two tries where no connection can be taken, as at the limit of open files
 
 
 def serve(store: Store, port: int = 0) -> ThreadingHTTPServer:
-    """A server that shows a study directory, bound to 127.0.0.1; `serve_forever` runs it.
+    """A server that shows a study directory, bound to 127.0.0.1; `serve_forever` runs it. Port 0 is any free one.
 
-    Port 0 is any that is free.
-
-    Raises:
-        StoreError: The port is taken.
+    Raises StoreError where the port is taken.
     """
     page = render_template("watch.html", "manytune", ("plotly", "draw.js", "watch.js"), served=True).encode()
-    watched, turn = Watched(store), threading.Lock()
+    watched, lock = Watched(store), threading.Lock()
 
     def state() -> bytes:
-        with turn:
+        with lock:
             try:
                 found: dict[str, Any] = watched.state()
-            except (ManytuneError, OSError) as error:  # half a second later it may be whole
+            except (ManytuneError, OSError) as error:  # half a second later the file may be whole
                 found = {"error": str(error)}
         return json.dumps(found, allow_nan=False).encode()
 
@@ -61,9 +53,9 @@ def serve(store: Store, port: int = 0) -> ThreadingHTTPServer:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread a connection, up to a number of them; connections that say nothing are given up."""
+    """One thread a connection, up to a number of connections; silent ones are closed."""
 
-    request_queue_size = 128  # connections that wait in the system's queue, rather than be tried again seconds later
+    request_queue_size = 128  # connections that wait in the system's queue; a browser retries others seconds later
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
@@ -71,11 +63,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """The next connection, once fewer than the most are served.
-
-        Raises:
-            OSError: There are too many, or it cannot be taken: the loop tries again, as it does on any such error.
-        """
+        """The next connection; an OSError says that too many are open or it failed: the server's loop tries again."""
         if not self._free.acquire(timeout=_PAUSE_SECONDS):
             self._give_up_the_slow()
             raise OSError("too many connections")
@@ -113,7 +101,7 @@ def _handler(answers: dict[str, tuple[str, Callable[[], bytes]]]) -> type[BaseHT
 
         def do_GET(self) -> None:
             port = self.connection.getsockname()[1]
-            # A page of another site may have its name lead here: only who asks for this machine is answered.
+            # Another site's name may be made to resolve to this address: only requests for this machine are answered.
             if self.headers.get("Host") not in (f"{_HERE}:{port}", f"localhost:{port}"):
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
@@ -122,11 +110,10 @@ def _handler(answers: dict[str, tuple[str, Callable[[], bytes]]]) -> type[BaseHT
                 return
             kind, content = answers[self.path]
             body = content()
+            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
             self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
+            for name, value in {**headers, "X-Content-Type-Options": "nosniff"}.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
