@@ -365,10 +365,9 @@ def start(settings: Settings) -> list[float]:
                 )
             )
             code = (
-                "import sys, time; from manytune import cli, train\n"
-                "real = train._forward_backward\n"
+                "import sys, time; from manytune import cli; from manytune.training import loop\n"
                 "def first(*a, **k):\n    print(time.time(), flush=True); sys.stdout.flush(); import os; os._exit(0)\n"
-                "train._forward_backward = first\n"
+                "loop._forward_backward = first\n"
                 f"sys.argv = ['manytune', 'run', {str(study)!r}, '--out', {folder + '/out'!r}]\n"
                 "cli.main()"
             )
