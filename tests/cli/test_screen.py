@@ -119,7 +119,7 @@ class TestCommands:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "Console")
         ]
-        assert sorted(found) == [("cli/common.py", "print"), ("text.py", "print")]
+        assert sorted(found) == [("cli/common.py", "print"), ("utils/text.py", "print")]
 
 
 class TestProgress:
