@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,6 @@ import yaml
 from pydantic import StrictBool
 from typer.testing import CliRunner
 
-import manytune
 from manytune.cli.main import app
 from manytune.config import Study, study_json_schema
 from manytune.config.plan import packs_from_json, packs_to_json, plan_packs, plan_runs
@@ -38,6 +34,7 @@ from manytune.study import run_study
 from manytune.utils.errors import ManytuneError, StudyError
 from manytune.utils.fields import Positive
 from method_contract import EXAMPLES, Case, Example, MethodContract, cases
+from plugin_package import printed_with_package
 from study_files import write_small_study
 from tiny import make_tiny
 
@@ -216,19 +213,9 @@ def test_messages_and_the_schema_know_it() -> None:
 def test_a_package_that_is_installed_brings_its_methods(tmp_path: Path) -> None:
     """By an entry point, so that the command line and worker processes have them too."""
     source = f"from __future__ import annotations\n\n{IMPORTS}\n\n{inspect.getsource(Ia3)}"
-    (tmp_path / "scaling.py").write_text(source)
-    facts = tmp_path / "scaling-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: scaling\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[manytune.methods]\nia3 = scaling:Ia3\n")
     program = "from manytune.methods import METHODS; print(*METHODS)"
-    for path, known in ((str(tmp_path), "full bitfit lora head ia3"), ("", "full bitfit lora head")):
-        paths = os.pathsep.join(filter(None, (path, str(Path(manytune.__file__).parents[1]))))
-        environment = {**os.environ, "PYTHONPATH": paths}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.stdout.strip(), done.stderr) == (known, "")
+    printed = printed_with_package(tmp_path, source, "manytune.methods", "Ia3", program)
+    assert printed == ("full bitfit lora head ia3", "full bitfit lora head")
 
 
 def test_what_no_method_may_be_is_refused() -> None:

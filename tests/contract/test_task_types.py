@@ -5,9 +5,6 @@ from __future__ import annotations
 import ast
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +34,7 @@ from manytune.storage.directory import Store
 from manytune.study import run_study
 from manytune.training.workload import load_splits
 from manytune.utils.errors import DataError, StudyError
+from plugin_package import printed_with_package
 from tiny import make_tiny
 
 SOURCES = Path(manytune.__file__).parent
@@ -298,19 +296,10 @@ def test_nothing_outside_the_types_asks_which_type_it_is() -> None:
 
 def test_a_package_that_is_installed_brings_its_types(tmp_path: Path) -> None:
     """By an entry point, so that the command line and worker processes have them too."""
-    (tmp_path / "ordinal.py").write_text(
+    source = (
         "from manytune.data.task_types.regression import Regression\n\n\n"
         "class Ordinal(Regression):\n    name = 'ordinal'\n"
     )
-    facts = tmp_path / "ordinal-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: ordinal\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[manytune.task_types]\nordinal = ordinal:Ordinal\n")
     program = "from manytune.data.task_types import TASK_TYPES; print(*TASK_TYPES)"
-    for path, known in ((str(tmp_path), "classification regression ordinal"), ("", "classification regression")):
-        paths = os.pathsep.join(filter(None, (path, str(Path(manytune.__file__).parents[1]))))
-        environment = {**os.environ, "PYTHONPATH": paths}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
-        )
-        assert (done.stdout.strip(), done.stderr) == (known, "")
+    printed = printed_with_package(tmp_path, source, "manytune.task_types", "Ordinal", program)
+    assert printed == ("classification regression ordinal", "classification regression")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -19,24 +20,7 @@ import manytune
 PACKAGE = Path(manytune.__file__).parent
 
 # The way of the data: a package imports only what stands above it, and of its own.
-ORDER = (
-    "utils",
-    "data",
-    "methods",
-    "config",
-    "storage",
-    "models",
-    "packing",
-    "training",
-    "inference",
-    "stats",
-    "tracking",
-    "report",
-    "executors",
-    "study",
-    "cli",
-    "__main__",
-)
+ORDER = (*runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_modules.py"))["ORDER"], "__main__")
 
 # Where every command and every report starts. What these load when they are imported, and so on, is light: `--help`,
 # `status` and `report` are there in well under a second.

@@ -81,10 +81,11 @@ class StudyState:
         The latter are the misfits, and tasks last trained with other data by runs that the study no longer has.
         """
         names = list(dict.fromkeys(run.task for run in self.waiting))
+        misfits = self.misfits  # reads files
         for name in self.study.task_names:
             known = [{"data": {name: digest}} for digest in self.scored(name) if digest is not None]
             own = self.study.task(name).own is not None
             outdated = own and bool(known) and all(provenance.changes(self.store.root, each) for each in known)
-            if name not in names and (outdated or name in self.misfits):
+            if name not in names and (outdated or name in misfits):
                 names.append(name)
         return names

@@ -24,7 +24,7 @@ from manytune.utils.text import parse_json
 
 _SECONDS_BETWEEN = 1.0
 
-Clock = Callable[[], float]  # seconds from any fixed moment, never backwards
+TimeSource = Callable[[], float]  # seconds from any fixed moment, never backwards
 
 
 @dataclass(config=ConfigDict(allow_inf_nan=False, extra="forbid"))
@@ -55,7 +55,7 @@ class PackProgress:
 class PackObserver(Callback):
     """Keeps the progress of every pack that trains; subclasses show or store it."""
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(self, clock: TimeSource = time.monotonic) -> None:
         self.clock = clock
         self.packs: dict[str, PackProgress] = {}
         self._started: dict[str, float] = {}
@@ -90,7 +90,7 @@ class PackObserver(Callback):
 class LiveFileWriter(PackObserver):
     """Writes the progress of the packs into a study directory."""
 
-    def __init__(self, root: Path, clock: Clock = time.monotonic) -> None:
+    def __init__(self, root: Path, clock: TimeSource = time.monotonic) -> None:
         super().__init__(clock)
         self._folder = root / "live"
         self._written: dict[str, float] = {}

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from manytune.data.metrics import METRICS
 from manytune.storage.record import HistoryRow, RunRecord, RunState
-from manytune.tracking.pack_progress import Clock, PackObserver, PackProgress
+from manytune.tracking.pack_progress import PackObserver, PackProgress, TimeSource
 from manytune.training.callbacks import Best, Level, PackEnd
 from manytune.utils.text import counted, duration, printable
 
@@ -37,7 +37,9 @@ class TerminalProgress(PackObserver):
     With `quiet`, only warnings, errors, and which runs failed or collapsed.
     """
 
-    def __init__(self, *, quiet: bool = False, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, *, quiet: bool = False, console: Console | None = None, clock: TimeSource = time.monotonic
+    ) -> None:
         """Print nothing yet; without a console, it will be standard error."""
         super().__init__(clock)
         self._console = console or CleanConsole(stderr=True)
