@@ -22,7 +22,9 @@ def main() -> None:
     options = parser.parse_args()
     store = Store.open(options.study_dir)
     console = Console(record=True, width=190, file=io.StringIO())
-    console.print(render(tabulate(store.finished_runs().values())))
+    records = store.finished_runs().values()
+    baselines = {name: kept for name in store.study().task_names if (kept := store.task_artifacts(name).baselines())}
+    console.print(render(tabulate(records, baselines)))
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(options.picture), title=f"manytune run {store.study().name}.yaml")
 

@@ -1,18 +1,22 @@
 """How fast packs train, beside transformers' Trainer and peft: one script for every figure of docs/performance.md.
 
     python benchmarks/speed.py compare growth memory start profile --data GLUE --out result.json
-    python benchmarks/speed.py show result.json
-    python benchmarks/speed.py picture result.json growth.svg
+    python benchmarks/speed.py compare growth memory start profile --data GLUE --out result.json --resume
+    python docs/make_performance.py    # the tables, of docs/results/speed-cpu.json and speed-cpu-avx2.json
 
-Samples a second are those of training steps, after a warm-up, summed over the runs of a pack. What is compared
-runs in turn, round by round, on the same machine, and the medians of the rounds are reported. Trainer trains the same
-runs one after the other, in two ways:
+The file is written after every measurement; --resume goes on with what it lacks.
+
+Samples a second are those of training steps, after a warm-up, summed over the runs of a pack. What is compared runs in
+turn, round by round, on the same machine, and the medians of the rounds are reported. Trainer trains the same runs one
+after the other, in two ways:
 
 - as in the study: fp32, every sentence padded to the longest of the data, 2 threads;
 - at its best: bf16 where the hardware is fast at it, dynamic padding, batches grouped by length, fused AdamW, and the
   better of 1 and 2 threads.
 
 A model without weights at hand: `--architecture FOLDER` (config.json and tokenizer) makes random ones of its shape.
+A CPU with AVX-512 stands in for one with AVX2 alone: `ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+ATEN_CPU_CAPABILITY=avx2 MANYTUNE_KERNEL_TARGET=x86-64-v3 python benchmarks/speed.py … --precision fp32`.
 """
 
 from __future__ import annotations
@@ -28,13 +32,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from measured import Measurements, machine
 from trainer_reference import Rows, build_model, collate, common_arguments
-from transformers import AutoConfig, AutoModel, AutoTokenizer, Trainer, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from manytune.config import Study
@@ -89,12 +95,17 @@ class Settings:
     steps: int
     rounds: int
     threads: int
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in: ours, and those of Trainer at its best."""
+        return hardware.choose_dtype(self.precision, self.device)
 
     def study(self, what: dict[str, Any], steps: int) -> Study:
         training = {"batch_size": 16, "max_steps": steps, "max_length": 512, "weight_decay": 0.1, "warmup_steps": 2}
-        return Study.model_validate(
-            {"name": "speed", "model": self.model, "data_dir": self.data, "training": training, **what}
-        )
+        shared = {"model": self.model, "data_dir": self.data, "training": {**training, "precision": self.precision}}
+        return Study.model_validate({"name": "speed", **shared, **what})
 
 
 @dataclass
@@ -145,9 +156,8 @@ class Bench:
         runs, work, backbone = self.runs(what, steps)
         torch.set_num_threads(settings.threads)
         hardware.keep_freed_memory()  # as `manytune run` does; Trainer has the advantage of it too from here on
-        dtype = hardware.choose_dtype("auto", settings.device)
         members = [Member(run.seed, work.adaptation(run)) for run in runs]
-        model = PackedModel(backbone, members, dtype=dtype, device=settings.device)
+        model = PackedModel(backbone, members, dtype=settings.dtype, device=settings.device)
         data = work.pack_data(runs)
         few = tuple(rows[:16] for rows in data.select_rows)  # the evaluation at the end is not timed
         clock = Clock([], at_warm)
@@ -172,7 +182,7 @@ class Bench:
                 clock.on_step_end("", 0, ())
 
         cpu = self.settings.device.type == "cpu"
-        bf16 = best and hardware.choose_dtype("auto", self.settings.device) == torch.bfloat16
+        bf16 = best and self.settings.dtype == torch.bfloat16
         rows = Rows(work.train)
         longest = int((work.train.offsets[1:] - work.train.offsets[:-1]).max())
         with tempfile.TemporaryDirectory() as folder:
@@ -196,13 +206,14 @@ class Bench:
                 data_collator=collate if best else padded_to(longest),
                 callbacks=[Steps()],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return clock.seconds
 
-    def compare(self, only: str = "") -> list[dict[str, Any]]:
+    def compare(self, kept: Measurements, only: str = "") -> None:
         """Every kind of work whose name has `only` in it: rounds of ours and of Trainer's two ways, in turn."""
         threads = (1, 2) if self.settings.device.type == "cpu" else (self.settings.threads,)
-        found = []
+        rows = kept.begin("compare", [])
         for name, what in WORK.items():
             if only not in name:
                 continue
@@ -216,40 +227,34 @@ class Bench:
                     for count in threads
                 },
             }
-            rounds: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(self.settings.rounds):
-                for way, measure in ways.items():
-                    rounds[way].append(measure())
-            best = max((way for way in ways if way.startswith("best")), key=lambda way: statistics.median(rounds[way]))
-            medians = {way: statistics.median(values) for way, values in rounds.items()}
-            row = {
-                "work": name,
-                "samples_per_second": rounds,
-                "over_study": medians["manytune"] / medians["study"],
-                "over_best": medians["manytune"] / medians[best],
-                "best_way": best,
-            }
-            found.append(row)
-            print(f"{name}: {medians}, {row['over_study']:.1f}x study, {row['over_best']:.2f}x best", flush=True)
-        return found
+            row = next((row for row in rows if row["work"] == name), None)
+            if row is None:
+                row = {"work": name, "samples_per_second": {}}
+                rows.append(row)
+            kept.in_turn(row["samples_per_second"], ways, self.settings.rounds)
+            medians = {way: round(statistics.median(values), 1) for way, values in row["samples_per_second"].items()}
+            print(f"{name}, samples/s: {medians}", flush=True)
 
-    def growth(self) -> list[dict[str, Any]]:
+    def growth(self, kept: Measurements) -> None:
         """Packs of LoRA r=8 on CoLA by size."""
-        sizes = SIZES[self.settings.device.type]
-        rounds: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in range(self.settings.rounds):
-            for size in sizes:
-                rounds[size].append(self.ours({"tasks": ["cola"], "seeds": list(range(size)), "methods": [LORA]}))
-        found = [{"runs": size, "samples_per_second": values} for size, values in rounds.items()]
-        for row in found:
-            print(f"pack of {row['runs']}: {statistics.median(row['samples_per_second']):.0f} samples/s", flush=True)
-        return found
+        rounds = kept.begin("growth", {})
 
-    def profile(self) -> dict[str, Any]:
+        def measure(size: int) -> float:
+            return self.ours({"tasks": ["cola"], "seeds": list(range(size)), "methods": [LORA]})
+
+        sizes = SIZES[self.settings.device.type]
+        kept.in_turn(rounds, {str(size): partial(measure, size) for size in sizes}, self.settings.rounds)
+        for size, values in rounds.items():
+            print(f"pack of {size}: {statistics.median(values):.0f} samples/s", flush=True)
+
+    def profile(self, kept: Measurements) -> None:
         """Where the time of a pack of 8 LoRA runs on CoLA goes, by kind of work, and what products alone could do.
 
         On a CPU alone: elsewhere a call returns before its work is done.
         """
+        found = kept.begin("profile", {})
+        if found:
+            return
         kernels = type(choose_kernels(self.settings.device))
         kinds = {
             "products with frozen matrices": [(Product, "forward"), (Product, "backward")],
@@ -290,21 +295,21 @@ class Bench:
         milliseconds = {kind: 1e3 * seconds / steps for kind, seconds in spent.items()}
         milliseconds["rest: Python, autograd, embeddings, head, data"] = 1e3 * step - sum(milliseconds.values())
         ceiling = self.ceiling(tokens[0])
-        found = {
+        found |= {
             "step_ms": 1e3 * step,
             "milliseconds": milliseconds,
             "operations": operations[0] / steps,
             "ceiling_per_second": ceiling,
             "share_of_ceiling": operations[0] / steps / ceiling / step,
         }
+        kept.save()
         print(json.dumps(found, indent=2), flush=True)
-        return found
 
     def ceiling(self, rows: int) -> float:
         """Floating-point operations a second of the encoder's largest product alone, the best of 30."""
         (_, _, backbone) = self.runs({"tasks": ["cola"], "seeds": [0], "methods": [LORA]}, 1)
         width = backbone.model.config.hidden_size
-        dtype = hardware.choose_dtype("auto", self.settings.device)
+        dtype = self.settings.dtype
         product = Product(torch.randn(4 * width, width).to(dtype), frozen=True)
         x, best = torch.randn(rows, width).to(dtype), float("inf")
         for _ in range(30):
@@ -339,22 +344,22 @@ def padded_to(length: int) -> Callable[[list[dict[str, Any]]], dict[str, torch.T
     return collator
 
 
-def memory(arguments: Sequence[str]) -> dict[str, Any]:
+def memory(kept: Measurements, arguments: Sequence[str]) -> None:
     """Peak memory of a pack of 16 LoRA runs and of one full run by Trainer, each in a process of its own."""
-    peaks = {}
+    peaks = kept.begin("memory", {})
     for who in ("trainer", "pack"):
-        command = [sys.executable, __file__, "peak", *arguments, "--who", who]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[who] = int(done.stdout.strip().splitlines()[-1])
-    found = {**peaks, "ratio": peaks["pack"] / peaks["trainer"]}
-    print(f"memory: {found}", flush=True)
-    return found
+        if who not in peaks:
+            command = [sys.executable, __file__, "peak", *arguments, "--who", who]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks[who] = int(done.stdout.strip().splitlines()[-1])
+            kept.save()
+    print(f"peak memory, bytes: {peaks}", flush=True)
 
 
-def start(settings: Settings) -> list[float]:
-    """Seconds from the command `manytune run` on CoLA to its first step, caches warm."""
-    found = []
-    for _ in range(settings.rounds + 1):
+def start(kept: Measurements, settings: Settings) -> None:
+    """Seconds from the command `manytune run` on CoLA to its first step, caches warm: one start before is not kept."""
+    found = kept.begin("start", [])
+    for kind in ("colder", *(["warm"] * (settings.rounds - len(found)))):
         with tempfile.TemporaryDirectory() as folder:
             study = Path(folder) / "study.yaml"
             study.write_text(
@@ -373,9 +378,11 @@ def start(settings: Settings) -> list[float]:
             )
             began = time.time()
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            found.append(float(done.stdout.strip().splitlines()[-1]) - began)
-    print(f"start to first step: {found[1:]} s (first, colder: {found[0]:.1f})", flush=True)
-    return found[1:]
+            seconds = float(done.stdout.strip().splitlines()[-1]) - began
+            print(f"start to first step, {kind}: {seconds:.1f} s", flush=True)
+            if kind == "warm":
+                found.append(seconds)
+                kept.save()
 
 
 def random_weights(architecture: Path, folder: Path) -> str:
@@ -386,112 +393,61 @@ def random_weights(architecture: Path, folder: Path) -> str:
     return str(folder)
 
 
-def show(path: Path) -> None:
-    """The tables of docs/performance.md, from a result file."""
-    result = json.loads(path.read_text())
-    print("| work | manytune | Trainer, study | ratio | Trainer, best | ratio |\n|---|---|---|---|---|---|")
-    for row in result.get("compare", ()):
-        ours, study, best = (
-            statistics.median(row["samples_per_second"][way]) for way in ("manytune", "study", row["best_way"])
-        )
-        ratios = row["over_study"], row["over_best"]
-        print(f"| {row['work']} | {ours:.0f} | {study:.0f} | {ratios[0]:.1f} | {best:.0f} | {ratios[1]:.2f} |")
-    print("\n| runs in the pack | samples/s |\n|---|---|")
-    for row in result.get("growth", ()):
-        print(f"| {row['runs']} | {statistics.median(row['samples_per_second']):.0f} |")
-    profile = result.get("profile")
-    if profile:
-        print("\n| kind of work | ms a step | share |\n|---|---|---|")
-        for kind, spent in profile["milliseconds"].items():
-            print(f"| {kind} | {spent:.1f} | {spent / profile['step_ms']:.0%} |")
-        ceiling, share = profile["ceiling_per_second"] / 1e9, profile["share_of_ceiling"]
-        print(f"\nproducts alone: {ceiling:.0f} GFLOP/s; share of it that a step reaches: {share:.0%}")
-    for name in ("memory", "start", "hardware", "versions", "kernels", "commit", "command"):
-        print(f"\n{name}: {result.get(name)}")
-
-
-def picture(result: Path, target: Path) -> None:
-    """Samples a second by the number of runs in a pack, beside Trainer's at its best."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "manytune"  # the same bytes from the same figures
-    import matplotlib.pyplot as plt
-
-    found = json.loads(result.read_text())
-    sizes = [row["runs"] for row in found["growth"]]
-    speeds = [statistics.median(row["samples_per_second"]) for row in found["growth"]]
-    trainer = next(row for row in found["compare"] if row["work"] == next(iter(WORK)))
-    best = statistics.median(trainer["samples_per_second"][trainer["best_way"]])
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    axes.plot(sizes, speeds, "o-", color="#0072b2", label="manytune, all runs of the pack together")
-    axes.axhline(best, color="#b35900", linestyle="--", label="Trainer + peft at its best, one run after the other")
-    for size, speed in zip(sizes, speeds, strict=True):
-        axes.annotate(f"{speed:.0f}", (size, speed), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set(xlabel="LoRA runs (r = 8) in one pack, CoLA", ylabel="samples a second", ylim=(0, 1.15 * max(speeds)))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(target, metadata={"Date": None})
-
-
-def main() -> None:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "compare, growth, memory, start, profile; or: show FILE; or: picture FILE SVG"
-    parser.add_argument("parts", nargs="+", help=what)
+    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start, profile")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
     parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each measurement of ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="compare only work with this in its name")
     parser.add_argument("--who", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="a JSON file; parts that it has already are replaced")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, help="a JSON file, written as it goes; parts that it has are begun anew")
+    parser.add_argument("--resume", action="store_true", help="go on with what the file lacks instead")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options()
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-    if options.parts[0] == "show":
-        show(Path(options.parts[1]))
-        return
-    if options.parts[0] == "picture":
-        picture(*map(Path, options.parts[1:]))
-        return
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         model = random_weights(options.architecture, Path(folder)) if options.architecture else options.model
         device = hardware.choose_device(options.device)
-        settings = Settings(model, options.data, device, options.steps, options.rounds, options.threads)
+        chosen = (options.data, device, options.steps, options.rounds, options.threads, options.precision)
+        settings = Settings(model, *chosen)
         bench = Bench(settings)
         if options.parts == ["peak"]:
             print(bench.peak(options.who))
             return
-        same = ["--model", model, "--device", device.type, "--steps", "10", "--threads", str(options.threads)]
-        measure: dict[str, Callable[[], Any]] = {
-            "compare": lambda: bench.compare(options.only),
-            "growth": bench.growth,
-            "memory": lambda: memory([*same, *(["--data", options.data] if options.data else [])]),
-            "start": lambda: start(settings),
-            "profile": bench.profile,
-        }
-        result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-        for part in options.parts:
-            result[part] = measure[part]()
-        result |= {
+        torch.set_num_threads(options.threads)
+        facts = {
             "model": str(options.architecture or options.model),
-            "device": device.type,
             "threads": options.threads,
+            "steps": options.steps,
             "kernels": kernel_path(device),
-            "hardware": hardware.describe(device),
+            "machine": machine(device, settings.dtype),
             "versions": {**hardware.versions(), "peft": __import__("peft").__version__},
             "commit": hardware.git_commit(),
-            "load_at_end": os.getloadavg(),
         }
-        if options.out:
-            options.out.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        kept = Measurements(options.out, facts, resume=options.resume)
+        same = ["--model", model, "--device", device.type, "--steps", "10", "--threads", str(options.threads)]
+        same += ["--precision", options.precision, *(["--data", options.data] if options.data else [])]
+        measure: dict[str, Callable[[], None]] = {
+            "compare": lambda: bench.compare(kept, options.only),
+            "growth": lambda: bench.growth(kept),
+            "memory": lambda: memory(kept, same),
+            "start": lambda: start(kept, settings),
+            "profile": lambda: bench.profile(kept),
+        }
+        for part in options.parts:
+            measure[part]()
 
 
 if __name__ == "__main__":

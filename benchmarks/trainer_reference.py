@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     EvalPrediction,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -175,6 +176,7 @@ def train(run: Run, work: TaskWork) -> dict[str, Any]:
             data_collator=collate,
             compute_metrics=score,
         )
+        trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started - evaluating

@@ -22,34 +22,37 @@ DOCS = Path(__file__).parent
 MOST_LINES, HEAD = 42, 30
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "init": ("manytune init another.yaml",),
+    "init": ("manytune init another.yaml", "manytune init tickets-study.yaml --data tickets.csv"),
+    "quick": ("manytune quick new.csv",),
     "check": ("manytune check study.yaml",),
     "params": ("manytune params roberta-base --labels 2",),
     "run": ("manytune run study.yaml --dry-run", "manytune run study.yaml --out results --quiet"),
     "status": ("manytune status results",),
-    "show": ("manytune show results tickets-bitfit-lr4e-3-s0",),
     "watch": ("timeout --signal=INT 5 manytune watch results",),
+    "show": ("manytune show results tickets-bitfit-lr4e-3-s0",),
     "report": ("manytune report results",),
+    "extend": ('manytune extend results --seeds 6 --method "lora rank=16 learning_rate=1e-3" --dry-run',),
     "compare": ("manytune compare results short",),
-    "clean": ("manytune clean results --dry-run",),
     "predict": (
         "manytune predict results new.csv --out predicted.csv",
         'manytune predict results --text "Where is my parcel?" "It should have come on Monday."',
     ),
+    "evaluate": ("manytune evaluate results labelled.csv --run tickets-full-lr1e-4-s0",),
     "export": (
         "manytune export results --run tickets-bitfit-lr4e-3-s0 --to bitfit",
         "manytune export results --run tickets-lora-r4-lr2e-3-s0 --to adapter",
         "manytune export results --run tickets-lora-r4-lr2e-3-s0 --format onnx --to onnx",
     ),
     "submit": ("manytune submit glue.zip", "manytune submit results"),
-    "models": ("manytune models",),
+    "clean": ("manytune clean results --dry-run",),
     "tasks": ("manytune tasks",),
     "methods": ("manytune methods",),
+    "models": ("manytune models",),
     "schema": ("manytune schema",),
 }
 """Command → what its page shows, in the order of the pages."""
 
-MADE = ("another.yaml", "bitfit", "adapter", "onnx", "predicted.csv")
+MADE = ("another.yaml", "tickets-study.yaml", "bitfit", "adapter", "onnx", "predicted.csv")
 """What the examples write."""
 
 
@@ -86,7 +89,7 @@ def page(name: str, cwd: Path) -> str:
 def prepare(folder: Path) -> None:
     """Train the studies that the examples read, unless they are there, and remove what earlier examples wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tickets.csv", "new.csv"):
+    for name in ("tickets.csv", "new.csv", "labelled.csv"):
         shutil.copy(DOCS / "tutorial" / name, folder)
     (study,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
     (folder / "study.yaml").write_text(study)

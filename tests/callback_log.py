@@ -28,6 +28,7 @@ class CallbackLog(Callback):
         self.records: dict[str, RunRecord] = {}
         self.ends: list[PackEnd] = []
         self.messages: list[str] = []
+        self.baselines: list[str] = []
 
     @property
     def started(self) -> list[str]:
@@ -76,7 +77,7 @@ class CallbackLog(Callback):
         self.ends.append(end)
 
     def on_message(self, text: str, level: Level = "info") -> None:
-        self.messages.append(text)
+        (self.baselines if "without a pretrained model" in text else self.messages).append(text)
 
     def on_study_end(self) -> None:
         self.open -= 1

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from ray_cluster import ray_cluster
 
 pytest.register_assert_rewrite("method_contract")
 
@@ -36,8 +40,31 @@ settings.load_profile("manytune")
 _PROJECT = Path(__file__).resolve().parents[1]
 
 
+_ON_RAY = ("tests/contract/test_executors.py", "tests/unit/executors/test_on_ray.py")
+"""The files whose tests use `cluster`."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file's tests run in one process, and those on Ray all in the same one, so that it is started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "on Ray" if file in _ON_RAY else file
+
+    return ByFile(config, log)
+
+
 def pytest_unconfigure() -> None:
     _CACHES.cleanup()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes."""
+    yield from ray_cluster()
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ import numpy as np
 from manytune.config import Study
 from manytune.config.plan import Run, plan_packs, plan_runs
 from manytune.data import metrics
+from manytune.data.baselines import TFIDF_TITLE, BaselineScore
 from manytune.data.splits import load_split
 from manytune.data.tasks import Task, get_task
-from manytune.storage.artifacts import Examples, Structure, Trained
+from manytune.storage.artifacts import Baselines, Examples, Structure, Trained
 from manytune.storage.directory import Store
 from manytune.storage.lookup import digests
 from manytune.storage.record import HistoryRow, RunRecord
@@ -52,6 +53,7 @@ GLUE_LIKE: Mapping[str, Any] = {
 }
 """The shape of the study that the project is for."""
 
+_FINGERPRINT = "2a95597362003e9c"
 _START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 _HIDDEN, _LAYERS, _WORDS = 384, 6, 30522
 
@@ -68,6 +70,7 @@ def make_study_directory(
     hostile: bool = False,
     evaluations: int = 6,
     changes: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, float | None] | None = None,
 ) -> Store:
     """Write a study directory.
 
@@ -82,6 +85,8 @@ def make_study_directory(
         hostile: Whether sentences and failures hold markup.
         evaluations: Rows of each history.
         changes: FileFacts in place of every record's own.
+        baselines: Task → what TF-IDF with a linear model scores in its first metric; the constant scores 0, or is
+            undefined.
     """
     made = Study.from_dict(study)
     store = Store.create_or_open(root, made)
@@ -94,6 +99,8 @@ def make_study_directory(
         if artifacts:
             examples = Examples(texts=texts, labels=tuple(labels.tolist()), parts=dict(task.dev_parts))
             store.task_artifacts(name).keep(task, examples, structure_of(own, task))
+        if baselines and name in baselines:
+            store.task_artifacts(name).keep_baselines(_baselines(made, task, baselines[name]))
         for place, run in enumerate(own):
             if not run.id.startswith(tuple(pending)) or not pending:
                 state = next((s for start, s in (states or {}).items() if run.id.startswith(start)), "finished")
@@ -113,6 +120,22 @@ def make_study_directory(
                     changes or {},
                 )
     return store
+
+
+def _baselines(study: Study, task: Task, tfidf: float | None) -> Baselines:
+    constant = 0.0 if task.kind == "classification" else None
+    others = dict.fromkeys(task.metrics[1:], 0.5)
+    return Baselines(
+        fingerprint=_FINGERPRINT,
+        selection=study.selection,
+        seeds=(),
+        versions={"scikit-learn": "1.9.1"},
+        settings={},
+        scores=(
+            BaselineScore("constant", task.type.constant_title, 100, {task.metrics[0]: constant, **others}, "says 1"),
+            BaselineScore("tfidf", TFIDF_TITLE, 100, {task.metrics[0]: tfidf, **others}, ""),
+        ),
+    )
 
 
 def structure_of(runs: Sequence[Run], task: Task) -> Structure:
@@ -255,7 +278,7 @@ def _write_run(
         "provenance": {
             "versions": {"python": "3.11.7", "manytune": "0.1.0", "torch": "2.13.0"},
             "model_revision": "sha256:051e2de600e464d2",
-            "data_fingerprint": "2a95597362003e9c",
+            "data_fingerprint": _FINGERPRINT,
             "git_commit": "980b945c2cbd4bb4add29a58247ebaa958bc6232",
             "hardware": {"device": "cpu", "processor": "a processor", "cores": 2, "threads": 2},
             "started": started,

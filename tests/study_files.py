@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from manytune.config import Study
 
-__all__ = ["results_in", "small_study", "write_small_study"]
+__all__ = ["results_in", "small_study", "small_task", "write_small_study"]
 
 _CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
 """Fields of a record that are never compared."""
@@ -28,6 +29,17 @@ def write_small_study(folder: Path, model: Path, training: Mapping[str, Any], **
 def small_study(model: Path, **changes: Any) -> Study:
     """The same as a study, of few steps unless `changes` say otherwise."""
     return Study.from_dict(_small(model, **changes))
+
+
+def small_task(folder: Path) -> dict[str, Any]:
+    """A task of 64 training rows and 24 rows of dev, written into the folder: scoring them takes milliseconds."""
+    draw = random.Random(0)
+    words = ("river", "lamp", "seven", "quiet", "horse", "paper", "window", "salt")
+    rows = [f"{' '.join(draw.choices(words, k=draw.randint(1, 7)))} {row},{draw.random():.3f}" for row in range(88)]
+    for split, chosen in (("train", rows[:64]), ("dev", rows[64:])):
+        (folder / f"{split}.csv").write_text("\n".join(["text,score", *chosen, ""]))
+    files = {split: str(folder / f"{split}.csv") for split in ("train", "dev")}
+    return {"name": "small", **files, "text": "text", "label": "score", "type": "regression", "metric": "pearson"}
 
 
 def _small(model: Path, **changes: Any) -> dict[str, Any]:

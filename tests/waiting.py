@@ -1,10 +1,23 @@
-"""Waiting for what a page in a browser comes to."""
+"""Waiting for what another process, or a page in a browser, comes to."""
 
 from __future__ import annotations
 
-from playwright.sync_api import Page
+import time
+from collections.abc import Callable
+from subprocess import Popen
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["until"]
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+__all__ = ["until", "until_brought_about"]
+
+
+def until_brought_about(condition: Callable[[], bool], process: Popen[Any]) -> None:
+    """Wait until a running process has brought something about; the processor is its own meanwhile."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def until(page: Page, condition: str, seconds: int = 20) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.config import Study
 from manytune.config.plan import Pack, replan
-from manytune.executors.auto import best_executor
+from manytune.executors import probe
+from manytune.executors.auto import STARTUP_SECONDS, best_executor
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.driver import Driver
 from manytune.executors.estimate import largest_packs, makespan, seconds_of
@@ -17,8 +19,9 @@ from manytune.executors.inline import Inline
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.executors.workers import Workers
 from manytune.report import TaskTable, tabulate
+from manytune.report.task_table import baseline_line
 from manytune.storage import provenance
-from manytune.storage.artifacts import Examples, Structure, Trained
+from manytune.storage.artifacts import Baselines, Examples, Structure, Trained
 from manytune.storage.directory import Store
 from manytune.storage.lock import Held, Lock
 from manytune.storage.record import RunRecord, RunState
@@ -57,6 +60,7 @@ def run_study(
     wait: bool = False,
     retry_failed: bool = False,
     accept_changes: bool = False,
+    additions: bool = False,
 ) -> StudyResult:
     """Train every run of a study that has not ended yet, and compare them.
 
@@ -74,6 +78,7 @@ def run_study(
         retry_failed: Train runs that failed again.
         accept_changes: Go on although the study, the data or a package is another than when the directory was begun;
             runs that are still in the study are kept.
+        additions: Go on although the study has more runs than when the directory was begun, if it has all of those.
 
     Raises:
         ManytuneError: The study, its data, its model or the directory cannot be used, or a callback failed. A run that
@@ -91,7 +96,7 @@ def run_study(
     if executor is None:
         hardware.choose_device(device)
     user = CallbackList(map(GuardedCallback, (TerminalProgress(),) if callbacks is None else callbacks))
-    store = Store.check(out, study, accept_changes=accept_changes)
+    store = Store.check(out, study, accept_changes=accept_changes, additions=additions)
     lock = Lock(store.root, user.on_message, wait=wait)
     lock.look()
     trackers = Trackers(study, store, lambda text: user.on_message(text, "warning"))
@@ -102,17 +107,27 @@ def run_study(
     else:
         with lock.held() as held:
             # From here on nobody else writes; what was read before may have changed.
-            Store.check(out, study, accept_changes=accept_changes)
+            Store.check(out, study, accept_changes=accept_changes, additions=additions)
             state = StudyState.read(store, study, retry_failed=retry_failed)
             _report_ended(state, callback)
             _train(state, device, executor, callback, held, accept_changes=accept_changes)
     records = tuple(store.finished_runs().values())
-    return StudyResult(store.root, records, tabulate(records))
+    return StudyResult(store.root, records, tabulate(records, _baselines(store, records)))
+
+
+def _baselines(store: Store, records: Iterable[RunRecord]) -> dict[str, Baselines]:
+    """Task → its kept baselines; damaged ones, of which the report tells, are left out."""
+    found: dict[str, Baselines] = {}
+    for task in dict.fromkeys(record.task for record in records):
+        with suppress(StoreError):
+            if (kept := store.task_artifacts(task).baselines()) is not None:
+                found[task] = kept
+    return found
 
 
 def _report_ended(state: StudyState, callback: Callback) -> None:
     if state.ended:
-        callback.on_message(f"{len(state.ended)} of {len(state.runs)} runs have ended before.")
+        callback.on_message(f"{counted(len(state.ended), 'run', 'has|have', of=len(state.runs))} ended before.")
 
 
 def _train(
@@ -129,20 +144,23 @@ def _train(
 
     # Prepare: what cannot be loaded or trained is refused here, before anything is written.
     backbones = Backbones(state.study.model)
-    works = {name: prepare(state.study, name, backbones.spec) for name in state.tasks_to_prepare()}
+    works = {
+        name: prepare(state.study, name, backbones.spec, artifacts=store.task_artifacts(name))
+        for name in state.tasks_to_prepare()
+    }
     for work in works.values():
         _check_runs(state, work, callback)
+        if work.baselines is not None and not state.planned:  # said once, when the study begins
+            callback.on_message(baseline_line(work.task, work.baselines.scores))
 
-    # Plan: where packs train, which runs are in each, and how long they are expected to take.
+    # Plan: where packs train, and which runs are in each.
     spec = (executor or _default_executor(state, device, works)) if waiting else None
-    capacity, seconds = 1, dict[str, float]()
     if spec is None:
         packs = replan(state.planned, state.runs, max((len(pack.runs) for pack in state.planned), default=1))
     else:
         capacity, profile = spec.profile(state.study.training.precision, next(iter(works.values())).width)
         packs = replan(state.planned, state.runs, largest_packs(state.runs, works, profile, capacity))
         left = [pack for pack in packs if any(run.id not in state.ended for run in pack.runs)]
-        seconds = dict(zip((pack.id for pack in left), seconds_of(left, works, profile), strict=True))
     now = _provenance(state, works)
     if waiting and (changed := provenance.changes(store.root, now)):
         lines = "\n".join(f"  {line}" for line in changed)
@@ -156,7 +174,7 @@ def _train(
         store.task_artifacts(name).refuse_another(work.task, state.ended_of(name))
 
     # Record: the study, its plan, what its results rest on, and its tasks.
-    _write_study(state, packs, spec.to_plan() if spec else None, callback, accept_changes=accept_changes)
+    _write_study(state, packs, spec.to_plan() if spec else None, callback)
     provenance.keep(store.root, now)
     for run_id in state.again:
         store.reset_run(run_id)
@@ -164,6 +182,17 @@ def _train(
         _keep_task(state, work)
     if spec is None:
         return
+
+    # Expect: how long that will take, on this machine from a short training.
+    here = profile.device == "cpu" and spec.to_plan() is not None
+    # Of packs that go on, nobody knows yet how much is left.
+    begun = any(store.pack_dir(pack.id).exists() for pack in left)
+    here = here and not begun
+    each = probe.probed_seconds(left, works, profile, backbones) if here else seconds_of(left, works, profile)
+    seconds = dict(zip((pack.id for pack in left), each, strict=True))
+    expected = makespan(each, capacity) + (STARTUP_SECONDS if capacity > 1 else 0.0)
+    if expected >= probe.SHORTEST and not begun:
+        callback.on_message(f"Training is expected to take about {duration(expected)}.")
 
     # Execute: several packs at once, the longest first, so that all workers end together.
     if capacity > 1:
@@ -175,8 +204,8 @@ def _train(
         Driver(inputs, packs, set(state.ended), callback).train(spec, left)
     finally:
         callback.on_study_end()
-    if len(left) > 1:
-        took, expected = time.perf_counter() - began, makespan(seconds.values(), capacity)
+    if len(left) > 1 and not begun:
+        took = time.perf_counter() - began
         callback.on_message(f"The packs took {duration(took)}; about {duration(expected)} were expected.")
 
 
@@ -211,8 +240,6 @@ def _write_study(
     packs: Sequence[Pack],
     executor: Mapping[str, int] | None,
     callback: Callback,
-    *,
-    accept_changes: bool,
 ) -> None:
     """Write the study and its packs; remove leftovers and the checkpoints of packs that have ended."""
     store, ids = state.store, {run.id for run in state.runs}
@@ -221,7 +248,7 @@ def _write_study(
     store.sweep()
     for pack in state.finished_packs:
         store.remove_pack(pack.id)
-    Store.create_or_open(store.root, state.study, accept_changes=accept_changes)
+    Store.create_or_open(store.root, state.study, accept_changes=True)  # what may not change was refused before
     store.write_plan(packs, executor)
     if gone:
         callback.on_message(
@@ -231,8 +258,10 @@ def _write_study(
 
 
 def _keep_task(state: StudyState, work: TaskWork) -> None:
-    """Keep a task's dev rows and module tree, for the report and exports."""
+    """Keep a task's baselines, dev rows and module tree, for the report and exports."""
     spec = work.model_spec
+    if work.baselines is not None:
+        state.store.task_artifacts(work.task.name).keep_baselines(work.baselines)
     state.store.task_artifacts(work.task.name).keep(
         work.task,
         Examples(

@@ -65,7 +65,7 @@ def test_it_opens_and_draws_every_chart_with_no_complaint_and_no_request(
 ) -> None:
     seen = open_page(**settings)
     keys = charts(seen)
-    assert len(keys) == 10
+    assert len(keys) == 11
     for key in keys:
         plot = seen.chart(key)
         assert plot.locator(".scatterlayer .trace").count() >= 2
@@ -184,6 +184,37 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_page: Callable[..., Se
     contents.locator("a", has_text="Learning rate").first.click()
     until(seen.page, "location.hash === '#cola-rates'")
     assert contents.get_attribute("open") is None
+
+
+def test_the_charts_buttons_are_for_a_mouse_alone(open_page: Callable[..., Seen]) -> None:
+    for settings, buttons in ((DESKTOP, 1), (PHONE, 0)):
+        seen = open_page(**settings)
+        plot = seen.chart(charts(seen)[0])
+        assert plot.locator(".modebar").count() == buttons
+
+
+def test_a_table_that_scrolls_sideways_shows_it(open_page: Callable[..., Seen]) -> None:
+    place = open_page(**PHONE).page.locator("#table-cola-scores .scroll")
+    assert place.evaluate("place => place.scrollWidth > place.clientWidth")
+    assert (
+        place.evaluate("place => getComputedStyle(place).backgroundAttachment") == "local, local, scroll, scroll, local"
+    )
+
+
+def test_paper_clips_nothing_and_is_light(open_page: Callable[..., Seen]) -> None:
+    seen = open_page(viewport={"width": 690, "height": 1000}, color_scheme="dark")  # A4 between its margins
+    seen.chart(charts(seen)[0])
+    ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    dark = seen.page.evaluate(ink)
+    seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    seen.page.emulate_media(media="print")
+    assert seen.page.evaluate(ink) == "rgb(28, 33, 39)" != dark
+    wide = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth).length"
+    assert seen.page.locator("table").count() > 10
+    assert seen.page.evaluate(wide) == 0
+    seen.page.emulate_media(media="screen")
+    seen.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert seen.page.evaluate(ink) == dark
 
 
 def test_in_the_dark_page_and_charts_are_dark(open_page: Callable[..., Seen]) -> None:

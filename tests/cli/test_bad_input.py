@@ -169,7 +169,7 @@ BAD = [
     Bad("a label that is a word", "line 21: label 'yes'", COLA, make=data("CoLA/train.tsv", "src\tyes\t\tLabel.\n")),
     Bad("an empty sentence", "line 21: sentence is empty", COLA, make=data("CoLA/train.tsv", "src\t1\t\t  \n")),
     Bad("a blank line", "line 21", COLA, make=data("CoLA/train.tsv", "\nsrc\t1\t\tOne.\n")),
-    Bad("the wrong size", "8551", COLA, make=data("CoLA/train.tsv", "")),
+    Bad("the wrong size", "8,551", COLA, make=data("CoLA/train.tsv", "")),
     Bad("the wrong size of dev", "rows", COLA, make=data("CoLA/dev.tsv", "src\t1\t\tOne more.\n")),
     # Models
     Bad("no such folder", "there is no folder", {"model": "./nowhere"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,14 +28,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_speed(tiny: Path, glue_dir: Path, tmp_path: Path) -> None:
-    parts, out = ("compare", "memory", "start", "profile"), tmp_path / "speed.json"
-    small = ("--rounds", "1", "--steps", "2", "--threads", "1", "--only", "BitFit")
-    run("speed.py", *parts, "--architecture", tiny, "--data", glue_dir, *small, "--out", out)
+    out = tmp_path / "speed.json"
+    small = ("--rounds", "1", "--steps", "2", "--threads", "1", "--only", "BitFit", "--precision", "fp32")
+    shared = ("--architecture", tiny, "--data", glue_dir, *small, "--out", out)
+    run("speed.py", "memory", *shared)
+    begun = json.loads(out.read_text())
+    assert {*begun["memory"]} == {"trainer", "pack"}
+    assert begun["machine"]["dtype"] == "float32"
+
+    # As a stop in the middle of a round would leave it: what is there stays, what is missing is measured.
+    begun["compare"] = [{"work": "8 BitFit runs, CoLA", "samples_per_second": {"manytune": [0.5]}}]
+    out.write_text(json.dumps(begun))
+    assert "train_runtime" not in run("speed.py", "compare", "memory", "start", "profile", *shared, "--resume")
     result = json.loads(out.read_text())
     (row,) = result["compare"]
-    assert row["over_study"] > 0
-    assert row["over_best"] > 0
-    assert result["memory"]["ratio"] > 0
+    assert row["samples_per_second"].pop("manytune") == [0.5]
+    assert {*row["samples_per_second"]} == {"study", "best, 1 threads", "best, 2 threads"}
+    assert all(len(values) == 1 and values[0] > 0 for values in row["samples_per_second"].values())
+    assert result["memory"] == begun["memory"]
     assert len(result["start"]) == 1
     assert sum(result["profile"]["milliseconds"].values()) == pytest.approx(result["profile"]["step_ms"])
-    assert "| 8 BitFit runs, CoLA |" in run("speed.py", "show", out)
+
+
+def test_measurements_go_on_on_the_same_machine_alone(tmp_path: Path) -> None:
+    measurements = runpy.run_path(str(BENCHMARKS / "measured.py"))["Measurements"]
+    path = tmp_path / "speed.json"
+    first = measurements(path, {"machine": "one"}, resume=False)
+    first.in_turn(first.begin("growth", {}), {"8": lambda: 3.0}, 2)
+    kept = path.read_text()
+    with pytest.raises(SystemExit, match="measured otherwise:\n  machine: one there, another here\nMeasure anew"):
+        measurements(path, {"machine": "another"}, resume=True)
+    assert path.read_text() == kept
+    assert measurements(path, {"machine": "one"}, resume=True).begin("growth", {}) == {"8": [3.0, 3.0]}
+    assert measurements(path, {"machine": "another"}, resume=False).begin("growth", {}) == {}

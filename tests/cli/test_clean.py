@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from manytune.storage.directory import Store
 from manytune.utils.files import replacing
 from study_factory import make_study_directory
 from study_files import results_in, write_small_study
+from waiting import until_brought_about
 
 STUDY = {
     "name": "old",
@@ -72,7 +72,7 @@ def test_what_a_run_still_needs_stays(tmp_path: Path, command: Command, state: s
     needed = next(pack for pack in packs(store) if pack.kind == "adapters")
     kept = fill(store.pack_dir(needed.id) / "step-3.json")
     done = command("clean", store.root, "--yes", cwd=store.root)
-    assert "1 packs have runs that have not ended, or failed: their checkpoints stay." in done.out
+    assert "1 pack has runs that have not ended, or failed: its checkpoints stay." in done.out
     assert "There is nothing to remove." in done.out
     assert kept.exists()
 
@@ -146,13 +146,11 @@ def test_the_users_cache_is_asked_for(
 
 
 def test_a_directory_that_is_in_use_is_left_alone(tiny: Path, tmp_path: Path, command: Command) -> None:
-    write_small_study(tmp_path, tiny, {"max_steps": 2000, "eval_every": 5})
+    write_small_study(tmp_path, tiny, {"max_steps": 100_000, "eval_every": 5})
     run = [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out", "--quiet"]
     with subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         try:
-            while not list(tmp_path.glob("out/packs/*/*.json")):
-                assert process.poll() is None
-                time.sleep(0.05)
+            until_brought_about(lambda: any(tmp_path.glob("out/packs/*/*.json")), process)
             done = command("clean", "out", "--yes", cwd=tmp_path)
         finally:
             process.kill()

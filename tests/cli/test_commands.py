@@ -86,13 +86,13 @@ def score_again(study: Study, run: Run, directory: Path) -> dict[str, float]:
     return evaluate(model, task, work.dev, [np.arange(work.dev.size)])[0].scores
 
 
-def refused(done: Finished, *said: str) -> None:
+def refused(done: Finished, *expected: str) -> None:
     """One clear message on standard error, exit code 2, and nothing else."""
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
     assert done.err.count("error: ") == 1
     assert "Traceback" not in done.err
-    for text in said:
+    for text in expected:
         assert text in done.err
 
 
@@ -141,7 +141,7 @@ class TestRun:
             "MCC best",
             "Built-in similarity on ",
             "Spearman last",
-            *(run.label for run in finish.runs),
+            *("Full", "BitFit", "LoRA", "Head only"),
             "from 1 seed each nothing can be said about the spread over seeds",
             "Results: results\n",
             f"Report: {Path('results', 'report', 'index.html')}\n",
@@ -153,7 +153,8 @@ class TestRun:
 
     def test_nobody_else_writes_on_the_terminal(self, finish: Finish) -> None:
         packs = plan_packs(finish.runs, 16)
-        ours = (*(f"{pack.id}: " for pack in packs), "warning: ", "The packs took ")
+        baselines = (f"{TASKS[task].title}: " for task in finish.study.tasks)
+        ours = (*(f"{pack.id}: " for pack in packs), *baselines, "warning: ", "The packs took ")
         assert [line for line in finish.done.err.splitlines() if not line.startswith(ours)] == []
 
     def test_a_collapsed_run_is_said_loudly_with_advice(self, finish: Finish) -> None:
@@ -171,7 +172,11 @@ class TestRun:
         best = ("best/snapshot.json", "best/snapshot.safetensors")
         of_a_run = ("record.json", "history.csv", "predictions.npz", *best)
         expected = {f"runs/{run.id}/{name}" for run in finish.runs for name in of_a_run}
-        expected |= {f"tasks/{task}/{name}.json" for task in finish.study.tasks for name in ("examples", "structure")}
+        expected |= {
+            f"tasks/{task}/{name}.json"
+            for task in finish.study.tasks
+            for name in ("examples", "structure", "baselines")
+        }
         there = {name for name in files(finish.out) if not name.startswith("report/")}
         assert there == {"study.yaml", "plan.json", "provenance.json", *expected}
         assert len(finish.runs) == 12
@@ -183,8 +188,8 @@ class TestRun:
         beside = {run.id: len(pack.runs) for pack in packs for run in pack.runs}
         for run in finish.runs:
             record = record_in(finish.out, run.id)
-            told = (record.run_id, record.study, record.study_hash, record.task, record.model, record.label)
-            assert told == (run.id, "small", study.hash, run.task, study.model, run.label)
+            identity = (record.run_id, record.study, record.study_hash, record.task, record.model, record.label)
+            assert identity == (run.id, "small", study.hash, run.task, study.model, run.label)
             assert (record.method, record.seed) == (run.method.method, 0)
             assert record.hyperparameters["learning_rate"] == run.method.learning_rate
             assert list(record.scores) == list(TASKS[run.task].metrics) == list(record.last_scores)
@@ -514,7 +519,7 @@ class TestParams:
         assert found["lora", 3, "full"]["adapter"] == 2 * 2 * 3 * (32 + 32)  # layers, targets, rank, widths
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "expected"),
         [
             (("--method", "lorra"), ("--method: 'lorra' is not one of", "Did you mean 'lora'?")),
             (("--head", "half"), ("--head: 'half' is not one of: full, bias, frozen",)),
@@ -526,9 +531,9 @@ class TestParams:
         ids=["method", "head", "both", "wide", "zero", "no rank"],
     )
     def test_what_cannot_be_counted(
-        self, tiny: Path, command: Command, tmp_path: Path, words: tuple[object, ...], said: tuple[str, ...]
+        self, tiny: Path, command: Command, tmp_path: Path, words: tuple[object, ...], expected: tuple[str, ...]
     ) -> None:
-        refused(command("params", tiny, *words, cwd=tmp_path), *said)
+        refused(command("params", tiny, *words, cwd=tmp_path), *expected)
 
 
 class TestLists:
@@ -570,7 +575,10 @@ class TestLists:
 class TestInit:
     def test_it_writes_a_study_that_runs(self, tiny: Path, command: Command, tmp_path: Path) -> None:
         done = command("init", cwd=tmp_path)
-        assert done.out == "Wrote study.yaml. Edit it, then: manytune run study.yaml --out results\n"
+        first, second = done.out.splitlines()
+        assert first == "Wrote study.yaml. Edit it, then: manytune run study.yaml --out results"
+        assert "about five minutes" in second
+        assert Study.from_file(tmp_path / "study.yaml").limit == 600, "what the time is of"
         assert Study.from_file(tmp_path / "study.yaml").model == "minilm"
         dry = command("run", "study.yaml", f"model={tiny}", "seeds=[5]", "--dry-run", cwd=tmp_path)
         assert dry.code == 0
@@ -612,9 +620,12 @@ class TestInit:
 
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "expected"),
         [
-            (("model=./nowhere",), ("model: there is no folder nowhere.",)),
+            (
+                ("model=./nowhere",),
+                ("model: there is no folder nowhere. A path is looked for from",),
+            ),
             (("--out", ""), ("The name of the study directory is empty",)),
             (("modle=minilm",), ("modle", "unknown key", "Did you mean 'model'?")),
             (("tasks=[colla]",), ("'colla' is not one of", "Did you mean 'cola'?")),
@@ -648,10 +659,10 @@ class TestWhatIsRefused:
         ids=lambda value: str(value[0])[:24] if isinstance(value, tuple) else None,
     )
     def test_a_study_that_cannot_run_leaves_nothing_behind(
-        self, tiny: Path, command: Command, tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]
+        self, tiny: Path, command: Command, tmp_path: Path, words: tuple[str, ...], expected: tuple[str, ...]
     ) -> None:
         path = write_study(tmp_path, tiny)
-        refused(command("run", path, "--out", "results", *words, cwd=tmp_path), *said)
+        refused(command("run", path, "--out", "results", *words, cwd=tmp_path), *expected)
         assert not (tmp_path / "results").exists()
 
     def test_a_tokenizer_of_another_model(self, tiny: Path, command: Command, tmp_path: Path) -> None:
@@ -679,7 +690,7 @@ class TestWhatIsRefused:
         assert files(finish.out) == before
 
     @pytest.mark.parametrize(
-        ("make", "said"),
+        ("make", "expected"),
         [
             (
                 lambda out: (out.mkdir(), (out / "thesis.tex").touch()),
@@ -690,10 +701,10 @@ class TestWhatIsRefused:
         ids=["foreign files", "a file"],
     )
     def test_out_that_is_somebody_elses(
-        self, tiny: Path, command: Command, tmp_path: Path, make: Callable[[Path], object], said: str
+        self, tiny: Path, command: Command, tmp_path: Path, make: Callable[[Path], object], expected: str
     ) -> None:
         make(tmp_path / "results")
-        refused(command("run", write_study(tmp_path, tiny), "--out", "results", cwd=tmp_path), said)
+        refused(command("run", write_study(tmp_path, tiny), "--out", "results", cwd=tmp_path), expected)
 
     def test_a_device_that_is_not_here(
         self, tiny: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -728,11 +739,11 @@ class TestData:
 
     def test_a_split_of_the_wrong_size(self, glue: Path, tiny: Path, command: Command, tmp_path: Path) -> None:
         done = self.start(tiny, command, tmp_path)
-        refused(done, "train.tsv: 10 rows, but CoLA's train split has 8551", "quoting")
+        refused(done, "train.tsv: 10 rows, but CoLA's train split has 8,551", "quoting")
         assert not (tmp_path / "results").exists()
 
     @pytest.mark.parametrize(
-        ("line", "said"),
+        ("line", "expected"),
         [
             ("src\t2\t\tA label.", "line 11: label '2' is not one of: 0 (unacceptable), 1 (acceptable)"),
             ("src\t1\tThree fields.", "line 11: 3 tab-separated fields, but 4 are needed"),
@@ -741,11 +752,11 @@ class TestData:
         ids=["label", "fields", "empty"],
     )
     def test_a_row_that_cannot_be_right(
-        self, glue: Path, tiny: Path, command: Command, tmp_path: Path, line: str, said: str
+        self, glue: Path, tiny: Path, command: Command, tmp_path: Path, line: str, expected: str
     ) -> None:
         with (glue / "train.tsv").open("a") as file:
             file.write(line + "\n")
-        refused(self.start(tiny, command, tmp_path), str(Path("glue", "CoLA", "train.tsv")), said)
+        refused(self.start(tiny, command, tmp_path), str(Path("glue", "CoLA", "train.tsv")), expected)
 
     def test_a_folder_without_the_task(self, glue: Path, tiny: Path, command: Command, tmp_path: Path) -> None:
         glue.rename(glue.with_name("MRPC"))
@@ -758,7 +769,7 @@ class TestData:
 
 class TestUsage:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "expected"),
         [
             (("run",), "Missing argument 'STUDY.yaml'"),
             (("run", "x.yaml", "--fast"), "No such option: --fast"),
@@ -774,11 +785,11 @@ class TestUsage:
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
     def test_a_command_that_cannot_be_is_a_short_message(
-        self, command: Command, tmp_path: Path, words: tuple[str, ...], said: str
+        self, command: Command, tmp_path: Path, words: tuple[str, ...], expected: str
     ) -> None:
         done = command(*words, cwd=tmp_path)
         assert (done.code, done.out) == (2, "")
-        assert said in done.err
+        assert expected in done.err
         assert done.err.startswith("Usage: manytune")
         assert len(done.err.splitlines()) <= 5
 
@@ -846,7 +857,7 @@ def test_what_must_be_quick_imports_nothing_heavy(finish: Finish, words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ("run study.yaml", "--out is missing"),
         ("run study.yaml --out other --device gpu", "'gpu' is not one of"),
@@ -860,7 +871,7 @@ def test_what_must_be_quick_imports_nothing_heavy(finish: Finish, words: str) ->
         ("params --study nowhere.yaml", "There is no study file"),
     ],
 )
-def test_what_is_wrong_by_itself_is_refused_before_torch(finish: Finish, words: str, said: str) -> None:
+def test_what_is_wrong_by_itself_is_refused_before_torch(finish: Finish, words: str, expected: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORTED, *(word.replace("\xa0", " ") for word in words.split(" "))],
         cwd=finish.folder,
@@ -872,7 +883,7 @@ def test_what_is_wrong_by_itself_is_refused_before_torch(finish: Finish, words: 
     message, _, last = done.stderr.rstrip().rpartition("\n")
     code, *imported = last.split()
     assert code == "2"
-    assert said in message
+    assert expected in message
     assert HEAVY & set(imported) == set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -156,6 +157,28 @@ def test_the_call_that_is_printed_loads_it(trained: Trained, tmp_path: Path) -> 
         made = export(trained.store, trained.of(TASKS[0], method), tmp_path / method)
         subprocess.run([sys.executable, "-c", made.call + "\nassert model.config.num_labels == 2"], check=True)
         assert made.call in (made.folder / "README.md").read_text()
+
+
+def test_an_adapter_of_the_offline_default_is_loaded_without_a_network(tmp_path: Path) -> None:
+    study = Study.from_dict(
+        {
+            "name": "offline",
+            "model": "minilm",
+            "tasks": [{"name": "words", "train": str(tmp_path / "rows.csv"), "dev": 0.5, "text": "a", "label": "b"}],
+            "seeds": [0],
+            "training": {"max_steps": 1, "max_length": 8, "precision": "fp32"},
+            "methods": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
+        }
+    )
+    (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"word {row},{row % 2}\n" for row in range(12)))
+    (record,) = run_study(study, tmp_path / "out", device="cpu", callbacks=[]).records
+    made = export(Store.open(tmp_path / "out"), record, tmp_path / "made")
+    assert made.call in (made.folder / "README.md").read_text()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing")}
+    check = "assert model.base_model.model.config.num_labels == 2 and len(tokenizer) > 30000"
+    subprocess.run([sys.executable, "-c", f"{made.call}\n{check}"], check=True, env=environment)
+    for file in (path for folder in (made.folder, tmp_path / "out") for path in folder.rglob("*") if path.is_file()):
+        assert file.stat().st_mode & 0o777 == (tmp_path / "rows.csv").stat().st_mode & 0o777, file
 
 
 def test_a_pipeline_names_the_classes(trained: Trained, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_dev_is_the_hubs_validation_split(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-1], "1042 rows, but CoLA's dev split has 1043"),
+        (lambda data: data[:-1], "1,042 rows, but CoLA's dev split has 1,043"),
         (lambda data: [*data[:-1], (data[-1][0], -1)], "row 1043: label -1 marks a row without a label"),
     ],
     ids=["rows lost", "unlabelled"],

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Command
 
 from study_files import write_small_study
+from waiting import until_brought_about
 
 CAMPAIGN = Path(__file__).parents[1] / "faults" / "campaign.py"
 
@@ -40,36 +42,27 @@ def step_of(roster: Path) -> int:
     return int(roster.stem.removeprefix("roster-"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_after_a_checkpoint_and_says_how_to_go_on(
-    study: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_two_do_not_mix_and_a_signal_ends_it_after_a_checkpoint(study: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
-    steps: list[int] = []
-    for _ in range(2):
+    step = 0
+
+    def goes_on() -> bool:
+        return any(step_of(roster) > step for roster in out.glob("packs/*/*.json"))
+
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = start(study, out)
-        while not (kept := sorted(out.glob("packs/*/*.json"))) or (steps and step_of(kept[-1]) <= steps[-1]):
-            assert process.poll() is None, process.communicate()
+        until_brought_about(goes_on, process)
+        if not step:
+            second = command("run", study, "--out", out, cwd=tmp_path)
+            assert second.code == 2
+            assert f"is in use: the process {process.pid} on " in second.err
         process.send_signal(number)
         stdout, stderr = process.communicate()
         assert process.returncode == code
         assert "Interrupted. The same command goes on from what is kept." in stderr
         assert "Traceback" not in stderr + stdout
-        if steps:
+        if step:
             assert "goes on from step " in stderr
-            assert int(stderr.partition("goes on from step ")[2].partition(".")[0]) >= steps[-1]
-        steps.append(step_of(sorted(out.glob("packs/*/*.json"))[-1]))
+            assert int(stderr.partition("goes on from step ")[2].partition(".")[0]) >= step
+        step = max(map(step_of, out.glob("packs/*/*.json")))
         assert not (out / "lock").exists()
-
-
-def test_two_that_run_one_study_do_not_mix(study: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = start(study, out)
-    while not (out / "lock").exists():
-        assert first.poll() is None, first.communicate()
-    second = start(study, out)
-    _, stderr = second.communicate()
-    assert second.returncode == 2
-    assert f"is in use: the process {first.pid} on " in stderr
-    first.kill()
-    first.communicate()

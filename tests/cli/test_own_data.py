@@ -63,7 +63,7 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out"]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "tickets: 1 train rows were left out (rows.csv, line 6: team is empty)" in done.stderr
+    assert "tickets: 1 train row was left out (rows.csv, line 6: team is empty)" in done.stderr
     assert "price: 90 of 90 dev rows have the text of a training row" in done.stderr
     return root
 
@@ -159,7 +159,7 @@ def test_check_says_how_lines_became_rows(folder: Path, command: Command) -> Non
     done = command("check", "spread.yaml", "--json", cwd=folder)
     findings = [found["what"] for found in json.loads(done.out)["tasks"][0]["findings"]]
     assert findings[0] == (
-        "spread.csv: 91 rows from 95 lines; 1 take several lines each, at most lines 92–94; 1 lines are blank."
+        "spread.csv: 91 rows from 95 lines; 1 row takes several lines, at most lines 92–94; 1 line is blank."
     )
 
 
@@ -239,7 +239,7 @@ def test_rows_without_a_token_are_said_before_training(tiny: Path, command: Comm
     found = command("check", "study.yaml", cwd=tmp_path)
     assert "of which the tokenizer makes no token:\n    rows.csv, line 1" in found.out
     done = command("run", "study.yaml", "--dry-run", cwd=tmp_path)
-    assert "rows have no token of their own, the first is rows.csv, line 1" in done.out
+    assert "no token of its own, the first is rows.csv, line 1" in done.out
 
 
 def test_check_says_what_cuts_rows_and_advises_nothing_that_is_done(
@@ -249,7 +249,7 @@ def test_check_says_what_cuts_rows_and_advises_nothing_that_is_done(
     small(tiny, tmp_path, rows, {"class_weights": "balanced"})
     found = command("check", "study.yaml", cwd=tmp_path).out
     assert f"of the train rows are cut at 130 tokens, the most that {tiny} takes." in found
-    assert "The classes are uneven: 1 training rows of b, 29 of a.\n" in found
+    assert "The classes are uneven: 1 training row of b, 29 of a.\n" in found
     assert "class_weights" not in found
     assert "class_weights" not in command("run", "study.yaml", "--dry-run", cwd=tmp_path).out
 

@@ -204,6 +204,12 @@ def test_a_text_itself(trained: Trained, command: Command, tmp_path: Path) -> No
     pair = command("predict", trained.out, "--task", SIMILARITY, "--text", "A cat.", "A dog.", cwd=tmp_path)
     assert pair.code == 0
     float(pair.out)
+    several = ("--text", "The cat sat.", "--text", "Sat cat.")
+    two = command("predict", trained.out, "--task", ACCEPTABILITY, *several, cwd=tmp_path).out.split("\n\n")
+    assert [block.splitlines()[0] for block in two] == ["The cat sat.", "Sat cat."]
+    assert two[0].splitlines()[1:] == one.out.splitlines()
+    pairs = command("predict", trained.out, "--task", SIMILARITY, "--text", "A", "B", "A cat.", "A dog.", cwd=tmp_path)
+    assert pairs.out.split("\n\n")[1].splitlines() == ["A cat.", "A dog.", pair.out.strip()]
 
 
 def test_an_input_may_begin_with_a_dash(trained: Trained, command: Command, tmp_path: Path) -> None:
@@ -341,7 +347,7 @@ def test_rows_in_python_keep_what_they_have(trained: Trained) -> None:
             "Sentence\nOne.\n",
             "a.csv, line 1: no column 'sentence'; the columns found are: Sentence. Is it 'Sentence'?",
         ),
-        ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cells, but the header names 2 columns"),
+        ("a.csv", "sentence,b\nOne.\n", "a.csv, line 2: 1 cell, but the header names 2 columns"),
         ("a.csv", "sentence,sentence\nOne.,x\n", "a column is there twice"),
         ("a.csv", "", "a.csv is empty"),
         (
@@ -382,7 +388,8 @@ def test_files_that_cannot_be_read(
         (["a.csv", "--task", ACCEPTABILITY, "--out", "a.csv/made.csv"], "a.csv cannot be written"),
         (["a.csv", "--task", ACCEPTABILITY, "--out", "a.txt"], "a.txt: a file of rows ends in .csv"),
         (["a.csv", "--task", ACCEPTABILITY, "--device", "abacus"], "--device"),
-        (["--text", "One.", "Two.", "--task", ACCEPTABILITY], "builtin-acceptability takes 1 for each prediction"),
+        (["--text", "One.", "Two.", "3", "--task", SIMILARITY], "so texts come in pairs; 3 texts were given"),
+        (["--text", "One.", "--task", SIMILARITY], "so texts come in pairs; 1 text was given"),
         (["--text", " ", "--task", ACCEPTABILITY], "sentence is empty"),
         (["--tsk", ACCEPTABILITY, "a.csv"], "'--tsk' is not one of: --run, --task,"),
         (["--text", "--cold", "--task", ACCEPTABILITY], "If it is the input itself, put -- before it."),
@@ -492,7 +499,7 @@ def test_real_dev_rows_give_the_recorded_score_by_every_route(
         assert metrics.evaluate(known, np.array(numbers), dev.labels) == pytest.approx(record.scores, abs=1e-6)
     done = command("export", out, "--run", record.run_id, "--merge", "--to", tmp_path / "made", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert f"Verified on {len(dev)} dev rows" in done.out
+    assert f"Verified on {len(dev):,} dev rows" in done.out
 
 
 # Where predictions go
@@ -593,7 +600,7 @@ def too_long(given: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (a_device, "Parquet needs a file"),
         (a_folder, "is a directory"),
@@ -611,14 +618,14 @@ def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(
     given: Path,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[Path], str],
-    said: str,
+    expected: str,
 ) -> None:
     monkeypatch.setattr("manytune.inference.predictor.Predictor", None)
     before = given.read_text()
     done = predicted(trained, command, given, make(given))
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
-    assert said in done.err
+    assert expected in done.err
     assert len(done.err) < 1000
     assert given.read_text() == before
 

@@ -36,7 +36,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_writes_the_page_and_says_where(study: Path, command: Command) -> None:
     done = command("report", study.name, cwd=study.parent)
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"Report: {Path('results', 'report', 'index.html')}\n"
+    page, headline = done.out.splitlines()
+    assert page == f"Report: {Path('results', 'report', 'index.html')}"
+    assert headline.startswith("CoLA, MCC: full fine-tuning is best, 0.")
     assert (study / "report" / "index.html").is_file()
 
 
@@ -68,13 +70,13 @@ def test_it_opens_the_page_if_asked(study: Path, command: Command, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["nowhere"], "is not a study directory"), ([".", "."], "--out is missing")]
+    ("arguments", "expected"), [(["nowhere"], "is not a study directory"), ([".", "."], "--out is missing")]
 )
-def test_what_cannot_be_is_refused(study: Path, command: Command, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_is_refused(study: Path, command: Command, arguments: list[str], expected: str) -> None:
     done = command("report", *arguments, cwd=study)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: ")
-    assert said in done.err
+    assert expected in done.err
 
 
 def test_watching_writes_anew_until_the_study_is_complete(

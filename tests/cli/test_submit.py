@@ -98,7 +98,7 @@ def test_test_rows_that_are_not_there(trained: Path, command: Command, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("photo.zip", "is no submission to GLUE"),
         ("glue", "is a directory"),
@@ -107,7 +107,7 @@ def test_test_rows_that_are_not_there(trained: Path, command: Command, tmp_path:
     ],
 )
 def test_what_no_submission_is_stays(
-    trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+    trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     (trained / "photo.zip").write_text("mine")
     if not (trained / "pipe").exists():
@@ -115,7 +115,7 @@ def test_what_no_submission_is_stays(
     monkeypatch.setattr("manytune.inference.submission.Predictor", None)  # it is refused before anything is predicted
     done = command("submit", "out", "--out", name, cwd=trained)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert expected in done.err
     assert (trained / "photo.zip").read_text() == "mine"
     assert (trained / "pipe").is_fifo()
 

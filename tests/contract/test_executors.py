@@ -19,9 +19,9 @@ from manytune.executors.ray_executor import OnRay, Resources
 from manytune.storage.directory import Store
 from manytune.storage.record import RunState
 from manytune.study import run_study
-from manytune.utils.errors import ManytuneError
+from manytune.utils.errors import ManytuneError, StudyError
 from manytune.utils.signals import Interrupted
-from ray_cluster import ray_cluster
+from ray_cluster import connected_to
 from study_files import results_in, small_study
 from tiny import make_tiny
 
@@ -38,8 +38,10 @@ def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    yield from ray_cluster(connected=True)
+def cluster(cluster: Any) -> Iterator[Any]:
+    """With this process connected to it all the time: its nodes' processes then serve one study after another."""
+    with connected_to(cluster):
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +69,31 @@ def planned(model: Path, out: Path, **changes: Any) -> Study:
     return study
 
 
+def test_a_cluster_that_is_not_there_is_refused_in_plain_words() -> None:
+    """The first test of all on Ray: one that ran on this machine would be found."""
+    pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
+    with pytest.raises(StudyError, match=r"--ray-address: auto cannot be reached"):
+        OnRay("auto").profile("fp32", 32)
+
+
 def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
     executor: ExecutorSpec, model: Path, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
-    told = CallbackLog()
+    log = CallbackLog()
     study = planned(model, tmp_path)
     capacity, profile = executor.profile("fp32", 32)
-    result = run_study(study, tmp_path, executor=executor, callbacks=[told])
+    result = run_study(study, tmp_path, executor=executor, callbacks=[log])
     assert results_in(tmp_path) == undisturbed
     assert profile.device == "cpu"
     assert [record.run_id for record in result.records] == [run.id for run in plan_runs(study)]
     packs = [pack.id for pack in plan_packs(plan_runs(study), 2)]
-    assert sorted(told.started) == sorted(packs)
-    assert sorted(told.evaluations) == sorted((pack, step) for pack in packs for step in (2, 4, 6))
-    assert told.ended == {run.id: "finished" for run in plan_runs(study)}
-    assert told.records == {record.run_id: record for record in result.records}
-    assert sorted(told.checkpoints) == sorted(told.evaluations)
+    assert sorted(log.started) == sorted(packs)
+    assert sorted(log.evaluations) == sorted((pack, step) for pack in packs for step in (2, 4, 6))
+    assert log.ended == {run.id: "finished" for run in plan_runs(study)}
+    assert log.records == {record.run_id: record for record in result.records}
+    assert sorted(log.checkpoints) == sorted(log.evaluations)
     store = Store.open(tmp_path)
-    assert {run_id: tuple(rows) for run_id, rows in told.rows.items()} == {
+    assert {run_id: tuple(rows) for run_id, rows in log.rows.items()} == {
         record.run_id: store.read_history(record.run_id) for record in result.records
     }
     best = max(
@@ -92,11 +101,11 @@ def test_a_study_comes_to_the_same_bits_wherever_it_is_trained(
         for record in result.records
         for row in store.read_history(record.run_id)
     )
-    assert max(score for _, score in filter(None, told.bests)) == best
-    assert [(end.how, end.seconds is not None) for end in told.ends] == [("done", True)] * len(packs)
-    assert told.begun == [(packs, [])]
-    assert told.open == 0
-    assert told.most <= capacity
+    assert max(score for _, score in filter(None, log.bests)) == best
+    assert [(end.how, end.seconds is not None) for end in log.ends] == [("done", True)] * len(packs)
+    assert log.begun == [(packs, [])]
+    assert log.open == 0
+    assert log.most <= capacity
     assert list((tmp_path / "packs").iterdir()) == []
     assert not (tmp_path / "lock").exists()
 
@@ -113,17 +122,17 @@ def test_asked_to_stop_every_pack_stops_where_it_can_go_on(
             if step == 4:
                 os.kill(os.getpid(), number)
 
-    study, told = planned(model, tmp_path), Asking()
+    study, log = planned(model, tmp_path), Asking()
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as interrupt:
-        run_study(study, tmp_path, executor=executor, callbacks=[told])
+        run_study(study, tmp_path, executor=executor, callbacks=[log])
     assert interrupt.value.number == number
     assert signal.getsignal(number) is before
     assert not (tmp_path / "lock").exists()
-    assert 0 < len(told.started) < 5 or len(told.ended) < 6
+    assert 0 < len(log.started) < 5 or len(log.ended) < 6
     again = CallbackLog()
     run_study(study, tmp_path, executor=executor, callbacks=[again])
-    assert any("goes on from step" in text for text in again.messages) or not set(again.started) & set(told.started)
+    assert any("goes on from step" in text for text in again.messages) or not set(again.started) & set(log.started)
     assert results_in(tmp_path) == undisturbed
 
 

@@ -196,7 +196,7 @@ def test_messages_and_the_schema_know_it() -> None:
     assert schema["$defs"]["Ia3Sweep"]["properties"]["method"]["const"] == "ia3"
     assert {"$ref": "#/$defs/Ia3Sweep"} in schema["properties"]["methods"]["items"]["anyOf"]
     study = {"name": "s", "tasks": ["cola"], "seeds": [0]}
-    for methods, said in (
+    for methods, expected in (
         ([{"method": "ia"}], r"methods\.0: 'ia' is not one of: full, bitfit, lora, head, ia3\. Did you mean 'ia3'\?"),
         ([{"method": "ia3"}], r"methods\.0\.learning_rate: this key is missing"),
         ([{"method": "ia3", "learning_rate": 1, "feed_forwrd": True}], r"Did you mean 'feed_forward'\?"),
@@ -206,7 +206,7 @@ def test_messages_and_the_schema_know_it() -> None:
             r"methods\.0\.feed_forward: received 2; it must be true or false",
         ),
     ):
-        with pytest.raises(StudyError, match=said):
+        with pytest.raises(StudyError, match=expected):
             Study.from_dict({**study, "methods": methods})
 
 

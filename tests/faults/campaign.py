@@ -40,24 +40,24 @@ from manytune.study import run_study
 from manytune.training import checkpoints, loop, snapshot
 from manytune.utils import hardware
 from manytune.utils.files import write_file
-from study_files import results_in
+from study_files import results_in, small_task
 from tiny import make_tiny
 
 PHASES = ("start", "training", "evaluation", "checkpoint", "snapshot", "record", "report")
-LONGEST_WAIT = {"start": 1.0, "checkpoint": 0.004, "snapshot": 0.002, "record": 0.002}
+LONGEST_WAIT = {"start": 1.0, "evaluation": 0.003, "checkpoint": 0.004, "snapshot": 0.002, "record": 0.002}
 """Seconds from the beginning of a phase to the kill, 0.03 where nothing is said: about as long as the phase takes."""
 
 _context = multiprocessing.get_context("fork")
 _phase = _context.Value(c_char, b"\0", lock=False)
 
 
-def study(model: Path) -> Study:
+def study(model: Path, task: dict[str, Any]) -> Study:
     """Several packs; the runs with the absurd rate fail, and others stop early."""
     return Study.from_dict(
         {
             "name": "killed",
             "model": str(model),
-            "tasks": ["builtin-similarity"],
+            "tasks": [task],
             "seeds": [0, 1],
             "training": {
                 "max_steps": 30,
@@ -124,7 +124,7 @@ def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         Kills by phase, the number of studies, and the files that differ (none, it is to be hoped).
     """
     draw = random.Random(seed)
-    what = study(make_tiny(folder / "model"))
+    what = study(make_tiny(folder / "model"), small_task(folder))
     undisturbed = folder / "undisturbed"
     child = start(what, undisturbed)
     child.join()

@@ -37,7 +37,7 @@ from manytune.study import run_study
 from manytune.training.callbacks import Callback, Level, PackEnd
 from manytune.utils.hardware import versions
 from ray_cluster import NODE
-from study_files import results_in
+from study_files import results_in, small_task
 from tiny import make_tiny
 
 
@@ -122,7 +122,7 @@ def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
     content = {
         "name": "cluster",
         "model": str(make_tiny(folder / "model")),
-        "tasks": ["builtin-similarity"],
+        "tasks": [small_task(folder)],
         "seeds": list(range(packs)),
         "training": {"max_steps": 400, "eval_every": 20, "precision": "fp32", "max_pack": 2},
         "methods": [{"method": "lora", "rank": [2, 4], "learning_rate": 1e-3}],

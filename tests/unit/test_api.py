@@ -67,8 +67,8 @@ def small(tiny: Path, rate: float = 1e-3) -> Study:
 
 class TestRunStudy:
     def test_results_are_typed_and_the_caller_is_told_how_it_goes(self, tiny: Path, tmp_path: Path) -> None:
-        told = CallbackLog()
-        result = run_study(small(tiny), str(tmp_path / "out"), device="cpu", callbacks=[told])
+        log = CallbackLog()
+        result = run_study(small(tiny), str(tmp_path / "out"), device="cpu", callbacks=[log])
         assert isinstance(result, StudyResult)
         assert result.directory == tmp_path / "out"
         assert [(record.seed, record.state) for record in result.records] == [
@@ -84,15 +84,15 @@ class TestRunStudy:
         assert row.primary.best.mean == pytest.approx(sum(scores) / 2)
 
         run_ids = tuple(record.run_id for record in result.records)
-        assert [pack[1:] for pack in told.packs] == [("builtin-similarity", "pearson", run_ids, 4, 0)]
-        assert told.steps == [(1, 2), (2, 2), (3, 2), (4, 2)]
-        assert [step for _, step in told.evaluations] == [2, 4]
+        assert [pack[1:] for pack in log.packs] == [("builtin-similarity", "pearson", run_ids, 4, 0)]
+        assert log.steps == [(1, 2), (2, 2), (3, 2), (4, 2)]
+        assert [step for _, step in log.evaluations] == [2, 4]
         metric = result.records[0].primary_metric
         history = {run_id: Store.open(tmp_path / "out").read_history(run_id) for run_id in run_ids}
         scores = {(row.metrics[metric] or 0.0, run_id) for run_id in run_ids for row in history[run_id]}
-        assert told.bests[-1] == max(scores)[::-1]
-        assert told.ended == dict.fromkeys(run_ids, "finished")
-        assert ([end.how for end in told.ends], told.open, told.messages) == (["done"], 0, [])
+        assert log.bests[-1] == max(scores)[::-1]
+        assert log.ended == dict.fromkeys(run_ids, "finished")
+        assert ([end.how for end in log.ends], log.open, log.messages) == (["done"], 0, [])
 
         again = CallbackLog()
         assert run_study(small(tiny), tmp_path / "out", callbacks=[again]) == result

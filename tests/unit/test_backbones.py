@@ -211,10 +211,10 @@ def load(model: str) -> None:
 
 
 class TestWhatIsRefused:
-    def refused(self, model: object, *said: str) -> None:
+    def refused(self, model: object, *expected: str) -> None:
         with pytest.raises(ModelError) as caught:
             load(str(model))
-        for text in said:
+        for text in expected:
             assert text in str(caught.value)
         assert str(caught.value).startswith("model: ")
         assert "HF_HUB_OFFLINE" not in str(caught.value)  # a folder has nothing to do with it
@@ -226,7 +226,7 @@ class TestWhatIsRefused:
         self.refused(tmp_path, "has no config.json")
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "expected"),
         [
             ("{", "not a valid JSON file"),
             ('{"hidden_size": 8}', "model_type"),
@@ -234,11 +234,11 @@ class TestWhatIsRefused:
         ],
         ids=["no JSON", "no type", "unknown type"],
     )
-    def test_a_config_that_cannot_be_read(self, tiny: Path, text: str, said: str) -> None:
+    def test_a_config_that_cannot_be_read(self, tiny: Path, text: str, expected: str) -> None:
         (tiny / "config.json").write_text(text)
         with pytest.raises(ModelError, match=r"the config in .* cannot be loaded") as caught:
             load_config(str(tiny), 2)
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
 
     @pytest.mark.parametrize(
         "values",

@@ -314,8 +314,8 @@ class TestFilesOfAStudyDirectory:
         else:
             with path.open("wb") as file:
                 file.truncate(2**40)
-        told = (ManytuneError, ReportWarning)
-        with no_waiting(), pytest.raises(told, match=rf"{re.escape(path.name)}(?!.*it waits)") as error:
+        reported = (ManytuneError, ReportWarning)
+        with no_waiting(), pytest.raises(reported, match=rf"{re.escape(path.name)}(?!.*it waits)") as error:
             use(store)
         assert len(str(error.value)) < 500
 

@@ -63,13 +63,13 @@ class Case(PackCallback):
         self.backbone, self.dtype, self.folder, self.every = backbone, dtype, folder, every
         self.stop_after: int | None = None
         self.ends: dict[str, dict[str, Any]] = {}
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def train(self, stop_after: int | None = None, kept: Checkpoints | None = None) -> int:
         """Go on from the newest checkpoint until a step, or to the end; returns the step it went on from."""
         self.stop_after = stop_after
         self.kept = kept or Checkpoints(self.folder, self.runs, self.every, {"of": "this test"})
-        found = self.kept.newest(self.told.append)
+        found = self.kept.newest(self.messages.append)
         if found is not None:
             assert found[1] == {"of": "this test"}
         start = None if found is None else found[0]
@@ -127,7 +127,7 @@ def test_a_pack_that_is_stopped_anywhere_comes_to_the_same_end(
     starts = [stopped.train(stop_after) for stop_after in (2, 5, 6, 10, 13, None)]
     assert starts == [0, 0, 4, 4, 9, 12] if kind != "adapters" else starts[-1] == 12
     assert stopped.ends == undisturbed.ends
-    assert stopped.told == []
+    assert stopped.messages == []
     assert stopped.train() == TRAINING.max_steps  # nothing but the ends is left to tell
     assert stopped.ends == undisturbed.ends
 
@@ -135,7 +135,7 @@ def test_a_pack_that_is_stopped_anywhere_comes_to_the_same_end(
 def test_a_run_leaves_only_after_a_checkpoint_that_knows_of_it(backbone: Backbone, tmp_path: Path) -> None:
     class Strict(Case):
         def on_run_trained(self, outcome: Outcome) -> None:
-            found = Checkpoints(self.folder, self.runs, None, {}).newest(self.told.append)
+            found = Checkpoints(self.folder, self.runs, None, {}).newest(self.messages.append)
             assert found is not None
             index = self.runs.index(outcome.run)
             assert index not in found[0].alive
@@ -187,8 +187,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     assert case.train() == 9
     assert case.ends == undisturbed.ends
     if damage is not Path.unlink or name.endswith(".safetensors"):
-        (said,) = case.told
-        assert "roster-000000012.json is damaged" in said
+        (message,) = case.messages
+        assert "roster-000000012.json is damaged" in message
 
 
 def test_where_all_are_damaged_there_is_none(backbone: Backbone, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_where_all_are_damaged_there_is_none(backbone: Backbone, tmp_path: Path)
     for path in tmp_path.glob("*.safetensors"):
         cut(path)
     assert case.train() == 0
-    assert len(case.told) == 2
+    assert len(case.messages) == 2
     assert len(case.ends) == 2
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
         patched.setattr(checkpoints.json, "dumps", lambda document: dumps({**document, **change}))
         case.train(stop_after=5)
     assert case.train() == 0
-    assert case.told
+    assert case.messages
 
 
 def test_after_they_are_forgotten_a_pack_that_starts_anew_keeps_its_own(backbone: Backbone, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_after_they_are_forgotten_a_pack_that_starts_anew_keeps_its_own(backbone
     case = Case(backbone, "head", torch.float32, tmp_path / "forgotten")
     case.train(stop_after=13)
     kept = Checkpoints(case.folder, case.runs, 3, {"of": "this test"})
-    assert kept.newest(case.told.append) is not None
+    assert kept.newest(case.messages.append) is not None
     for path in case.folder.glob("run*"):
         path.write_bytes(b"of other kernels")
     kept.forget()
@@ -233,7 +233,7 @@ def test_after_they_are_forgotten_a_pack_that_starts_anew_keeps_its_own(backbone
     case.train(stop_after=7, kept=kept)
     assert case.train() == 6
     assert case.ends == undisturbed.ends
-    assert case.told == []
+    assert case.messages == []
 
 
 def test_the_time_that_went_by_is_kept(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,18 +313,18 @@ def test_fields_of_another_type_are_damage(
 
         patched.setattr(checkpoints.json, "dumps", changed)
         keeper = kept(tmp_path, larger(RUN))
-    told: list[str] = []
-    assert keeper.newest(told.append) is None
-    assert "is damaged" in told[0]
+    messages: list[str] = []
+    assert keeper.newest(messages.append) is None
+    assert "is damaged" in messages[0]
 
 
 def test_an_outcome_without_one_of_its_fields_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its default is not taken for what it was."""
     keeper = kept(tmp_path, Outcome(RUN))
     monkeypatch.setattr(checkpoints, "Outcome", LargerOutcome)
-    told: list[str] = []
-    assert keeper.newest(told.append) is None
-    assert "it lacks ['averaged_state', 'ranks', 'rounds', 'summary']" in told[0]
+    messages: list[str] = []
+    assert keeper.newest(messages.append) is None
+    assert "it lacks ['averaged_state', 'ranks', 'rounds', 'summary']" in messages[0]
 
 
 def test_tensors_of_an_outcome_are_written_once(
@@ -352,13 +352,13 @@ def test_checkpoints_of_format_1_are_not_gone_on_from(tmp_path: Path) -> None:
     old = {"000000009.json", "000000009.safetensors", "run0-8.safetensors"}
     for name in old:
         (tmp_path / name).write_text("{}")
-    told: list[str] = []
-    assert Checkpoints(tmp_path, [RUN], None, {}).newest(told.append) is None
-    (said,) = told
-    assert "are of an earlier version of manytune" in said
-    assert "start anew, unless you stop now" in said
+    messages: list[str] = []
+    assert Checkpoints(tmp_path, [RUN], None, {}).newest(messages.append) is None
+    (message,) = messages
+    assert "are of an earlier version of manytune" in message
+    assert "start anew, unless you stop now" in message
     assert {path.name for path in tmp_path.iterdir()} == old
-    assert kept(tmp_path, Outcome(RUN)).newest(told.append) is not None
+    assert kept(tmp_path, Outcome(RUN)).newest(messages.append) is not None
     assert {path.name for path in tmp_path.iterdir()} == {"roster-000000003.json", "state-000000003.safetensors"}
 
 

@@ -158,6 +158,21 @@ class TestRead:
         with pytest.raises(StudyError, match="not a text file in UTF-8"):
             Study.from_file(tmp_path / "latin.yaml")
 
+    def test_relative_paths_are_found_beside_the_file_where_they_lead_nowhere_else(self, tmp_path, monkeypatch):
+        beside, here = tmp_path / "study", tmp_path / "here"
+        for folder in (beside / "model", here):
+            folder.mkdir(parents=True)
+        (beside / "rows.csv").touch()
+        (beside / "dev.csv").touch()
+        (here / "dev.csv").touch()
+        data = {**BASE, "model": "model", "data_dir": "glue"}
+        data["tasks"] = [{"name": "own", "train": "rows.csv", "dev": "dev.csv", "text": "a", "label": "b"}]
+        (beside / "study.yaml").write_text(yaml.safe_dump(data))
+        monkeypatch.chdir(here)
+        study = Study.from_file("../study/study.yaml")
+        assert (study.model, study.data_dir) == (str(beside / "model"), "glue")
+        assert (study.tasks[0].train, study.tasks[0].dev) == (str(beside / "rows.csv"), "dev.csv")
+
     def test_a_byte_order_mark_and_windows_line_ends_are_fine(self, tmp_path):
         path = tmp_path / "study.yaml"
         path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
@@ -504,7 +519,7 @@ class TestRefused:
                 {"zzz": 3},
                 (
                     "zzz: unknown key. 'zzz' is not one of: name, model, tasks, data_dir, seeds, "
-                    "template, selection, training, methods, tracking."
+                    "template, selection, limit, training, methods, tracking."
                 ),
             ),
             (
@@ -756,6 +771,7 @@ def conforms(value, schema, root) -> bool:
         "maxLength": lambda most: len(value) <= most,
         "pattern": lambda pattern: re.search(pattern, value) is not None,
         "minItems": lambda least: len(value) >= least,
+        "maxItems": lambda most: len(value) <= most,
         "minProperties": lambda least: len(value) >= least,
         "items": lambda item: all(conforms(entry, item, root) for entry in value),
         "properties": lambda known: all(conforms(value[k], known[k], root) for k in value if k in known),
@@ -850,7 +866,7 @@ class TestJsonSchema:
             for key in model["properties"].values():
                 assert key["description"]
                 described += 1
-        assert described == 10 + 13 + 19 + 3 + 3 + 3 + 7
+        assert described == 11 + 13 + 21 + 3 + 3 + 3 + 7
         lora = self.schema["$defs"]["LoraSweep"]["properties"]
         assert (lora["alpha"]["default"], lora["targets"]["default"]) == (8.0, ["query", "value"])
         training = self.schema["$defs"]["Training"]["properties"]

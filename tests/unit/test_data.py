@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.data.splits import Array, Encoded, Split, encode, epoch_order, load_split, train_split
+from manytune.config import Study
+from manytune.data.splits import Array, Encoded, Split, encode, epoch_order, load_split, load_task, train_split
 from manytune.data.tasks import TASKS, Task
 from manytune.utils.errors import DataError, ModelError, StudyError
 
@@ -214,6 +216,22 @@ class TestRefusals:
         assert f"CoLA/train.tsv: {rows} rows, but CoLA's train split has {right}." in message
         assert "double quotes" in message
         assert "csv.QUOTE_NONE" in message
+        assert message.count("\ntasks:\n- ") == 1
+
+    def test_a_wrong_size_comes_with_the_lines_that_train_on_it_all_the_same(self, write: Write) -> None:
+        lines = [*STSB_LINES, *STSB_LINES]
+        root = write([STSB_HEADER, *lines], "STS-B/train.tsv")
+        write([STSB_HEADER, *lines], "STS-B/dev.tsv")
+        message = refusal(dataclasses.replace(STSB, sizes={"train": 9999}), "train", root)
+        pasted = "tasks:" + message.partition("\ntasks:")[2]
+        head = {"method": "head", "learning_rate": 1e-3}
+        study = Study.from_dict({**yaml.safe_load(pasted), "name": "s", "seeds": [0], "methods": [head]})
+        _, splits = load_task(study.task("my-stsb"))
+        assert [len(split) for split in splits.values()] == [len(lines)] * 2
+
+    def test_files_without_a_header_are_said_to_need_one(self, write: Write) -> None:
+        message = refusal(dataclasses.replace(COLA, sizes={"train": 9999}), "train", write(COLA_LINES))
+        assert "first line with the names of their columns, tabs between: source, label, mark, sentence:\n" in message
 
     def test_one_class_only(self, write: Write) -> None:
         lines = [COLA_LINES[0], COLA_LINES[2]]
@@ -307,7 +325,7 @@ class TestHub:
 
     def test_sizes_are_checked(self, hub: Any) -> None:
         hub(sentence=["a", "b"], label=[1, 0])
-        assert "hub:nyu-mll/glue: 2 rows, but CoLA's dev split has 1043" in refusal(TASKS["cola"], "dev", None)
+        assert "hub:nyu-mll/glue: 2 rows, but CoLA's dev split has 1,043" in refusal(TASKS["cola"], "dev", None)
 
     @pytest.mark.parametrize(
         "error",
@@ -411,7 +429,7 @@ class TestRealData:
         assert len(pd.read_csv(original, sep="\t", on_bad_lines="skip")) == left
         lines = original.read_text(encoding="utf-8").split("\n")[: left + 1]
         message = refusal(TASKS["stsb"], split, write(lines, f"STS-B/{split}.tsv"))
-        assert f"{left} rows, but STS-B's {split} split has" in message
+        assert f"{left:,} rows, but STS-B's {split} split has" in message
         assert str(left) in message.split("usual cause")[1]
 
 

@@ -6,6 +6,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 import manytune
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,24 @@ def test_the_page_of_modules_is_what_its_script_writes() -> None:
     assert (ROOT / "docs" / "modules.md").read_text(encoding="utf-8") == page, "run: python docs/make_modules.py"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_tables_of_figures_are_what_their_script_makes_of_the_result_files(page: str) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text.count("<!-- made: ") == text.count("<!-- end -->") >= 2
+    assert script["made"](text) == text, "run: python docs/make_performance.py"
+
+
+def test_a_page_of_figures_can_do_with_one_machine_alone() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))
+    one = dict([next(iter(script["measured"]().items()))])
+    for name in ("machines", "compare", "profile", "growth", "speed"):
+        two = {**one, "another": next(iter(one.values()))}
+        assert len(script["_PARTS"][name](two)) > len(script["_PARTS"][name](one)) > 0
+    with pytest.raises(ValueError, match="another number of cells"):
+        script["_table"](("a", "b"), [("1",)])
+
+
 def test_the_table_of_packages_names_what_is_there() -> None:
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     house = text.partition("## The house")[2].partition("\n## ")[0]
@@ -31,7 +51,9 @@ def test_the_table_of_packages_names_what_is_there() -> None:
 
 def test_every_source_file_that_a_document_names_is_there() -> None:
     files = [
-        path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*") if path.suffix in (".py", ".cpp", ".json")
+        path.relative_to(ROOT).as_posix()
+        for path in (*ROOT.glob("*.py"), *ROOT.glob("*/**/*"))
+        if path.suffix in (".py", ".cpp", ".json")
     ]
     named = {
         (document.name, name)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from manytune.storage.directory import Store
 from manytune.utils import files
@@ -148,6 +150,20 @@ def test_permissions_of_what_is_replaced_are_kept(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert [stat.S_IMODE(each.stat().st_mode) for each in (path, new, folder)] == [0o640, 0o640, 0o700]
+
+
+def test_a_library_that_writes_for_the_owner_alone_makes_ordinary_files_all_the_same(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "a.safetensors") as path:
+            save_file({"x": torch.zeros(1)}, path)
+        with replacing_directory(tmp_path / "folder") as folder:
+            save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
+            (folder / "b.safetensors").chmod(0o600)  # as safetensors may or may not do
+    finally:
+        os.umask(before)
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert [stat.S_IMODE(each.stat().st_mode) for each in files] == [0o644, 0o644]
 
 
 def test_a_study_is_swept_but_for_what_others_write_in_it(tmp_path: Path) -> None:

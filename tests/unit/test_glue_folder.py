@@ -198,5 +198,5 @@ def test_mnlis_second_dev_split_comes_with_the_task(tmp_path: Path, write: Write
 
 def test_sizes_of_test_splits_are_checked_too(tmp_path: Path, write: Write) -> None:
     write(*FILES["rte"]["test"])
-    with pytest.raises(DataError, match="2 rows, but RTE's test split has 3000"):
+    with pytest.raises(DataError, match="2 rows, but RTE's test split has 3,000"):
         load_split(GLUE["rte"], "test", str(tmp_path))

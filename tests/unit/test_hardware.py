@@ -85,6 +85,17 @@ class TestDtype:
         assert choose_dtype("fp32", CPU) is torch.float32
         assert choose_dtype("bf16", CPU) is torch.bfloat16
 
+    @pytest.mark.parametrize(
+        ("limit", "dtype"),
+        [("AVX2", torch.float32), ("avx512_core", torch.float32), ("ALL", torch.bfloat16), ("", torch.bfloat16)],
+    )
+    def test_auto_heeds_the_limit_of_onednn(
+        self, limit: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert choose_dtype("auto", CPU) is dtype
+
     @pytest.mark.parametrize("able", [True, False])
     def test_auto_on_a_gpu_leaves_emulation_out(self, able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         def supported(*, including_emulation: bool) -> bool:

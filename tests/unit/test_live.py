@@ -61,7 +61,7 @@ class TestLiveFiles:
         assert (pack.pack_id, pack.task, pack.runs, pack.total_steps) == ("p", "cola", ["a", "b"], 100)
         assert (pack.step, pack.loss, pack.best) == (11, 0.75, ("a", 0.5))
         assert pack.rows == {"a": [row(11)]}
-        assert pack.seconds_left == pytest.approx(20 / 11 * 89)
+        assert pack.seconds_left(0) == pytest.approx(20 / 11 * 89)
         live.on_pack_end(PackEnd("p", "done"))
         assert read_live(tmp_path) == []
 
@@ -76,7 +76,8 @@ class TestLiveFiles:
             live.on_step_end("p", step, [0.5])
         (pack,) = read_live(tmp_path)
         assert pack.step == 10
-        assert pack.seconds_left == pytest.approx(90.0)
+        assert pack.seconds_left(0) == pytest.approx(90.0)
+        assert pack.seconds_left(30) == pytest.approx(60.0)
 
     def test_files_are_written_once_a_second_at_most(self, tmp_path: Path) -> None:
         clock = Clock()

@@ -87,18 +87,18 @@ def test_a_second_process_is_told_who_holds_it(tmp_path: Path) -> None:
 
 def test_with_wait_it_waits_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
-    told: list[str] = []
+    messages: list[str] = []
     with other(tmp_path) as process:
-        lock = Lock(tmp_path, told.append, wait=True)
+        lock = Lock(tmp_path, messages.append, wait=True)
         waiting = threading.Thread(target=lock.look)
         waiting.start()
-        while not told:
+        while not messages:
             time.sleep(0.001)
         assert waiting.is_alive()
         process.communicate("end\n")
         waiting.join()
-    (said,) = told
-    assert said.startswith(f"Waiting for the process {process.pid} on ")
+    (message,) = messages
+    assert message.startswith(f"Waiting for the process {process.pid} on ")
     with lock.held():
         pass
 
@@ -132,10 +132,10 @@ def test_one_of_another_machine_is_left_over_when_nobody_touches_it(tmp_path: Pa
         left(tmp_path, boot="elsewhere", host="elsewhere")
     else:
         (tmp_path / "lock").write_text(content)
-    told: list[str] = []
-    with Lock(tmp_path, told.append).held():
+    messages: list[str] = []
+    with Lock(tmp_path, messages.append).held():
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    assert "Looking whether it lives" in told[0]
+    assert "Looking whether it lives" in messages[0]
 
 
 @pytest.mark.usefixtures("quick")
@@ -270,14 +270,14 @@ def test_patience_is_had_once_for_the_look_and_the_take_over(tmp_path: Path, mon
     monkeypatch.setattr(module.time, "monotonic", lambda: slept[0])
     monkeypatch.setattr(module.time, "sleep", lambda seconds: slept.__setitem__(0, slept[0] + seconds))
     left(tmp_path, boot="elsewhere", host="elsewhere")
-    told: list[str] = []
-    lock = Lock(tmp_path, told.append)
+    messages: list[str] = []
+    lock = Lock(tmp_path, messages.append)
     lock.look()
     assert 90 <= slept[0] < 92
     with lock.held():
         pass
     assert slept[0] < 92
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_one_that_is_touched_after_the_look_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,10 +348,10 @@ def test_one_that_was_deleted_is_noticed(tmp_path: Path) -> None:
 )
 def test_one_of_odd_values_or_another_version_is_of_somebody_unknown(tmp_path: Path, changes: dict[str, Any]) -> None:
     (tmp_path / "lock").write_text(json.dumps(asdict(module._Holder.here()) | changes))
-    told: list[str] = []
-    with Lock(tmp_path, told.append).held():
+    messages: list[str] = []
+    with Lock(tmp_path, messages.append).held():
         pass
-    assert "is of an unknown machine" in told[0]
+    assert "is of an unknown machine" in messages[0]
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 10**9, 10**30])

@@ -46,13 +46,13 @@ def set_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def refused(what: Callable[[], object], *said: str) -> None:
+def refused(what: Callable[[], object], *expected: str) -> None:
     with pytest.raises(ModelError) as caught:
         what()
     text = str(caught.value)
     assert text.startswith("model: ")
     assert len(text) < 700
-    for each in said:
+    for each in expected:
         assert each in text
 
 
@@ -249,15 +249,20 @@ def test_rows_without_a_token_are_found_before_training(tiny: Path, tmp_path: Pa
             use()
 
 
-def test_a_token_id_that_no_embedding_has(tiny: Path) -> None:
-    path = tiny / "tokenizer.json"
+def add_token(folder: Path, token_id: int) -> None:
+    """Give the tokenizer the token `surprising`."""
+    path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     content["added_tokens"].append(
         {key: False for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
-        | {"id": 2**31 + 5, "content": "surprising"}
+        | {"id": token_id, "content": "surprising"}
     )
-    content["model"]["vocab"]["surprising"] = 2**31 + 5
+    content["model"]["vocab"]["surprising"] = token_id
     path.write_text(json.dumps(content))
+
+
+def test_a_token_id_that_no_embedding_has(tiny: Path) -> None:
+    add_token(tiny, 70_000)
     study = small_study(tiny)
     rows = Split((("a surprising", "thing"),), np.zeros(1, dtype=np.float32), "some", "rows.csv")
     for _ in range(2):  # the second time from the cache
@@ -265,7 +270,12 @@ def test_a_token_id_that_no_embedding_has(tiny: Path) -> None:
         def use() -> None:
             encode_split(study, model_spec(str(tiny), 1), load_tokenizer(str(tiny)), rows)
 
-        refused(use)
+        refused(use, "gives the token id 70000, but the backbone has embeddings for 0 to 140 alone")
+
+
+def test_a_token_id_that_no_vocabulary_reaches(tiny: Path) -> None:
+    add_token(tiny, 2**31 + 5)
+    refused(lambda: load_tokenizer(str(tiny)), "a token with the id 2147483653", "than 134,217,728 embeddings")
 
 
 def test_a_decoder_and_what_attends_to_one(tiny: Path) -> None:

@@ -60,7 +60,7 @@ def with_flags(data: bytes, flags: int, method: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         (b"", "not a whole NPZ"),
         (b"PK\x05\x06", "not a whole NPZ"),
@@ -79,8 +79,8 @@ def with_flags(data: bytes, flags: int, method: int = 0) -> bytes:
         (zipped(header((3,)), b"\0" * 13), "size that its header says"),
     ],
 )
-def test_anything_else_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_anything_else_is_refused(data: bytes, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         read_npz(data)
 
 

@@ -164,7 +164,7 @@ def test_numbers_as_classes_are_questioned(tmp_path: Path) -> None:
         (b"", "is empty; its first line must name the columns"),
         (b"text,y\n", "no rows, so there is nothing to learn from"),
         (b"text,y\n,a\n", "all 1 were left out, the first because of"),
-        (b"text,y\na,b\nc\n", "line 3: 1 cells, but the header names 2 columns"),
+        (b"text,y\na,b\nc\n", "line 3: 1 cell, but the header names 2 columns"),
         (b"text,y\na,b\ncaf\xe9,c\n", "line 3: byte 0xe9 in text is not valid UTF-8"),
         (b"text,y\na\0,b\n", "line 2: text holds a NUL character"),
         (b"text,y\na,b\nc,b\n", "in all 2 rows the label is 'b'"),

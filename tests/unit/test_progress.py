@@ -9,7 +9,7 @@ from rich.console import Console
 
 from manytune.data.tasks import TASKS
 from manytune.tracking.progress import TerminalProgress
-from manytune.training.callbacks import How, PackEnd
+from manytune.training.callbacks import PackEnd
 from record_factory import make_record
 
 RUNS = ["run-a", "run-b", "run-c"]
@@ -30,18 +30,18 @@ def make_console(terminal: bool, width: int = 120) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
-def said(console: Console) -> str:
+def printed(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def lines(console: Console) -> list[str]:
-    return said(console).splitlines()
+    return printed(console).splitlines()
 
 
 def last_drawn(console: Console) -> str:
     """What the live display showed last."""
-    return said(console).split("\r")[-1]
+    return printed(console).split("\r")[-1]
 
 
 def start(progress: TerminalProgress, pack: str = PACK, task: str = "cola", runs: int = 3, steps: int = 10) -> None:
@@ -79,7 +79,7 @@ class TestKinds:
         progress = TerminalProgress(console=console, quiet=quiet)
         start(progress)
         progress.on_study_end()
-        assert ("\r" in said(console)) is live
+        assert ("\r" in printed(console)) is live
 
     def test_it_speaks_on_standard_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         TerminalProgress().on_message("hello")
@@ -171,7 +171,7 @@ class TestLive:
 
     def test_what_stays_is_what_plain_lines_say_of_ends(self, console: Console) -> None:
         a_whole_pack(TerminalProgress(console=console))
-        text = said(console)
+        text = printed(console)
         for line in (
             "3 rows were truncated\n",
             "error: run-a failed: the loss was no number at step 6\n",
@@ -192,16 +192,35 @@ class TestLive:
         progress.on_study_end()
         assert "… 500/3000 3 runs, loss 0.500, best MCC 0.250, 0 s left" in last_drawn(console)
 
-    @pytest.mark.parametrize("how", ["stopped", "lost"])
-    def test_the_line_goes_when_its_pack_is_cut_short(self, console: Console, how: How) -> None:
+    def test_a_stopped_pack_leaves_its_last_state_on_the_screen(self, console: Console) -> None:
+        clock = Clock()
+        progress = TerminalProgress(console=console, clock=clock)
+        start(progress)
+        clock.now += 40
+        progress.on_step_end(PACK, 4, [0.5])
+        progress.on_pack_end(PackEnd(PACK, "stopped"))
+        progress.on_study_end()
+        assert " 4/10 3 runs, loss 0.500, 1:00 min left" in last_drawn(console)
+
+    def test_the_time_left_is_counted_down_between_steps(self, console: Console) -> None:
+        clock = Clock()
+        progress = TerminalProgress(console=console, clock=clock)
+        start(progress)
+        clock.now += 50
+        progress.on_step_end(PACK, 5, [0.5])
+        clock.now += 20
+        progress.on_study_end()
+        assert "loss 0.500, 30 s left" in last_drawn(console)
+
+    def test_the_line_goes_when_its_pack_is_lost(self, console: Console) -> None:
         progress = TerminalProgress(console=console)
         start(progress, "first")
-        progress.on_pack_end(PackEnd("first", how))
+        progress.on_pack_end(PackEnd("first", "lost"))
         start(progress, "second")
         progress.on_study_end()
         assert "first" not in last_drawn(console)
         assert "second" in last_drawn(console)
-        assert "first: " not in said(console)
+        assert "first: " not in printed(console)
 
     def test_packs_that_train_at_once_have_a_line_each(self, console: Console) -> None:
         progress = TerminalProgress(console=console, clock=Clock())
@@ -212,8 +231,8 @@ class TestLive:
         end(progress, "second", "run-a")
         progress.on_study_end()
         # What was drawn last is one frame of two lines.
-        assert "3/10 3 runs, loss 0.250" in said(console)
-        assert "7/10 2 runs, loss 0.500" in said(console)
+        assert "3/10 3 runs, loss 0.250" in printed(console)
+        assert "7/10 2 runs, loss 0.500" in printed(console)
 
 
 KINDS = [(True, False), (False, False), (True, True)]
@@ -225,7 +244,7 @@ def test_a_run_may_fail_before_its_pack_has_started(terminal: bool, quiet: bool)
     progress = TerminalProgress(console=console, quiet=quiet)
     end(progress, PACK, "run-a", "failed", failure="its process died")
     progress.on_pack_end(PackEnd(PACK, "lost"))
-    assert "error: run-a failed: its process died\n" in said(console)
+    assert "error: run-a failed: its process died\n" in printed(console)
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), KINDS, ids=["live", "plain", "quiet"])
@@ -241,7 +260,7 @@ def test_every_kind_says_warnings_errors_and_bad_ends(terminal: bool, quiet: boo
         "warning: the disk is nearly full\n",
         "error: it is full\n",
     ):
-        assert line in said(console)
+        assert line in printed(console)
 
 
 def test_quiet_says_nothing_else() -> None:

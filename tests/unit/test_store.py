@@ -105,19 +105,19 @@ class TestCreateOrOpen:
         full, lora = {"method": "full", "learning_rate": 1e-4}, {"method": "lora", "rank": 2, "learning_rate": 1e-3}
         store = Store.create_or_open(tmp_path / "out", make_study(methods=[full, lora]))
 
-        def said(*methods: dict[str, object]) -> list[str]:
+        def differences(*methods: dict[str, object]) -> list[str]:
             with pytest.raises(StoreError) as caught:
                 Store.check(store.root, make_study(methods=list(methods)))
             return [line.strip() for line in str(caught.value).splitlines() if line.startswith("  ")]
 
-        assert said(full, {**lora, "learning_rate": [2e-3, 4e-3]}) == [
+        assert differences(full, {**lora, "learning_rate": [2e-3, 4e-3]}) == [
             "methods.1.learning_rate: 0.001 there, [0.002, 0.004] here"
         ]
-        assert said(full, {**lora, "rank": 3, "alpha": 2.0}) == [
+        assert differences(full, {**lora, "rank": 3, "alpha": 2.0}) == [
             "methods.1.rank: 2 there, 3 here",
             "methods.1.alpha: 8.0 there, 2.0 here",
         ]
-        assert said(full) == ["methods: 2 entries there, 1 here"]
+        assert differences(full) == ["methods: 2 entries there, 1 here"]
 
     def test_shortens_what_is_long(self, store: Store) -> None:
         with pytest.raises(StoreError) as caught:

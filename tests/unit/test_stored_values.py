@@ -242,7 +242,7 @@ def test_names_of_any_length_make_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (b'{"a": "\xff"}', "can't decode byte 0xff"),
         (b"[" * 100_000, "nested too deeply"),
@@ -251,6 +251,6 @@ def test_names_of_any_length_make_files(tmp_path: Path) -> None:
         ("{", "Expecting property name"),
     ],
 )
-def test_what_is_wrong_with_json_is_said(text: str | bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_wrong_with_json_is_said(text: str | bytes, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         parse_json(text)

@@ -127,27 +127,27 @@ class TestSentence:
     def test_a_lead_within_the_spread_claims_nothing(self) -> None:
         sentence = one_table(runs_of("full", 0.48, 0.52), runs_of("lora", 0.49, 0.53)).sentence
         assert sentence == (
-            "CoLA, MCC: lora (0.510) is ahead of full (0.500) by 0.010, no more than the spread over seeds "
+            "CoLA, MCC: LoRA (0.510) is ahead of full (0.500) by 0.010, no more than the spread over seeds "
             "(0.028): no difference can be claimed from 2 seeds."
         )
 
     def test_a_lead_beyond_the_spread_is_a_hint(self) -> None:
         sentence = one_table(runs_of("full", 0.2, 0.21, 0.22), runs_of("lora", 0.5, 0.51)).sentence
         assert sentence == (
-            "CoLA, MCC: lora (0.505) is ahead of full (0.210) by 0.295, more than the spread over seeds "
+            "CoLA, MCC: LoRA (0.505) is ahead of full (0.210) by 0.295, more than the spread over seeds "
             "(0.009): a hint from 2 and 3 seeds, no proof that the one is better."
         )
 
     def test_one_seed_says_nothing_about_the_spread(self) -> None:
         sentence = one_table(runs_of("full", 0.5), runs_of("lora", 0.7)).sentence
         assert sentence == (
-            "CoLA, MCC: lora (0.700) is ahead of full (0.500) by 0.200; from 1 seed each nothing can be said "
+            "CoLA, MCC: LoRA (0.700) is ahead of full (0.500) by 0.200; from 1 seed each nothing can be said "
             "about the spread over seeds, so no difference can be claimed."
         )
 
     def test_equal_means(self) -> None:
         sentence = one_table(runs_of("full", 0.5), runs_of("lora", 0.5)).sentence
-        assert sentence == "CoLA, MCC: full (0.500) and lora (0.500) are equal."
+        assert sentence == "CoLA, MCC: full (0.500) and LoRA (0.500) are equal."
 
     def test_a_tiny_lead_is_not_shown_as_none(self) -> None:
         assert "by 0.0002," in one_table(runs_of("full", 0.5, 0.6), runs_of("lora", 0.5, 0.6004)).sentence
@@ -155,7 +155,7 @@ class TestSentence:
     def test_one_method_alone(self) -> None:
         failed = runs_of("full", 0.0, state="collapsed")
         sentence = one_table(failed, runs_of("lora", 0.5)).sentence
-        assert sentence == "CoLA, MCC: only lora (0.500) has a mean; there is nothing to compare it with."
+        assert sentence == "CoLA, MCC: only LoRA (0.500) has a mean; there is nothing to compare it with."
 
     def test_no_run_finished(self) -> None:
         sentence = one_table(runs_of("full", 0.0, state="collapsed")).sentence
@@ -169,7 +169,7 @@ class TestSentence:
         monkeypatch.setattr(task_table, "METRICS", MappingProxyType({"loss": loss}))
         facts = {"primary_metric": "loss", "scores": {}, "last_scores": {}}
         sentence = one_table(runs_of("full", 0.2, **facts), runs_of("lora", 0.7, **facts)).sentence
-        assert sentence.startswith("CoLA, Loss: full (0.200) is ahead of lora (0.700) by 0.500")
+        assert sentence.startswith("CoLA, Loss: full (0.200) is ahead of LoRA (0.700) by 0.500")
 
     def test_a_task_of_unknown_title_goes_by_its_name(self) -> None:
         assert one_table(runs_of("full", 0.5, task="mine")).sentence.startswith("mine, MCC: ")
@@ -185,8 +185,8 @@ class TestRender:
 
     def test_a_row_has_its_figures(self) -> None:
         text = text_of(runs_of("lora r=8", 0.4, 0.6, **self.COSTS))
-        assert row_of(text, "lora r=8") == [
-            *("lora r=8", "2", "0.500 ± 0.141", "0.400 ± 0.141", "0.700 ± 0.141", "0.600 ± 0.141"),
+        assert row_of(text, "LoRA") == [
+            *("LoRA", "2", "0.500 ± 0.141", "0.400 ± 0.141", "0.700 ± 0.141", "0.600 ± 0.141"),
             *("294,912", "0.24 %", "431", "1.2 GB"),
         ]
         assert row_of(text, "method") == [
@@ -206,14 +206,14 @@ class TestRender:
         assert row_of(text, "full")[2:6] == ["0.900", "0.800", "0.800", "0.600"]
 
     def test_one_seed_shows_no_deviation_and_the_unknown_a_dash(self) -> None:
-        cells = row_of(text_of(runs_of("lora", 0.5)), "lora")
-        assert cells == ["lora", "1", "0.500", "0.400", "0.700", "0.600", "–", "–", "–", "–"]
+        cells = row_of(text_of(runs_of("lora", 0.5)), "LoRA")
+        assert cells == ["LoRA", "1", "0.500", "0.400", "0.700", "0.600", "–", "–", "–", "–"]
 
     def test_runs_left_out_are_counted_and_named(self) -> None:
         good, bad = runs_of("lora", 0.4, 0.6), make_record(run_id="bad", label="lora", state="collapsed")
         text = text_of([*good, bad])
-        assert row_of(text, "lora")[1:3] == ["2 of 3", "0.500 ± 0.141"]
-        assert "lora: 1 of 3 collapsed: bad" in [line.strip() for line in text.splitlines()]
+        assert row_of(text, "LoRA")[1:3] == ["2 of 3", "0.500 ± 0.141"]
+        assert "LoRA: 1 of 3 collapsed: bad" in [line.strip() for line in text.splitlines()]
         assert "Means and standard deviations are over the runs that finished" in text
 
     def test_a_row_without_any_mean_says_what_became_of_its_runs(self) -> None:
@@ -236,9 +236,22 @@ class TestRender:
             assert text.count(figure) == 2, figure
 
     def test_brackets_are_no_markup(self) -> None:
-        text = text_of(runs_of("lora [bold]", 0.5))
-        assert row_of(text, "lora [bold]")
-        assert "only lora [bold] (0.500)" in text
+        text = text_of(runs_of("odd [bold]", 0.5))
+        assert row_of(text, "odd [bold]")
+        assert "only odd [bold] (0.500)" in text
+
+    def test_rows_stand_by_their_means_under_names_without_what_never_varies(self) -> None:
+        shared = ", lr 4e-4, alpha 16, targets dense+query"
+        text = text_of(
+            runs_of(f"lora r=2{shared}", 0.3), runs_of(f"lora r=8{shared}", 0.0, state="failed", failure="no"),
+            runs_of(f"lora r=64{shared}", 0.6), runs_of("full lr 4e-4", 0.5, method="full"),
+        )  # fmt: skip
+        first = [line.split("  ")[0].strip() for line in text.splitlines()]
+        assert [name for name in first if name.startswith(("LoRA r", "Full"))] == [
+            *("LoRA r=64", "Full", "LoRA r=2", "LoRA r=8"),
+        ]
+        assert "LoRA r=8: 1 of 1 failed: " in text
+        assert "  Settings not in the names: all lr 4e-4; LoRA alpha 16, targets dense+query." in text.splitlines()
 
     def test_each_task_has_its_sentence(self) -> None:
         records = [*runs_of("full", 0.5), *runs_of("full", 0.5, task="mine")]

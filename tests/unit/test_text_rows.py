@@ -14,9 +14,10 @@ import pytest
 
 from manytune.config import OwnTask
 from manytune.data import rows
-from manytune.data.rows import FileFacts, read_parts, read_placed
+from manytune.data.rows import read_parts, read_placed
 from manytune.data.splits import load_split, load_task
 from manytune.data.tasks import TASKS
+from manytune.data.text_lines import Dialect, FileFacts, encoding_of
 from manytune.utils.errors import DataError
 
 COLUMNS = ("text", "y")
@@ -26,7 +27,8 @@ ROWS = ["text,y\n", *(f"row {n},{'pos' if n % 2 else 'neg'}\n" for n in range(24
 def read(tmp_path: Path, content: str | bytes, name: str = "a.csv", **more: Any) -> list[tuple[Any, ...]]:
     path = tmp_path / name
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return [tuple(row.values()) for _, row in read_placed(str(path), COLUMNS, **more)]
+    facts = more.pop("facts", None)
+    return [tuple(row.values()) for _, row in read_placed(str(path), COLUMNS, Dialect(**more), facts=facts)]
 
 
 def refusal(tmp_path: Path, content: str | bytes, name: str = "a.csv", **more: Any) -> str:
@@ -81,7 +83,7 @@ def test_lines_and_rows_add_up(tmp_path: Path) -> None:
     content = 'text,y\none,a\n\n"two\n\nlines",b\n\n'
     assert len(read(tmp_path, content, facts=facts)) == 2
     assert [*facts.notes("a.csv")] == [
-        "a.csv: 2 rows from 7 lines; 1 take several lines each, at most lines 4–6; 2 lines are blank."
+        "a.csv: 2 rows from 7 lines; 1 row takes several lines, at most lines 4–6; 2 lines are blank."
     ]
 
 
@@ -109,7 +111,7 @@ def test_a_task_says_how_its_files_are_quoted(tmp_path: Path) -> None:
     given = {"name": "t", "train": str(path), "dev": str(path), "text": "text", "label": "y"}
     _, splits = load_task(OwnTask(**given, quoting="none").to_task())
     assert splits["train"].texts == (('"Hm',), ('No"',))
-    assert splits["train"].notes == (f"{path}: 2 rows from 4 lines; 1 lines are blank.",)
+    assert splits["train"].notes == (f"{path}: 2 rows from 4 lines; 1 line is blank.",)
     with pytest.raises(ValueError, match="quoting is of CSV and TSV files"):
         OwnTask(**given, hub="a/b", quoting="none")
 
@@ -120,10 +122,8 @@ def test_a_task_says_how_its_files_are_quoted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "text;y\na;b\n", "line 1: cells are parted by ';'. Save it with commas between"),
-        ("a.csv", "text\ty\na\tb\n", "parted by tabs. Name the file .tsv"),
-        ("a.tsv", "text,y\na,b\n", "parted by commas. Name the file .csv"),
-        ("a.csv", "sep=;\ntext;y\na;b\n", "line 1: cells are parted by ';'"),
+        ("a.csv", "text;y;a, b\na;b;c, d\n", "If a semicolon parts the cells, give the task separator: semicolon."),
+        ("a.csv", "text y\na b\n", "line 1: no column 'text'"),
         ("a.csv", "text,z\n", "line 1: no column 'y'"),
         ("a.csv", "text,y,y\na,b,c\n", "a column is there twice: y"),
         ("a.jsonl", '{"text": "a", "y": 1, "y": 2}\n', "line 1: a column is there twice: y"),
@@ -134,6 +134,57 @@ def test_a_task_says_how_its_files_are_quoted(tmp_path: Path) -> None:
 )
 def test_headers_that_cannot_be(tmp_path: Path, name: str, content: str | bytes, says: str) -> None:
     assert says in refusal(tmp_path, content, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "separator"),
+    [
+        ("a.csv", "text;y\na;b\n", ";"),
+        ("a.csv", "\n\ufefftext;y\na;b\n", ";"),
+        ("a.csv", '"text, whole"|text|y\n"x|y"|a|b\n', "|"),
+        ("a.csv", "text\ty\na\tb\n", "\t"),
+        ("a.tsv", 'text,y\n"a",b\n', ","),
+        ("a.txt", "text\ty\na\tb\n", None),
+        ("a.txt", "text;y\na;b\n", ";"),
+        ("a.csv", "sep=;\ntext;y\na;b\n", ";"),
+        ("-", "text;y\na;b\n", ";"),
+    ],
+)
+def test_the_header_shows_what_parts_the_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, separator: str | None
+) -> None:
+    path = str(tmp_path / name) if name != "-" else name
+    monkeypatch.setattr("sys.stdin", io.StringIO(content))
+    (tmp_path / name).write_text(content)
+    facts = FileFacts()
+    assert [tuple(row.values()) for _, row in read_placed(path, COLUMNS, facts=facts)] == [("a", "b")]
+    assert facts.separator == separator
+    assert ("parts the cells, as the header shows" in "".join(facts.notes(name))) == (separator is not None)
+
+
+def test_a_separator_and_an_encoding_that_are_given_hold(tmp_path: Path) -> None:
+    content = "text;y;more, or less\nZürich, süß;b;x\n".encode("cp1252")
+    assert read(tmp_path, content, separator="semicolon", encoding="cp1252") == [("Zürich, süß", "b")]
+    assert read(tmp_path, '{"text": "süß", "y": "b"}'.encode("utf-16"), "a.jsonl", encoding="utf-16") == [("süß", "b")]
+    assert "is not utf-16" in refusal(tmp_path, b"text,y\na", encoding="utf-16")
+    assert "encoding: cp1252" in refusal(tmp_path, content, separator="semicolon")
+    given = {"name": "t", "train": "a.csv", "text": "text", "label": "y"}
+    assert OwnTask(**given, separator=";").to_task().own.dialect.separator == "semicolon"
+    assert OwnTask(**given).model_dump().keys().isdisjoint(("separator", "encoding")), (
+        "studies of before keep their hash"
+    )
+    for key, value in (("separator", "space"), ("encoding", "rot13"), ("encoding", "no-such")):
+        with pytest.raises(ValueError, match=key):
+            OwnTask(**given, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [("süß", "utf-8"), ("süß", "cp1252"), ("süß", "utf-16"), ("s\x81", "latin-1"), ("", "utf-8"), ("süß", "utf-8-sig")],
+)
+def test_an_encoding_is_recognised(tmp_path: Path, content: str, encoding: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content.encode(encoding))
+    assert encoding_of(tmp_path / "a.csv") == (None if encoding.startswith("utf-8") else encoding)
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_both_trackers_hold_a_run_for_each_of_ours_also_inside_a_pack(model: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    records, said = run(small(model, "tensorboard", "mlflow"), tmp_path)
-    assert said == []
+    records, messages = run(small(model, "tensorboard", "mlflow"), tmp_path)
+    assert messages == []
     store = Store.open(tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'tracking' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tracked")
@@ -116,8 +116,8 @@ def test_runs_that_ended_before_a_tracker_was_named_are_told_of_later(model: Pat
     methods = [{"method": "lora", "rank": 2, "learning_rate": 1e-3}]
     first, _ = run(small(model, methods=methods), tmp_path)
     Store.open(tmp_path).reset_run(first[0].run_id)
-    records, said = run(small(model, "tensorboard", methods=methods), tmp_path)  # it is no other study for that
-    assert said == ["1 of 2 runs have ended before."]
+    records, messages = run(small(model, "tensorboard", methods=methods), tmp_path)  # it is no other study for that
+    assert messages == ["1 of 2 runs has ended before."]
     for record in records:
         board = scalars(tmp_path / "tracking" / "tensorboard" / record.run_id)
         assert [step for step, _ in board[f"eval/{METRIC}"]] == [2, 4]
@@ -160,8 +160,8 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_tracker_with_one_active_run_is_told_of_each_run_by_itself(model: Path, tmp_path: Path, wandb: Path) -> None:
-    records, said = run(small(model, "wandb"), tmp_path / "out")
-    assert said == []
+    records, messages = run(small(model, "wandb"), tmp_path / "out")
+    assert messages == []
     for record in records:
         kept = json.loads((tmp_path / f"{record.run_id}.json").read_text())
         assert kept["project"] == "tracked"
@@ -180,9 +180,9 @@ def test_a_tracker_that_fails_is_told_of_and_stops_nothing(
     model: Path, tmp_path: Path, wandb: Path, breakage: str, reason: str
 ) -> None:
     (wandb / "__init__.py").write_text(breakage)
-    records, (said,) = run(small(model, "wandb"), tmp_path / "out")
+    records, (message,) = run(small(model, "wandb"), tmp_path / "out")
     assert len(records) == 4
-    assert said.startswith(f"tracking: wandb failed: {reason}")
+    assert message.startswith(f"tracking: wandb failed: {reason}")
 
 
 def test_a_tracker_that_hangs_holds_nothing_up(
@@ -190,9 +190,9 @@ def test_a_tracker_that_hangs_holds_nothing_up(
 ) -> None:
     monkeypatch.setattr(trackers, "_PATIENCE_SECONDS", 1.0)
     (wandb / "__init__.py").write_text("import time\ntime.sleep(3600)")
-    records, (said,) = run(small(model, "wandb"), tmp_path / "out")
+    records, (message,) = run(small(model, "wandb"), tmp_path / "out")
     assert len(records) == 4
-    assert "it was not done 1 s after the study" in said
+    assert "it was not done 1 s after the study" in message
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:

@@ -9,14 +9,22 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
+
+from tiny import make_tiny
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "manytune"
+PLOTLY = "manytune/report/templates/plotly.min.js"
+
+OF_EXTRAS = "accelerate|datasets|matplotlib|onnx|onnxruntime|onnxscript|pandas|peft|plotly|pyarrow|ray"
+"""Packages that `pip install manytune` alone does not bring."""
 
 
 def run(*command: str | Path) -> str:
@@ -29,7 +37,7 @@ def run(*command: str | Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, so that nothing is left in the source tree."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(SOURCES, copy / "src" / "manytune")
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, copy)
@@ -64,13 +72,16 @@ def test_it_holds_every_source_file_and_nothing_else(wheel: Path) -> None:
     assert {"manytune/py.typed", "manytune/storage/record.py", "manytune/report/task_table.py"} <= sources
     assert "manytune/data/builtin.jsonl.gz" in sources
     packed = names(wheel)
-    assert {name for name in packed if name.startswith("manytune/")} == sources
+    assert {name for name in packed if name.startswith("manytune/")} == sources | {PLOTLY}
     assert {name.split("/")[0].partition("-")[0] for name in packed} == {"manytune"}
     assert not [name for name in packed if "builtin_data" in name], "the grammars got into the wheel"
 
 
 def test_it_is_small(wheel: Path) -> None:
-    assert wheel.stat().st_size < 1_000_000, "weights or data got into the wheel"
+    with zipfile.ZipFile(wheel) as archive:
+        charts = archive.getinfo(PLOTLY).compress_size
+    assert 1_000_000 < charts < 2_000_000
+    assert wheel.stat().st_size - charts < 1_000_000, "weights or data got into the wheel"
 
 
 def test_its_name_says_pure_python(wheel: Path) -> None:
@@ -102,6 +113,44 @@ def test_it_installs_one_command(wheel: Path) -> None:
     assert {name: dict(points[name]) for name in points.sections()} == {
         "console_scripts": {"manytune": "manytune.cli:main"}
     }
+
+
+def test_it_trains_reports_and_predicts_without_any_extra(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if not re.fullmatch(rf"({OF_EXTRAS}|manytune)(-.*)?|.*\.pth", path.name):
+            with suppress(FileExistsError):
+                (site / path.name).symlink_to(path)
+    program = f"import sys; sys.path.append({str(site)!r}); from manytune import cli; print(cli.__file__); cli.main()"
+
+    def manytune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-I", "-S", "-c", program, *map(str, arguments)]  # no other folder of packages
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    study = tmp_path / "study.yaml"
+    training = "{max_steps: 2, max_length: 16, eval_every: 2}"
+    methods = "[{method: bitfit, learning_rate: 1e-3}]"
+    study.write_text(
+        f"name: bare\nmodel: {make_tiny(tmp_path / 'tiny')}\ntasks: [builtin-acceptability]\nseeds: [0]\n"
+        f"training: {training}\nmethods: {methods}\n"
+    )
+    done = manytune("run", study, "--out", "results", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(tmp_path)
+    assert done.stdout.count("No figures as PNG and SVG, which need matplotlib: pip install 'manytune[figures]'") == 1
+    assert "plotly.js v" in (tmp_path / "results" / "report" / "index.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "results" / "report" / "figures").exists()
+    done = manytune("predict", "results", "--text", "The cat sat.")
+    assert done.returncode == 0, done.stderr
+
+    done = manytune("predict", "results", "rows.parquet")
+    assert done.returncode == 2
+    assert "rows.parquet: Parquet needs the package pyarrow: pip install 'manytune[parquet]'. Or give" in done.stderr
+    done = manytune("run", study, "tasks=[cola]", "--out", "cola")
+    assert done.returncode == 2
+    assert "needs the package datasets: pip install 'manytune[hub]'.\nWithout the hub, give a folder" in done.stderr
 
 
 def test_it_runs_by_itself(wheel: Path, tmp_path: Path, metadata: Message) -> None:

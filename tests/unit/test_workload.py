@@ -55,11 +55,11 @@ def test_a_share_of_train_selects_by_seed(tiny: Path) -> None:
 def test_cut_rows_are_counted_and_said(tiny: Path) -> None:
     ready = work(tiny, ACCEPTABILITY, training={"max_length": 12})
     assert ready.train.lengths.max() == 12
-    assert ready.notes[0] == (
-        f"{ACCEPTABILITY}: {ready.train.truncated} of {ready.train.size} train rows were cut at 12 tokens, "
-        "which is training.max_length."
-    )
-    assert ready.train.truncated > 0
+    assert ready.notes == [
+        f"{ACCEPTABILITY}: {ready.train.truncated:,} of {ready.train.size:,} train rows and {ready.dev.truncated} of "
+        f"{ready.dev.size} dev rows were cut at 12 tokens, which is training.max_length."
+    ]
+    assert min(ready.train.truncated, ready.dev.truncated) > 0
     assert work(tiny, ACCEPTABILITY).notes == []
 
 
@@ -72,8 +72,9 @@ def test_rows_cut_at_the_backbones_own_limit_are_said_to_be(tmp_path: Path) -> N
     ready = work(make_tiny(tmp_path / "short", max_position_embeddings=40), ACCEPTABILITY)
     assert ready.train.lengths.max() == 40
     assert ready.study.training.max_length == 512
-    cut = f"{ready.train.truncated} of {ready.train.size} train rows were cut"
-    assert ready.notes[0] == f"{ACCEPTABILITY}: {cut} at 40 tokens, the most that {tmp_path / 'short'} takes."
+    cut = f"{ready.train.truncated:,} of {ready.train.size:,} train rows"
+    assert ready.notes[0].startswith(f"{ACCEPTABILITY}: {cut}")
+    assert ready.notes[0].endswith(f" cut at 40 tokens, the most that {tmp_path / 'short'} takes.")
 
 
 def test_a_backbone_of_one_token_type_sees_zeros(tmp_path: Path) -> None:
@@ -120,10 +121,10 @@ def frozen(head: str) -> list[Mapping[str, Any]]:
 
 def test_a_frozen_head_that_cannot_reach_the_targets_is_said(tmp_path: Path) -> None:
     narrow = make_tiny(tmp_path / "narrow", initializer_range=0.02)
-    (said,) = _warnings(work(narrow, SIMILARITY, frozen("frozen")))
-    assert "builtin-similarity" in said
-    assert "head: full" in said
-    assert "0 to 5" in said
+    (message,) = _warnings(work(narrow, SIMILARITY, frozen("frozen")))
+    assert "builtin-similarity" in message
+    assert "head: full" in message
+    assert "0 to 5" in message
 
 
 def test_a_trained_bias_moves_the_range_but_does_not_widen_it(tmp_path: Path) -> None:
@@ -172,8 +173,8 @@ def test_dev_texts_are_the_dev_rows(tiny: Path, task: str, sentences: int) -> No
 
 
 def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
-    (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 20}))
-    assert "20 of 20 steps" in said
+    (message,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 20}))
+    assert "20 of 20 steps" in message
     assert _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 19})) == []
-    (said,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 4, "warmup_ratio": 0.99}))
-    assert "Lower training.warmup_ratio, or" in said
+    (message,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 4, "warmup_ratio": 0.99}))
+    assert "Lower training.warmup_ratio, or" in message

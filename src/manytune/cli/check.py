@@ -10,13 +10,15 @@ import numpy as np
 from rich.console import RenderableType
 
 from manytune.config import Study
+from manytune.data.baselines import BaselineScore
 from manytune.data.cells import same_to_the_eye
+from manytune.data.metrics import METRICS
 from manytune.data.splits import Encoded, Split, leaked, uneven_classes
 from manytune.data.tasks import SPLITS, Task
 from manytune.models.loading import check_weights, load_config, load_tokenizer, model_spec
 from manytune.models.spec import ModelSpec
 from manytune.report.views import percent, plain_table
-from manytune.training.workload import blank_rows, encode_split, load_splits, longest
+from manytune.training.workload import blank_rows, encode_split, load_splits, longest, measure_baselines
 from manytune.utils.text import counted, listed, shortened
 
 _SHOWN = 5  # examples of a finding
@@ -37,12 +39,18 @@ class SplitFacts:
 
     source: str  # where the rows came from
     rows: int  # how many are used
+    limited_from: int | None  # of how many, where the study has a limit
     left_out: tuple[str, ...]  # which rows are not, and why
     # Median, 95th percentile and longest row in tokens, special ones included, before any is cut
     tokens: Mapping[str, int]
     truncated: int  # rows that are cut
     classes: Mapping[str, int]  # class → rows; empty without classes
     targets: Mapping[str, float]  # Lowest, mean, highest and standard deviation of numeric targets; empty with classes
+
+    @property
+    def rows_shown(self) -> int | str:
+        """The rows in a table: "800 of 8,551" where a limit holds."""
+        return self.rows if self.limited_from is None else f"{self.rows:,} of {self.limited_from:,}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class TaskCheck:
     kind: str
     splits: Mapping[str, SplitFacts]
     findings: tuple[Finding, ...]
+    baselines: tuple[BaselineScore, ...]  # what methods must beat: scores on dev without a pretrained model
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,13 @@ class StudyCheck:
             yield plain_table(
                 ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
                 [
-                    (name, s.rows, len(s.left_out), *s.tokens.values(), s.truncated, s.source)
+                    (name, s.rows_shown, len(s.left_out), *s.tokens.values(), s.truncated, s.source)
                     for name, s in task.splits.items()
                 ],
                 title=f"{task.task} ({task.kind})",
             )
             yield _labels_table(task)
+            yield _baselines_table(task)
             for finding in task.findings or (Finding("Nothing was found that would spoil a result."),):
                 yield f"  {finding.what}"
                 yield from (f"    {example}" for example in finding.examples)
@@ -96,7 +106,8 @@ def check_study(study: Study) -> StudyCheck:
         whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
         blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
-        tasks.append(TaskCheck(name, task.kind, facts, tuple(_findings(study, parts, task, splits, facts, blank))))
+        found = tuple(_findings(study, parts, task, splits, facts, blank))
+        tasks.append(TaskCheck(name, task.kind, facts, found, measure_baselines(study, task, splits).scores))
     return StudyCheck(
         model=study.model,
         family=load_config(study.model, 1, shipped=True).model_type,
@@ -111,6 +122,7 @@ def _facts(task: Task, rows: Split, encoded: Encoded, whole: Encoded) -> SplitFa
     return SplitFacts(
         source=rows.source,
         rows=len(rows),
+        limited_from=rows.limited_from,
         left_out=rows.left_out,
         tokens={name: int(np.percentile(whole.lengths, q, method="higher")) for name, q in at.items()},
         truncated=encoded.truncated,
@@ -130,6 +142,15 @@ def _labels_table(task: TaskCheck) -> RenderableType:
         for name in next(iter(splits)).classes
     ]
     return plain_table(columns, rows)
+
+
+def _baselines_table(task: TaskCheck) -> RenderableType:
+    metrics = task.baselines[0].scores
+    rows = [
+        (each.title, *("undefined" if score is None else score for score in each.scores.values()), each.rows, each.note)
+        for each in task.baselines
+    ]
+    return plain_table(("baseline", *(METRICS[name].title for name in metrics), "training rows", ""), rows)
 
 
 def _target(value: float) -> object:
@@ -179,7 +200,9 @@ def _repeated(task: Task, name: str, rows: Split) -> Iterator[Finding]:
         number = counted(len(contradicting), f"{name} text")
         yield Finding(f"{number} there more than once, with different {task.type.label_word}s:", some)
     if twice := counts.total() - len(counts):
-        some = tuple(f"{_shown(texts)}: {count} times" for texts, count in counts.most_common(_SHOWN) if count > 1)
+        some = tuple(
+            f"{_shown(texts)}: {counted(count, 'time')}" for texts, count in counts.most_common(_SHOWN) if count > 1
+        )
         yield Finding(f"{counted(twice, f'{name} row')} with the text of an earlier one:", some)
 
 
@@ -207,7 +230,7 @@ def _uneven(study: Study, task: Task, train: Split, facts: Mapping[str, SplitFac
             *(["training.class_weights: balanced weighs"] if study.training.class_weights == "none" else []),
             *(["metric: macro_f1 scores"] if task.own is not None and "macro_f1" not in task.metrics else []),
         ]
-        what = f"The classes are uneven: {least} training rows of {few}, {most} of {many}."
+        what = f"The classes are uneven: {counted(least, 'training row')} of {few}, {most} of {many}."
         yield Finding(" ".join([what, *(f"{cure} them alike." for cure in cures)]))
 
 

@@ -18,8 +18,20 @@ _ArgumentError: Any = typer.BadParameter.__base__
 """What all errors about arguments are: typer has no public name for it."""
 
 
+_ORDER = (
+    *("init", "quick", "check", "params", "run", "status", "watch", "show", "report", "extend", "compare"),
+    *("predict", "evaluate", "export", "submit", "clean", "tasks", "methods", "models", "schema"),
+)
+"""Commands in the order of work, as `--help` lists them."""
+
+
 class _Commands(TyperGroup):
-    """Quotes wrong arguments in its messages so that they can be printed."""
+    """Lists commands in the order of work, and quotes wrong arguments in its messages so that they can be printed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands; those that are not in the order come last."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def make_context(self, *args: Any, **more: Any) -> Any:
         with _printable_errors():

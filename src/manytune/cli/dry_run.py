@@ -51,9 +51,10 @@ def render_dry_run(study: Study, device: str, executor: ExecutorSpec | None = No
 
 def _data_line(work: TaskWork) -> str:
     train, dev = work.train, work.dev
-    rows = f"{counted(work.train_size, 'row')} to train on"
+    rows = f"{work.rows_used} to train on"
     if held_out := train.size - work.train_size:
-        rows += f", {held_out:,} held out to select by"
+        rows = f"{counted(work.train_size, 'row')} to train on, {held_out:,} held out to select by"
+        rows += "" if work.limited_from is None else f" (the limit: {work.rows_used})"
     lengths = f"{train.lengths.mean():.1f} tokens on average, {train.lengths.max():,} at most"
     return f"{work.task.name}: {rows}, {counted(dev.size, 'dev row')}; {lengths}; from {work.sources[0]}"
 

@@ -13,7 +13,7 @@ import typer
 
 from manytune.cli.common import Directory, Json, app, print_json, print_result, print_rich
 from manytune.utils.errors import StoreError
-from manytune.utils.text import say
+from manytune.utils.text import counted, say
 
 
 @app.command()
@@ -79,11 +79,12 @@ def report(
     It reads what is on disk alone, also of a study that is still going on.
     """
     from manytune.report.guard import warnings_as_lines
-    from manytune.report.writing import write_report
+    from manytune.report.views import report_lines
+    from manytune.report.writing import headlines, write_report
 
     with warnings_as_lines():
         page, complete = write_report(directories, out, examples=examples)
-    say(f"Report: {page}")
+    say(*report_lines(page), *headlines(page))
     if open_page:
         typer.launch(page.resolve().as_uri())
     while watch and not complete:
@@ -130,7 +131,8 @@ def clean(
     if cache:
         found += cached()
     if kept:
-        say(f"{len(kept)} packs have runs that have not ended, or failed: their checkpoints stay.")
+        packs, theirs = counted(len(kept), "pack", "has|have"), "its" if len(kept) == 1 else "their"
+        say(f"{packs} runs that have not ended, or failed: {theirs} checkpoints stay.")
     for waste in found:
         say(f"{decimal(waste.bytes):>9}  {len(waste.paths):>5}  {waste.what}")
     if not found:

@@ -1,8 +1,9 @@
-"""Commands that use what was trained: predict, export, submit."""
+"""Commands that use what was trained: predict, evaluate, export, submit."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from itertools import islice
@@ -12,10 +13,30 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from manytune.cli.common import Device, Directory, app
+from manytune.cli.common import Device, Directory, Json, app, print_result
 from manytune.data.metrics import METRICS
+from manytune.data.tasks import Task
+from manytune.data.text_lines import Dialect
+from manytune.storage.record import plain
 from manytune.utils.errors import choices
-from manytune.utils.text import say
+from manytune.utils.text import counted, say, shortened
+
+Quoting = Annotated[
+    str | None,
+    typer.Option(help="double or none: whether cells of CSV and TSV may stand in quotes; as in training by default."),
+]
+Encoding = Annotated[str | None, typer.Option(help="Of the file, such as cp1252.", show_default="utf-8")]
+
+
+def dialect_of(task: Task, quoting: str | None, encoding: str | None) -> Dialect:
+    """How a file holds its rows: as `--quoting` and `--encoding` say, and quoted as in training by default."""
+    if quoting not in (None, "double", "none"):
+        raise typer.BadParameter(f"--quoting: {choices(str(quoting), ('double', 'none'))}")
+    try:
+        "".encode(encoding or "utf-8")
+    except LookupError:
+        raise typer.BadParameter(f"--encoding: {encoding!r} is none; take cp1252, latin-1 or utf-16") from None
+    return Dialect(quoting or (task.own.dialect.quoting if task.own is not None else None), encoding=encoding)
 
 
 class _TakesTexts(TyperCommand):
@@ -41,11 +62,23 @@ class _TakesTexts(TyperCommand):
         return super().parse_args(ctx, [*options, "--", *inputs])
 
 
+def _rows_of(texts: list[str], task: Task) -> list[tuple[str, ...]]:
+    """The rows that texts of the command line make: each one, or each pair of them."""
+    columns = len(task.text_columns)
+    if len(texts) % columns:
+        raise typer.BadParameter(
+            f"--text: {task.name} takes {' and '.join(task.text_columns)} for each prediction, so texts come in pairs; "
+            f"{counted(len(texts), 'text', 'was|were')} given. Put each text in quotes."
+        )
+    return [tuple(texts[at : at + columns]) for at in range(0, len(texts), columns)]
+
+
 @app.command(cls=_TakesTexts)
 def predict(
     directory: Directory,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="A .csv, .tsv, .jsonl or .parquet file, or -; or see --text.")
+        list[str],
+        typer.Argument(metavar="INPUT", help="A .csv, .tsv, .txt, .jsonl or .parquet file, or -; or see --text."),
     ],
     run: Annotated[str, typer.Option(help="A run's id, or the start of one; several with commas; or best.")] = "best",
     task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
@@ -55,13 +88,11 @@ def predict(
             help="Where to, in the format of its ending; a file that is there is replaced. - is the screen, in CSV."
         ),
     ] = "-",
-    as_text: Annotated[bool, typer.Option("--text", help="INPUT is a text, or a pair of them, itself.")] = False,
-    quoting: Annotated[
-        str | None,
-        typer.Option(
-            help="double or none: whether cells of CSV and TSV may stand in quotes; as in training by default."
-        ),
-    ] = None,
+    as_text: Annotated[
+        bool, typer.Option("--text", help="INPUT are texts themselves; pairs of them where the task has pairs.")
+    ] = False,
+    quoting: Quoting = None,
+    encoding: Encoding = None,
     device: Device = "auto",
 ) -> None:
     """Predict with a run of a study, or with the mean of several.
@@ -70,33 +101,33 @@ def predict(
     come out in order, with what is predicted and, for classes, their probabilities.
     """
     from manytune.data.rows import check_format, output_format, read_parts, writer
-    from manytune.data.text_rows import FileFacts
+    from manytune.data.text_lines import FileFacts
     from manytune.storage.directory import Store
     from manytune.storage.lookup import chosen_records, refuse_own_folders
     from manytune.utils.devices import check_device
-    from manytune.utils.text import counted
 
     store = Store.open(directory)
     records = chosen_records(store, run, task)
     check_device(device)
+    texts = _rows_of(inputs, store.task(records[0].task)) if as_text else []
     if not as_text:
         if len(inputs) != 1:
             raise typer.BadParameter("give one file, or --text before texts")
         check_format(inputs[0])
         output_format(out, inputs[0])
         refuse_own_folders([store] if out != "-" else [], Path(out))
-    if quoting not in (None, "double", "none"):
-        raise typer.BadParameter(f"--quoting: {choices(str(quoting), ('double', 'none'))}")
+    dialect = dialect_of(store.task(records[0].task), quoting, encoding)
     from manytune.inference.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
     for note in predictor.notes:
         say(f"warning: {note}", error=True)
     if as_text:
-        (made,) = predictor.predict([tuple(inputs)])
-        say(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
-        for name, probability in made.probabilities.items():
-            say(f"  {name}: {probability:.4f}")
+        for number, (row, made) in enumerate(zip(texts, predictor.predict(texts), strict=True)):
+            if len(texts) > 1:  # several predictions: each below its texts, an empty line between
+                say(*([""] if number else []), *(shortened(text) for text in row))
+            say(made.value if isinstance(made.value, str) else f"{made.value:.4f}")
+            say(*(f"  {name}: {probability:.4f}" for name, probability in made.probabilities.items()))
         return
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
@@ -104,17 +135,85 @@ def predict(
             stream.reconfigure(encoding="utf-8", errors="strict" if stream.isatty() else "surrogateescape")
     rows = empty = 0
     facts = FileFacts()
-    own, added = predictor.task.own, predictor.added
-    quoting = quoting or (own.quoting if own is not None else None)
+    added = predictor.added
     with writer(out, added) as write:
-        for part in read_parts(inputs[0], predictor.task.text_columns, quoting=quoting, added=added, facts=facts):
+        for part in read_parts(inputs[0], predictor.task.text_columns, dialect, added=added, facts=facts):
             found, without = predictor.predict_columns(part.rows, f"{inputs[0]}, ", rows)
             write(part, found)
             rows, empty = rows + len(found), empty + without
     if facts.blank:
         say(f"warning: {counted(facts.blank, 'blank line')} of {inputs[0]} left out: no rows.", error=True)
     if empty:
-        say(f"warning: {empty} of {rows} rows have an empty text; their predictions are empty too.", error=True)
+        theirs = "its prediction is" if empty == 1 else "their predictions are"
+        some = counted(empty, "row", "has|have", of=rows)
+        say(f"warning: {some} an empty text; {theirs} empty too.", error=True)
+
+
+@app.command()
+def evaluate(
+    directory: Directory,
+    rows: Annotated[
+        str, typer.Argument(metavar="FILE", help="Labelled rows: a .csv, .tsv, .jsonl or .parquet file, or -.")
+    ],
+    run: Annotated[str, typer.Option(help="A run's id, or the start of one; several with commas; or best.")] = "best",
+    task: Annotated[str | None, typer.Option(help="Whose best run, in a study of several tasks.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="The column of the texts, the task's own by default; for pairs, twice.", metavar="COLUMN"),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The column of the labels; the task's own by default.", metavar="COLUMN")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Also write every figure there: a .csv or .json file.", show_default=False),
+    ] = None,
+    quoting: Quoting = None,
+    encoding: Encoding = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a run of a study, or several and their mean, on labelled rows.
+
+    Every metric of the task with a 95 % bootstrap interval over the rows; of classes the confusion matrix, precision,
+    recall and F1; of numbers the errors by the target's size. Baselines that learned from the training rows are scored
+    on the same rows, where these can be had.
+    """
+    from manytune.data.labelled import read_labelled
+    from manytune.data.rows import check_format
+    from manytune.storage.directory import Store
+    from manytune.storage.lookup import chosen_records, refuse_own_folders
+    from manytune.utils.devices import check_device
+    from manytune.utils.errors import DataError
+    from manytune.utils.files import check_output, output_file
+
+    store = Store.open(directory)
+    records = chosen_records(store, run, task)
+    check_device(device)
+    check_format(rows)
+    if out is not None:
+        if out.suffix not in (".csv", ".json"):
+            raise typer.BadParameter(f"--out: {out} must end in .csv or .json")
+        refuse_own_folders([store], out)
+        check_output(out)
+    asked = store.task(records[0].task)
+    dialect = dialect_of(asked, quoting, encoding)
+    try:
+        labelled = read_labelled(asked, rows, text or (), label, dialect)
+    except DataError as error:
+        hint = " Name the columns with --text and --label." if "no column" in str(error) else ""
+        raise DataError(f"{error}{hint}") from None
+    from manytune.cli.evaluate import evaluate_runs  # torch, so late
+    from manytune.inference.predictor import Predictor
+
+    made = evaluate_runs(store, Predictor(store, records, device), labelled)
+    print_result(plain(made.to_dict()), *made.render(), as_json=as_json)
+    if out is not None:
+        from manytune.report.sheets import to_csv
+
+        figures = to_csv(made.to_sheet()) if out.suffix == ".csv" else json.dumps(plain(made.to_dict()), indent=2)
+        with output_file(out) as file:
+            file.write_text(f"{figures.rstrip()}\n", encoding="utf-8")
 
 
 @app.command()
@@ -161,7 +260,10 @@ def export(
     made = write_export(store, records[0], to, form=form, merge=merge, base=base, known_as=push)
     title = METRICS[records[0].primary_metric].title
     say(f"Wrote {made.folder}, {records[0].run_id} for {made.form}.")
-    say(f"Verified on {made.rows} dev rows: logits within {made.off:.1g} of the recorded, {title} {made.score:.4f}.")
+    say(
+        f"Verified on {counted(made.rows, 'dev row')}: logits within {made.off:.1g} of the recorded, "
+        f"{title} {made.score:.4f}."
+    )
     if push is not None:
         say(f"Uploaded to {upload(made.folder, push, public=public)}")
     say(f"\n{made.call}")

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.config.values import OwnName, PathOrName, TaskName
 from manytune.data.tasks import OwnData, Task
+from manytune.data.text_lines import SEPARATORS, Dialect
 from manytune.utils.errors import choices
 from manytune.utils.fields import Frozen, distinct
 
@@ -60,6 +61,20 @@ def _known_type(name: str) -> str:
     return name
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)  # not every codec is of text
+    except LookupError:
+        raise ValueError("it must be the name of an encoding of text, such as cp1252, latin-1 or utf-16") from None
+    return name
+
+
+_OF_FILES = ("quoting", "separator", "encoding")
+_Encoding = Annotated[str, Field(min_length=1), AfterValidator(_known_encoding)]
+_Separator = Annotated[
+    Literal["comma", "semicolon", "tab", "pipe"],
+    BeforeValidator(lambda value: next((word for word, mark in SEPARATORS.items() if mark == value), value)),
+]
 _LANGUAGE = "[A-Za-z]{2,3}(-[A-Za-z0-9]+)*"
 _Column = Annotated[str, Field(min_length=1)]
 _Columns = Annotated[
@@ -127,6 +142,10 @@ class OwnTask(Frozen):
     quoting: Literal["double", "none"] | None = None
     """Whether a cell of a CSV or TSV file may stand in double quotes (double), or these are characters like any other
     (none); double in CSV and none in TSV by default."""
+    separator: _Separator | None = None
+    """What parts the cells of a table: comma, semicolon, tab or pipe; what its header shows by default."""
+    encoding: _Encoding | None = None
+    """The encoding of the files, such as cp1252 or utf-16; utf-8 by default."""
     text: _Columns
     """The column of the text, or the two columns of a pair."""
     label: _Column
@@ -159,8 +178,9 @@ class OwnTask(Frozen):
     def _consistent(self) -> OwnTask:
         if self.config is not None and self.hub is None:
             raise ValueError("config is of a dataset on the hub; give hub as well, or leave it out")
-        if self.quoting is not None and self.hub is not None:
-            raise ValueError("quoting is of CSV and TSV files, not of a dataset on the hub; leave it out")
+        for key in _OF_FILES if self.hub is not None else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} is of CSV and TSV files, not of a dataset on the hub; leave it out")
         if self.labels is not None and not _task_types()[self.type].has_classes:
             raise ValueError("labels are a classification's; leave them out, or give type: classification")
         if self.labels is not None and len(self.labels) > 2 and "f1" in (self.metric or ()):
@@ -173,11 +193,12 @@ class OwnTask(Frozen):
     def _as_before(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a key that earlier versions lack where it is not given: a study keeps its hash."""
         data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if key != "quoting" or value is not None}
+        return {key: value for key, value in data.items() if key not in _OF_FILES or value is not None}
 
     def to_task(self) -> Task:
         """The task; its classes and its targets' range are known when its data is read, if they are not given."""
         kind = _task_types()[self.type]
+        dialect = Dialect(self.quoting, self.separator, self.encoding)
         return Task(
             name=self.name,
             title=self.name,
@@ -186,7 +207,7 @@ class OwnTask(Frozen):
             label_column=self.label,
             labels=self.labels or (),
             metrics=self.metric or kind.default_metrics,
-            own=OwnData(self.train, self.dev, self.hub, self.config, self.scale and kind.scales, self.quoting),
+            own=OwnData(self.train, self.dev, self.hub, self.config, self.scale and kind.scales, dialect),
             language=self.language,
         )
 

@@ -67,6 +67,7 @@ def plan_runs(study: Study) -> tuple[Run, ...]:
             "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
             "template": study.template,
             "selection": study.selection,
+            **({} if (limit := study.limit_of(task)) is None else {"limit": limit}),
         }
         for index, sweep in enumerate(study.methods):
             for method in sweep.expand(task):
@@ -204,13 +205,14 @@ def evaluation_steps(training: Training, steps_per_epoch: int, total: int) -> Ev
 def _task_identity(study: Study, name: str) -> Any:
     """A task's part of its runs' ids: its name; of a user's own, its description without the paths of its files.
 
-    So a file that was moved renames no run; the contents of files are compared by fingerprint elsewhere.
+    So a file that was moved, or saved in another encoding, renames no run; its contents are compared by fingerprint
+    elsewhere.
     """
     entry = dict(zip(study.task_names, study.tasks, strict=True))[name]
     if not isinstance(entry, OwnTask):
         return name
     described = entry.model_dump(mode="json", exclude_defaults=True)
-    files = {"train", "dev"} if entry.hub is None else set()
+    files = {"train", "dev", "separator", "encoding"} if entry.hub is None else set()
     return {key: value for key, value in described.items() if key not in files or isinstance(value, float)}
 
 

@@ -133,12 +133,15 @@ class Study(Frozen):
     """How texts become tokens: as the tokenizer does it, or with a space before each special token."""
     selection: Literal["dev", "train-split"] = "dev"
     """What selects a run's best snapshot: the dev set itself, or a tenth of the training data, held out."""
+    limit: values.Limit = None
+    """Most training rows of each task, for trials: a number, or a mapping from tasks to numbers; all by default. The
+    rows are the same for every run, each class in its share. The dev rows stay, so that scores compare."""
     training: Annotated[Training, fields.or_default({})] = Training()
     """How every run trains."""
     methods: Annotated[tuple[AnySweep, ...], Field(min_length=1)]
     """The ways to train. Lists multiply with each other, with the tasks and with the seeds."""
     tracking: Annotated[tuple[values.TrackerName, ...], fields.distinct] = ()
-    """Experiment trackers that are told of every run, beside the study directory."""
+    """Experiment trackers that log every run, beside the study directory."""
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -167,13 +170,23 @@ class Study(Frozen):
         entry = entries[name]
         return entry.to_task() if isinstance(entry, OwnTask) else get_task(entry)
 
+    def limit_of(self, task: str) -> int | None:
+        """Most training rows of a task; None for all."""
+        return self.limit.get(task) if isinstance(self.limit, Mapping) else self.limit
+
     @property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON.
 
-        `MEANS` and `tracking` are left out: no result depends on them.
+        `MEANS` and `tracking` are left out: no result depends on them; so is a `limit` that is not given, which studies
+        of before have not.
         """
-        return digest(self.model_dump(mode="json", exclude={"training": MEANS, "tracking": True}), 12)
+        excluded: dict[str, Any] = {
+            "training": MEANS,
+            "tracking": True,
+            **({"limit": True} if self.limit is None else {}),
+        }
+        return digest(self.model_dump(mode="json", exclude=excluded), 12)
 
     def to_yaml(self) -> str:
         """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""
@@ -208,6 +221,9 @@ def _contradictions(study: Study) -> Iterator[Problem]:
             for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
                 uncovered = True
                 yield problem  # lazily: of thousands, only those that are shown are put into words
+    for name in study.limit if isinstance(study.limit, Mapping) else ():
+        if name not in first:
+            yield Problem(("limit", name), f"this is no task of the study. {choices(name, names)}")
     runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
     if runs > MOST_RUNS:
         yield Problem(

@@ -156,7 +156,28 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
             f"{name} does not hold a study: it must be a mapping (name: ..., tasks: ...), "
             f"but its top level is {_kind(data)}."
         )
-    return apply_overrides(Source(name, data, origins), overrides)
+    return _found_beside(Path(os.path.expanduser(path)).parent, apply_overrides(Source(name, data, origins), overrides))
+
+
+def _found_beside(folder: Path, source: Source) -> Source:
+    """The source with the paths that lead nowhere from the present folder, but somewhere from the study file's.
+
+    These are the model, `data_dir`, and the files of one's own tasks. They become absolute.
+    """
+
+    def settle(holder: Any, *keys: str) -> None:
+        for key in keys:
+            value = holder.get(key)
+            if isinstance(value, str) and value and "\0" not in value and not os.path.exists(os.path.expanduser(value)):
+                beside = folder / value
+                holder[key] = os.path.abspath(beside) if os.path.exists(beside) else value
+
+    settle(source.data, "model", "data_dir")
+    tasks = source.data.get("tasks")
+    for task in tasks if isinstance(tasks, list) else ():
+        if isinstance(task, dict) and task.get("hub") is None:
+            settle(task, "train", "dev")
+    return source
 
 
 def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:

@@ -67,6 +67,13 @@ def _class_weights(value: Any) -> Any:
     raise ValueError("it must be none, balanced, or a list with a number above 0 for each class")
 
 
+def _limit(value: Any) -> Any:
+    numbers = list(value.values()) if isinstance(value, Mapping) and value else [value]
+    if value is None or all(type(number) is int and 1 <= number <= MOST for number in numbers):
+        return dict(value) if isinstance(value, Mapping) else value
+    raise ValueError("it must be a number of training rows, at least 1, or a mapping from tasks to such numbers")
+
+
 StudyName = Annotated[
     str, Matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
 ]
@@ -92,6 +99,10 @@ GradNorm = Annotated[
 EvalEvery = Annotated[Literal["epoch"] | int, _word_or_count(Literal["epoch"], "optimizer steps")]
 CheckpointEvery = Annotated[Literal["auto"] | int, _word_or_count(Literal["auto"], "optimizer steps")]
 MaxPack = Annotated[Literal["auto"] | int, _word_or_count(Literal["auto"], "runs")]
+Limit = Annotated[
+    int | dict[str, int] | None,
+    PlainValidator(_limit, json_schema_input_type=Count | Annotated[dict[str, Count], Field(min_length=1)] | None),
+]
 _Weights = Annotated[list[Positive], Field(min_length=1)]
 ClassWeights = Annotated[
     Literal["none", "balanced"] | tuple[float, ...],

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from manytune.data.rows import RawRows
 from manytune.data.tasks import UNLABELLED, Task
-from manytune.data.text_rows import HEADER_AGAIN, open_lines, refuse_twice, refuse_undecodable
+from manytune.data.text_lines import open_lines, refuse_undecodable
+from manytune.data.text_rows import HEADER_AGAIN, refuse_twice
 from manytune.utils.errors import DataError
 from manytune.utils.text import no_column
 
@@ -90,6 +94,31 @@ def needed_files(task: Task) -> str:
     """The files that training needs: CoLA/train.tsv and CoLA/dev.tsv."""
     assert task.files is not None
     return " and ".join(f"{task.title}/{task.files.names[split][0]}" for split in ("train", "dev"))
+
+
+def as_own_task(task: Task, path: Path) -> str:
+    """How to train on a file in GLUE's layout as on one's own: the lines of a study that say so."""
+    files = task.files
+    assert files is not None
+    others = (path.with_name(name) for name in files.names["dev"])
+    dev = path if path.name in files.names["dev"] else next((other for other in others if other.is_file()), None)
+    trains = (path.with_name(name) for name in files.names["train"])
+    train = next((other for other in trains if other.is_file()), path)
+    entry = {
+        "name": f"my-{task.name}",
+        "train": os.path.abspath(train),
+        "dev": 0.1 if dev is None or dev == train else os.path.abspath(dev),
+        "text": list(files.text_columns),
+        "label": files.label_column,
+        "type": task.kind,
+        "metric": list(task.metrics),
+    }
+    lines = yaml.safe_dump({"tasks": [entry]}, sort_keys=False, default_flow_style=None, width=1000)
+    header = ""
+    if files.no_header:
+        names = ", ".join(files.no_header)
+        header = f" and give these files a first line with the names of their columns, tabs between: {names}"
+    return f"To train on these rows as they are, take a task of your own in the study file{header}:\n{lines}".rstrip()
 
 
 def _lines(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from manytune.data.rows import RawRows
 from manytune.data.tasks import Task
 from manytune.utils.errors import DataError
+from manytune.utils.extras import require
 from manytune.utils.text import no_column
 
 
@@ -19,8 +20,9 @@ def read_hub(task: Task, name: str, configuration: str | None, split: str, label
 
     `name` may end with `@` and a branch, tag or commit, else the newest is read; `configuration` is None for the only
     one; `split` is the hub's name of the split. A DataError says that a column is missing, or that the hub does not
-    answer, and then ends with `cure`.
+    answer, and then ends with `cure`; a DependencyError, that the package datasets is missing.
     """
+    require("datasets", "hub", f"task {task.name}: reading rows from the Hugging Face hub", cure)
     name, _, revision = name.partition("@")
     where = f"{name} ({configuration}), split {split!r}" if configuration else f"{name}, split {split!r}"
     try:

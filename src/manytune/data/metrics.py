@@ -64,6 +64,11 @@ def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
     return high - low <= _ROUNDING * max(center - low, high - center, least)
 
 
+def is_correlation(name: str) -> bool:
+    """Whether a metric is a correlation, which is undefined for a constant prediction."""
+    return name in _SCIPY_NAMES
+
+
 def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:
     """Compute all of the task's metrics, in the task's order, of predictions `[N]` and labels `[N]`.
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from manytune.data.text_rows import SURROGATE
+from manytune.data.text_lines import SURROGATE
 
 PART = 1024
 """Rows at a time."""

@@ -1,10 +1,11 @@
 """Rows of a split before any check, and files of rows, which may be larger than memory: read and written in parts.
 
-CSV and TSV with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
+CSV, TSV and other tables with a header line, JSONL, Parquet; `-` is standard input, or output, in CSV.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manytune.data.row_writers import PART, ParquetWriter, Row, RowBatch, TableWriter, write_json
-from manytune.data.text_rows import MOST_IN_CELL, FileFacts, Placed, json_rows, open_lines, open_table, refuse_twice
+from manytune.data.text_lines import MOST_IN_CELL, Dialect, FileFacts, open_lines
+from manytune.data.text_rows import Placed, json_rows, open_table, refuse_twice
 from manytune.utils.errors import DataError
+from manytune.utils.extras import require
 from manytune.utils.files import check_output, is_stream, open_stream, output_file, writing
 from manytune.utils.text import listed, no_column
 
@@ -44,33 +47,39 @@ _MOST_BYTES = 1 << 28
 """Most text in a part of a Parquet file: compressed and with dictionaries, a small one may stand for very much."""
 
 _FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+_USUAL = Dialect()
 
 
-def check_format(name: str) -> str:
-    """The format of a file, by its ending; a DataError if it is none that can be read and written."""
+def check_format(name: str, formats: Sequence[str] = (*_FORMATS, ".txt")) -> str:
+    """The format of a file, by its ending; a DataError if it is none of `formats`, those that can be read.
+
+    A DependencyError says that it is Parquet, and pyarrow is not installed.
+    """
     path = Path(name)
     suffix = path.suffix.lower()
     if name == "-" or (not suffix and (name.startswith("/dev/") or path.is_fifo())):
         return ".csv"
-    if suffix not in _FORMATS:
+    if suffix not in formats:
         compressed = suffix in (".gz", ".bz2", ".xz", ".zst", ".zip")
         packed = " Compressed files are not read: decompress it." if compressed else ""
-        raise DataError(f"{name}: a file of rows ends in {', '.join(_FORMATS)}, or is -, which is CSV.{packed}")
+        raise DataError(f"{name}: a file of rows ends in {', '.join(formats)}, or is -, which is CSV.{packed}")
+    if suffix == ".parquet":
+        require("pyarrow", "parquet", f"{name}: Parquet", " Or give the rows as .csv, .tsv or .jsonl.")
     return suffix
 
 
 def read_parts(
     name: str,
     columns: Sequence[str],
+    dialect: Dialect = _USUAL,
     *,
-    quoting: str | None = None,
     added: Collection[str] = (),
     facts: FileFacts | None = None,
 ) -> Iterator[RowBatch]:
     """The rows of a file, or of `-`, some at a time; of a file without rows one empty part.
 
-    It must have `columns`, and others are handed on; but it must not have those that will be `added`. `quoting`,
-    `facts` and errors are as for `read_placed`.
+    It must have `columns`, and others are handed on; but it must not have those that will be `added`. `facts` and
+    errors are as for `read_placed`.
     """
     if check_format(name) == ".parquet":
         with _open_parquet(name) as file:
@@ -78,7 +87,7 @@ def read_parts(
             yield from _parquet_parts(name, file, columns, every=True)
         return
     facts = facts or FileFacts()
-    with _open_text(name, columns, quoting, every=True, facts=facts) as (names, rows):
+    with _open_text(name, columns, dialect, every=True, facts=facts) as (names, rows):
         refuse_taken(name, names or (), added)
         part: list[Row] = []
         size = 0
@@ -95,12 +104,11 @@ def read_parts(
 
 
 def read_placed(
-    name: str, columns: Sequence[str], *, quoting: str | None = None, facts: FileFacts | None = None
+    name: str, columns: Sequence[str], dialect: Dialect = _USUAL, *, facts: FileFacts | None = None
 ) -> Iterator[tuple[str, Row]]:
     """The rows of a file, or of `-`, each with the words that let a user find it; only `columns` are read.
 
-    `quoting` is `double` if cells of a CSV or TSV file may stand in double quotes, `none` if these are characters like
-    any other, None for `double` in CSV and `none` in TSV. The counts in `facts` are complete when the last row is read.
+    The counts in `facts` are complete when the last row is read.
     A DataError says that the file cannot be read, a row is malformed, or a column is missing or there twice.
     """
     if check_format(name) == ".parquet":
@@ -116,7 +124,7 @@ def read_placed(
                     number += 1
                     yield f"{name}, row {number}", row
         return
-    with _open_text(name, columns, quoting, every=False, facts=facts or FileFacts()) as (_, rows):
+    with _open_text(name, columns, dialect, every=False, facts=facts or FileFacts()) as (_, rows):
         for place, row, _ in rows:
             yield place, row
 
@@ -132,8 +140,9 @@ def refuse_taken(place: str, names: Collection[str], added: Collection[str]) -> 
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or error
-    return DataError(f"{name} cannot be read: {_first_line(reason)}")
+    reason = _first_line(getattr(error, "strerror", None) or error)
+    where = f", seen from {os.getcwd()}" if isinstance(error, FileNotFoundError) and not os.path.isabs(name) else ""
+    return DataError(f"{name} cannot be read: {reason}{where}")
 
 
 def _first_line(error: object) -> str:
@@ -142,18 +151,17 @@ def _first_line(error: object) -> str:
 
 @contextmanager
 def _open_text(
-    name: str, columns: Sequence[str], quoting: str | None, *, every: bool, facts: FileFacts
+    name: str, columns: Sequence[str], dialect: Dialect, *, every: bool, facts: FileFacts
 ) -> Iterator[tuple[tuple[str, ...] | None, Iterator[Placed]]]:
     """The columns of a CSV, TSV or JSONL file, of which the last has none of its own, and its rows."""
     suffix = check_format(name)
     try:
         if suffix == ".jsonl":
-            with open_lines(name, facts=facts) as lines:
+            with open_lines(name, facts=facts, encoding=dialect.encoding) as lines:
                 yield None, json_rows(lines, columns, every=every)
         else:
-            delimiter, usual = (",", "double") if suffix == ".csv" else ("\t", "none")
-            quoted = (quoting or usual) == "double"
-            with open_table(name, delimiter, columns, quoted=quoted, every=every, facts=facts) as table:
+            usual = "," if suffix == ".csv" else "\t"
+            with open_table(name, usual, dialect, columns, every=every, facts=facts) as table:
                 yield table
     except OSError as error:
         raise _unreadable(name, error) from error
@@ -281,7 +289,7 @@ def output_format(name: str, source: str = "-") -> str:
     path = Path(name)
     if name == "-" or (is_stream(path) and path.suffix.lower() not in _FORMATS):
         return ".csv"
-    suffix = check_format(name)
+    suffix = check_format(name, _FORMATS)
     check_output(path, streams=True)
     if is_stream(path) and suffix == ".parquet":
         raise DataError(

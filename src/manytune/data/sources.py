@@ -11,7 +11,7 @@ from manytune.data.glue_folder import needed_files, read_folder, task_folder
 from manytune.data.hub_rows import read_hub
 from manytune.data.rows import RawRows, read_placed
 from manytune.data.tasks import UNLABELLED, Task
-from manytune.data.text_rows import FileFacts
+from manytune.data.text_lines import FileFacts
 
 GLUE_DIR_VARIABLE = "MANYTUNE_GLUE_DIR"
 """The environment variable that names a local GLUE folder."""
@@ -47,7 +47,7 @@ def _from_user(task: Task, where: str) -> RawRows:
     texts, labels, places = [], [], []
     facts = FileFacts()
     columns = (*task.text_columns, task.label_column)
-    for place, row in read_placed(where, columns, quoting=own.quoting, facts=facts):
+    for place, row in read_placed(where, columns, own.dialect, facts=facts):
         texts.append(tuple(row[column] for column in task.text_columns))
         labels.append(row[task.label_column])
         places.append(place)

@@ -7,16 +7,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manytune.data.cells import is_empty, text_of
+from manytune.data.glue_folder import as_own_task
 from manytune.data.rows import RawRows
 from manytune.data.sources import read_rows
 from manytune.data.tasks import SPLITS, UNLABELLED, Task
 from manytune.utils.errors import DataError, ModelError, StudyError, choices
+from manytune.utils.text import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +46,8 @@ class Split:
     """Which rows of the source are not among these, and why."""
     notes: tuple[str, ...] = ()
     """What a reader of the data should know of its file."""
+    limited_from: int | None = None
+    """How many rows there were before a study's limit; None without one."""
     place: Callable[[int], str] = lambda index: f"row {index + 1}"
     """Row index to the words that let a user find the row in the source."""
 
@@ -113,6 +118,31 @@ def load_split(task: Task, split: str, data_dir: str | None = None) -> Split:
     return _checked(task, split, _read(task, split, data_dir))
 
 
+def limited(task: Task, train: Split, limit: int) -> Split:
+    """At most `limit` of the training rows, in their order: each class in its share, at least one of each.
+
+    They are the same at every call, and those of a smaller limit are among those of a larger one. Raises DataError
+    where there are more classes than rows.
+    """
+    if limit >= len(train):
+        return train
+    strata = train.labels if task.type.has_classes else np.zeros(len(train), dtype=np.int64)
+    order = _permutation(len(train), 0, 0, _LIMIT_STREAM)
+    position = np.empty(len(train))  # of each row in its class, from 0 to 1; below 0 for the first one
+    classes = np.unique(strata)
+    for label in classes:
+        rows = order[strata[order] == label]
+        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        position[rows[0]] -= 1.0
+    if limit < len(classes):
+        raise DataError(
+            f"limit: {counted(limit, 'row')} of {task.name}, which has {len(classes)} classes in its training rows; "
+            "give at least one row a class"
+        )
+    chosen = order[np.argsort(position[order], kind="stable")[:limit]]
+    return replace(_part(train, np.sort(chosen)), limited_from=len(train))
+
+
 def leaked(train: Split, dev: Split) -> list[int]:
     """The dev rows whose texts are those of a training row, whatever its label."""
     known = set(train.texts)
@@ -174,18 +204,20 @@ def _checked(task: Task, split: str, raw: RawRows) -> Split:
     labels = task.type.as_array(task, values)
     wanted = task.sizes.get(split)
     if wanted not in (None, len(kept)):
+        own = f". {as_own_task(task, Path(raw.source))}" if task.files and Path(raw.source).is_file() else ""
         raise DataError(
-            f"{raw.source}: {len(kept)} rows, but {task.title}'s {split} split has {wanted}. The usual cause is a copy "
-            "written by a reader with quoting on: GLUE's text contains bare double quotes, so such a reader "
-            "joins or drops rows without a word (pandas' default, bad lines skipped, leaves 5706 and 1465 rows "
-            "of STS-B's 5749 and 1500). Use GLUE's own files, unchanged, read with csv.QUOTE_NONE"
+            f"{raw.source}: {counted(len(kept), 'row')}, but {task.title}'s {split} split has {wanted or 0:,}. "
+            "The usual cause is a copy written by a reader with quoting on: GLUE's text contains bare double quotes, "
+            "so such a reader joins or drops rows without a word (pandas' default, bad lines skipped, leaves 5706 and "
+            "1465 rows "
+            f"of STS-B's 5749 and 1500). Use GLUE's own files, unchanged, read with csv.QUOTE_NONE{own}"
         )
     if split == "train" and (alike := all_alike(task, labels)):
         raise DataError(f"{raw.source}: in all {len(kept)} rows the {alike}; there is nothing to tell apart")
     rows = tuple(raw.texts[index] for index in kept)
     left = (*raw.left_out, *left_out)
     prints = _fingerprint(rows, labels)
-    return Split(rows, labels, prints, raw.source, left, raw.notes, lambda index: raw.place(kept[index]))
+    return Split(rows, labels, prints, raw.source, left, raw.notes, place=lambda index: raw.place(kept[index]))
 
 
 def all_alike(task: Task, labels: Array) -> str | None:
@@ -325,6 +357,7 @@ _TEMPLATES = {"native": _native, "spaced": _spaced}
 # Words of Philox's counter that keep the two uses of a seed apart.
 _EPOCH_STREAM = 1
 _SELECTION_STREAM = 2
+_LIMIT_STREAM = 3
 
 
 def train_split(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from manytune.data.text_lines import Dialect
 from manytune.utils.errors import StudyError, choices
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class OwnData:
     """The dataset's configuration."""
     scaled: bool = False
     """Whether targets are brought to mean 0 and standard deviation 1 for the model."""
-    quoting: str | None = None
-    """Whether cells of a CSV or TSV file may stand in double quotes, as for `rows.read_placed`."""
+    dialect: Dialect = field(default_factory=Dialect)
+    """How its files hold their rows."""
 
 
 @dataclass(frozen=True)

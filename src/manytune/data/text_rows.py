@@ -7,43 +7,32 @@ nor show the text that a cell was read from, without which doubtful quotes canno
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
+from manytune.data.text_lines import (
+    MOST_IN_CELL,
+    SEPARATORS,
+    SURROGATE,
+    Dialect,
+    FileFacts,
+    Lines,
+    is_decoded,
+    open_lines,
+    refuse_undecodable,
+    separator_in,
+)
 from manytune.utils.errors import DataError
-from manytune.utils.text import column_shown, no_column, parse_json
+from manytune.utils.text import column_shown, counted, no_column, parse_json
 
 HEADER_AGAIN = "the header is there once more, as where files were joined; remove this line"
-MOST_IN_CELL = 10_000_000
-"""Characters."""
-
-_MOST_IN_ROW = 4 * MOST_IN_CELL
 _MOST_SEEN = 1000  # values of a column that are remembered, and doubtful rows
 _SHORT = 200  # characters of a value that is remembered
-
-_OTHER_FORMATS = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"\x1f\x8b": "compressed by gzip",
-    b"(\xb5/\xfd": "compressed by zstd",
-    b"\xfd7zXZ": "compressed by xz",
-    b"PK\x03\x04": "a zip archive or an Excel workbook",
-    b"PAR1": "Parquet",
-}
-"""First bytes of a file → what it is."""
-
-_UNDECODABLE = re.compile("[\udc80-\udcff]")  # a byte that is no UTF-8, by the error handler surrogateescape
-SURROGATE = re.compile("[\ud800-\udfff]")
-"""What JSON can hold and UTF-8 cannot; and what `open_lines` makes of bytes that are not UTF-8."""
 
 
 class Placed(NamedTuple):
@@ -54,158 +43,49 @@ class Placed(NamedTuple):
     size: int
 
 
-@dataclass
-class FileFacts:
-    """How the lines of a file became rows."""
-
-    rows: int = 0
-    lines: int = 0
-    blank: int = 0  # lines without any character, which are no rows
-    several: int = 0  # rows that take several lines, because a quoted cell holds line ends
-    longest: tuple[int, int] = (0, 0)  # first and last line of the longest of them
-    in_quotes: int = 0  # rows with double quotes, in a file that is read without quoting
-
-    def notes(self, name: str) -> Iterator[str]:
-        """What a reader of the file should know, in sentences."""
-        if self.several or self.blank:
-            first, last = self.longest
-            several = f"; {self.several:,} take several lines each, at most lines {first}–{last}" if first else ""
-            yield f"{name}: {self.rows:,} rows from {self.lines:,} lines{several}; {self.blank:,} lines are blank."
-        if self.in_quotes:
-            yield (
-                f"{name}: cells of {self.in_quotes:,} rows stand in double quotes, which are read as part of the text. "
-                "If a program added them, give the task quoting: double."
-            )
-
-
-@dataclass
-class Lines:
-    """The lines of an open file with their line ends, one after the other; undecodable bytes are surrogates."""
-
-    name: str
-    file: TextIO
-    facts: FileFacts
-    """Counts the lines."""
-    row: list[str] = field(default_factory=list)
-    """The lines since `begin`."""
-    size: int = 0
-    """Of these, in characters."""
-    joined: bool = False
-    """Whether a byte order mark stood before the first of these, as where files were joined."""
-
-    def __iter__(self) -> Iterator[str]:
-        while line := self.file.readline(_MOST_IN_ROW + 1):
-            self.facts.lines += 1
-            self.size += len(line)
-            if self.size > _MOST_IN_ROW:
-                raise DataError(
-                    f"{self.place}: the row that begins here has more than {_MOST_IN_ROW:,} characters. "
-                    "A line end, or the double quote that closes a cell, may be missing."
-                )
-            if self.last == 1:
-                self._refuse_other_formats(line)
-            if not self.row:
-                self.joined = self.last > 1 and line.startswith("\ufeff")
-                line = line.lstrip("\ufeff")
-            self.row.append(line)
-            yield line
-
-    def begin(self) -> None:
-        """A row begins with the next line."""
-        self.row, self.size = [], 0
-
-    @property
-    def last(self) -> int:
-        """The number of the last line that was read, from 1."""
-        return self.facts.lines
-
-    @property
-    def first(self) -> int:
-        """The number of the line at which the row begins."""
-        return self.last - max(len(self.row) - 1, 0)
-
-    @property
-    def place(self) -> str:
-        """The file, and the line at which the row begins."""
-        return f"{self.name}, line {self.first}"
-
-    @property
-    def quotes(self) -> bool:
-        """Whether a double quote stands anywhere in the row."""
-        return any('"' in line for line in self.row)
-
-    def _refuse_other_formats(self, line: str) -> None:
-        start = line[:5].encode("utf-8", "surrogateescape")
-        kind = next((kind for first, kind in _OTHER_FORMATS.items() if start.startswith(first)), None)
-        if kind is None and "\0" in line:
-            kind = "UTF-16 or UTF-32 without a byte order mark, or no text"
-        if kind is not None:
-            raise DataError(f"{self.name} is {kind}, and cannot be read as it is. Save it as plain text in UTF-8.")
-
-
-@contextmanager
-def open_lines(name: str, newline: str = "", facts: FileFacts | None = None) -> Iterator[Lines]:
-    r"""Open a file, or `-`, as lines; its encoding is UTF-8, with or without a byte order mark.
-
-    `newline` is what ends a line, as for `open`: `""` for \n, \r and \r\n. An OSError says that the file cannot be
-    read, a DataError that it is no text, or that a row is far too long.
-    """
-    facts = facts or FileFacts()
-    if name != "-":
-        with open(name, encoding="utf-8", errors="surrogateescape", newline=newline) as file:
-            yield Lines(name, file, facts)
-    elif sys.stdin is None:
-        raise DataError("-: there is no standard input")
-    elif isinstance(sys.stdin, io.TextIOWrapper):
-        # Standard input was opened in the locale's encoding, and with line ends changed: its bytes are read anew.
-        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="surrogateescape", newline=newline)
-        try:
-            yield Lines(name, stream, facts)
-        finally:
-            stream.detach()  # else standard input would be closed with it
-    else:
-        yield Lines(name, io.StringIO(sys.stdin.read(), newline=newline), facts)
-
-
 @contextmanager
 def open_table(
-    name: str, delimiter: str, columns: Sequence[str], *, quoted: bool, every: bool, facts: FileFacts
+    name: str, usual: str, dialect: Dialect, columns: Sequence[str], *, every: bool, facts: FileFacts
 ) -> Iterator[tuple[tuple[str, ...], Iterator[Placed]]]:
     """Open a CSV or TSV file with a header: the names of the rows' columns, and the rows.
 
-    The file must have `columns`; with `every`, rows get its others too. If `quoted`, a cell may stand in double quotes;
-    else they are characters like any other. The counts in `facts` are complete when the last row is read. A DataError
-    says that there is no header, that it names a column twice, or that it lacks one.
+    The file must have `columns`; with `every`, rows get its others too. The separator is the dialect's, else what
+    Excel's own first line names (`sep=;`), else `usual` or what the header shows instead. The counts in `facts` are
+    complete when the last row is read. A DataError says that there is no header, that it names a column twice, or that
+    it lacks one.
     """
     csv.field_size_limit(MOST_IN_CELL)
-    with open_lines(name, facts=facts) as lines:
+    with open_lines(name, facts=facts, encoding=dialect.encoding) as lines:
+        first = lines.peek().strip("\ufeff\r\n")
+        named = re.fullmatch(r"sep=([,;\t|])", first)
+        delimiter = SEPARATORS[dialect.separator] if dialect.separator else None
+        if delimiter is None:
+            delimiter = named[1] if named else usual if first.strip('"') in columns else separator_in(first, usual)
+            facts.separator = delimiter if delimiter != usual else None
+        quoted = dialect.is_quoted(name, delimiter)
         records = _records(lines, delimiter, quoted)
         header = next(records, None)
-        # Excel's own first line, which says what parts the cells.
-        if header is not None and (separator := re.fullmatch(r"sep=(.)", lines.row[0].strip("\r\n"))):
-            if separator[1] != delimiter:
-                raise DataError(_other_delimiter(lines.place, separator[1], delimiter))
+        if named:
             header = next(records, None)
         if header is None:
             raise DataError(f"{name} is empty; its first line must name the columns")
         refuse_twice(name, header, None if every else columns)
         for column in columns:
             if column not in header:
-                other = next((mark for mark in "\t;|," if mark in header[0]), None) if len(header) == 1 else None
                 raise DataError(
-                    _other_delimiter(lines.place, other, delimiter)
-                    if other is not None
-                    else f"{lines.place}: {no_column(column, header)}"
+                    f"{lines.place}: {no_column(column, header)}{_other_separator(lines, column, delimiter)}"
                 )
         names = tuple(header if every else columns)
         check = _QuoteCheck(lines, delimiter, [set() for _ in header]) if quoted else None
         yield names, _table_rows(lines, records, header, names, columns, check)
 
 
-def _other_delimiter(place: str, found: str, wanted: str) -> str:
-    marks = {"\t": "tabs", ",": "commas"}
-    cure = {"\t": "Name the file .tsv, or save", ",": "Name the file .csv, or save"}.get(found, "Save")
-    return f"{place}: cells are parted by {marks.get(found, repr(found))}. {cure} it with {marks[wanted]} between."
+def _other_separator(lines: Lines, column: str, delimiter: str) -> str:
+    """What to do if a column would be there with another separator."""
+    for word, mark in SEPARATORS.items():
+        if mark != delimiter and column in [cell.strip('" \r\n') for cell in "".join(lines.row).split(mark)]:
+            return f" If a {word} parts the cells, give the task separator: {word}."
+    return ""
 
 
 def _records(lines: Lines, delimiter: str, quoted: bool) -> Iterator[list[str]]:
@@ -270,7 +150,9 @@ def _table_rows(
                 hint = ". A cell that holds commas begins and ends with a double quote, without blanks around."
             elif lines.quotes:
                 hint = ". Quotes are part of the text here; if they hold cells together, give quoting: double."
-            raise DataError(f"{place}: {len(cells)} cells, but the header names {len(header)} columns{hint}")
+            raise DataError(
+                f"{place}: {counted(len(cells), 'cell')}, but the header names {counted(len(header), 'column')}{hint}"
+            )
         if cells == header and (len(header) > 1 or lines.joined):
             raise DataError(f"{place}: {HEADER_AGAIN}")
         if check is not None:
@@ -386,7 +268,7 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool) -> Iterator[
             raise DataError(f'{place}: a line must hold an object, such as {{"sentence": "…"}}')
         refuse_twice(place, keys, None if every else columns)
         # In a line without bytes that are not UTF-8, such a character can only come from an escape of JSON.
-        decoded = line.isascii() or _UNDECODABLE.search(line) is None
+        decoded = is_decoded(line)
         for column in columns:
             if column not in row:
                 raise DataError(f"{place}: {no_column(column, row)}")
@@ -401,15 +283,6 @@ def json_rows(lines: Lines, columns: Sequence[str], *, every: bool) -> Iterator[
                 raise DataError(f"{place}: {column_shown(column)} holds {half}")
         lines.facts.rows += 1
         yield Placed(place, row if every else {column: row[column] for column in columns}, len(line))
-
-
-def refuse_undecodable(text: str, place: str, column: str) -> None:
-    """Refuse, by a DataError, a cell that has a byte which is not UTF-8, as `open_lines` decodes it."""
-    if not text.isascii() and (found := _UNDECODABLE.search(text)):
-        raise DataError(
-            f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {column_shown(column)} is not valid UTF-8, but may be "
-            "Windows-1252 or Latin-1. Save the file as UTF-8."
-        )
 
 
 def refuse_twice(place: str, names: Sequence[str], columns: Collection[str] | None) -> None:

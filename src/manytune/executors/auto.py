@@ -14,7 +14,7 @@ from manytune.executors.workers import Workers
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
-_STARTUP_SECONDS = 10.0  # until worker processes are ready
+STARTUP_SECONDS = 10.0  # until worker processes are ready
 _PRODUCTS_PER_SECOND = 2e11  # of one thread; assumed, not measured: noise must not decide how many threads there are
 
 
@@ -46,5 +46,5 @@ def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, 
         if most > estimate.SHARE_OF_MEMORY * profile.free_bytes:
             return float("inf")
     return estimate.makespan(estimate.seconds_of(packs, works, profile), count) + (
-        _STARTUP_SECONDS if count > 1 else 0.0
+        STARTUP_SECONDS if count > 1 else 0.0
     )

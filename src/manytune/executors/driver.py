@@ -15,10 +15,12 @@ from manytune.executors.pack_inputs import PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord, RunState
 from manytune.training.callbacks import Callback, CallbackList, PackEnd
-from manytune.training.outcome import Outcome
+from manytune.training.checkpoints import Checkpoints
+from manytune.training.outcome import Checkpoint, Outcome
 from manytune.utils import hardware
 from manytune.utils.errors import ManytuneError
 from manytune.utils.signals import stop_requests
+from manytune.utils.text import counted
 
 _MOST_DEATHS = 3  # times that the process which trains a pack may die before the pack is given up
 
@@ -123,14 +125,30 @@ class Driver(Callback):
         if not smaller:
             return False
         parts = (
-            f"{len(smaller)} packs of {' and '.join(str(len(each.runs)) for each in smaller)} runs"
+            f"{counted(len(smaller), 'pack')} of {' and '.join(counted(len(each.runs), 'run') for each in smaller)}"
             if len(smaller) > 1
-            else f"parts of {smaller[0].micro_batch} rows of the batch"
+            else f"parts of {counted(smaller[0].micro_batch or 0, 'row')} of the batch"
         )
         self._callback.on_message(f"{pack.id}: {reason.removesuffix('.')}. It is tried again in {parts}.", "warning")
+        to_train = [each for each in smaller if any(run.id not in self._ended for run in each.runs)]
+        self._hand_checkpoint_on(pack, to_train)
         index = next(index for index, each in enumerate(self._packs) if each.id == pack.id)
         self._packs[index : index + 1] = smaller
         self._store.write_plan(self._packs)
         self._store.remove_pack(pack.id)
-        self._queue[:0] = [each for each in smaller if any(run.id not in self._ended for run in each.runs)]
+        self._queue[:0] = to_train
         return True
+
+    def _hand_checkpoint_on(self, pack: Pack, parts: Sequence[Pack]) -> None:
+        """Give the packs that a pack was cut into what its newest checkpoint holds of their runs."""
+        checkpoints = Checkpoints(self._store.pack_dir(pack.id), pack.runs, None, {})
+        found = checkpoints.newest(lambda text: self._callback.on_message(text, "warning"))
+        if found is None:
+            return
+        checkpoint, facts = found
+        held = {each.outcome.run.id for each in checkpoint.runs}
+        for part in parts:
+            runs = [run for run in part.runs if run.id in held]
+            if all(run.id in held or run.id in self._ended for run in part.runs):
+                kept = Checkpoints(self._store.pack_dir(part.id), runs, None, facts)
+                kept.keep(Checkpoint.gather(runs, [checkpoint]))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import psutil
@@ -30,6 +30,9 @@ threads with MiniLM and batches of 8 and 16."""
 _TWICE_THE_THREADS = {4.4e6: 0.79, 22.7e6: 0.83, 124.6e6: 1.33}
 """Parameters of the backbone → factor on `_SHARE_ALONE` for each doubling of the threads: small backbones wait at every
 kernel, large ones share the memory's bandwidth. In a full pack the factor is 1 (docs/performance.md)."""
+
+_LEAST_PRODUCTS = 20
+"""Products whose time is measured, however long they take."""
 
 _BYTES_PER_TRAINED = 16  # a trained parameter in fp32, its gradient and its two moments
 
@@ -82,7 +85,7 @@ class PackEstimate:
 
 def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackEstimate:
     """Estimate a pack from its token counts and the speed of matrix products where it trains."""
-    steps, evaluations, tokens, _ = _counts(work)
+    steps, evaluations, tokens, _ = counts(work)
     batch_tokens = work.study.training.batch_size * float(work.train.lengths.mean())
     parameters = _parameters(work, pack.runs)
     head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())  # whole in each snapshot
@@ -103,16 +106,27 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
 
 def pack_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
     """Seconds that a pack of `runs` runs trains and is evaluated, roughly."""
-    _, evaluations, tokens, dev_tokens = _counts(work)
+    _, evaluations, tokens, dev_tokens = counts(work)
+    passes = tokens * _PASSES[kind] + dev_tokens * (evaluations + 1)
+    return passes * _seconds_per_pass(work, runs, profile)
+
+
+def seconds_per_step(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
+    """Seconds that a pack of `runs` runs takes for an optimizer step, roughly, as `pack_seconds` has it."""
+    steps, _, tokens, _ = counts(work)
+    return tokens / steps * _PASSES[kind] * _seconds_per_pass(work, runs, profile)
+
+
+def _seconds_per_pass(work: TaskWork, runs: int, profile: HardwareProfile) -> float:
+    """Seconds of a forward pass over a token of each of some runs."""
     together = 1 if work.model_spec.padded else runs  # in padded batches, runs go through the backbone one by one
     packed = min(1.0, (together - 1) / 7)
     share = _SHARE_ALONE + (_SHARE_IN_A_PACK - _SHARE_ALONE) * packed
     if profile.device == "cpu":
         doublings = math.log2(profile.threads) - 1  # beyond the two threads of the measurement
         share *= (_twice(work) + (1.0 - _twice(work)) * packed) ** doublings
-    passes = tokens * _PASSES[kind] + dev_tokens * (evaluations + 1)
-    flops_a_token = 2 * work.model_spec.passes * _matrices(work)
-    return runs * passes * flops_a_token / (profile.products_per_second * share)
+    flops_a_token = 2 * work.model_spec.passes * matrix_elements(work)
+    return runs * flops_a_token / (profile.products_per_second * share)
 
 
 def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile) -> list[float]:
@@ -154,8 +168,8 @@ def makespan(seconds: Iterable[float], capacity: int) -> float:
 
 def _parameters(work: TaskWork, runs: Sequence[Run]) -> tuple[ParameterCount, ...]:
     """Of each run; runs that differ in their seed alone are counted once."""
-    counts = {method: work.parameters(run) for method, run in {run.method: run for run in runs}.items()}
-    return tuple(counts[run.method] for run in runs)
+    of_method = {method: work.parameters(run) for method, run in {run.method: run for run in runs}.items()}
+    return tuple(of_method[run.method] for run in runs)
 
 
 def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile) -> int:
@@ -166,20 +180,30 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile)
         return 1
     tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.pack_kind != "full"]
-    counts = set(_parameters(work, packed))
-    each = max((_run_bytes(work, count, tokens, profile.dtype) for count in counts), default=1.0)
+    sizes = set(_parameters(work, packed))
+    each = max((_run_bytes(work, count, tokens, profile.dtype) for count in sizes), default=1.0)
     room = SHARE_OF_MEMORY * profile.free_bytes - _shared_bytes(work, profile)
     return max(1, min(_FASTEST[profile.device], int(room // each)))
 
 
-def _counts(work: TaskWork) -> tuple[int, int, int, int]:
-    """Of one run: optimizer steps, evaluations, training tokens, and tokens of one pass over dev."""
+class Counts(NamedTuple):
+    """What one run of a task goes through."""
+
+    steps: int  # optimizer steps
+    evaluations: int
+    tokens: int  # that it trains on
+    dev_tokens: int  # of one pass over dev
+
+
+def counts(work: TaskWork) -> Counts:
+    """What each run of a task goes through."""
     training, rows = work.study.training, work.train_size
     per_epoch = steps_per_epoch(rows, training.batch_size, training.accumulate)
     steps = total_steps(training, rows)
     samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))
     evaluations = len(evaluation_steps(training, per_epoch, steps))
-    return steps, evaluations, round(samples * float(work.train.lengths.mean())), int(work.dev.lengths.sum())
+    tokens = round(samples * float(work.train.lengths.mean()))
+    return Counts(steps, evaluations, tokens, int(work.dev.lengths.sum()))
 
 
 def _twice(work: TaskWork) -> float:
@@ -189,17 +213,24 @@ def _twice(work: TaskWork) -> float:
     return float(np.interp(math.log(size), [math.log(at) for at, _ in known], [left for _, left in known]))
 
 
-def _matrices(work: TaskWork) -> int:
+def matrix_elements(work: TaskWork) -> int:
     """Elements of the encoder's matrices."""
     linears = work.model_spec.linears.items()
     return sum(inputs * outputs for path, (inputs, outputs) in linears if not path.startswith("pooler"))
 
 
 def _shared_bytes(work: TaskWork, profile: HardwareProfile) -> float:
-    """The backbone, and its matrices in bf16: on a CPU three times, as they are and packed for two products."""
+    """The backbone, and its matrices as products read them (`packing.products`).
+
+    In bf16 they are there once, on a CPU three times, as they are and packed for two products; in fp32, which is the
+    backbone's own, once transposed on a CPU without AVX-512.
+    """
     frozen = sum(math.prod(shape) for shape in work.model_spec.tensors.values())
-    copies = 0 if profile.dtype == torch.float32 else 3 if profile.device == "cpu" else 1
-    return float(4 * frozen + copies * profile.dtype.itemsize * _matrices(work))
+    on_cpu = profile.device == "cpu"
+    copies = 3 if on_cpu else 1
+    if profile.dtype == torch.float32:
+        copies = int(on_cpu and not hardware.has_avx512())
+    return float(4 * frozen + copies * profile.dtype.itemsize * matrix_elements(work))
 
 
 def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, dtype: torch.dtype) -> float:
@@ -220,7 +251,8 @@ def _products_per_second(width: int, dtype: torch.dtype, device: torch.device, t
     weight = torch.randn(4 * width, width, device=device, dtype=dtype)
     torch.nn.functional.linear(x, weight)
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.1:
+    # On a busy machine, 0.1 s may see few products, and the one that had to wait would count for all.
+    while time.perf_counter() - started < 0.1 or done < _LEAST_PRODUCTS:
         torch.nn.functional.linear(x, weight)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

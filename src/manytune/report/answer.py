@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from manytune.methods import METHODS
 from manytune.report.analysis import Analysis
+from manytune.report.names import method_title
+from manytune.report.report_data import rows_used
 from manytune.report.sheets import interval, show, signed
 from manytune.report.task_table import MethodRow
 from manytune.stats.verdict import MINIMUM_SEEDS, Comparison, Verdict
@@ -18,9 +19,10 @@ from manytune.utils.text import counted, listed
 _LEFT_OUT = {RunState.COLLAPSED: "collapsed", RunState.FAILED: "failed", RunState.PRUNED: "were pruned"}
 """State of a run that is in no mean → how a sentence names it."""
 
-Kind = Literal["better", "noise", "few", "cheap", "warning"]
+Kind = Literal["better", "noise", "few", "cheap", "baseline", "warning"]
 """What a point says: the best method is better than another; another is within noise of it; there are too few seeds to
-tell; which near-best configurations are cheapest; a warning. These are the names in summary.json."""
+tell; which near-best configurations are cheapest; what baselines score; a warning. These are the names in
+summary.json."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,6 @@ class Answer:
     decided: bool  # whether a verdict was possible: at least 5 seeds of the leader and of another method
 
 
-def method_title(method: str) -> str:
-    """What sentences call a method; its name where no such method is registered."""
-    return METHODS[method].title if method in METHODS else method
-
-
-def configuration_title(row: MethodRow) -> str:
-    """What sentences call a configuration: "LoRA r=8, lr 4e-4"."""
-    if not row.label.startswith(row.method):
-        return row.label
-    return f"{method_title(row.method)}{row.label.removeprefix(row.method)}"
-
-
 def answer(analysis: Analysis) -> Answer:
     """What the runs of one task show, and no more than the statistics allow."""
     warnings = tuple(Point("warning", text) for text in _warnings(analysis))
@@ -67,11 +57,18 @@ def answer(analysis: Analysis) -> Answer:
         ended = _listed(f"{count} {phrases[state]}" for state, count in states.items())
         return Answer(f"{what}: all runs have ended and none has a score to compare: {ended}.", warnings, False)
     leader, against = analysis.best_rows[0], _against_leader(analysis)
-    name = configuration_title(leader)
+    name = leader.name.title
     mean = f"{show(leader.mean, 'score')} over {counted(len(leader.finished), 'seed')}"
     lead = f"{what}: {name} has the {'highest' if analysis.metric.higher_is_better else 'lowest'} mean, {mean}"
+    below, unbeaten = _baseline_point(analysis), analysis.table.verdict_on_baselines
+
+    def first(headline: str) -> str:
+        """The headline, which begins with the baseline that no method beats."""
+        return headline if unbeaten is None else f"{what}: {unbeaten} {_capital(headline.removeprefix(f'{what}: '))}"
+
     if not against:
-        return Answer(f"{lead}. No other method has a score, so there is nothing to compare it with.", warnings, False)
+        alone = f"{lead}. No other method has a score, so there is nothing to compare it with."
+        return Answer(first(alone), (*below, *warnings), False)
     verdicts = {each.verdict for each in against}
     decided = verdicts != {Verdict.TOO_FEW_SEEDS}
     if verdicts == {Verdict.BETTER}:
@@ -84,8 +81,10 @@ def answer(analysis: Analysis) -> Answer:
         headline = f"{lead}; {equals} cannot be told from it."
     else:
         headline = f"{lead}."
-    points = [_point(analysis, each) for each in against]
-    return Answer(headline, (*points, *_cheapest_point(analysis), *warnings), decided)
+    few = [each for each in against if each.verdict is Verdict.TOO_FEW_SEEDS]
+    points = [_point(analysis, each) for each in against if len(few) < 2 or each not in few]
+    points += [_few_point(analysis, few)] if len(few) > 1 else []
+    return Answer(first(headline), (*points, *_cheapest_point(analysis), *below, *warnings), decided)
 
 
 def _against_leader(analysis: Analysis) -> list[Comparison]:
@@ -119,12 +118,12 @@ def near_best(analysis: Analysis) -> tuple[MethodRow, ...]:
 def _point(analysis: Analysis, found: Comparison) -> Point:
     """What the comparison of the best method with another one says."""
     first, second = (analysis.row(label) for label in (found.first_label, found.second_label))
-    one, other = configuration_title(first), configuration_title(second)
+    one, other = first.name.title, second.name.title
     facts = _facts(found.difference, found.low, found.high, found.seeds)
     if found.verdict is Verdict.TOO_FEW_SEEDS:
         if found.difference == 0:
-            return Point("few", f"{_capital(one)} and {other} have the same mean. {_more_seeds(found)}")
-        return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(found)}")
+            return Point("few", f"{_capital(one)} and {other} have the same mean. {_more_seeds(analysis, found)}")
+        return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(analysis, found)}")
     if found.verdict is Verdict.WITHIN_NOISE:
         share = second.trainable_share
         parameters = "" if share is None else f" with {show(share, 'share')} of the parameters"
@@ -145,6 +144,20 @@ def _point(analysis: Analysis, found: Comparison) -> Point:
     return Point("better", f"{_capital(one)} is better than {other} ({facts}, p {p if p[0] == '<' else f'= {p}'}).")
 
 
+def _few_point(analysis: Analysis, few: list[Comparison]) -> Point:
+    """What several comparisons of the best method with too few seeds say, once for all of them."""
+    others = _listed(f"{analysis.row(each.second_label).name.title} ({signed(each.difference)})" for each in few)
+    seeds = sorted({each.seeds for each in few})
+    shared = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return Point(
+        "few",
+        f"{_capital(analysis.row(few[0].first_label).name.title)} is ahead of {others} with {shared} shared "
+        f"{'seed' if shared == '1' else 'seeds'}; a verdict takes at least {MINIMUM_SEEDS}. "
+        "The first table of the statistics says how many each pair needs."
+        f"{analysis.extending(MINIMUM_SEEDS - seeds[0])}",
+    )
+
+
 def _facts(difference: float, low: float | None, high: float | None, seeds: int) -> str:
     """The difference, its interval where there are seeds enough for one, and the number of seeds."""
     known = low is not None and high is not None and seeds >= MINIMUM_SEEDS
@@ -152,17 +165,18 @@ def _facts(difference: float, low: float | None, high: float | None, seeds: int)
     return f"{signed(difference)}, {between}{counted(seeds, 'seed')}"
 
 
-def _more_seeds(found: Comparison) -> str:
-    """How many more seeds a verdict would take."""
+def _more_seeds(analysis: Analysis, found: Comparison) -> str:
+    """How many more seeds a verdict would take, and the command that adds them."""
     least, more = f"A verdict takes at least {MINIMUM_SEEDS} seeds", MINIMUM_SEEDS - found.seeds
     if found.deviation is None:
-        return f"{least} that both have: {more} more."
+        return f"{least} that both have: {more} more.{analysis.extending(more)}"
     if found.seeds_needed is None:
         spread = "against this spread, a difference of this size would not be found with a thousand."
-        return f"{least}, {more} more; {spread}"
+        return f"{least}, {more} more; {spread}{analysis.extending(more)}"
+    wanted = found.seeds_needed - found.seeds
     return (
         f"{least}; if the difference is real and the spread as seen, {found.seeds_needed} would find it in four of "
-        f"five studies: {found.seeds_needed - found.seeds} more."
+        f"five studies: {wanted} more.{analysis.extending(wanted)}"
     )
 
 
@@ -178,7 +192,7 @@ def _cheapest_point(analysis: Analysis) -> list[Point]:
         known = [(value, row) for value, row in zip(values, rows, strict=True) if value is not None]
         if len(rows) > 1 and len(known) == len(rows):
             value, row = min(known, key=lambda one: one[0])
-            best, name = analysis.best_rows[0], configuration_title(row)
+            best, name = analysis.best_rows[0], row.name.title
             if row.label != best.label and row.mean is not None and best.mean is not None:
                 name += f" ({signed(row.mean - best.mean)})"
             least.setdefault(name, []).append(f"{what} ({show(value, kind)})")
@@ -189,24 +203,48 @@ def _cheapest_point(analysis: Analysis) -> list[Point]:
     return [Point("cheap", f"{what}: {cheapest}.")]
 
 
+def _baseline_point(analysis: Analysis) -> list[Point]:
+    """What baselines score, and which methods do not beat the best of them; nothing where none were kept."""
+    table, metric = analysis.table, analysis.metric
+    if table.bar is None:
+        return []
+    listed_scores = _listed(
+        f"{each.title} {show(score, 'score')}"
+        for each in table.baselines
+        if (score := each.scores.get(metric.name)) is not None
+    )
+    text = f"Without a pretrained model, on the same training and dev rows: {listed_scores}."
+    below, methods = table.below_bar, {row.method for row in analysis.ranked}
+    if below and len(below) < len(methods):
+        best = {row.method: row.mean for row in analysis.best_rows}
+        names = _listed(f"{method_title(name)} ({show(best[name], 'score')})" for name in below)
+        text += f" {_capital(names)} {'do' if len(below) > 1 else 'does'} not beat {table.bar[0]}."
+    return [Point("baseline", text)]
+
+
 def _warnings(analysis: Analysis) -> list[str]:
     warnings = []
     for state, what in _LEFT_OUT.items():
         runs = [run for run in analysis.records if run.state is state]
         if runs:
-            labels = _listed(dict.fromkeys(run.label for run in runs))
+            labels = _listed(dict.fromkeys(analysis.table.names[run.label] for run in runs))
             warnings.append(f"{counted(len(runs), 'run')} {what} ({labels}): left out of all means, named below.")
     for row in analysis.rows:
         for run, median in row.low_outliers:
-            name = _capital(configuration_title(row))
+            name = _capital(row.name.title)
             warnings.append(
                 f"{name}: seed {run.seed} scored {show(run.best_score, 'score')}, less than half of the median of its "
                 f"other seeds, {show(median, 'score')}. That training did not take off: a lower learning rate or a "
                 "longer warm-up may mend it. It is part of the mean and its spread."
             )
     if analysis.pending:
-        planned = counted(len(analysis.pending) + len(analysis.records), "planned run")
-        warnings.append(f"{len(analysis.pending)} of {planned} have not ended: this is a report so far.")
+        planned = len(analysis.pending) + len(analysis.records)
+        pending = counted(len(analysis.pending), "planned run", "has|have", of=planned)
+        warnings.append(f"{pending} not ended: this is a report so far.")
+    for rows, count in Counter(filter(None, map(rows_used, analysis.records))).items():
+        warnings.append(
+            f"{counted(count, 'run')} trained on {rows}, by the study's limit: with all of them scores differ."
+        )
     if "dev" in analysis.selections:
         warnings.append(
             "Each run's best snapshot was chosen on the dev set that scores it, so best scores are optimistic. "

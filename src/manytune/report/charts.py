@@ -10,14 +10,30 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from manytune.data.metrics import Metric
 from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
-from manytune.report.series import COSTS, Curve, Look, curves, front, looks, quantities, references, swept
+from manytune.report.breakdown import best_predictions
+from manytune.report.series import (
+    COSTS,
+    Curve,
+    Look,
+    baseline_lines,
+    curves,
+    front,
+    looks,
+    quantities,
+    references,
+    swept,
+)
 from manytune.report.sheets import show
+from manytune.utils.text import counted
 
 _MOST_LINES = 60  # runs drawn as a line each; of more, only their range can be read
 _MOST_SHOWN = 24  # configurations visible at first; the legend shows the others
+_MOST_DOTS = 1000  # dev rows in a scatter plot
 _PANELS = ("", "2", "3", "4")  # what plotly appends to "x" and "y" in the names of the panels' axes
 
 
@@ -41,7 +57,7 @@ class Chart:
 
 def score_chart(analysis: Analysis) -> Chart:
     """Every seed's best score, and the mean with its standard deviation, by configuration."""
-    look, rows, title = looks(analysis), analysis.rows, analysis.metric.title
+    look, rows, title = looks(analysis), analysis.table.by_mean, analysis.metric.title
     data: list[dict[str, Any]] = []
     for row in reversed(rows):  # plotly's first category is the lowest one
         drawn, name, scored = look[row.label], look[row.label].markup, row.scored(analysis.metric.name)
@@ -59,12 +75,26 @@ def score_chart(analysis: Analysis) -> Chart:
     means_listed = "; ".join(f"{look[row.label].name} {show(row.mean, 'score')}" for row in rows)
     alt = f"Dots: {title} of every seed by configuration. Means: {means_listed}."
     order = {"categoryorder": "array", "categoryarray": [look[row.label].markup for row in reversed(rows)]}
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": title}, "zeroline": False},
         "yaxis": {"automargin": True, **order, "ticksuffix": "  ", "range": [-0.7, len(rows) - 0.3]},
         "showlegend": False,
     }
     heading, height = f"{title} of every seed, with mean ± standard deviation", 90 + 38 * max(len(rows), 3)
+    if baselines := baseline_lines(analysis):
+        for trace in data:
+            trace["showlegend"] = False
+        listed = [f"{name} {show(score, 'score')}" for name, score, _ in baselines]
+        for words, (_, score, dash) in zip(listed, baselines, strict=True):
+            line = {"color": "@muted", "width": 2, "dash": dash}
+            # Unseen markers: plotly leaves room beside these, while a line would lie on the edge.
+            marks: dict[str, Any] = {"marker": {"size": 12, "opacity": 0}, "line": line}
+            data.append(_trace("lines+markers", [score, score], [0, 1], words, name=words, yaxis="y2", **marks))
+        # An axis of its own lets a line go from edge to edge.
+        layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
+        layout["showlegend"] = True
+        alt += f" Lines, baselines: {'; '.join(listed)}."
+        heading, height = f"{heading}, beside baselines", height + 50
     return Chart(f"{analysis.key}-chart-scores", heading, alt, data, layout, height)
 
 
@@ -144,7 +174,7 @@ def axis_chart(axis: Axis, analysis: Analysis) -> Chart | None:
         look, name, x = sweep.look, sweep.look.markup, [value for value, _ in sweep.known]
         data.append(_area(x, sweep.band(-1), sweep.band(1), f"@{look.color}/0.15", legendgroup=name))
         facts: dict[str, Any] = {"name": name, "legendgroup": name}
-        facts["text"] = [f"{best.count} seeds" for _, best in sweep.known]
+        facts["text"] = [counted(best.count, "seed") for _, best in sweep.known]
         facts["line"] = {"color": f"@{look.color}", "width": 2.5, "dash": look.dash}
         facts["marker"] = {"color": f"@{look.color}", "size": 9, "symbol": look.symbol}
         hover = f"{name}, %{{x}}<br>{metric} %{{y:.4f}}, %{{text}}"
@@ -206,6 +236,26 @@ def cost_chart(analysis: Analysis) -> Chart | None:
     layout = {"xaxis": xaxis, "yaxis": {"title": {"text": metric.title}}}
     key = f"{analysis.key}-chart-cost"
     return Chart(key, "Score against cost", alt, data, layout, height=440, choices=tuple(choices))
+
+
+def scatter_chart(analysis: Analysis) -> Chart | None:
+    """Predictions of the best configuration, the mean over its seeds, against targets; None where these are classes."""
+    best = best_predictions(analysis)
+    if best is None or best.task.type.has_classes or best.task.type.value_type is not float:
+        return None
+    order = np.argsort(best.labels, kind="stable")
+    drawn = order[np.unique(np.linspace(0, len(order) - 1, _MOST_DOTS, dtype=int))]
+    look, ends = looks(analysis)[best.row.label], [float(best.labels.min()), float(best.labels.max())]
+    x, y = (_short(values[drawn].tolist()) for values in (best.labels, best.predictions.mean(0)))
+    dots = {"color": f"{look.paint}/0.45", "size": 6, "symbol": look.symbol}
+    line = {"color": "@muted", "width": 1.5, "dash": "dot"}
+    data = [
+        _trace("lines", ends, ends, name="as labelled", line=line),
+        _trace("markers", x, y, "target %{x}<br>predicted %{y}", name="dev rows", marker=dots),
+    ]
+    layout = {"xaxis": {"title": {"text": "target"}}, "yaxis": {"title": {"text": "prediction"}}}
+    alt = f"Predictions of {look.name} against targets: {len(drawn)} dev rows, the dotted line where both are equal."
+    return Chart(f"{analysis.key}-chart-scatter", "Predictions against targets", alt, data, layout, 400)
 
 
 def _trace(mode: str, x: Iterable[Any], y: Iterable[Any], hover: str = "", **rest: Any) -> dict[str, Any]:

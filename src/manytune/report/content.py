@@ -10,7 +10,8 @@ from typing import Any
 
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, answer
-from manytune.report.charts import Chart, axis_chart, cost_chart, curve_chart, score_chart
+from manytune.report.breakdown import best_predictions, breakdown_sheets
+from manytune.report.charts import Chart, axis_chart, cost_chart, curve_chart, scatter_chart, score_chart
 from manytune.report.drawing import Drawing, draw
 from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
@@ -18,6 +19,7 @@ from manytune.report.published import published_sheet
 from manytune.report.report_data import ReportData, provenance_facts
 from manytune.report.score_sheets import (
     axis_sheet,
+    baseline_sheet,
     comparison_sheet,
     cost_sheet,
     glue_sheet,
@@ -25,10 +27,11 @@ from manytune.report.score_sheets import (
     parts_sheet,
     run_sheet,
     score_sheets,
+    seeds_sheet,
     standing_sheet,
 )
 from manytune.report.series import looks, loss_rises, swept_axes
-from manytune.report.sheets import Column, Sheet, to_csv, to_markdown, to_tex
+from manytune.report.sheets import Column, Sheet, show, to_csv, to_markdown, to_tex
 from manytune.report.views import status_line
 from manytune.stats.verdict import MINIMUM_SEEDS
 from manytune.storage.record import RunRecord
@@ -113,9 +116,9 @@ def _task(analysis: Analysis) -> TaskContent:
 
 def _sections(analysis: Analysis) -> Iterable[Section]:
     section = partial(_section, analysis)
-    scores = (score_sheets, parts_sheet, left_out_sheet)
+    scores = (score_sheets, baseline_sheet, parts_sheet, left_out_sheet)
     yield section("scores", "Scores", charts=(score_chart,), sheets=scores, folded=(run_sheet,))
-    yield section("statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
+    yield section("statistics", "Statistics", _about_statistics, sheets=(seeds_sheet, comparison_sheet, standing_sheet))
     yield section("curves", "Curves", _about_curves, charts=(curve_chart,))
     for axis in swept_axes():
         title = axis.title[:1].upper() + axis.title[1:]
@@ -123,9 +126,19 @@ def _sections(analysis: Analysis) -> Iterable[Section]:
         if swept.sheets or swept.text:
             yield swept
     yield section("cost", "Cost", charts=(cost_chart,), sheets=(cost_sheet,))
-    none = f"No published figure of {analysis.title} with {analysis.table.model} is known to this version of manytune."
-    yield section("published", "Against published figures", sheets=(published_sheet,), without=none)
+    published = section("published", "Against published figures", sheets=(published_sheet,))
+    if published.sheets or published.text:
+        yield published
     yield _model(analysis)
+    none = "The dev rows, or predictions of the best configuration, were not kept with this study."
+    yield section(
+        "predictions",
+        "Predictions of the best configuration",
+        _about_predictions,
+        charts=(scatter_chart,),
+        sheets=(breakdown_sheets,),
+        without=none,
+    )
     none = "Mistakes cannot be shown: the dev sentences, or predictions of a run that finished, are not here."
     yield section("mistakes", "Worst mistakes", sheets=(mistake_sheet, disagreement_sheet), without=none)
 
@@ -175,10 +188,11 @@ def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
 
 def _about_statistics(analysis: Analysis) -> Iterable[str]:
     """The paragraphs above the tables of tests."""
-    if any(pair.seeds < MINIMUM_SEEDS for pair in analysis.comparisons):
+    few = [pair.seeds for pair in analysis.comparisons if pair.seeds < MINIMUM_SEEDS]
+    if few:
         yield (
-            f"Some pairs share fewer than {MINIMUM_SEEDS} seeds: too few seeds for a verdict, and no test is shown for "
-            "them, because a spread seen in so few says little of the next one."
+            f"No test is shown for pairs that share fewer than {MINIMUM_SEEDS} seeds, because a spread seen in so few "
+            f"says little of the next one.{analysis.extending(MINIMUM_SEEDS - min(few))}"
         )
     yield (
         "A method is judged by its best configuration, and pays for the choice: it must beat every configuration of "
@@ -203,6 +217,15 @@ def _about_curves(analysis: Analysis) -> Iterable[str]:
         )
     if lacking := len(analysis.records) - len(analysis.histories):
         yield f"{counted(lacking, 'run')} without a history are not drawn."
+
+
+def _about_predictions(analysis: Analysis) -> Iterable[str]:
+    """Whose predictions they are, and their scores in every metric that suits the task."""
+    if (best := best_predictions(analysis)) is not None:
+        over = f", mean of {counted(len(best.predictions), 'run')}" if len(best.predictions) > 1 else ""
+        scores = ", ".join(f"{title} {show(score, 'score')}" for title, score in best.scores().items())
+        name = best.row.name.title
+        yield f"{name[:1].upper()}{name[1:]} on {counted(len(best.labels), 'dev row')}{over}: {scores}."
 
 
 def _model(analysis: Analysis) -> Section:

@@ -14,6 +14,7 @@ from manytune.report.series import (
     COSTS,
     OTHER_COLOR,
     Look,
+    baseline_lines,
     curves,
     front,
     looks,
@@ -23,6 +24,7 @@ from manytune.report.series import (
     swept_axes,
 )
 from manytune.report.task_table import MethodRow
+from manytune.utils.extras import is_installed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +73,11 @@ _STYLE: dict[Any, Any] = {
 def draw_figures(analysis: Analysis, problems: list[str] | None = None) -> dict[str, bytes]:
     """File name → content, of every figure that the analysis has data for.
 
-    One that cannot be drawn is left out, with a ReportWarning and a sentence in `problems`.
+    One that cannot be drawn is left out, with a ReportWarning and a sentence in `problems`; without matplotlib, which
+    the extra `figures` brings, all are.
     """
+    if not is_installed("matplotlib"):
+        return {}
     from matplotlib import rc_context, rcdefaults, rcParams
 
     problems = [] if problems is None else problems
@@ -106,11 +111,11 @@ def _color(look: Look) -> tuple[float, float, float]:
 
 
 def _shown(analysis: Analysis) -> tuple[MethodRow, ...]:
-    """The configurations that a figure can hold: all, or the best ones, in the studies' order."""
+    """The configurations that a figure can hold, all or the best ones: the best mean first."""
     if len(analysis.rows) <= _MOST:
-        return analysis.rows
+        return analysis.table.by_mean
     best = {row.label for row in (*analysis.best_rows, *analysis.ranked)[:_MOST]}
-    return tuple(row for row in analysis.rows if row.label in best)
+    return tuple(row for row in analysis.table.by_mean if row.label in best)
 
 
 def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
@@ -130,6 +135,11 @@ def _scores(analysis: Analysis) -> Figure | None:
         axes.plot(scores, [y] * len(scores), marker, color=color, alpha=0.45, markersize=5, linestyle="")
         if best.mean is not None:
             axes.errorbar(best.mean, y, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2)
+    for name, score, dash in baseline_lines(analysis):
+        style: dict[str, Any] = {"color": PALETTE[OTHER_COLOR], "linestyle": _DASHES[dash], "linewidth": 1.2}
+        axes.axvline(score, label=f"{name} {score:.3f}", **style)
+    if baseline_lines(analysis):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=7)
     axes.set_yticks(range(len(rows)), [look[row.label].name for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(f"{analysis.title}: {analysis.metric.title}, seeds and mean ± standard deviation")

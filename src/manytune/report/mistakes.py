@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manytune.report.analysis import Analysis
-from manytune.report.answer import method_title
+from manytune.report.names import method_title
 from manytune.report.sheets import Field, Sheet
 
 _SHOWN = 15

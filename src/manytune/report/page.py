@@ -6,7 +6,7 @@ import base64
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from manytune.report.content import Content
-from manytune.report.sheets import UNKNOWN, Sheet
+from manytune.report.sheets import UNKNOWN, Cell, Column, Sheet
 from manytune.utils.errors import DependencyError
 from manytune.utils.version import __version__
+
+_TEMPLATES = resources.files("manytune.report") / "templates"
 
 _LONG = 34  # characters; longer texts may be broken over lines
 
@@ -24,7 +26,7 @@ _LONG = 34  # characters; longer texts may be broken over lines
 def render_page(content: Content) -> str:
     """The page. Text from users' files is escaped: by jinja in HTML, by `embedded` in JSON.
 
-    Raises DependencyError where plotly is not installed whole.
+    Raises DependencyError where there is no plotly.js.
     """
     charts = {chart.key: asdict(chart) for task in content.tasks for part in task.parts for chart in part.charts}
     return render_template(
@@ -69,34 +71,54 @@ def embedded(data: Any) -> str:
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
-    """Rows of cells: the text, the value to sort by, and how the cell is set."""
+    """Rows of cells: the text, the value to sort by, and how the cell is set; tallies by their shares of the row's."""
     return [
         [
             {
                 "text": text,
                 "value": "" if cell is None or text == UNKNOWN else cell,
-                "number": column.kind != "text",
-                "long": column.kind == "text" and len(text) > _LONG,
+                "number": column.is_number,
+                "long": not column.is_number and len(text) > _LONG,
+                "share": share,
             }
-            for text, cell, column in zip(shown, row, sheet.columns, strict=True)
+            for text, (cell, column), share in zip(shown, _shown_cells(sheet, row), _shares(sheet, row), strict=True)
         ]
         for shown, row in zip(sheet.shown(), sheet.rows, strict=True)
     ]
+
+
+def _shown_cells(sheet: Sheet, row: Sequence[Cell]) -> list[tuple[Cell, Column]]:
+    return [pair for pair in zip(row, sheet.columns, strict=True) if pair[1] in sheet.shown_columns]
+
+
+def _shares(sheet: Sheet, row: Sequence[Cell]) -> list[float | None]:
+    """Of each tally in a row, its share of all tallies there, 0 to 1; None for other cells."""
+    tallies = [
+        float(cell) if column.kind == "tally" and isinstance(cell, int | float) else None
+        for cell, column in _shown_cells(sheet, row)
+    ]
+    total = sum(each for each in tallies if each is not None) or 1.0
+    return [None if each is None else each / total for each in tallies]
 
 
 def _text(name: str) -> str:
     """One of the pages' scripts or styles, or plotly."""
     if name == "plotly":
         return _plotly()
-    return (resources.files("manytune.report") / "templates" / name).read_text(encoding="utf-8")
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 @cache
 def _plotly() -> str:
-    """plotly.js out of the package plotly, which is not imported because importing it takes a second."""
+    """plotly.js as this package's wheel has it, or else, in a source tree, as the package plotly does."""
     package = importlib.util.find_spec("plotly")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        file = Path(folder) / "package_data" / "plotly.min.js"
+    folders = (package.submodule_search_locations or ()) if package else ()
+    for file in (
+        Path(str(_TEMPLATES)) / "plotly.min.js",
+        *(Path(each) / "package_data/plotly.min.js" for each in folders),
+    ):
         if file.is_file():
             return file.read_text(encoding="utf-8").replace("</script", "<\\/script")
-    raise DependencyError("The page's charts need the package plotly: pip install plotly.")
+    raise DependencyError(
+        "Without the wheel of manytune, the page's charts need the package plotly: pip install plotly."
+    )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from manytune.data.metrics import METRICS
 from manytune.report.analysis import Analysis
-from manytune.report.answer import configuration_title
+from manytune.report.report_data import rows_used
 from manytune.report.sheets import Field, Sheet
 from manytune.report.task_table import MethodRow
 from manytune.stats.describe import Summary, summarize
@@ -69,12 +69,12 @@ def published_sheet(analysis: Analysis) -> Sheet | None:
         return None
     fields: list[Field] = [
         ("source", "reported by", "text", lambda pair: pair.figure.source),
-        ("configuration", "our configuration", "text", lambda pair: configuration_title(pair.row)),
+        ("configuration", "our configuration", "label", lambda pair: pair.row.label),
         ("metric", "metric", "text", lambda pair: METRICS[pair.figure.metric].title),
         ("reported", "reported", "score", lambda pair: pair.figure.score),
-        ("reported_spread", "±", "score", lambda pair: pair.figure.spread),
+        ("reported_spread", "±", "deviation", lambda pair: pair.figure.spread),
         ("ours", "ours", "score", lambda pair: pair.ours.mean),
-        ("ours_standard_deviation", "sd", "score", lambda pair: pair.ours.deviation),
+        ("ours_standard_deviation", "sd", "deviation", lambda pair: pair.ours.deviation),
         ("seeds", "seeds", "count", lambda pair: pair.ours.count),
         ("difference", "difference", "difference", _difference),
         ("differs", "settings that differ (theirs → ours)", "text", lambda pair: _differing(pair.row, pair.figure)),
@@ -121,7 +121,8 @@ def _differences(row: MethodRow, figure: Figure) -> list[tuple[str, str, str]]:
         "seeds": len(row.finished),
     }
     pairs = ((name, _shown(name, value), _shown(name, settings.get(name))) for name, value in figure.settings.items())
-    return [(name, theirs, ours) for name, theirs, ours in pairs if theirs != ours]
+    limited = [("training rows", "all", rows)] if (rows := rows_used(run)) else []
+    return [*limited, *((name, theirs, ours) for name, theirs, ours in pairs if theirs != ours)]
 
 
 def _shown(name: str, value: object) -> str:

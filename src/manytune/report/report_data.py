@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from manytune.config import Study
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
-from manytune.storage.artifacts import PREDICTIONS, Examples, Structure
+from manytune.storage.artifacts import PREDICTIONS, Baselines, Examples, Structure
 from manytune.storage.directory import Store, StudyStatus
 from manytune.storage.lookup import altered
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.utils.errors import StoreError
+from manytune.utils.text import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class ReportData:
     tasks: Mapping[str, Task]  # name → the task
     examples: Mapping[str, Examples]  # task → its dev rows, of the tasks whose rows were kept
     structures: Mapping[tuple[str, str], Structure]  # (task, model) → its module tree, where it was kept
+    baselines: Mapping[str, Baselines]  # task → what baselines score on its dev rows, where that was kept
     problems: tuple[str, ...] = ()  # files that exist but are not used, and why
 
 
@@ -64,7 +66,7 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     repeated = sorted(run_id for run_id, count in counts.items() if count > 1)
     if repeated:
         raise StoreError(
-            f"{len(repeated)} runs are in more than one of the directories, such as {repeated[0]}: "
+            f"{counted(len(repeated), 'run', 'is|are')} in more than one of the directories, such as {repeated[0]}: "
             "a run may be counted once. Give directories of different studies, or `manytune compare` two of them."
         )
     studies = [store.study() for store in stores]
@@ -92,6 +94,7 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     tasks: dict[str, Task] = {}
     examples: dict[str, Examples] = {}
     structures: dict[tuple[str, str], Structure] = {}
+    baselines: dict[str, Baselines] = {}
     for store, study, ended in zip(stores, studies, per_study, strict=True):
         for name in study.task_names:
             files = store.task_artifacts(name)
@@ -102,11 +105,16 @@ def read(directories: Sequence[Path | str]) -> ReportData:
             dev = attempt(f"Without the dev rows of {name}", partial(files.examples, task), None, problems)
             if dev is not None:
                 examples.setdefault(name, dev)
+            kept_scores = attempt(f"Without the baselines of {name}", files.baselines, None, problems)
+            if kept_scores is not None:
+                baselines.setdefault(name, kept_scores)
             tree = attempt(f"Without the module tree of {name}", files.structure, None, problems)
             if tree is not None:
                 there = structures.get((name, study.model), tree)
                 structures[name, study.model] = tree.model_copy(update={"trained": there.trained | tree.trained})
-    return ReportData(tuple(facts), tuple(records), histories, logits, tasks, examples, structures, tuple(problems))
+    return ReportData(
+        tuple(facts), tuple(records), histories, logits, tasks, examples, structures, baselines, tuple(problems)
+    )
 
 
 def _logits_of(store: Store, record: RunRecord) -> NDArray[Any] | None:
@@ -127,6 +135,7 @@ def provenance_facts(records: Iterable[RunRecord], *, data: str, commit: str) ->
         facts: dict[str, Any] = {
             "model revision": origin.model_revision,
             f"{data}, {run.task}": origin.data_fingerprint,
+            f"training rows, {run.task}": rows_used(run),
             commit: origin.git_commit,
             **{f"hardware, {name}": value for name, value in origin.hardware.items()},
             **{f"version, {name}": value for name, value in origin.versions.items()},
@@ -135,6 +144,12 @@ def provenance_facts(records: Iterable[RunRecord], *, data: str, commit: str) ->
             if value is not None:
                 found.setdefault(name, Counter())[str(value)] += 1
     return found
+
+
+def rows_used(run: RunRecord) -> str | None:
+    """The training rows of a run that a limit was set for: "800 of 8,551 rows"; None of others."""
+    limit, before = (run.hyperparameters.get(name) for name in ("limit", "rows_before_limit"))
+    return f"{limit:,} of {before:,} rows" if isinstance(limit, int) and isinstance(before, int) else None
 
 
 def without_examples(data: ReportData) -> ReportData:

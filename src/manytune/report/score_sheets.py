@@ -8,12 +8,13 @@ from statistics import fmean, median
 
 import numpy as np
 
+from manytune.data.baselines import SETTINGS
 from manytune.data.tasks import GLUE
 from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
-from manytune.report.answer import configuration_title, method_title
+from manytune.report.names import method_title
 from manytune.report.series import swept
-from manytune.report.sheets import Cell, Field, Sheet, sheet_of
+from manytune.report.sheets import UNKNOWN, Cell, Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, last_score_of, score_of
 from manytune.stats.describe import summarize
 from manytune.stats.examples import combined_p, mcnemar, metric_draws
@@ -21,7 +22,7 @@ from manytune.stats.verdict import MINIMUM_SEEDS, Comparison
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import RunRecord, RunState
 
-_CONFIGURATION: Field = ("configuration", "configuration", "text", lambda row: row.label)
+_CONFIGURATION: Field = ("configuration", "configuration", "label", lambda row: row.label)
 _SEEDS: Field = ("seeds", "seeds", "count", lambda row: len(row.finished))
 _MEAN: Field = ("mean", "mean", "score", lambda row: row.mean)
 _TRAINABLE: Field = ("trainable", "trainable", "count", lambda row: row.trainable)
@@ -58,29 +59,50 @@ def _score_sheet(analysis: Analysis, index: int) -> Sheet:
 
     fields: list[Field] = [
         _CONFIGURATION,
+        ("mean", "mean ± sd", "score", lambda row: row.metrics[index].best.mean),
+        ("standard_deviation", "sd", "deviation", lambda row: row.metrics[index].best.deviation),
         ("seeds", "seeds", "count", lambda row: len(scores(row))),
         ("left_out", "left out", "text", left_out),
-        ("mean", "mean", "score", lambda row: row.metrics[index].best.mean),
-        ("standard_deviation", "sd", "score", lambda row: row.metrics[index].best.deviation),
         ("median", "median", "score", lambda row: median(scores(row)) if scores(row) else None),
         ("best", "best", "score", lambda row: best(row)[1]),
         ("best_seed", "seed", "count", lambda row: best(row)[0]),
-        ("last_mean", "last: mean", "score", lambda row: row.metrics[index].last.mean),
-        ("last_standard_deviation", "last: sd", "score", lambda row: row.metrics[index].last.deviation),
+        ("last_mean", "last: mean ± sd", "score", lambda row: row.metrics[index].last.mean),
+        ("last_standard_deviation", "last: sd", "deviation", lambda row: row.metrics[index].last.deviation),
     ]
     caption = (
         "Mean, standard deviation and median over the seeds that finished, each at its best evaluation; last: at the "
         f"last one. {' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
     ).strip()
     if index > 0:
-        return analysis.sheet(f"scores-{metric.name}", metric.title, caption, fields, analysis.rows)
+        return analysis.sheet(f"scores-{metric.name}", metric.title, caption, fields, analysis.table.by_mean)
     intervals, unknown = analysis.intervals, (None, None)
     fields[5:5] = [
         ("examples_low", "dev: low", "score", lambda row: intervals.get(row.label, unknown)[0]),
         ("examples_high", "dev: high", "score", lambda row: intervals.get(row.label, unknown)[1]),
     ]
     caption += " dev: 95 % bootstrap interval of the mean over dev examples."
-    return analysis.sheet("scores", metric.title, caption, fields, analysis.rows)
+    return analysis.sheet("scores", metric.title, caption, fields, analysis.table.by_mean)
+
+
+def baseline_sheet(analysis: Analysis) -> Sheet | None:
+    """What baselines score on dev; None where they were not kept."""
+    if not analysis.table.baselines:
+        return None
+    metrics = [summary.metric for summary in analysis.rows[0].metrics]
+    fields: list[Field] = [
+        ("baseline", "baseline", "text", lambda one: one.title),
+        *((each.name, each.title, "score", lambda one, name=each.name: one.scores.get(name)) for each in metrics),
+        ("rows", "training rows", "count", lambda one: one.rows),
+        ("note", "note", "text", lambda one: one.note or None),
+    ]
+    paired = analysis.task is not None and len(analysis.task.text_columns) > 1
+    pairs = f" of the {SETTINGS['pairs']}" if paired else ""
+    caption = (
+        "Without a pretrained model: trained on the rows that runs train on, scored on the same dev rows. TF-IDF is of "
+        "words and pairs of neighbours, with scikit-learn's LogisticRegression or Ridge"
+        f"{pairs}. A correlation of a constant is undefined."
+    )
+    return analysis.sheet("baselines", "baselines", caption, fields, analysis.table.baselines)
 
 
 def left_out_sheet(analysis: Analysis) -> Sheet | None:
@@ -96,7 +118,7 @@ def left_out_sheet(analysis: Analysis) -> Sheet | None:
         return None
     fields: list[Field] = [
         ("run", "run", "text", lambda one: one[0].run_id),
-        ("configuration", "configuration", "text", lambda one: one[0].label),
+        ("configuration", "configuration", "label", lambda one: one[0].label),
         ("seed", "seed", "count", lambda one: one[0].seed),
         ("state", "state", "text", lambda one: str(one[0].state)),
         ("reason", "why", "text", lambda one: one[1]),
@@ -126,6 +148,30 @@ def run_sheet(analysis: Analysis) -> Sheet:
     return analysis.sheet("runs", "every run", caption, fields, analysis.records)
 
 
+def seeds_sheet(analysis: Analysis) -> Sheet | None:
+    """The pairs with too few seeds for a verdict, and how many they would need; None where there are none."""
+    few = [pair for pair in analysis.comparisons if pair.seeds < MINIMUM_SEEDS]
+    if not few:
+        return None
+
+    def needed(pair: Comparison) -> int | None:
+        return MINIMUM_SEEDS if pair.deviation is None else pair.seeds_needed
+
+    fields: list[Field] = [
+        ("first", "first", "label", lambda pair: pair.first_label),
+        ("second", "second", "label", lambda pair: pair.second_label),
+        ("difference", "difference", "difference", lambda pair: pair.difference),
+        ("seeds", "seeds both have", "count", lambda pair: pair.seeds),
+        ("needed", "seeds needed", "count", needed),
+        ("more", "more", "count", lambda pair: None if (seeds := needed(pair)) is None else seeds - pair.seeds),
+    ]
+    caption = (
+        f"A verdict takes at least {MINIMUM_SEEDS} seeds that both have. With the seeds needed, four of five studies "
+        f"would find the difference, if it is real and the spread is as seen; {UNKNOWN}: more than a thousand."
+    )
+    return analysis.sheet("seeds", "too few seeds for a verdict", caption, fields, few)
+
+
 def comparison_sheet(analysis: Analysis) -> Sheet | None:
     """Every pair of methods; None where there are fewer than two with scores."""
     if not analysis.comparisons:
@@ -147,8 +193,8 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
         return combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first.keys() & second.keys())])
 
     fields: list[Field] = [
-        ("first", "first", "text", lambda pair: pair.first_label),
-        ("second", "second", "text", lambda pair: pair.second_label),
+        ("first", "first", "label", lambda pair: pair.first_label),
+        ("second", "second", "label", lambda pair: pair.second_label),
         ("verdict", "verdict", "text", lambda pair: str(pair.verdict)),
         ("difference", "difference", "difference", lambda pair: pair.difference),
         ("low", "95 %: low", "difference", tested("low")),
@@ -167,6 +213,9 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
         ("choices_first", "of first's", "count", lambda pair: pair.choices[0]),
         ("choices_second", "of second's", "count", lambda pair: pair.choices[1]),
     ]
+    if all(pair.seeds < MINIMUM_SEEDS for pair in analysis.comparisons):
+        untested = ("verdict", "low", "high", "p", "p_holm", "sign_flip_p", "effect_size", "seeds_needed")
+        fields = [each for each in fields if each[0] not in untested]
     caption = (
         "Each method by its configuration with the best mean. p and the interval over seeds are of paired t-tests "
         "that pay for the choice among a method's configurations; Holm corrects over all pairs of methods. Sign flips, "
@@ -177,7 +226,7 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
 
 
 def standing_sheet(analysis: Analysis) -> Sheet | None:
-    """Which configurations may be the best; None where none has a score."""
+    """Which configurations may be the best; None where none has the seeds for a test."""
     if not analysis.standings:
         return None
     best, standings = analysis.ranked[0].mean, analysis.standings
@@ -196,6 +245,8 @@ def standing_sheet(analysis: Analysis) -> Sheet | None:
         _TRAINABLE,
         _TRAINABLE_SHARE,
     ]
+    if all(each.may_be_best is None for each in standings.values()):
+        return None
     caption = (
         "The true best one is among those marked yes in at least 95 % of studies (multiple comparisons with the best, "
         "paired t-tests over seeds, Bonferroni)."
@@ -227,7 +278,7 @@ def cost_sheet(analysis: Analysis) -> Sheet:
         "backbone, bias, adapter and head add up to the trainable ones. Times are a run's share of its pack's time, "
         "mean over the runs that finished; peak memory is the whole pack's."
     )
-    return analysis.sheet("cost", "cost", caption, fields, analysis.rows)
+    return analysis.sheet("cost", "cost", caption, fields, analysis.table.by_mean)
 
 
 def axis_sheet(axis: Axis, analysis: Analysis) -> Sheet | None:
@@ -239,10 +290,10 @@ def axis_sheet(axis: Axis, analysis: Analysis) -> Sheet | None:
     fields: list[Field] = [
         ("series", "method", "text", lambda one: one[0]),
         (axis.name, title, axis.kind, lambda one: one[1]),
+        ("mean", "mean ± sd", "score", lambda one: one[2].mean),
+        ("standard_deviation", "sd", "deviation", lambda one: one[2].primary.best.deviation),
         ("seeds", "seeds", "count", lambda one: len(one[2].finished)),
         ("left_out", "left out", "count", lambda one: len(one[2].runs) - len(one[2].finished)),
-        ("mean", "mean", "score", lambda one: one[2].mean),
-        ("standard_deviation", "sd", "score", lambda one: one[2].primary.best.deviation),
         ("trainable", "trainable", "count", lambda one: one[2].trainable),
     ]
     caption = f"{analysis.metric.title}, mean and standard deviation over the seeds that finished."
@@ -264,13 +315,14 @@ def parts_sheet(analysis: Analysis) -> Sheet | None:
         scores = metric_draws(analysis.metric.name, np.stack(predictions), labels[first:last], once)
         return None if scores is None else getattr(summarize(scores[0]), field)
 
-    fields: list[Field] = [_CONFIGURATION, ("seeds", "seeds", "count", lambda row: len(analysis.predicted(row)))]
+    fields: list[Field] = [_CONFIGURATION]
     for name, part in examples.parts.items():
-        fields.append((f"{name}_mean", name, "score", partial(over_seeds, "mean", *part)))
-        fields.append((f"{name}_standard_deviation", "sd", "score", partial(over_seeds, "deviation", *part)))
+        fields.append((f"{name}_mean", f"{name}: mean ± sd", "score", partial(over_seeds, "mean", *part)))
+        fields.append((f"{name}_standard_deviation", "sd", "deviation", partial(over_seeds, "deviation", *part)))
+    fields.append(("seeds", "seeds", "count", lambda row: len(analysis.predicted(row))))
     sizes = ", ".join(f"{name} {last - first}" for name, (first, last) in examples.parts.items())
     caption = f"{analysis.metric.title}, mean and standard deviation over seeds, on each part of dev ({sizes} rows)."
-    return analysis.sheet("parts", "parts of dev", caption, fields, analysis.rows)
+    return analysis.sheet("parts", "parts of dev", caption, fields, analysis.table.by_mean)
 
 
 def glue_sheet(analyses: Sequence[Analysis]) -> Sheet | None:
@@ -296,7 +348,7 @@ def glue_sheet(analyses: Sequence[Analysis]) -> Sheet | None:
         return fmean(known) if len(known) == len(GLUE) else None
 
     def configurations(item: tuple[str, str, Mapping[str, MethodRow]]) -> str:
-        return "; ".join(f"{task.title}: {configuration_title(item[2][name])}" for name, task in GLUE.items())
+        return "; ".join(f"{task.title}: {item[2][name].label}" for name, task in GLUE.items())
 
     fields: list[Field] = [
         ("model", "model", "text", lambda item: item[0]),

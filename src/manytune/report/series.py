@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from manytune.data.metrics import Metric
 from manytune.methods import METHODS
 from manytune.methods.base import LEARNING_RATE, Axis
 from manytune.report.analysis import Analysis
-from manytune.report.answer import method_title
+from manytune.report.names import name_configurations
 from manytune.report.task_table import MethodRow
 from manytune.stats.describe import Summary
 from manytune.storage.directory import RunStatus
 from manytune.storage.record import HistoryRow, RunRecord, RunState
-from manytune.utils.text import printable
+from manytune.utils.text import cut
 
 OTHER_COLOR = "grey"
 """The colour, by its name in the palette, of methods that are not registered."""
@@ -27,6 +27,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "{": "&#123;", "$": "&#36;"})
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
+_LONGEST_NAME = 60  # characters; a longer one would leave a chart no room
 _PALEST = 0.35  # the tone of a method's last configuration
 _POINTS = 240  # of one curve: more than a screen's width can tell apart
 
@@ -35,7 +36,7 @@ _POINTS = 240  # of one curve: more than a screen's width can tell apart
 class Look:
     """How a configuration is drawn, the same in every chart: line style and marker tell it apart without colour."""
 
-    name: str  # the method and the parts of the label that tell it from the method's others: "LoRA r=8"
+    name: str  # the method and its settings that vary: "LoRA r=8"
     color: str  # its name in the palette
     shade: int  # index among its method's configurations, from 0: it chooses line style and marker
     tone: float = 0.0  # how far its colour is mixed with the background's, from 0 to below 1
@@ -69,28 +70,18 @@ def looks(analysis: Analysis) -> dict[str, Look]:
 def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
     """Label → look, from label → method."""
     found: dict[str, Look] = {}
+    names, _ = name_configurations(methods)
     for method in dict.fromkeys(methods.values()):
-        parts = {label: label_parts(label, method) for label, other in methods.items() if other == method}
-        shared = set.intersection(*map(set, parts.values()))
+        labels = [label for label, other in methods.items() if other == method]
         kind = METHODS.get(method)
-        title = (kind.short_title if kind else None) or method_title(method)
-        for shade, (label, words) in enumerate(parts.items()):
-            name = f"{title} {', '.join(word for word in words if word not in shared)}".strip()
+        for shade, label in enumerate(labels):
             found[label] = Look(
-                printable(name).lstrip("_"),  # matplotlib's legends leave out what begins with _
+                cut(names[label].short.lstrip("_"), _LONGEST_NAME),  # matplotlib's legends leave out what begins with _
                 kind.color if kind else OTHER_COLOR,
                 shade,
-                _PALEST * shade / max(len(parts) - 1, 1),
+                _PALEST * shade / max(len(labels) - 1, 1),
             )
-    names = Counter(look.name for look in found.values())
-    return {
-        label: look if names[look.name] == 1 else replace(look, name=printable(label)) for label, look in found.items()
-    }
-
-
-def label_parts(label: str, method: str) -> list[str]:
-    """The hyper-parameters in a configuration's label: "lora r=8, lr 4e-4" → ["r=8", "lr 4e-4"]."""
-    return label.removeprefix(method).strip().split(", ")
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,6 +96,20 @@ class Curve:
     high: tuple[float, ...]
     runs: tuple[tuple[int, str, tuple[int, ...], tuple[float, ...]], ...]
     """Every run, whatever its state: seed, state, steps, values."""
+
+
+BASELINE_DASHES = ("dot", "dash")
+"""Line styles of the baselines."""
+
+
+def baseline_lines(analysis: Analysis) -> list[tuple[str, float, str]]:
+    """Name, score in the metric that ranks and line style of each baseline that has one."""
+    known = [(each.title, each.scores.get(analysis.metric.name)) for each in analysis.table.baselines]
+    return [
+        (title, score, BASELINE_DASHES[at % len(BASELINE_DASHES)])
+        for at, (title, score) in enumerate(known)
+        if score is not None
+    ]
 
 
 def quantities(metric: Metric) -> dict[str, Callable[[HistoryRow], float | None]]:
@@ -194,7 +199,7 @@ class SweptSeries:
     """The configurations of one method that differ in one hyper-parameter alone."""
 
     name: str
-    """The method and the other hyper-parameters: "lora, lr 4e-4"."""
+    """The method and the other settings that vary: "LoRA lr 4e-4"."""
     look: Look
     points: tuple[tuple[float, MethodRow], ...]
     """(value of the hyper-parameter, configuration), by rising value."""
@@ -231,10 +236,7 @@ def swept(analysis: Analysis, axis: Axis) -> tuple[SweptSeries, ...]:
     for row in analysis.rows:
         value = row.runs[0].hyperparameters.get(axis.name)
         if isinstance(value, int | float):
-            # A label without the part that differs names the series as the rest of the page does.
-            parts = [row.method, *label_parts(row.label, row.method)]
-            key = ", ".join(part for part in parts if part and not part.startswith(axis.prefix))
-            series.setdefault(key, []).append((float(value), row))
+            series.setdefault(row.name.without(axis.prefix), []).append((float(value), row))
     look, found, shades = looks(analysis), list[SweptSeries](), Counter[str]()
     for key, points in series.items():
         if len({value for value, _ in points}) > 1:

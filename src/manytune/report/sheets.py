@@ -7,7 +7,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from rich.filesize import decimal
@@ -28,7 +29,12 @@ class Column:
 
     name: str  # header in the CSV file
     title: str  # header on the page and in LaTeX
-    kind: str = "text"  # one of FORMATS: how a value is shown; all but text is aligned to the right
+    kind: str = "text"  # one of FORMATS: how a value is shown
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are aligned to the right."""
+        return self.kind not in ("text", "label")
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,40 @@ class Sheet:
     caption: str  # what the reader should know of the figures
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    names: Mapping[str, str] = field(default_factory=dict)  # label of a configuration → what is shown for it
+
+    @property
+    def shown_columns(self) -> tuple[Column, ...]:
+        """The columns that are shown: a deviation stands behind the mean before it."""
+        return tuple(column for column in self.columns if column.kind != "deviation")
 
     def shown(self) -> list[list[str]]:
-        """Every cell as the page shows it."""
-        return [[show(cell, column.kind) for cell, column in zip(row, self.columns, strict=True)] for row in self.rows]
+        """Every cell of `shown_columns` as the page shows it."""
+        return [self._shown(row) for row in self.rows]
+
+    def _shown(self, row: Sequence[Cell]) -> list[str]:
+        texts: list[str] = []
+        for cell, column in zip(row, self.columns, strict=True):
+            if column.kind == "deviation":
+                texts[-1] += "" if cell is None else f" ± {show(cell, column.kind)}"
+            else:
+                name = self.names.get(str(cell)) if column.kind == "label" else None
+                texts.append(name or show(cell, column.kind))
+        return texts
 
 
 Field = tuple[str, str, str, Callable[[Any], Cell]]
 """A column and its cells: name, title and kind of the `Column`, and what a row's item has there."""
 
 
-def sheet_of(name: str, title: str, caption: str, fields: Sequence[Field], items: Iterable[Any]) -> Sheet:
+def sheet_of(
+    name: str,
+    title: str,
+    caption: str,
+    fields: Sequence[Field],
+    items: Iterable[Any],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Sheet:
     """A sheet with a row for each item.
 
     >>> sheet_of("words", "Words", "", [("word", "word", "text", str), ("length", "letters", "count", len)], ["a"]).rows
@@ -58,7 +87,7 @@ def sheet_of(name: str, title: str, caption: str, fields: Sequence[Field], items
     """
     rows = tuple(tuple(value(item) for *_, value in fields) for item in items)
     columns = tuple(Column(header, heading, kind) for header, heading, kind, _ in fields)
-    return Sheet(name, title, caption, columns, rows)
+    return Sheet(name, title, caption, columns, rows, names)
 
 
 def show(cell: Cell, kind: str) -> str:
@@ -81,9 +110,12 @@ def interval(low: float | None, high: float | None) -> str:
 
 FORMATS: Mapping[str, Callable[[int | float], str]] = {
     "text": str,
+    "label": str,
+    "deviation": lambda value: f"{value:.3f}",
     "score": lambda value: f"{value:.3f}".replace("-", "−"),
     "difference": signed,
     "count": lambda value: f"{value:,.0f}",
+    "tally": lambda value: f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}",
     "share": lambda value: f"{100 * value:.2f} %",
     "percent": lambda value: f"{100 * value:.0f} %",
     "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}",
@@ -92,7 +124,8 @@ FORMATS: Mapping[str, Callable[[int | float], str]] = {
     "bytes": lambda value: decimal(int(value)),
     "rate": short_number,
 }
-"""Kind of a column → how its numbers are shown."""
+"""Kind of a column → how its numbers are shown. A `label` is a configuration's, shown as its name; a `deviation` is
+shown behind the number before it."""
 
 
 def to_csv(sheet: Sheet) -> str:
@@ -119,10 +152,10 @@ def _csv_cell(cell: Cell) -> Cell:
 
 def to_tex(sheet: Sheet) -> str:
     r"""A `table` with booktabs rules; one with many columns is scaled to the line by graphicx."""
-    alignment = "".join("l" if column.kind == "text" else "r" for column in sheet.columns)
+    alignment = "".join("r" if column.is_number else "l" for column in sheet.shown_columns)
     shown = sheet.shown()
     widest = max((sum(map(len, row)) for row in shown), default=0)
-    scaled = len(sheet.columns) > _TEX_COLUMNS or widest > _TEX_CHARACTERS
+    scaled = len(sheet.shown_columns) > _TEX_COLUMNS or widest > _TEX_CHARACTERS
     lines = [
         rf"% needs \usepackage{{booktabs{',graphicx' if scaled else ''}}}",
         r"\begin{table}",
@@ -132,7 +165,7 @@ def to_tex(sheet: Sheet) -> str:
         *([r"\resizebox{\linewidth}{!}{%"] if scaled else []),
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        _tex_row([column.title for column in sheet.columns]),
+        _tex_row([column.title for column in sheet.shown_columns]),
         r"\midrule",
         *(_tex_row(row) for row in shown),
         r"\bottomrule",
@@ -181,7 +214,7 @@ def tex(text: str) -> str:
 
 def to_markdown(sheet: Sheet) -> str:
     """A table of GitHub's Markdown."""
-    head = " | ".join(markdown(column.title) for column in sheet.columns)
-    rule = " | ".join("---" if column.kind == "text" else "---:" for column in sheet.columns)
+    head = " | ".join(markdown(column.title) for column in sheet.shown_columns)
+    rule = " | ".join("---:" if column.is_number else "---" for column in sheet.shown_columns)
     rows = [" | ".join(map(markdown, row)) for row in sheet.shown()]
     return "\n".join(f"| {line} |" for line in (head, rule, *rows)) + "\n"

@@ -7,7 +7,7 @@ averaged in: they are counted beside the mean and named under the table.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -17,13 +17,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from manytune.data.baselines import BaselineScore
 from manytune.data.metrics import METRICS, Metric
-from manytune.data.tasks import TASKS
+from manytune.data.tasks import TASKS, Task
+from manytune.report.names import Name, name_configurations
 from manytune.report.sheets import UNKNOWN, show
 from manytune.stats.describe import Summary, leader, summarize
+from manytune.storage.artifacts import Baselines
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StoreError, choices
-from manytune.utils.text import listed, printable
+from manytune.utils.text import listed
 
 _LAST_COLLAPSED = "predicted a constant at the last evaluation, left out of the last mean"
 _LEFT_OUT = "Means and standard deviations are over the runs that finished; the others are left out of them."
@@ -54,6 +57,8 @@ class MethodRow:
 
     label: str
     """The method and its hyper-parameters: "lora r=8, lr 4e-4"."""
+    name: Name
+    """What tables, charts and sentences call it: without the settings that never vary."""
     runs: tuple[RunRecord, ...]
     """All of its runs, whatever their state."""
     metrics: tuple[MetricSummary, ...]
@@ -159,6 +164,10 @@ class TaskTable:
     """Name of the backbone."""
     rows: tuple[MethodRow, ...]
     """One for each configuration, in the order that the records came in."""
+    constants: str
+    """The settings that the rows' names leave out because they never vary: "LoRA lr 4e-4"; may be empty."""
+    baselines: tuple[BaselineScore, ...] = ()
+    """Of the same training and dev rows; empty where none were kept."""
 
     @property
     def title(self) -> str:
@@ -166,11 +175,48 @@ class TaskTable:
         return TASKS[self.task].title if self.task in TASKS else self.task
 
     @property
+    def by_mean(self) -> tuple[MethodRow, ...]:
+        """The rows, the best mean first; those without one last."""
+        sign = -1 if self.rows[0].primary.metric.higher_is_better else 1
+        return tuple(sorted(self.rows, key=lambda row: (row.mean is None, sign * (row.mean or 0.0))))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Label of each configuration → its name in tables."""
+        return {row.label: row.name.short for row in self.rows}
+
+    @property
+    def bar(self) -> tuple[str, float] | None:
+        """What sentences call the best baseline, and its score in the metric that ranks; None where none has one."""
+        metric = self.rows[0].primary.metric
+        known = [(each.title, score) for each in self.baselines if (score := each.scores.get(metric.name)) is not None]
+        sign = 1 if metric.higher_is_better else -1
+        return max(known, key=lambda one: sign * one[1], default=None)
+
+    @property
+    def below_bar(self) -> tuple[str, ...]:
+        """The methods of which no configuration has a better mean than the best baseline."""
+        if self.bar is None:
+            return ()
+        sign = 1 if self.rows[0].primary.metric.higher_is_better else -1
+        known = [(row.method, sign * row.mean > sign * self.bar[1]) for row in self.rows if row.mean is not None]
+        above = {method for method, better in known if better}
+        return tuple(dict.fromkeys(method for method, _ in known if method not in above))
+
+    @property
+    def verdict_on_baselines(self) -> str | None:
+        """That no method beats the best baseline; None where one does, or there is nothing to compare."""
+        methods = {row.method for row in self.rows if row.mean is not None}
+        if self.bar is None or not methods or len(self.below_bar) < len(methods):
+            return None
+        return f"No method beats {self.bar[0]} ({show(self.bar[1], 'score')})."
+
+    @property
     def sentence(self) -> str:
         """Which mean is best, and how its lead compares with the spread over seeds."""
         metric = self.rows[0].primary.metric
         what = f"{self.title}, {metric.title}"
-        known = {row.label: f"{row.label} ({row.mean:.3f})" for row in self.rows if row.mean is not None}
+        known = {row.label: f"{row.name.title} ({row.mean:.3f})" for row in self.rows if row.mean is not None}
         if not known:
             return f"{what}: no run finished, so there is nothing to compare."
         scores = {row.label: [score for _, score in row.scored(metric.name)] for row in self.rows}
@@ -194,9 +240,24 @@ class TaskTable:
         return f"{ahead}, more {spread}: a hint from {seeds}, no proof that the one is better."
 
 
-def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
+def baseline_line(task: Task, scores: Iterable[BaselineScore]) -> str:
+    """What baselines score on dev: "CoLA: MCC on dev without a pretrained model: the commonest class 0.000, …"."""
+    metric = METRICS[task.primary_metric]
+    parts = (
+        f"{each.title} {_baseline_score(each, metric.name)}{f' ({each.note})' if each.note else ''}" for each in scores
+    )
+    return f"{task.title}: {metric.title} on dev without a pretrained model: {', '.join(parts)}."
+
+
+def _baseline_score(baseline: BaselineScore, metric: str) -> str:
+    score = baseline.scores.get(metric)
+    return "undefined" if score is None else show(score, "score")
+
+
+def tabulate(records: Iterable[RunRecord], baselines: Mapping[str, Baselines] | None = None) -> tuple[TaskTable, ...]:
     """Group records into a table for each task and backbone, in the order in which these are first seen.
 
+    `baselines` are those of tasks by their names; only those of the rows that the task's runs had come into its table.
     Raises StoreError where a record names a metric that this version does not know.
     """
     tables: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
@@ -210,6 +271,7 @@ def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
             if name not in METRICS:
                 raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
         rows = []
+        called, constants = name_configurations({label: runs[0].method for label, runs in configurations.items()})
         for label, runs in configurations.items():
             finished = [run for run in runs if run.state is RunState.FINISHED]
             summaries = (
@@ -220,8 +282,10 @@ def tabulate(records: Iterable[RunRecord]) -> tuple[TaskTable, ...]:
                 )
                 for name in names
             )
-            rows.append(MethodRow(label, tuple(runs), tuple(summaries)))
-        found.append(TaskTable(task, model, tuple(rows)))
+            rows.append(MethodRow(label, called[label], tuple(runs), tuple(summaries)))
+        kept = (baselines or {}).get(task)
+        scores = kept.scores if kept is not None and kept.fit(every) else ()
+        found.append(TaskTable(task, model, tuple(rows), constants, scores))
     return tuple(found)
 
 
@@ -229,8 +293,10 @@ def render(tables: Iterable[TaskTable]) -> Group:
     """The tables, each with its sentence and the runs left out, for `rich.console.Console.print`."""
     parts: list[RenderableType] = []
     for table in tables:
-        notes = [f"{row.label}: {note}" for row in table.rows for note in row.notes]
-        lines = [table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
+        notes = [f"{row.name.short}: {note}" for row in table.rows for note in row.notes]
+        constants = [f"Settings not in the names: {table.constants}."] if table.constants else []
+        verdict = [table.verdict_on_baselines] if table.verdict_on_baselines else []
+        lines = [*constants, *verdict, table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
         indented = (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)
         parts += [_FittingTable(table), *indented, Text()]
     return Group(*parts)
@@ -260,8 +326,12 @@ class _FittingTable:
         headings = [("method",), ("runs",), *scores, ("trainable", "of all"), ("samples/s", "peak memory")]
         for index, heading in enumerate(lay_out(headings)):
             drawn.add_column(heading, justify="right" if index else "left", overflow="fold")
-        for row in self.table.rows:
+        for row in self.table.by_mean:
             drawn.add_row(*lay_out(_cells(row)))
+        drawn.add_section()
+        for baseline in self.table.baselines:
+            cells = [(_baseline_score(baseline, each.metric.name), "") for each in self.table.rows[0].metrics]
+            drawn.add_row(*lay_out([(baseline.title,), ("",), *cells, ("", ""), ("", "")]))
         return drawn
 
 
@@ -273,7 +343,7 @@ def _cells(row: MethodRow) -> list[tuple[str, ...]]:
     without_best = UNKNOWN if averaged else states
     without_last = RunState.COLLAPSED if averaged and all(r.last_collapsed for r in row.finished) else without_best
     return [
-        (printable(row.label),),
+        (row.name.short,),
         (str(runs) if averaged == runs else f"{averaged} of {runs}",),
         *((_mean_cell(each.best, without_best), _mean_cell(each.last, without_last)) for each in row.metrics),
         (show(row.trainable, "count"), show(row.trainable_share, "share")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.report.sheets import UNKNOWN
+from manytune.stats.verdict import MINIMUM_SEEDS
 from manytune.storage.directory import RunStatus, StudyStatus
 from manytune.storage.record import HistoryRow, RunRecord
+from manytune.utils.extras import is_installed
 from manytune.utils.text import counted, cut, duration, printable, shortened
 
 MANY = 100
@@ -123,19 +126,30 @@ def history_table(rows: Sequence[HistoryRow]) -> Table:
     return plain_table(("step", "epoch", "train loss", "learning rate", "eval loss", *metrics), cells)
 
 
-def closing_lines(directory: Path, failed: Sequence[RunRecord], page: Path | None = None) -> list[str]:
-    """Where the results are, and what to do about runs that failed."""
+def closing_lines(
+    directory: Path, failed: Sequence[RunRecord], page: Path | None = None, seeds: int | None = None
+) -> list[str]:
+    """Where the results are, what to do about runs that failed, and how to get a verdict where `seeds` are too few."""
     lines = [
         f"Results: {directory}",
-        *([f"Report: {page}"] if page else []),
+        *(report_lines(page) if page else []),
         f"Every run: manytune status {directory}; one run: manytune show {directory} RUN",
     ]
+    if seeds is not None and seeds < MINIMUM_SEEDS:
+        results = shlex.quote(str(directory))
+        lines.append(f"Seeds enough for a verdict: manytune extend {results} --seeds {MINIMUM_SEEDS}")
     if failed:
         lines.append(f"{counted(len(failed), 'run')} failed:")
         lines += [f"  {run.run_id}: {shortened(run.failure, 500)}" for run in failed[:_FAILED_SHOWN]]
         lines += [f"  and {len(failed) - _FAILED_SHOWN} more"] if len(failed) > _FAILED_SHOWN else []
         lines.append("To have them trained again, give the same command --retry-failed.")
     return lines
+
+
+def report_lines(page: Path) -> list[str]:
+    """Where the report is, and what was left out of it."""
+    missing = "No figures as PNG and SVG, which need matplotlib: pip install 'manytune[figures]'"
+    return [f"Report: {page}", *([] if is_installed("matplotlib") else [missing])]
 
 
 def percent(part: int, whole: int) -> str:

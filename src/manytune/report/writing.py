@@ -22,9 +22,11 @@ from manytune.storage.directory import Store
 from manytune.storage.lookup import refuse_own_folders
 from manytune.storage.record import plain
 from manytune.utils.errors import StoreError
-from manytune.utils.text import markdown
+from manytune.utils.files import read_text
+from manytune.utils.text import markdown, parse_json
 
 SUMMARY_VERSION = 1
+_MOST_SUMMARY = 2**30  # bytes
 
 
 def write_report(
@@ -53,6 +55,12 @@ def write_report(
     content = compose(data if examples else without_examples(data))
     write_folder(target, files_of(content))
     return target / "index.html", content.complete
+
+
+def headlines(page: Path) -> list[str]:
+    """The answer's headline for each task, as the summary beside a report's page has it."""
+    summary = parse_json(read_text(page.with_name("summary.json"), _MOST_SUMMARY) or '{"tasks": []}')
+    return [task["answer"]["headline"] for task in summary["tasks"]]
 
 
 def files_of(content: Content) -> dict[str, str | bytes]:
@@ -90,6 +98,8 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
     for task in content.tasks:
         analysis = task.analysis
         lines.append(f"## {markdown(analysis.title)} on {markdown(analysis.table.model)}")
+        if analysis.table.constants:
+            lines.append(f"Settings not in the names: {markdown(analysis.table.constants)}.")
         lines.append(f"**{markdown(task.answer.headline)}**")
         lines.append("\n".join(f"- {markdown(point.text)}" for point in task.answer.points))
         for part in task.parts:
@@ -122,6 +132,7 @@ def _summary(task: TaskContent) -> Any:
                 "points": [asdict(point) for point in task.answer.points],
             },
             "configurations": [_configuration(analysis, row) for row in analysis.rows],
+            "baselines": [asdict(each) for each in analysis.table.baselines],
             "comparisons": [asdict(each) for each in analysis.comparisons],
             "pending": [run.run_id for run in analysis.pending],
         }

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
+_MOST_COUNTS = 20_000_000  # of examples in resampled sets that are held at a time: 160 MB
+
 
 def bootstrap_weights(examples: int, draws: int = 2000, seed: int = 0) -> Array:
     """[draws, examples] float64: how often each example is in each resampled dev set; the same for the same arguments.
@@ -42,6 +44,27 @@ def metric_draws(metric: str, predictions: ArrayLike, labels: ArrayLike, weights
     """
     compute = _DRAWS.get(metric)
     return None if compute is None else compute(np.asarray(predictions), np.asarray(labels), weights)
+
+
+def bootstrap_intervals(
+    metrics: Sequence[str], predictions: ArrayLike, labels: ArrayLike, draws: int = 2000
+) -> dict[str, Array]:
+    """Metric → [2, R] ends of the 95 % bootstrap interval of each run's score; without metrics not resampled here.
+
+    `predictions` and `labels` are as for `metric_draws`; of many examples, some draws are made at a time.
+
+    >>> bootstrap_intervals(["accuracy"], [[1, 0, 1, 1]], [1, 0, 1, 1])["accuracy"].tolist()
+    [[1.0], [1.0]]
+    """
+    examples = len(np.asarray(labels))
+    at_once = min(draws, max(1, _MOST_COUNTS // examples))
+    found: dict[str, list[Array]] = {}
+    for seed in range(math.ceil(draws / at_once)):
+        weights = bootstrap_weights(examples, at_once, seed)
+        for metric in metrics:
+            if (drawn := metric_draws(metric, predictions, labels, weights)) is not None:
+                found.setdefault(metric, []).append(drawn)
+    return {metric: np.quantile(np.concatenate(parts), (0.025, 0.975), axis=0) for metric, parts in found.items()}
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:

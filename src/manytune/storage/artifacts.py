@@ -3,6 +3,7 @@
 OUT/runs/<run-id>/predictions.npz   the best snapshot's logits on dev
 OUT/tasks/<task>/examples.json      the dev split: sentences, labels and its parts
 OUT/tasks/<task>/learned.json       of a user's own task: its classes, or the range and the scale of its targets
+OUT/tasks/<task>/baselines.json     what a constant and TF-IDF with a linear model score on dev
 OUT/tasks/<task>/structure.json     the backbone's and the head's tensors, and which of them each method trains
 
 All but `learned` are optional: a study directory of an earlier version, or one that is handed on without its data, has
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.config import digest
+from manytune.data.baselines import BaselineScore
 from manytune.data.task_types import Scale
 from manytune.data.tasks import Task
 from manytune.methods import Method
@@ -132,6 +134,31 @@ class Learned(KeptFacts):
             raise ValueError(f"a spread of {self.spread}")
         scale = None if self.center is None or self.spread is None else Scale(self.center, self.spread)
         return replace(task, labels=self.labels, target_range=self.target_range, scale=scale)
+
+
+class Baselines(KeptFacts):
+    """Scores of baselines that learned from the rows that runs train on, and what made them."""
+
+    fingerprint: str
+    """The records' `data_fingerprint` of the data."""
+    selection: str
+    """The study's `selection`, which says what training rows are left."""
+    seeds: tuple[int, ...]
+    """The seeds whose training rows were learned from; empty where all runs train on the same rows."""
+    versions: dict[str, str]
+    """Package → version."""
+    settings: dict[str, str | int]
+    """`baselines.SETTINGS` then."""
+    scores: tuple[BaselineScore, ...] = ()
+
+    def made_as(self, other: Baselines) -> bool:
+        """Whether both are of the same rows, made in the same way."""
+        return self.model_copy(update={"scores": other.scores}) == other
+
+    def fit(self, records: Iterable[RunRecord]) -> bool:
+        """Whether these runs trained and were scored on the same rows."""
+        here = (self.fingerprint, self.selection)
+        return all((run.provenance.data_fingerprint, run.selection) == here for run in records)
 
 
 class Trained(KeptFacts):
@@ -289,6 +316,14 @@ class TaskArtifacts:
                 f"{self._path(Examples)} does not hold rows of {task.name}: their texts or labels are of another task."
             )
         return found
+
+    def baselines(self) -> Baselines | None:
+        """The scores of baselines; None if they were not kept."""
+        return self._read(Baselines)
+
+    def keep_baselines(self, baselines: Baselines) -> None:
+        """Keep the scores of baselines; a StoreError where that fails."""
+        write_file(self._path(Baselines), baselines.to_json())
 
     def structure(self) -> Structure | None:
         """The module tree; None if it was not kept."""

@@ -106,16 +106,21 @@ class Store:
     root: Path
 
     @classmethod
-    def create_or_open(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
-        """Start a study directory, or go on with one of the same study; of another one only with `accept_changes`."""
-        store = cls.check(root, study, accept_changes=accept_changes)
+    def create_or_open(
+        cls, root: Path | str, study: Study, *, accept_changes: bool = False, additions: bool = False
+    ) -> Store:
+        """Start a study directory, or go on with one of the same study; of another one only with `accept_changes`.
+
+        With `additions`, the study may also have all runs of the one that is there, and others.
+        """
+        store = cls.check(root, study, accept_changes=accept_changes, additions=additions)
         _refuse_unwritable(store.root)
         if not store._study_file.exists() or store.study().hash != study.hash:
             write_atomically(store._study_file, study.to_yaml())
         return store
 
     @classmethod
-    def check(cls, root: Path | str, study: Study, *, accept_changes: bool = False) -> Store:
+    def check(cls, root: Path | str, study: Study, *, accept_changes: bool = False, additions: bool = False) -> Store:
         """Refuse what `create_or_open` would refuse, and write nothing: there may be no study there yet."""
         store = cls(named_directory(root))
         with writing(store.root):
@@ -129,11 +134,18 @@ class Store:
                         "Give a new or empty directory as --out, so that nothing of yours is mixed with results."
                     )
             elif not accept_changes and (there := store.study()).hash != study.hash:
+                if additions and adds_to(there, study):
+                    return store
                 different = differences(there.model_dump(mode="json"), study.model_dump(mode="json"))
                 lines = "\n".join(f"  {line}" for line in different)
                 raise StoreError(
                     f"{store.root} already holds a study that differs from this one:\n{lines}\n"
                     "Give another --out, or --accept-changes to go on with this one: runs that are in both are kept."
+                    + (
+                        f"\nIt has all these runs and more: manytune extend {store.root} goes on with it."
+                        if adds_to(study, there) and not adds_to(there, study)
+                        else ""
+                    )
                 )
         return store
 
@@ -366,6 +378,11 @@ def named_directory(root: Path | str) -> Path:
     if root == "":
         raise StoreError("The name of the study directory is empty. Give one, such as results; . is the present one.")
     return Path(root)
+
+
+def adds_to(study: Study, other: Study) -> bool:
+    """Whether the other study has all runs of a study, whatever else it has."""
+    return {run.id for run in plan_runs(study)} <= {run.id for run in plan_runs(other)}
 
 
 def _refuse_unwritable(root: Path) -> None:

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from manytune.utils.errors import StoreError
-from manytune.utils.text import parse_json
+from manytune.utils.text import counted, parse_json
 
 SCHEMA_VERSION = 2
 """Raised by every field that is added, renamed or dropped."""
@@ -248,7 +248,7 @@ def collapse_note(
             "Use a lower learning rate or a longer warm-up."
         )
     if steps < _FEW_STEPS:
-        return f"{finding} It took only {steps} steps: train longer."
+        return f"{finding} It took only {counted(steps, 'step')}: train longer."
     cure = "Use a lower learning rate or a longer warm-up; if the rate is low already, a higher one or more steps."
     return f"{finding} {cure}"
 

@@ -45,11 +45,10 @@ class PackProgress:
     updated: float = 0.0  # seconds since 1970, by the wall clock, for other processes to see how old this is
     rows: dict[str, list[HistoryRow]] = field(default_factory=dict)  # run id → its evaluations so far
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Roughly, if it goes on as until now; None before the first step."""
+    def seconds_left(self, since: float) -> float | None:
+        """Roughly, if it goes on as until the last call, which was `since` seconds ago; None before the first step."""
         done = self.step - (self.first_step or 0)
-        return self.seconds / done * max(self.total_steps - self.step, 0) if done > 0 else None
+        return max(self.seconds / done * max(self.total_steps - self.step, 0) - since, 0.0) if done > 0 else None
 
 
 class PackObserver(Callback):
@@ -80,6 +79,10 @@ class PackObserver(Callback):
         """Count the runs that are left; of a pack that failed before it began, there are none to count."""
         if pack_id in self.packs:
             self.packs[pack_id].left = max(self.packs[pack_id].left - 1, 0)
+
+    def seconds_since(self, pack: PackProgress) -> float:
+        """Seconds since the pack's last call."""
+        return self.clock() - self._started[pack.pack_id] - pack.seconds
 
     def _at(self, pack_id: str, step: int) -> PackProgress:
         pack = self.packs[pack_id]

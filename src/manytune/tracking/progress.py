@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
+from rich.table import Column
 from rich.text import Text
 
 from manytune.data.metrics import METRICS
@@ -51,7 +52,7 @@ class TerminalProgress(PackObserver):
                 _PackColumn(),
                 *([BarColumn(bar_width=16)] if self._console.width >= _WIDTH_FOR_A_BAR else []),
                 TextColumn("{task.completed}/{task.total}", markup=False),
-                TextColumn("{task.fields[facts]}", markup=False),
+                _FactsColumn(self.seconds_since),
                 console=self._console,
                 refresh_per_second=4,
             )
@@ -62,7 +63,7 @@ class TerminalProgress(PackObserver):
         super().on_train_begin(pack_id, task, metric, runs, total_steps, first_step)
         if self._bar is not None:
             self._bar.start()
-            self._lines[pack_id] = self._bar.add_task(pack_id, total=total_steps, facts="")
+            self._lines[pack_id] = self._bar.add_task(pack_id, total=total_steps, pack=self.packs[pack_id])
             self._redraw(pack_id)
         else:
             self.on_message(f"{pack_id}: {counted(len(runs), 'run')} on {task}, {counted(total_steps, 'step')}")
@@ -76,7 +77,7 @@ class TerminalProgress(PackObserver):
         self._redraw(pack_id)
         if self._bar is None:
             pack = self.packs[pack_id]
-            self.on_message(f"{pack_id}: step {step}/{pack.total_steps}, {_facts(pack)}")
+            self.on_message(f"{pack_id}: step {step}/{pack.total_steps}, {_facts(pack, self.seconds_since(pack))}")
 
     def on_run_end(self, pack_id: str, record: RunRecord) -> None:
         """Show how a run ended, unless it went as planned."""
@@ -92,8 +93,11 @@ class TerminalProgress(PackObserver):
         pack = self.packs.pop(end.pack_id, None)
         if pack is None:  # it failed before it began
             return
-        if self._bar is not None:
-            self._bar.remove_task(self._lines.pop(end.pack_id))
+        line = self._lines.pop(end.pack_id, None)
+        if (
+            self._bar is not None and line is not None and end.how != "stopped"
+        ):  # where a stopped pack was stays in sight
+            self._bar.remove_task(line)
         if end.how == "done" and end.seconds is not None:
             best = f", best {_title(pack)} {pack.best[1]:.3f} ({pack.best[0]})" if pack.best else ""
             steps = f"{counted(pack.step, 'step')} in {duration(end.seconds)}"
@@ -111,8 +115,7 @@ class TerminalProgress(PackObserver):
 
     def _redraw(self, pack_id: str) -> None:
         if self._bar is not None and pack_id in self._lines:
-            pack = self.packs[pack_id]
-            self._bar.update(self._lines[pack_id], completed=pack.step, facts=_facts(pack))
+            self._bar.update(self._lines[pack_id], completed=self.packs[pack_id].step)
 
 
 class _PackColumn(ProgressColumn):
@@ -122,9 +125,21 @@ class _PackColumn(ProgressColumn):
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
-def _facts(pack: PackProgress) -> str:
-    """The figures of a pack: "8 runs, loss 0.512, best MCC 0.431, 3:20 min left"."""
-    left = pack.seconds_left
+class _FactsColumn(ProgressColumn):
+    """The figures of a pack; the time left is counted down between its steps."""
+
+    def __init__(self, seconds_since: Callable[[PackProgress], float]) -> None:
+        self._seconds_since = seconds_since
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        pack: PackProgress = task.fields["pack"]
+        return Text(_facts(pack, self._seconds_since(pack)))
+
+
+def _facts(pack: PackProgress, since: float) -> str:
+    """The figures of a pack: "8 runs, loss 0.512, best MCC 0.431, 3:20 min left"; its last step was `since` s ago."""
+    left = pack.seconds_left(since)
     known = (
         counted(pack.left, "run"),
         None if pack.loss is None else f"loss {pack.loss:.3f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,20 +13,23 @@ import numpy as np
 
 from manytune.config import Study
 from manytune.config.plan import Run, total_steps, warmup_steps
+from manytune.data.baselines import SETTINGS, score_baselines
 from manytune.data.encodings import encode_cached
-from manytune.data.splits import Encoded, Split, encode, leaked, load_task, train_split, uneven_classes
+from manytune.data.splits import Encoded, Split, encode, leaked, limited, load_task, train_split, uneven_classes
 from manytune.data.tasks import SPLITS, Task
 from manytune.methods import Adaptation, ParameterCount, count_parameters
 from manytune.models.loading import load_tokenizer, model_spec
 from manytune.models.spec import ModelSpec
 from manytune.packing.heads import reach
+from manytune.storage.artifacts import Baselines, TaskArtifacts
 from manytune.training.learnable import refuse_unlearnable
 from manytune.training.loop import PackData
-from manytune.utils.errors import DataError, ModelError
-from manytune.utils.text import listed
+from manytune.utils.errors import DataError, ModelError, StoreError
+from manytune.utils.text import counted, listed
 
 _NEVER = 10**9  # tokens; no row is so long
 _REASONS = 3  # why rows were left out, in a note
+_MOST_FITS = 3  # seeds whose rows baselines learn from, where each seed has rows of its own
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,32 @@ class TaskWork:
     sources: tuple[str, ...]  # where the rows of each split came from
     dev_texts: tuple[tuple[str, ...], ...]  # the dev split's sentences, one or two a row
     also: Mapping[str, Encoded] = field(default_factory=dict)  # other splits that a run's best snapshot is scored on
+    limited_from: int | None = None  # training rows before the study's limit; None without one
     data_notes: tuple[str, ...] = ()  # what was found in the rows that a reader of the results should know
+    baselines: Baselines | None = None  # where they were asked for
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the data."""
         most, whose = longest(self.study, self.model_spec)
-        return [*self.data_notes] + [
-            f"{self.task.name}: {data.truncated} of {data.size} {name} rows were cut at {most} tokens, {whose}."
+        limit = (
+            [] if self.limited_from is None else [f"{self.task.name}: the limit leaves {self.rows_used} to train on."]
+        )
+        cut = [
+            counted(data.truncated, f"{name} row", of=data.size)
             for name, data in (("train", self.train), ("dev", self.dev))
             if data.truncated
         ]
+        verb = "was" if self.train.truncated + self.dev.truncated == 1 else "were"
+        notes = [f"{self.task.name}: {' and '.join(cut)} {verb} cut at {most} tokens, {whose}."] if cut else []
+        return [*limit, *self.data_notes, *notes]
+
+    @property
+    def rows_used(self) -> str:
+        """The training rows, in words: "800 of 8,551 rows"; those that `selection: train-split` holds out included."""
+        if self.limited_from is None:
+            return counted(self.train.size, "row")
+        return f"{self.train.size:,} of {counted(self.limited_from, 'row')}"
 
     @property
     def width(self) -> int:
@@ -84,8 +103,8 @@ class TaskWork:
         if (warmup := warmup_steps(training, total)) >= total:
             key = "warmup_steps" if training.warmup_ratio is None else "warmup_ratio"
             yield (
-                f"{self.task.name}: the warm-up takes {warmup} of {total} steps, so no run reaches its learning rate. "
-                f"Lower training.{key}, or train longer."
+                f"{self.task.name}: the warm-up takes {counted(warmup, 'step', of=total)}, so no run reaches its "
+                f"learning rate. Lower training.{key}, or train longer."
             )
         yield from self._limited_heads(runs)
         notes = dict.fromkeys(note for run in runs for note in run.method.notes(self.model_spec))
@@ -107,31 +126,73 @@ class TaskWork:
                 )
 
     def _split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.study.selection == "dev":
-            return np.arange(self.train.size), np.arange(self.dev.size)
-        return train_split(self.train.size, seed, labels=self.train.labels)
+        return selection_rows(self.study, self.train.labels, self.dev.size, seed)
+
+
+def selection_rows(study: Study, labels: np.ndarray, dev_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a run trains on, of those with `labels`, and those that select its snapshot, of dev or of train."""
+    if study.selection == "dev":
+        return np.arange(len(labels)), np.arange(dev_size)
+    return train_split(len(labels), seed, labels=labels)
 
 
 def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
     """A task of a study and its splits by name; raises ManytuneError where they cannot be had or do not fit."""
     task, splits = load_task(study.task(name), study.data_dir)
+    if (limit := study.limit_of(name)) is not None:
+        splits["train"] = limited(task, splits["train"], limit)
     refuse_unlearnable(study, task, splits)
     return task, splits
 
 
-def prepare(study: Study, name: str, spec_of: Callable[[int], ModelSpec] | None = None) -> TaskWork:
+def measure_baselines(
+    study: Study, task: Task, splits: Mapping[str, Split], artifacts: TaskArtifacts | None = None
+) -> Baselines:
+    """What baselines score on the rows that a study trains and scores on; those in `artifacts` if of the same rows."""
+    import sklearn
+
+    seeds = study.seeds[:_MOST_FITS] if study.selection == "train-split" else ()
+    made = Baselines(
+        fingerprint=fingerprint_of(splits),
+        selection=study.selection,
+        seeds=tuple(seeds),
+        versions={"scikit-learn": sklearn.__version__},
+        settings=dict(SETTINGS),
+    )
+    with suppress(StoreError):  # damaged ones are made anew
+        kept = None if artifacts is None else artifacts.baselines()
+        if kept is not None and kept.made_as(made):
+            return kept
+    train, dev = splits["train"], splits["dev"]
+    row_sets = [selection_rows(study, train.labels, len(dev), seed)[0] for seed in seeds or (0,)]
+    return made.model_copy(update={"scores": score_baselines(task, splits, row_sets)})
+
+
+def fingerprint_of(splits: Mapping[str, Split]) -> str:
+    """The SHA-256 over all splits of a task, which records keep."""
+    return hashlib.sha256("".join(rows.fingerprint for rows in splits.values()).encode()).hexdigest()
+
+
+def prepare(
+    study: Study,
+    name: str,
+    spec_of: Callable[[int], ModelSpec] | None = None,
+    *,
+    artifacts: TaskArtifacts | None = None,
+) -> TaskWork:
     """Load, check and encode a task's rows.
 
     `spec_of` maps outputs → the backbone's tensors and head, as the loaded weights have them; None: as they are known
-    without loading weights. Raises ManytuneError where the data or the tokenizer cannot be had or do not fit the study.
+    without loading weights. With the task's `artifacts`, baselines are had too: the kept ones, if they are of the same
+    rows. Raises ManytuneError where the data or the tokenizer cannot be had or do not fit the study.
     """
     task, splits = load_splits(study, name)
     parts = model_spec(study.model, task.num_outputs) if spec_of is None else spec_of(task.num_outputs)
     tokenizer = load_tokenizer(study.model)
     encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
-    fingerprints = "".join(rows.fingerprint for rows in splits.values())
     blank_notes = [
-        f"{name}: {len(blank)} {split} rows have no token of their own, the first is {rows.place(blank[0])}."
+        f"{name}: {counted(len(blank), f'{split} row', 'has|have')} no token of "
+        f"{'its' if len(blank) == 1 else 'their'} own, the first is {rows.place(blank[0])}."
         for split, rows in splits.items()
         if (blank := blank_rows(tokenizer, rows, encoded[split]))
     ]
@@ -141,11 +202,13 @@ def prepare(study: Study, name: str, spec_of: Callable[[int], ModelSpec] | None 
         encoded["train"],
         encoded["dev"],
         parts,
-        hashlib.sha256(fingerprints.encode()).hexdigest(),
+        fingerprint_of(splits),
         tuple(rows.source for rows in splits.values()),
         splits["dev"].texts,
         {split: rows for split, rows in encoded.items() if split not in SPLITS},
+        splits["train"].limited_from,
         (*_data_notes(study, task, splits), *blank_notes),
+        None if artifacts is None else measure_baselines(study, task, splits, artifacts),
     )
 
 
@@ -154,12 +217,13 @@ def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterat
     for name, rows in splits.items():
         if rows.left_out:
             some = "; ".join(rows.left_out[:_REASONS]) + ("; …" if len(rows.left_out) > _REASONS else "")
-            yield f"{task.name}: {len(rows.left_out)} {name} rows were left out ({some})."
+            yield f"{task.name}: {counted(len(rows.left_out), f'{name} row', 'was|were')} left out ({some})."
     if task.own is None:
         return
     if shared := leaked(splits["train"], splits["dev"]):
         yield (
-            f"{task.name}: {len(shared)} of {len(splits['dev'])} dev rows have the text of a training row, so scores "
+            f"{task.name}: {counted(len(shared), 'dev row', 'has|have', of=len(splits['dev']))} the text of a training "
+            "row, so scores "
             "on dev are too high. `manytune check` lists them."
         )
     counts = task.type.class_counts(task, splits["train"].labels)
@@ -168,7 +232,7 @@ def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterat
     if (uneven := uneven_classes(task, splits["train"])) is not None:
         (few, least), (many, most) = uneven
         yield (
-            f"{task.name}: the classes are uneven, from {least} training rows ({few}) to {most} ({many})"
+            f"{task.name}: the classes are uneven, from {counted(least, 'training row')} ({few}) to {most} ({many})"
             + ("; see training.class_weights: balanced." if study.training.class_weights == "none" else ".")
         )
 

@@ -103,7 +103,7 @@ def write_entry(folder: Path, key: str, content: bytes, suffix: str) -> Path:
     """Write an entry as a whole, and remove what killed processes left beside it; a StoreError where that fails."""
     sweep_leftovers(folder)
     path = folder / _entry_name(key, content, suffix)
-    with replacing(path) as temporary:
+    with replacing(path, private=True) as temporary:
         temporary.write_bytes(content)
         temporary.chmod(0o600)  # whatever the umask: see `open_regular`
     return path

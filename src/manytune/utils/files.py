@@ -189,19 +189,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path to write a file at, which then takes the place of `path`: whole, or not at all.
 
-    A file that is there hands on its permissions and its owner. What killed processes left of the same file is removed.
+    A file that is there hands on its permissions and its owner; a new one has those that the umask says, or, if it is
+    `private`, those that the caller gives the temporary file. What killed processes left of the same file is removed.
     A StoreError says that it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary(path) as new:
+            usual = stat.S_IMODE(new.stat().st_mode)
             _hand_on_permissions(path, new, stat.S_IRUSR | stat.S_IWUSR)
             yield new
+            # A file that is there hands on its own permissions below; until then nobody else may read the new content.
+            sync(new, 0 if private or path.exists() else usual)
             _hand_on_permissions(path, new)
-            sync(new)
             os.replace(new, path)
         sync(path.parent)
 
@@ -216,7 +219,7 @@ def replacing_directory(path: Path, *, empty: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary(path, directory=True) as new:
         yield new
-        sync_tree(new)
+        sync_tree(new, new.stat().st_mode & 0o666)
         _hand_on_permissions(path, new)
         try:
             new.rename(path)
@@ -377,18 +380,20 @@ def boot_id() -> str | None:
         return None
 
 
-def sync_tree(directory: Path) -> None:
-    """Bring to the disk every file below a directory, and their names."""
+def sync_tree(directory: Path, allow: int = 0) -> None:
+    """Bring to the disk every file below a directory, with the permissions `allow` added, and their names."""
     for folder, _, files in os.walk(directory):
         for name in files:
-            sync(Path(folder, name))
+            sync(Path(folder, name), allow)
         sync(Path(folder))
 
 
-def sync(path: Path) -> None:
-    """Bring a file's content, or a directory's names, to the disk."""
+def sync(path: Path, allow: int = 0) -> None:
+    """Bring a file's content, or a directory's names, to the disk; `allow` are permissions to add to its own."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe there would be waited for
     try:
+        if allow:  # safetensors writes its files for their owner alone
+            os.fchmod(handle, stat.S_IMODE(os.fstat(handle).st_mode) | allow)
         os.fsync(handle)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory

@@ -28,6 +28,9 @@ _AVAILABLE: dict[str, Callable[[], bool]] = {
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
 
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA, a variable of oneDNN, with which its bf16 products are no faster than fp32 ones."""
+
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch's allocators say."""
 
@@ -52,10 +55,21 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         fast_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif precision == "auto" and device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        fast_bf16 = able.get("avx512_bf16") or able.get("amx_bf16")
+        fast_bf16 = not _onednn_is_limited() and (able.get("avx512_bf16") or able.get("amx_bf16"))
     else:
         fast_bf16 = precision == "bf16"
     return torch.bfloat16 if fast_bf16 else torch.float32
+
+
+def _onednn_is_limited() -> bool:
+    """Whether the user keeps oneDNN, which does the products, from the instructions for bf16, though they are there."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    return limit in _WITHOUT_BF16
+
+
+def has_avx512() -> bool:
+    """Whether torch computes with AVX-512 here: the processor has it, and ATEN_CPU_CAPABILITY does not forbid it."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -107,6 +121,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_memory() -> None:
+    """Have glibc give the freed memory back to the system that `keep_freed_memory` keeps."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def free_memory(device: torch.device) -> int:

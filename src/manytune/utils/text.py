@@ -57,9 +57,16 @@ def listed(names: Sequence[object], most: int = 20, limit: int = 60) -> str:
     return ", ".join(shortened(name, limit) for name in names[:most]) + more
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: "1 run", "2 runs"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, verb: str = "", *, of: int | None = None) -> str:
+    """A number of things, with the form of the verb that goes with it, and of how many they are.
+
+    >>> counted(1, "run"), counted(2, "row", "has|have", of=3), counted(1, "row", "has|have", of=3)
+    ('1 run', '2 of 3 rows have', '1 of 3 rows has')
+    """
+    whole, total = ("", number) if of is None else (f" of {of:,}", of)
+    one, _, several = verb.partition("|")
+    form = one if number == 1 else several
+    return f"{number:,}{whole} {noun}{'' if total == 1 else 's'}{form and f' {form}'}"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from manytune.executors.ray_node import Mail, Mailbox, Storage, files_in, mirror
 from manytune.study import run_study
 from manytune.utils.errors import StudyError
 from manytune.utils.hardware import versions
-from ray_cluster import ray_cluster
 from study_files import small_study
 from tiny import make_tiny
 
@@ -77,8 +75,8 @@ class TestFiles:
 
     def test_a_node_with_another_version_says_so(self) -> None:
         other = {**versions(), "torch": "0.1"}
-        said = node_problem(other, None) or ""
-        assert re.search(r"has other versions than the driver: torch \S+, not 0\.1\. Install the same there\.", said)
+        message = node_problem(other, None) or ""
+        assert re.search(r"has other versions than the driver: torch \S+, not 0\.1\. Install the same there\.", message)
 
 
 def test_the_mailbox_keeps_the_order_and_the_request_to_stop() -> None:
@@ -91,17 +89,6 @@ def test_the_mailbox_keeps_the_order_and_the_request_to_stop() -> None:
     assert mailbox.take() == []
     mailbox.stop(15)
     assert (mailbox.stopped(), mailbox.begin("c", 1), mailbox.begun()) == (15, 15, [("a", 1), ("c", 1)])
-
-
-def test_a_cluster_that_is_not_there_is_refused_in_plain_words() -> None:
-    pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
-    with pytest.raises(StudyError, match=r"--ray-address: auto cannot be reached"):
-        OnRay("auto").profile("fp32", 32)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    yield from ray_cluster(1)
 
 
 @pytest.mark.parametrize("connected", [False, True])

@@ -19,6 +19,7 @@ from callback_log import CallbackLog
 from manytune.config import Study
 from manytune.config.plan import Run, plan_packs, plan_runs
 from manytune.data import metrics
+from manytune.executors.job import PackJob
 from manytune.report.guard import ReportWarning
 from manytune.report.writing import write_report
 from manytune.storage.directory import Store
@@ -28,11 +29,12 @@ from manytune.study import StudyResult, run_study
 from manytune.training import snapshot
 from manytune.training.evaluation import Evaluation, evaluate
 from manytune.training.loop import PackData, train_pack
-from manytune.training.outcome import Outcome
+from manytune.training.outcome import Checkpoint, Outcome
 from manytune.utils.errors import DataError, ManytuneError, StoreError
+from study_files import small_task
 from tiny import make_tiny
 
-TASK = "builtin-similarity"
+TASK = "small"
 LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
 HEAD = {"method": "head", "learning_rate": 1e-3}
 ONE_STEP = {"max_steps": 1, "precision": "fp32"}
@@ -51,7 +53,7 @@ def small(model: Path, methods: Sequence[Mapping[str, Any]] = (LORA,), **changes
         {
             "name": "small",
             "model": str(model),
-            "tasks": [TASK],
+            "tasks": [small_task(model)],
             "seeds": [0, 1],
             "training": {"max_steps": 2, "eval_every": 1, "precision": "fp32"},
             "methods": list(methods),
@@ -61,8 +63,8 @@ def small(model: Path, methods: Sequence[Mapping[str, Any]] = (LORA,), **changes
 
 
 def run(study: Study, out: Path) -> tuple[StudyResult, CallbackLog]:
-    told = CallbackLog()
-    return run_study(study, out, device="cpu", callbacks=[told]), told
+    log = CallbackLog()
+    return run_study(study, out, device="cpu", callbacks=[log]), log
 
 
 def test_what_is_no_study_is_refused_in_plain_words(tmp_path: Path) -> None:
@@ -83,20 +85,20 @@ def test_a_run_that_is_constant_on_the_selecting_rows_alone_has_not_collapsed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manytune.training.loop.evaluate", constant)
-    result, told = run(small(tiny, selection="train-split"), tmp_path)
+    result, log = run(small(tiny, selection="train-split"), tmp_path)
     assert [record.state for record in result.records] == [FINISHED, FINISHED]
     assert all(record.best_score for record in result.records)
-    assert told.ended == {record.run_id: "finished" for record in result.records}
+    assert log.ended == {record.run_id: "finished" for record in result.records}
 
 
 def test_a_run_that_is_constant_on_dev_has_collapsed_and_scores_0(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manytune.executors.job.evaluate", constant)
-    result, told = run(small(tiny, selection="train-split"), tmp_path)
+    result, log = run(small(tiny, tasks=["builtin-similarity"], selection="train-split"), tmp_path)
     assert [(record.state, record.best_score) for record in result.records] == [(COLLAPSED, 0.0)] * 2
     for record in result.records:
-        assert told.records[record.run_id] == record
+        assert log.records[record.run_id] == record
         assert record.notes[0] == (
             "It predicts one constant for all dev rows (Pearson 0.000), whatever their text. "
             "It took only 2 steps: train longer."
@@ -156,8 +158,8 @@ def test_the_best_run_is_best_by_the_metrics_own_direction(
         return tuple(replace(e, scores={"pearson": score}) for e, score in zip(found, next(scores), strict=True))
 
     monkeypatch.setattr("manytune.training.loop.evaluate", falling)
-    result, told = run(small(tiny), tmp_path)
-    assert told.bests == [(result.records[1].run_id, 0.1)] * 2
+    result, log = run(small(tiny), tmp_path)
+    assert log.bests == [(result.records[1].run_id, 0.1)] * 2
 
 
 def test_peak_memory_is_trainings_and_not_that_of_the_scores_after_it(
@@ -195,13 +197,13 @@ def failing(error: Exception, *, after: int = 0) -> Callable[..., list[Outcome]]
     calls = []
 
     def train(
-        model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, told: Any, *others: Any
+        model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, log: Any, *others: Any
     ) -> list[Outcome]:
         calls.append(runs)
         if len(calls) > 1:
-            return train_pack(model, runs, task, data, training, told, *others)
+            return train_pack(model, runs, task, data, training, log, *others)
         for each in runs[:after]:
-            told.on_run_trained(Outcome(each, state=FAILED, failure="Its own reason."))
+            log.on_run_trained(Outcome(each, state=FAILED, failure="Its own reason."))
         raise error
 
     return train
@@ -212,16 +214,16 @@ def test_whatever_breaks_a_pack_is_recorded_and_the_next_one_trains(
 ) -> None:
     error = RuntimeError("the device is gone\nand more of it")
     monkeypatch.setattr("manytune.executors.job.train_pack", failing(error, after=1))
-    result, told = run(small(tiny, [LORA, HEAD]), tmp_path)
+    result, log = run(small(tiny, [LORA, HEAD]), tmp_path)
     lora, head = result.records[:2], result.records[2:]
     assert [record.failure for record in lora] == ["Its own reason.", "RuntimeError: the device is gone"]
     assert [record.state for record in head] == [FINISHED, FINISHED]
     assert result.failed == lora
     for record in lora:
-        assert told.records[record.run_id] == record
+        assert log.records[record.run_id] == record
         assert (record.steps, record.best_score, record.cost.train_seconds) == (None, None, None)
         assert record.parameters.trainable
-    assert len(told.packs) == 2
+    assert len(log.packs) == 2
 
     again, _ = run(small(tiny, [LORA, HEAD]), tmp_path)
     assert again.records == result.records
@@ -244,12 +246,12 @@ def test_runs_that_failed_are_tried_again_when_asked_for(
         result, _ = run(small(tiny, [LORA, HEAD]), tmp_path / "out")
         assert len(result.failed) == 2
     untouched = result.records[2:]
-    told = CallbackLog()
-    again = run_study(small(tiny, [LORA, HEAD]), tmp_path / "out", device="cpu", callbacks=[told], retry_failed=True)
+    log = CallbackLog()
+    again = run_study(small(tiny, [LORA, HEAD]), tmp_path / "out", device="cpu", callbacks=[log], retry_failed=True)
     assert again.failed == ()
     assert again.records[2:] == untouched
     assert [r.best_score for r in again.records] == [r.best_score for r in undisturbed.records]
-    assert len(told.packs) == 1
+    assert len(log.packs) == 1
     assert not list(tmp_path.glob("out/packs/*"))
 
 
@@ -284,18 +286,18 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
 
     def start(kernels: str) -> Stopping:
         monkeypatch.setattr("manytune.executors.job.kernel_path", lambda device: kernels)
-        told = Stopping()
+        log = Stopping()
         with suppress(KeyboardInterrupt):
-            run_study(study, tmp_path / "out", device="cpu", callbacks=[told])
-        return told
+            run_study(study, tmp_path / "out", device="cpu", callbacks=[log])
+        return log
 
     start("compiled")
     stopping_at[0] = 2
-    (said,) = start("plain").messages
-    assert "was begun with kernels: compiled, and here it is plain" in said
+    (message,) = start("plain").messages
+    assert "was begun with kernels: compiled, and here it is plain" in message
     stopping_at[0] = 6
-    (said,) = start("plain").messages
-    assert said.endswith("goes on from step 2.")
+    (message,) = start("plain").messages
+    assert message.endswith("goes on from step 2.")
     undisturbed, _ = run(study, tmp_path / "undisturbed")
     records = Store.open(tmp_path / "out").finished_runs().values()
     assert [r.best_score for r in records] == [r.best_score for r in undisturbed.records]
@@ -317,12 +319,12 @@ def test_a_run_whose_batches_would_change_on_its_way_starts_anew(
             if step == 5 and not self.packs[1:]:
                 raise KeyboardInterrupt
 
-    told = Stopping()
+    log = Stopping()
     for rows in (40, 60):
         (tmp_path / "own.csv").write_text("\n".join(["text,y", *lines[:rows]]))
         with suppress(KeyboardInterrupt):
-            result = run_study(study, tmp_path / "out", device="cpu", callbacks=[told], accept_changes=True)
-    assert any("was begun with batch: 1, and here it is 0. A run never changes" in said for said in told.messages)
+            result = run_study(study, tmp_path / "out", device="cpu", callbacks=[log], accept_changes=True)
+    assert any("was begun with batch: 1, and here it is 0. A run never changes" in message for message in log.messages)
     assert [record.steps for record in result.records] == [6, 6]
     undisturbed = run_study(study, tmp_path / "undisturbed", device="cpu", callbacks=[CallbackLog()])
     assert [r.best_score for r in result.records] == [r.best_score for r in undisturbed.records]
@@ -358,11 +360,11 @@ def test_a_pack_for_which_memory_runs_out_is_cut_and_tried_again(
     study = small(tiny, seeds=[0, 1, 2, 3, 4])
     undisturbed, _ = run(study, tmp_path / "undisturbed")
     monkeypatch.setattr("manytune.executors.job.train_pack", needing({2: 16}, error))
-    result, told = run(study, tmp_path / "out")
+    result, log = run(study, tmp_path / "out")
     assert result.failed == ()
     sizes = [record.cost.pack_size for record in result.records]
     assert sorted(sizes) == [1, 2, 2, 2, 2]  # type: ignore[type-var]
-    assert told.messages[0].endswith("It is tried again in 2 packs of 2 and 3 runs.")
+    assert log.messages[0].endswith("It is tried again in 2 packs of 2 runs and 3 runs.")
     for record, alone in zip(result.records, undisturbed.records, strict=True):
         assert record.best_score == pytest.approx(alone.best_score, abs=1e-4)
         assert record.notes == [f"Memory ran out in a pack of 5 runs, so it trained in one of {record.cost.pack_size}."]
@@ -375,9 +377,9 @@ def test_a_pack_for_which_memory_runs_out_is_cut_and_tried_again(
 def test_of_one_run_the_batch_is_cut(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed, _ = run(small(tiny), tmp_path / "undisturbed")
     monkeypatch.setattr("manytune.executors.job.train_pack", needing({1: 4}, MemoryError()))
-    result, told = run(small(tiny), tmp_path / "out")
-    assert [text.partition("tried again in ")[2] for text in told.messages] == [
-        "2 packs of 1 and 1 runs.",
+    result, log = run(small(tiny), tmp_path / "out")
+    assert [text.partition("tried again in ")[2] for text in log.messages] == [
+        "2 packs of 1 run and 1 run.",
         *["parts of 8 rows of the batch.", "parts of 4 rows of the batch."] * 2,
     ]
     for record, alone in zip(result.records, undisturbed.records, strict=True):
@@ -389,6 +391,31 @@ def test_of_one_run_the_batch_is_cut(tiny: Path, tmp_path: Path, monkeypatch: py
     packs = Store.open(tmp_path / "out").read_plan()
     assert packs is not None
     assert [pack.id.split(".")[1:] for pack in packs] == [["1", "m4"], ["2", "m4"]]
+
+
+@pytest.mark.parametrize(("seeds", "parts"), [([0, 1, 2], "2 packs of 1 run and 2 runs"), ([0], "parts of 8 rows")])
+def test_what_a_pack_was_cut_into_goes_on_from_its_checkpoint(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], parts: str
+) -> None:
+    keep = PackJob.save_checkpoint
+
+    def then_run_out(job: PackJob, checkpoint: Checkpoint) -> None:
+        keep(job, checkpoint)
+        if job.pack.cut_from is None and checkpoint.step == 2:
+            raise MemoryError
+
+    study = small(tiny, seeds=seeds, training={"max_steps": 4, "eval_every": 2, "precision": "fp32"})
+    undisturbed, _ = run(study, tmp_path / "undisturbed")
+    monkeypatch.setattr(PackJob, "save_checkpoint", then_run_out)
+    result, log = run(study, tmp_path / "out")
+    assert f"It is tried again in {parts}" in log.messages[0]
+    assert len(log.messages) == len(log.packs)
+    assert all(text.endswith("goes on from step 2.") for text in log.messages[1:])
+    store = Store.open(tmp_path / "out")
+    for record, alone in zip(result.records, undisturbed.records, strict=True):
+        assert record.best_score == pytest.approx(alone.best_score, abs=1e-4)
+        assert [row.step for row in store.read_history(record.run_id)] == [2, 4]
+    assert not list(tmp_path.glob("out/packs/*"))
 
 
 def test_where_not_even_a_row_fits_the_record_says_so(
@@ -419,8 +446,8 @@ def test_a_process_that_the_system_killed_for_memory_is_not_started_like_that_ag
     monkeypatch.setattr("manytune.utils.hardware.oom_kills", lambda: next(kills))
 
     killed(small(tiny), tmp_path, monkeypatch)
-    result, told = run(small(tiny), tmp_path)
-    assert told.messages[0].endswith("because memory ran out. It is tried again in 2 packs of 1 and 1 runs.")
+    result, log = run(small(tiny), tmp_path)
+    assert log.messages[0].endswith("because memory ran out. It is tried again in 2 packs of 1 run and 1 run.")
     assert [record.cost.pack_size for record in result.records] == [1, 1]
 
 
@@ -444,15 +471,15 @@ def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: 
     changed = small(tiny, [LORA, HEAD], seeds=[1, 2])
     with pytest.raises(StoreError, match=r"seeds: \[0, 1\] there, \[1, 2\] here(.|\n)*--accept-changes"):
         run(changed, tmp_path)
-    told = CallbackLog()
-    result = run_study(changed, tmp_path, device="cpu", callbacks=[told], accept_changes=True)
+    log = CallbackLog()
+    result = run_study(changed, tmp_path, device="cpu", callbacks=[log], accept_changes=True)
     by_id = {record.run_id: record for record in result.records}
     assert by_id[first.records[1].run_id] == first.records[1]
     assert by_id.keys() == {run.id for run in plan_runs(changed)}
     assert Store.open(tmp_path).read_record(first.records[0].run_id) == first.records[0]  # not lost
-    assert told.messages[0] == "1 of 4 runs have ended before."
+    assert log.messages[0] == "1 of 4 runs has ended before."
     gone = f"1 run of before, such as {first.records[0].run_id}, no longer part of the study: in no table or report."
-    assert gone in " ".join(told.messages)
+    assert gone in " ".join(log.messages)
     structure = Store.open(tmp_path).task_artifacts(TASK).structure()
     assert structure is not None
     assert set(structure.trained) == {run.label for run in plan_runs(changed)}
@@ -461,12 +488,12 @@ def test_another_study_is_refused_or_accepted_and_what_is_in_both_is_kept(tiny: 
 
 
 def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(tiny: Path, tmp_path: Path) -> None:
-    whole = small(tiny, [LORA, HEAD], tasks=[TASK, "builtin-acceptability"], training=ONE_STEP)
+    whole = small(tiny, [LORA, HEAD], tasks=[small_task(tiny), "builtin-acceptability"], training=ONE_STEP)
     first, _ = run(whole, tmp_path)
     assert len(first.records) == 8
     less = small(tiny, [LORA], training=ONE_STEP)
-    told = CallbackLog()
-    result = run_study(less, tmp_path, device="cpu", callbacks=[told], accept_changes=True)
+    log = CallbackLog()
+    result = run_study(less, tmp_path, device="cpu", callbacks=[log], accept_changes=True)
     wanted = {run.id for run in plan_runs(less)}
     assert {record.run_id for record in result.records} == wanted
     assert [table.task for table in result.tables] == [TASK]
@@ -477,11 +504,11 @@ def test_what_is_removed_from_a_finished_study_leaves_table_status_and_report(ti
     assert len(status.unplanned) == 6
     page, _ = write_report([tmp_path])
     assert "acceptability" not in page.read_text()
-    again, told = run(less, tmp_path)
-    assert (again.records, told.messages) == (result.records, ["2 of 2 runs have ended before."])
+    again, log = run(less, tmp_path)
+    assert (again.records, log.messages) == (result.records, ["2 of 2 runs have ended before."])
     # Nothing was lost: accepted the other way, they count again, and none is trained anew.
-    back = run_study(whole, tmp_path, device="cpu", callbacks=[told := CallbackLog()], accept_changes=True)
-    assert (back.records, told.packs) == (first.records, [])
+    back = run_study(whole, tmp_path, device="cpu", callbacks=[log := CallbackLog()], accept_changes=True)
+    assert (back.records, log.packs) == (first.records, [])
 
 
 def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: Path) -> None:
@@ -507,8 +534,8 @@ def test_changes_to_a_users_own_task_are_taken_back_whole(tiny: Path, tmp_path: 
     with pytest.raises(StoreError, match="Task own: its data has other classes"):
         run_study(study(two, HEAD, LORA), out, device="cpu", callbacks=[CallbackLog()], accept_changes=True)
     assert Store.open(out).study() == study(two, HEAD), "nothing was written"
-    back = run_study(study(three, LORA), out, device="cpu", callbacks=[told := CallbackLog()], accept_changes=True)
-    assert (back.records, told.packs) == (first.records, [])
+    back = run_study(study(three, LORA), out, device="cpu", callbacks=[log := CallbackLog()], accept_changes=True)
+    assert (back.records, log.packs) == (first.records, [])
     assert {name: (out / name).read_bytes() for name in files} == files
     assert Store.open(out).task_artifacts("own").examples() == texts
 
@@ -524,8 +551,8 @@ def test_classes_that_were_edited_are_made_anew_from_the_data(tiny: Path, tmp_pa
     path.write_text(kept.replace("no", "?").replace("yes", "no").replace("?", "yes"))
     with pytest.warns(ReportWarning, match=r"Without the classes of own: .*learned\.json is not what the run own-"):
         write_report([tmp_path / "out"])
-    _, told = run(study, tmp_path / "out")
-    assert (path.read_text(), told.packs) == (kept, [])
+    _, log = run(study, tmp_path / "out")
+    assert (path.read_text(), log.packs) == (kept, [])
 
 
 def test_a_finished_study_that_may_not_be_written_to_is_read(tiny: Path, tmp_path: Path) -> None:
@@ -588,9 +615,9 @@ def test_other_versions_or_data_are_refused_or_accepted(tiny: Path, tmp_path: Pa
         StoreError, match=rf'{kind}.{name}: "another" there, "{re.escape(here)}" here(.|\n)*--accept-changes'
     ):
         run(small(tiny), tmp_path)
-    told = CallbackLog()
-    run_study(small(tiny), tmp_path, device="cpu", callbacks=[told], accept_changes=True)
-    assert any(text.startswith("Accepted changes:") for text in told.messages)
+    log = CallbackLog()
+    run_study(small(tiny), tmp_path, device="cpu", callbacks=[log], accept_changes=True)
+    assert any(text.startswith("Accepted changes:") for text in log.messages)
     assert json.loads((tmp_path / "provenance.json").read_text())[kind][name] == here
 
 
@@ -639,18 +666,18 @@ def test_a_plan_that_was_stored_is_obeyed(tiny: Path, tmp_path: Path) -> None:
     study = small(tiny)
     apart = plan_packs(plan_runs(study), 1)
     Store.create_or_open(tmp_path, study).write_plan(apart)
-    result, told = run(study, tmp_path)
-    assert told.started == [pack.id for pack in apart]
+    result, log = run(study, tmp_path)
+    assert log.started == [pack.id for pack in apart]
     assert [record.cost.pack_size for record in result.records] == [1, 1]
 
 
 def test_a_note_on_the_data_is_said_once_and_kept_in_every_record(tiny: Path, tmp_path: Path) -> None:
     study = small(tiny, training={"max_steps": 1, "max_length": 12, "precision": "fp32"})
-    result, told = run(study, tmp_path)
-    notes = [text for text in told.messages if "were cut at 12 tokens" in text]
-    assert len(notes) == 2
+    result, log = run(study, tmp_path)
+    notes = [text for text in log.messages if "were cut at 12 tokens" in text]
+    assert len(notes) == 1
     assert [record.notes for record in result.records] == [notes, notes]
-    assert set(told.ended.values()) == {"finished"}
+    assert set(log.ended.values()) == {"finished"}
 
 
 def test_a_pooler_that_the_weights_lack_is_the_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from manytune.utils.signals import StopRequest
 from record_factory import make_record
 from study_files import results_in, small_study, write_small_study
 from tiny import make_tiny
+from waiting import until_brought_about
 
 LORA = {"method": "lora", "rank": 2, "learning_rate": 1e-3}
 FULL = {"method": "full", "learning_rate": 1e-4}
@@ -60,8 +61,8 @@ class Watcher(CallbackLog):
 
 
 def run(study: Study, out: Path, act: Callable[[str, int], None], workers: Workers) -> tuple[StudyResult, Watcher]:
-    told = Watcher(act)
-    return run_study(study, out, executor=workers, callbacks=[told]), told
+    log = Watcher(act)
+    return run_study(study, out, executor=workers, callbacks=[log]), log
 
 
 def kill_workers() -> None:
@@ -82,12 +83,12 @@ def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path
             killed.append(worker.pid)
             kill_workers()
 
-    result, told = run(study, tmp_path / "out", kill_once, Workers(1, threads=1))
+    result, log = run(study, tmp_path / "out", kill_once, Workers(1, threads=1))
     assert result.failed == ()
     assert len(killed) == 1
     assert setups == [([sorted(os.sched_getaffinity(0))[0]], "1")]
-    assert any(text.endswith("its process was killed by SIGKILL. It goes on elsewhere.") for text in told.messages)
-    assert any(re.search(r"goes on from step [24]\.", text) for text in told.messages)
+    assert any(text.endswith("its process was killed by SIGKILL. It goes on elsewhere.") for text in log.messages)
+    assert any(re.search(r"goes on from step [24]\.", text) for text in log.messages)
     assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
     assert workers_of(os.getpid()) == []
 
@@ -102,12 +103,12 @@ def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path,
             deaths.append(step)
             kill_workers()
 
-    result, told = run(study, tmp_path, kill, Workers(1, threads=1))
+    result, log = run(study, tmp_path, kill, Workers(1, threads=1))
     assert len(deaths) == 3
     full, lora = result.records
     assert (full.state, lora.state) == (RunState.FAILED, RunState.FINISHED)
     assert full.failure == ("What trained it died 3 times, the last time because its process was killed by SIGKILL.")
-    assert told.records[full.run_id] == full
+    assert log.records[full.run_id] == full
     assert full.parameters.trainable
 
 
@@ -122,9 +123,9 @@ def test_a_pack_whose_process_the_system_killed_for_memory_is_cut(
             kills["count"] += 1
             kill_workers()
 
-    result, told = run(small_study(model), tmp_path, kill_once, Workers(1, threads=1))
+    result, log = run(small_study(model), tmp_path, kill_once, Workers(1, threads=1))
     assert [record.cost.pack_size for record in result.records] == [1, 1]
-    assert any("because memory ran out. It is tried again in 2 packs of 1 and 1 runs." in t for t in told.messages)
+    assert any("because memory ran out. It is tried again in 2 packs of 1 run and 1 run." in t for t in log.messages)
 
 
 def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path: Path) -> None:
@@ -132,8 +133,7 @@ def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path
     out = tmp_path / "out"
     command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--workers", "2", "--quiet"]
     with subprocess.Popen([*command, "training.max_pack=1"], stderr=subprocess.PIPE) as driver:
-        while len(list(out.glob("packs/*/*.json"))) < 2:
-            assert driver.poll() is None, driver.communicate()
+        until_brought_about(lambda: len(list(out.glob("packs/*/*.json"))) >= 2, driver)
         workers = workers_of(driver.pid)
         assert len(workers) == 2
         driver.kill()

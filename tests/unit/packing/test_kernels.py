@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, NormCall, Segments, build, choose_kernels
-from manytune.packing.kernels.compiled import CompiledKernels, compiled_kernels
+from manytune.packing.kernels.compiled import CompiledKernels
 from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.kernels.reference import _reduced as reduced
 from manytune.packing.layout import Layout, build_layout
-from manytune.utils.caches import user_cache
+from manytune.utils.errors import StudyError
 from tiny import random_rows
 
 PLAIN = ReferenceKernels()
@@ -91,16 +92,16 @@ def test_residual_norm(
             torch.testing.assert_close(mine, wanted, rtol=1e-2 if limit is None else 1e-4, atol=limit or 1e-2)
     _, _, normed, rstd = plain
     grad = case.rows(torch.float32)
-    for grad_low in (case.rows(), None):
-        rest = (grad_low, normed, rstd, norm, dtype)
+    for grad_hidden in (case.rows(), None):
+        rest = (grad_hidden, normed, rstd, norm, dtype)
         mine = compiled.residual_norm_grad(grad.clone(), *rest)
         wanted = PLAIN.residual_norm_grad(grad.clone(), *rest)
         if case.width > 2:
             assert_close(mine[0], wanted[0], torch.float32)
             assert_close(mine[1], wanted[1], dtype)
         sums = zip(
-            compiled.norm_sums(grad, grad_low, normed, case.segments),
-            PLAIN.norm_sums(grad, grad_low, normed, case.segments),
+            compiled.norm_sums(grad, grad_hidden, normed, case.segments),
+            PLAIN.norm_sums(grad, grad_hidden, normed, case.segments),
             strict=True,
         )
         for one, other in sums:
@@ -428,13 +429,45 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert choose_in_a_new_process(XDG_CACHE_HOME=str(tmp_path / "file")) == "plain"
 
 
-def test_the_library_is_compiled_once(compiled: CompiledKernels, tmp_path: Path) -> None:
+def test_the_library_is_compiled_once(native: CompiledKernels, tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     assert choose_in_a_new_process(**environment) == "compiled"
     (library,) = (tmp_path / "manytune").iterdir()
     before = library.stat().st_mtime_ns
     assert choose_in_a_new_process(**environment) == "compiled"
     assert library.stat().st_mtime_ns == before
+
+
+def test_the_target_is_part_of_the_librarys_name(cache: Cache, tmp_path: Path) -> None:
+    """So that kernels of one width are never taken for those of another."""
+    found = compute_in_a_new_process(
+        XDG_CACHE_HOME=str(tmp_path), CXX=str(cache.compiler), MANYTUNE_KERNEL_TARGET="x86-64-v2"
+    )
+    assert found == "compiled for x86-64-v2 24"
+    names = {library.stem.rpartition("-")[0] for library in cache.folder.iterdir()}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "able", "said"),
+    [
+        ("x86-64-v9", ["ssse3"], "x86-64-v9: there is no such target here. Allowed are: native; without"),
+        (
+            "x86-64-v4",
+            ["ssse3", "sse4_1", "sse4_2", "popcnt"],
+            "x86-64-v4: this processor lacks avx2, fma3, f16c, bmi,",
+        ),
+        ("x86-64-v3", ["ssse3", "sse4_1", "sse4_2", "popcnt"], "bmi2, lzcnt. Allowed are: native, x86-64-v2; without"),
+    ],
+)
+def test_a_target_that_cannot_run_here_is_refused(
+    target: str, able: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"architecture": "x86_64", **dict.fromkeys(able, True)}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setenv("MANYTUNE_KERNEL_TARGET", target)
+    with pytest.raises(StudyError, match=re.escape(said)):
+        build.load_library(CompiledKernels)
 
 
 COMPUTE = """
@@ -483,11 +516,13 @@ class Cache:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    if compiled_kernels() is None:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_load", lambda content, path: content)
+        compiled = build.load_library(lambda content: content)  # of this source: the user's cache may hold others
+    if compiled is None:
         pytest.skip("no C++ compiler on this machine")
-    compiled = max(user_cache().glob("kernels-*-*.so"), key=lambda path: path.stat().st_mtime_ns)
-    shutil.copy(compiled, tmp_path / "compiled")
+    (tmp_path / "compiled").write_bytes(compiled)
     compiler = tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\nfor last; do :; done\nexec cp {tmp_path}/compiled "$last"\n')
     compiler.chmod(0o755)
@@ -540,9 +575,9 @@ def test_a_library_that_lacks_a_function_is_compiled_anew(cache: Cache) -> None:
 
 def test_a_library_that_cannot_be_loaded_leaves_the_plain_kernels(cache: Cache) -> None:
     cache.add(b"no library at all")
-    said = cache.compute()
-    assert said.startswith("plain 24 The plain kernels are used, which are slower: ")
-    assert said.count("\n") == 0
+    printed = cache.compute()
+    assert printed.startswith("plain 24 The plain kernels are used, which are slower: ")
+    assert printed.count("\n") == 0
 
 
 def test_a_library_that_is_cut_while_it_runs_does_no_harm(cache: Cache) -> None:
@@ -553,18 +588,18 @@ def test_a_library_that_is_cut_while_it_runs_does_no_harm(cache: Cache) -> None:
 
 def test_code_is_not_loaded_from_a_folder_that_others_can_write_to(cache: Cache) -> None:
     cache.folder.chmod(0o777)
-    said = compute_in_a_new_process(MANYTUNE_CACHE_DIR=str(cache.folder), CXX=str(cache.compiler))
-    assert said.startswith("plain 24 The plain kernels are used, which are slower: others can write to ")
-    assert str(cache.folder) in said
+    printed = compute_in_a_new_process(MANYTUNE_CACHE_DIR=str(cache.folder), CXX=str(cache.compiler))
+    assert printed.startswith("plain 24 The plain kernels are used, which are slower: others can write to ")
+    assert str(cache.folder) in printed
 
 
 def test_a_compiler_that_fails_is_told_of(tmp_path: Path) -> None:
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
     broken.chmod(0o755)
-    said = compute_in_a_new_process(CXX=str(broken), XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert said.startswith("plain 24 The plain kernels are used")
-    assert said.endswith("fails: no space left.")
+    printed = compute_in_a_new_process(CXX=str(broken), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert printed.startswith("plain 24 The plain kernels are used")
+    assert printed.endswith("fails: no space left.")
 
 
 def test_another_compiler_or_processor_makes_a_library_of_its_own(

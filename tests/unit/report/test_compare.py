@@ -55,8 +55,8 @@ def test_settings_machines_and_scores_that_differ(first: Path, tmp_path: Path) -
     assert change.high is not None
     assert change.low < change.difference < change.high < 0
     shown = text(found)
-    for said in ("training.epochs", "Only in the first: cola: bitfit lr 2e-4", "changed", "2.13.0"):
-        assert said in shown
+    for expected in ("training.epochs", "Only in the first: cola: bitfit lr 2e-4", "changed", "2.13.0"):
+        assert expected in shown
     turned = compare_studies(second, first).changes[0]
     assert (turned.low, turned.high) == pytest.approx((-change.high, -change.low))
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["changes"][0]["label"] == "full lr 5e-5"

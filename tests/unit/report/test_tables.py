@@ -23,6 +23,7 @@ from manytune.report.score_sheets import (
     parts_sheet,
     run_sheet,
     score_sheets,
+    seeds_sheet,
     standing_sheet,
 )
 from manytune.report.sheets import Sheet
@@ -41,7 +42,7 @@ def rows(sheet: Sheet | None) -> list[dict[str, Any]]:
 
 def test_scores_are_over_the_runs_that_finished(cola: Analysis) -> None:
     for sheet, metric in zip(score_sheets(cola), TASKS["cola"].metrics, strict=True):
-        for row, cells in zip(cola.rows, rows(sheet), strict=True):
+        for row, cells in zip(cola.table.by_mean, rows(sheet), strict=True):
             scores = {run.seed: run.scores[metric] for run in row.finished}
             known = [score for score in scores.values() if score is not None]
             assert cells["seeds"] == len(known)
@@ -94,9 +95,18 @@ def test_mcnemar_is_over_the_seeds_that_both_have(cola: Analysis, stsb: Analysis
 def test_below_five_seeds_only_the_difference_is_shown(old_analysis: Analysis) -> None:
     for cells in rows(comparison_sheet(old_analysis)):
         assert cells["difference"] > 0
-        hidden = ("low", "high", "p", "p_holm", "sign_flip_p", "effect_size", "examples_p", "mcnemar_p")
-        assert [cells[name] for name in hidden] == [None] * len(hidden)
-    assert {cells["may_be_best"] for cells in rows(standing_sheet(old_analysis))} == {"too few seeds"}
+        assert not {"verdict", "low", "high", "p", "p_holm", "sign_flip_p", "effect_size"} & cells.keys()
+        assert [cells["examples_p"], cells["mcnemar_p"]] == [None, None]
+    assert standing_sheet(old_analysis) is None
+
+
+def test_seeds_that_a_verdict_needs_stand_in_one_table(cola: Analysis, old_analysis: Analysis) -> None:
+    assert seeds_sheet(cola) is None
+    found = rows(seeds_sheet(old_analysis))
+    assert len(found) == len(old_analysis.comparisons)
+    for cells, pair in zip(found, old_analysis.comparisons, strict=True):
+        assert cells["needed"] == (5 if pair.deviation is None else pair.seeds_needed)
+        assert cells["more"] == (None if cells["needed"] is None else cells["needed"] - pair.seeds)
 
 
 def test_the_best_stand_first(cola: Analysis) -> None:
@@ -116,8 +126,8 @@ def test_costs_split_what_trains(cola: Analysis) -> None:
 def test_ranks_and_rates_are_series_in_their_order(cola: Analysis) -> None:
     assert [cells["rank"] for cells in rows(axis_sheet(RANK, cola))] == [2, 8, 64, 256]
     assert [(cells["series"], cells["learning_rate"]) for cells in rows(axis_sheet(LEARNING_RATE, cola))] == [
-        ("bitfit", 2e-4),
-        ("bitfit", 1e-3),
+        ("BitFit", 2e-4),
+        ("BitFit", 1e-3),
     ]
 
 
@@ -132,7 +142,7 @@ def test_a_single_rank_or_rate_is_no_series(tmp_path: Path) -> None:
 def test_parts_of_dev_are_scored_apart(cola: Analysis, stsb: Analysis) -> None:
     assert cola.examples is not None
     labels = np.array(cola.examples.labels)
-    for row, cells in zip(cola.rows, rows(parts_sheet(cola)), strict=True):
+    for row, cells in zip(cola.table.by_mean, rows(parts_sheet(cola)), strict=True):
         for name, (first, last) in {"in-domain": (0, 527), "out-of-domain": (527, 1043)}.items():
             scores = [
                 metrics.evaluate(TASKS["cola"], cola.predictions[run.run_id][first:last], labels[first:last])
@@ -203,7 +213,7 @@ class TestPublished:
         found = rows(published_sheet(analysis))
         assert [cells["reported"] for cells in found] == [0.636, 0.62, 0.634, 0.6409, 0.6004, 0.6004]
         hu = found[2]
-        assert hu["configuration"] == "LoRA r=8, lr 4e-4, dropout 0.1"
+        assert hu["configuration"] == "lora r=8, lr 4e-4, dropout 0.1"
         assert hu["reported_spread"] == 0.012
         row = analysis.row("lora r=8, lr 4e-4, dropout 0.1")
         assert hu["ours"] == row.primary.best.mean
@@ -213,8 +223,14 @@ class TestPublished:
     def test_head_alpha_and_template_are_among_what_differs(self, tmp_path: Path) -> None:
         methods = [{"method": "lora", "rank": 8, "alpha": 16, "learning_rate": 4e-4}]
         own = rows(published_sheet(self.roberta(tmp_path, methods=methods)))[-1]
-        for said in ("head frozen → full", "α 8 → 16", "dropout 0.1 → 0", "template spaced → native", "epochs 10 → 6"):
-            assert said in own["differs"]
+        for expected in (
+            "head frozen → full",
+            "α 8 → 16",
+            "dropout 0.1 → 0",
+            "template spaced → native",
+            "epochs 10 → 6",
+        ):
+            assert expected in own["differs"]
 
     def test_another_backbone_has_none(self, cola: Analysis) -> None:
         assert published_sheet(cola) is None

@@ -70,6 +70,8 @@ class TaskType(ABC):
 
     right_or_wrong: ClassVar[bool] = True
     """Whether `errors` are booleans, so that McNemar's test can compare two runs."""
+    constant_title: ClassVar[str] = "the commonest label"
+    """What sentences call the baseline that predicts `constant` of every row."""
     error_title: ClassVar[str] = "share of runs wrong"
     """What the report calls the mean of `errors` over runs."""
 
@@ -132,6 +134,20 @@ class TaskType(ABC):
     def value(self, task: Task, label: Any) -> str | float:
         """A label or a prediction as files of predictions and the report write it."""
 
+    # Baselines (`data/baselines.py`).
+
+    def constant(self, labels: Array) -> Any:
+        """The one label that a baseline predicts of every row: the commonest of the training labels `[N]`."""
+        values, counts = np.unique(labels, return_counts=True)
+        return values[counts.argmax()]
+
+    def linear_model(self) -> Any:
+        """A linear model of scikit-learn, to be fitted to features `[N, F]` and labels `[N]` on the model's scale.
+
+        Its predictions are as `decode` makes them. None: the type has no such baseline.
+        """
+        return None
+
     # Texts and figures about labels.
 
     def shown(self, task: Task, label: Any) -> str:
@@ -158,6 +174,10 @@ class TaskType(ABC):
     def errors(self, predictions: Array, labels: Array) -> Array:
         """How wrong predictions `[R, N]` are of labels `[N]`: `[R, N]`."""
         return np.not_equal(predictions, labels)
+
+    def metrics_of(self, task: Task) -> tuple[str, ...]:
+        """The task's own metrics, then all others that suit its type and its classes."""
+        return tuple(dict.fromkeys((*task.metrics, *self.metrics)))
 
     def may_hold(self, task: Task, labels: Sequence[float]) -> bool:
         """Whether labels that a study directory holds can be of this task."""

@@ -14,7 +14,7 @@ import numpy as np
 from manytune.data.cells import label_of, number_in, same_to_the_eye
 from manytune.data.task_types.base import UNLABELLED_ROW, Array, TaskType
 from manytune.utils.errors import DataError, choices
-from manytune.utils.text import listed, markdown, shortened
+from manytune.utils.text import counted, listed, markdown, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ class Classification(TaskType):
     default_metrics = ("macro_f1", "accuracy")
     has_classes = True
     problem_type = "single_label_classification"
+    constant_title = "the commonest class"
 
     def read_cell(self, cell: object) -> object:
         return label_of(cell)
@@ -46,7 +47,11 @@ class Classification(TaskType):
         # Where most rows have a class of their own, the column holds something else.
         if len(counts) > 2 and 2 * len(alone) > counts.total():
             cure = "; to predict numbers, give the task type: regression" if numbers else ""
-            who = "every row has" if len(alone) == counts.total() else f"{len(alone)} of {counts.total()} rows have"
+            who = (
+                "every row has"
+                if len(alone) == counts.total()
+                else counted(len(alone), "row", "has|have", of=counts.total())
+            )
             raise ValueError(
                 f"{who} another {task.label_column} than all others, such as {listed(alone[:3])}{cure}. "
                 "If it is the column of the class, give the task labels: with all classes"
@@ -98,6 +103,14 @@ class Classification(TaskType):
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities = (shares / shares.sum(-1, keepdims=True)).mean(0)
         return probabilities.argmax(-1), probabilities
+
+    def linear_model(self) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression()
+
+    def metrics_of(self, task: Task) -> tuple[str, ...]:
+        return tuple(name for name in super().metrics_of(task) if name != "f1" or len(task.labels) == 2)
 
     def value(self, task: Task, label: Any) -> str:
         return task.labels[int(label)]

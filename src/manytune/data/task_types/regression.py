@@ -37,6 +37,7 @@ class Regression(TaskType):
     problem_type = "regression"
     right_or_wrong = False
     error_title = "mean absolute error"
+    constant_title = "the mean target"
 
     def parser(self, task: Task) -> Callable[[object], float]:
 
@@ -109,6 +110,14 @@ class Regression(TaskType):
 
     def decode(self, logits: Array) -> Array:
         return logits[..., 0].astype(np.float64)
+
+    def constant(self, labels: Array) -> float:
+        return float(labels.astype(np.float64).mean())
+
+    def linear_model(self) -> Any:
+        from sklearn.linear_model import Ridge
+
+        return Ridge()
 
     def value(self, task: Task, label: Any) -> float:
         return float(label)

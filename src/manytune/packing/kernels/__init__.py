@@ -2,7 +2,7 @@
 
 from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, Kernels, LoraCall, NormCall, Segments
 from manytune.packing.kernels.build import kernel_problems
-from manytune.packing.kernels.select import choose_kernels, kernel_path
+from manytune.packing.kernels.select import arithmetic, choose_kernels, kernel_path
 
 __all__ = [
     "AdamWStep",
@@ -12,6 +12,7 @@ __all__ = [
     "LoraCall",
     "NormCall",
     "Segments",
+    "arithmetic",
     "choose_kernels",
     "kernel_path",
     "kernel_problems",

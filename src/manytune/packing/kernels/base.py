@@ -128,6 +128,7 @@ class Kernels(Protocol):
     """The functions that a packed encoder layer is made of; activations and their gradients are fp32 or bf16."""
 
     name: str
+    lanes: int  # fp32 numbers in a vector of compiled kernels; 0 where torch decides
 
     def attention(self, call: AttentionCall) -> Tensor:
         """[rows of q, heads * d]: softmax(scale q kᵀ) v of each head, within each sequence."""

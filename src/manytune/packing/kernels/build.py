@@ -17,14 +17,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from manytune.utils.caches import own_folder, read_entry, user_cache, write_entry
-from manytune.utils.errors import ManytuneError, StoreError
+from manytune.utils.errors import ManytuneError, StoreError, StudyError
 from manytune.utils.files import temporary
+from manytune.utils.text import listed
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 """Flags that not every compiler knows; the first set that works is used."""
+
+_TARGETS = {
+    "x86-64-v2": ("ssse3", "sse4_1", "sse4_2", "popcnt"),
+    "x86-64-v3": ("avx2", "fma3", "f16c", "bmi", "bmi2", "lzcnt"),
+    "x86-64-v4": ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl"),
+}
+"""What MANYTUNE_KERNEL_TARGET may name beside `native`: levels of x86-64, with vectors of 4, 8 and 16 fp32 lanes. Each
+needs what those before it need and these instructions, as torch names them."""
 
 _COMPILERS = ("g++", "clang++", "c++")
 _CPU_LINES = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part", "isa")
@@ -40,11 +51,15 @@ def load_library(use: Callable[[ctypes.CDLL], Used]) -> Used | None:
 
     `use` raises a ValueError where the library lacks a function. None where there is no compiler, or no library can be
     made or loaded; `kernel_problems` says why.
+
+    Raises:
+        StudyError: MANYTUNE_KERNEL_TARGET names what is unknown, or what this processor cannot run.
     """
+    target = kernel_target()
     try:
         # CXX may be several words, such as `ccache g++`.
         compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(None, map(shutil.which, _COMPILERS))][:1]
-        return _from_cache(compiler, own_folder(user_cache()), use) if compiler else None
+        return _from_cache(compiler, target, own_folder(user_cache()), use) if compiler else None
     except (ManytuneError, OSError, ValueError) as error:
         _PROBLEMS.append(f"The plain kernels are used, which are slower: {str(error).rstrip('.')}.")
         return None
@@ -57,8 +72,34 @@ def kernel_problems() -> list[str]:
     return problems
 
 
-def _from_cache(compiler: Sequence[str], folder: Path, use: Callable[[ctypes.CDLL], Used]) -> Used:
-    """What `use` makes of the library of this source, compiler and processor.
+def kernel_target() -> str:
+    """What the kernels are compiled for: this very processor, or the level that MANYTUNE_KERNEL_TARGET names.
+
+    Raises:
+        StudyError: It names what is unknown, or what this processor cannot run.
+    """
+    target = os.environ.get("MANYTUNE_KERNEL_TARGET") or "native"
+    if target == "native":
+        return target
+    able = torch.cpu.get_capabilities()
+    known = _TARGETS if able.get("architecture") == "x86_64" else {}
+    usable, lacking = ["native"], list[str]()
+    for level, needed in known.items():
+        lacking += [name for name in needed if not able.get(name)]
+        if not lacking:
+            usable.append(level)
+        if level == target and lacking:
+            break
+    if target in usable:
+        return target
+    reason = f"this processor lacks {listed(lacking)}" if target in known else "there is no such target here"
+    raise StudyError(
+        f"MANYTUNE_KERNEL_TARGET={target}: {reason}. Allowed are: {listed(usable)}; without the variable it is native."
+    )
+
+
+def _from_cache(compiler: Sequence[str], target: str, folder: Path, use: Callable[[ctypes.CDLL], Used]) -> Used:
+    """What `use` makes of the library of this source, compiler, target and processor.
 
     Its content is compared with the digest in its name before it is loaded: a damaged library would end the process.
 
@@ -69,7 +110,7 @@ def _from_cache(compiler: Sequence[str], folder: Path, use: Callable[[ctypes.CDL
     executable = shutil.which(compiler[0])
     status = os.stat(executable) if executable else None  # changes when another compiler is installed in its place
     installed = [] if status is None else [f"{status.st_size} {status.st_mtime_ns}"]
-    parts = (_SOURCE.read_text(encoding="utf-8"), *compiler, *installed, *_FLAGS, _processor())
+    parts = (_SOURCE.read_text(encoding="utf-8"), *compiler, *installed, *_FLAGS, target, _processor())
     key = hashlib.sha256("\x1f".join(parts).encode())
     name = f"kernels-{key.hexdigest()[:16]}"
     if (entry := read_entry(folder, name, ".so")) is not None:
@@ -79,7 +120,7 @@ def _from_cache(compiler: Sequence[str], folder: Path, use: Callable[[ctypes.CDL
         except ValueError:
             with suppress(OSError):
                 path.unlink()
-    content = _compile(compiler, folder / name)
+    content = _compile([*compiler, f"-march={target}"], folder / name)
     path = folder / name
     with suppress(StoreError):
         path = write_entry(folder, name, content, ".so")

@@ -12,7 +12,7 @@ from torch import Tensor
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
-from manytune.packing.kernels.build import load_library
+from manytune.packing.kernels.build import kernel_target, load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
 
 _ATTENTION = """
@@ -71,9 +71,10 @@ _SPARSE = Signature(
 class CompiledKernels:
     """The functions of kernels.cpp; see `Kernels` for what they compute."""
 
-    name = "compiled"
-
     def __init__(self, library: ctypes.CDLL) -> None:
+        target = kernel_target()
+        self.name = "compiled" if target == "native" else f"compiled for {target}"
+        self.lanes = ctypes.c_int64.in_dll(library, "lanes").value  # fp32 numbers in a vector
         self._kernels = {name: Kernel(library, name, text) for name, text in KERNELS.items()}
         # Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster.
         self._max_rank = ctypes.c_int64.in_dll(library, "lora_max_rank").value

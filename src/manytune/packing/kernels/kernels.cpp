@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -64,7 +65,7 @@ inline bool are_bounds(const int64_t* bounds, int64_t runs, int64_t rows, int64_
 constexpr uint32_t kMultiply1 = 0x7feb352d, kMultiply2 = 0x846ca68b, kGolden = 0x9e3779b9;
 constexpr uint32_t kHeadStride = 1 << 16;
 
-template <typename U>  // uint32_t, or sixteen of them
+template <typename U>  // uint32_t, or a vector of them
 inline U finish(U x) {
   x *= kMultiply1;
   x ^= x >> 15;
@@ -129,59 +130,76 @@ class Factors {
   std::vector<uint32_t> hashes_;
 };
 
-// ---- sixteen lanes at once ----
+// ---- vectors ----
+//
+// As wide as the target's registers: a compiler cuts a wider vector into several, through memory. A tile of sums has
+// at most as many vectors as the registers hold beside what is multiplied. AVX2 and SSE have sixteen registers, for
+// twelve sums, two vectors of B and a number of A; NEON has thirty-two, for twenty sums, four vectors of B and five numbers of A. AVX-512
+// has as many, but a head of 32 or 64 columns is two or four of its vectors wide.
 
-typedef float v16 __attribute__((vector_size(64), aligned(4)));
-typedef uint32_t u16 __attribute__((vector_size(64), aligned(4)));
-typedef int32_t i16 __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t h16 __attribute__((vector_size(32), aligned(2)));
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 6, kTileColumns = 2;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileRows = 6, kTileColumns = 2;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 5, kTileColumns = 4;
+#else
+constexpr int kLanes = 4, kTileRows = 6, kTileColumns = 2;
+#endif
 
-inline v16 as_floats(u16 x) {
-  v16 f;
-  std::memcpy(&f, &x, 64);
-  return f;
+typedef float vfloat __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t vuint __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t vshort __attribute__((vector_size(2 * kLanes)));
+// The same anywhere in memory. A copy by memcpy goes through the stack where the compiler cuts it into halves.
+typedef vfloat vfloat_at __attribute__((aligned(4), may_alias));
+typedef vshort vshort_at __attribute__((aligned(2), may_alias));
+
+inline vfloat as_floats(vuint x) { return vfloat(x); }  // the same bits
+inline vfloat load(const float* from) { return *reinterpret_cast<const vfloat_at*>(from); }
+inline vfloat load(const bf16* from) {
+  const vshort x = *reinterpret_cast<const vshort_at*>(from);
+  return as_floats(__builtin_convertvector(x, vuint) << 16);
 }
 
-inline v16 load(const float* from) {
-  v16 x;
-  std::memcpy(&x, from, 64);
-  return x;
+inline void save(float* to, vfloat x) { *reinterpret_cast<vfloat_at*>(to) = x; }
+
+inline void save(bf16* to, vfloat x) {  // as `put` rounds
+  const vuint bits = vuint(x);
+  const vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  *reinterpret_cast<vshort_at*>(to) = __builtin_convertvector(x != x ? vuint{} + 0x7fc0 : rounded, vshort);
 }
 
-inline v16 load(const bf16* from) {
-  h16 x;
-  std::memcpy(&x, from, 32);
-  return as_floats(__builtin_convertvector(x, u16) << 16);
+inline vfloat larger(vfloat x, vfloat y) { return x > y ? x : y; }
+inline vfloat kept_or_not(vint hashes, int32_t threshold, float kept) {
+  return hashes >= threshold ? vfloat{} + kept : vfloat{};
 }
 
-inline void save(float* to, v16 x) { std::memcpy(to, &x, 64); }
+// Before a loop over an array of vectors: only where all its indices are constants are the vectors kept in registers.
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
-inline void save(bf16* to, v16 x) {  // as `put` rounds
-  u16 bits;
-  std::memcpy(&bits, &x, 64);
-  const u16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const h16 low = __builtin_convertvector(x != x ? u16{} + 0x7fc0 : rounded, h16);
-  std::memcpy(to, &low, 32);
-}
-
-inline v16 larger(v16 x, v16 y) { return x > y ? x : y; }
-inline v16 kept_or_not(i16 hashes, int32_t threshold, float kept) { return hashes >= threshold ? v16{} + kept : v16{}; }
+// n rounded up to whole vectors.
+inline int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // ---- elementary functions, which the compiler turns into vector code ----
 
-inline v16 exponential(v16 x) {  // 2^n * p(r), |relative error| < 2e-7
-  x = x < -87.0f ? v16{} - 87.0f : x;
-  x = x > 88.0f ? v16{} + 88.0f : x;
-  const v16 n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
-  const v16 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  v16 p = v16{} + 1.9875691500e-4f;
+inline vfloat exponential(vfloat x) {  // 2^n * p(r), |relative error| < 2e-7
+  x = x < -87.0f ? vfloat{} - 87.0f : x;
+  x = x > 88.0f ? vfloat{} + 88.0f : x;
+  const vfloat n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vfloat p = vfloat{} + 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return p * as_floats(u16((__builtin_convertvector(n, i16) + 127) << 23));
+  return p * as_floats(vuint((__builtin_convertvector(n, vint) + 127) << 23));
 }
 
 // An odd function as a rational one, x P(x²) / Q(x²); for |x| > limit it is ±1/2.
@@ -216,54 +234,49 @@ constexpr OddRational kSlope = {
 // ---- a product of small matrices: C = A B, or C += A B ----
 
 template <int M, int N>
-inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c, int64_t ldc,
-                 bool add) {
-  v16 sums[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sums[m][n] = v16{};
+inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
+                 int64_t ldc) {
+  vfloat sums[M][N] = {};
   for (int64_t i = 0; i < k; ++i) {
-    v16 row[N];
-    for (int n = 0; n < N; ++n) std::memcpy(&row[n], b + i * ldb + 16 * n, 64);
-    for (int m = 0; m < M; ++m) {
+    vfloat row[N];
+    UNROLL for (int n = 0; n < N; ++n) row[n] = load(b + i * ldb + kLanes * n);
+    UNROLL for (int m = 0; m < M; ++m) {
       const float x = a[m * am + i * ak];
-      for (int n = 0; n < N; ++n) sums[m][n] += x * row[n];
+      UNROLL for (int n = 0; n < N; ++n) sums[m][n] += x * row[n];
     }
   }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) {
-      float* to = c + m * ldc + 16 * n;
-      if (add) {
-        v16 old;
-        std::memcpy(&old, to, 64);
-        sums[m][n] += old;
-      }
-      std::memcpy(to, &sums[m][n], 64);
-    }
+  UNROLL for (int m = 0; m < M; ++m)
+    UNROLL for (int n = 0; n < N; ++n) save(c + m * ldc + kLanes * n, sums[m][n]);
 }
 
-// A is [m, k] with the strides am and ak, B is [k, n] with rows of ldb; n is a multiple of 16.
+// The columns of N vectors of C; of the rows, `most` at a time.
+template <int N>
+inline void columns(int64_t m, int64_t most, int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
+                    int64_t ldb, float* c, int64_t ldc) {
+  for (int64_t row = 0; row < m; row += most) {
+    const float* at = a + row * am;
+    float* to = c + row * ldc;
+    switch (std::min(most, m - row)) {
+      case 1: tile<1, N>(k, at, am, ak, b, ldb, to, ldc); break;
+      case 2: tile<2, N>(k, at, am, ak, b, ldb, to, ldc); break;
+      case 3: tile<3, N>(k, at, am, ak, b, ldb, to, ldc); break;
+      case 4: tile<4, N>(k, at, am, ak, b, ldb, to, ldc); break;
+      case 5: tile<5, N>(k, at, am, ak, b, ldb, to, ldc); break;
+      case 6: tile<6, N>(k, at, am, ak, b, ldb, to, ldc); break;
+    }
+  }
+}
+
+// A is [m, k] with the strides am and ak, B is [k, n] with rows of ldb; n is a multiple of kLanes.
 void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb,
-             float* c, int64_t ldc, bool add = false) {
+             float* c, int64_t ldc) {
   // Rows are cut evenly: in a tile of one row, each multiply-add waits for the one before.
-  const int64_t tiles = (m + 5) / 6, most = (m + tiles - 1) / tiles;
-  for (int64_t col = 0; col < n;) {
-    const int wide = n - col >= 32 ? 2 : 1;
-    for (int64_t row = 0; row < m; row += most) {
-      const float* at = a + row * am;
-      float* to = c + row * ldc + col;
-#define TILE(M)                                                                  \
-  case M:                                                                        \
-    wide == 2 ? tile<M, 2>(k, at, am, ak, b + col, ldb, to, ldc, add)            \
-              : tile<M, 1>(k, at, am, ak, b + col, ldb, to, ldc, add);           \
-    break;
-      switch (std::min(most, m - row)) { TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) }
-#undef TILE
-    }
-    col += 16 * wide;
-  }
+  const int64_t tiles = (m + kTileRows - 1) / kTileRows, most = (m + tiles - 1) / tiles;
+  int64_t col = 0;
+  for (; col + kTileColumns * kLanes <= n; col += kTileColumns * kLanes)
+    columns<kTileColumns>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
+  for (; col < n; col += kLanes) columns<1>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
 }
-
-inline int64_t up16(int64_t n) { return (n + 15) / 16 * 16; }
 
 // ---- attention ----
 
@@ -297,13 +310,13 @@ struct Attention {
 };
 
 // The workspace of one thread, for sequences of up to `longest` tokens. Attention weights lie transposed, [keys,
-// queries], so that the softmax of sixteen queries is computed at once, a vector for each key.
+// queries], so that the softmax of kLanes queries is computed at once, a vector for each key.
 struct AttentionSpace {
-  int64_t width16;
+  int64_t whole_width;
   std::vector<float> memory;
   float *q, *k, *v, *d, *t, *p, *m, *g, *out;
-  AttentionSpace(int64_t longest, int64_t width) : width16(up16(width)) {
-    const int64_t flat = up16(longest) * width16, square = up16(longest) * up16(longest);
+  AttentionSpace(int64_t longest, int64_t width) : whole_width(whole(width)) {
+    const int64_t flat = whole(longest) * whole_width, square = whole(longest) * whole(longest);
     memory.assign(6 * flat + 3 * square, 0.0f);
     float* at = memory.data();
     for (float** part : {&q, &k, &v, &d, &t, &out}) *part = at, at += flat;
@@ -312,58 +325,54 @@ struct AttentionSpace {
 };
 
 template <typename T>
-inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t width16,
+inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, int64_t width, int64_t whole_width,
                   float* to) {
-  if (width == width16) {
-    for (int64_t c = 0; c < width; c += 16) {
-      const v16 added = bias ? load(bias + c) : v16{};
-      for (int64_t i = 0; i < rows; ++i) save(to + i * width16 + c, load(from + i * ld + c) + added);
+  if (width == whole_width) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const vfloat added = bias ? load(bias + c) : vfloat{};
+      for (int64_t i = 0; i < rows; ++i) save(to + i * whole_width + c, load(from + i * ld + c) + added);
     }
     return;
   }
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t c = 0; c < width; ++c) to[i * width16 + c] = get(from[i * ld + c]) + (bias ? bias[c] : 0.0f);
-    for (int64_t c = width; c < width16; ++c) to[i * width16 + c] = 0.0f;
+    for (int64_t c = 0; c < width; ++c) to[i * whole_width + c] = get(from[i * ld + c]) + (bias ? bias[c] : 0.0f);
+    for (int64_t c = width; c < whole_width; ++c) to[i * whole_width + c] = 0.0f;
   }
 }
 
+// Of two vectors, lane j of the first where j & STEP is 0, else lane j - STEP of the second; and of the other halves.
+template <int STEP, bool HIGH, int... J>
+inline vfloat exchange(vfloat one, vfloat other, std::integer_sequence<int, J...>) {
 #ifdef __clang__
-#define SHUFFLE(X, Y, ...) __builtin_shufflevector(X, Y, __VA_ARGS__)
+  return __builtin_shufflevector(one, other, (J & STEP ? kLanes + J - !HIGH * STEP : J + HIGH * STEP)...);
 #else
-#define SHUFFLE(X, Y, ...) __builtin_shuffle(X, Y, i16{__VA_ARGS__})
+  return __builtin_shuffle(one, other, vint{(J & STEP ? kLanes + J - !HIGH * STEP : J + HIGH * STEP)...});
 #endif
-
-// Transpose [16, 16] in place, in four rounds that exchange blocks of 1, 2, 4 and 8.
-inline void transpose16(v16* x) {
-#define TURN(STEP, LOW, HIGH)                         \
-  for (int i = 0; i < 16; ++i)                        \
-    if (!(i & STEP)) {                                \
-      const v16 one = x[i], other = x[i + STEP];      \
-      x[i] = SHUFFLE(one, other, LOW);                \
-      x[i + STEP] = SHUFFLE(one, other, HIGH);        \
-    }
-#define ONE_LOW 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
-#define ONE_HIGH 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
-#define TWO_LOW 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define TWO_HIGH 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define FOUR_LOW 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define FOUR_HIGH 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define EIGHT_LOW 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define EIGHT_HIGH 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-  TURN(1, ONE_LOW, ONE_HIGH)
-  TURN(2, TWO_LOW, TWO_HIGH)
-  TURN(4, FOUR_LOW, FOUR_HIGH)
-  TURN(8, EIGHT_LOW, EIGHT_HIGH)
 }
 
-// [rows, width16] → [width16, padded], with zeros behind the rows; `padded` is a multiple of 16 too.
-inline void transpose(const float* from, int64_t rows, int64_t width16, float* to, int64_t padded) {
-  for (int64_t i = 0; i < padded; i += 16)
-    for (int64_t c = 0; c < width16; c += 16) {
-      v16 x[16];
-      for (int64_t r = 0; r < 16; ++r) x[r] = i + r < rows ? load(from + (i + r) * width16 + c) : v16{};
-      transpose16(x);
-      for (int64_t r = 0; r < 16; ++r) save(to + (c + r) * padded + i, x[r]);
+// Transpose [kLanes, kLanes] in place, in rounds that exchange blocks of 1, 2, 4, …
+template <int STEP = 1>
+inline void transpose_square(vfloat* x) {
+  if constexpr (STEP < kLanes) {
+    constexpr std::make_integer_sequence<int, kLanes> lanes;
+    UNROLL for (int i = 0; i < kLanes; ++i)
+      if (!(i & STEP)) {
+        const vfloat one = x[i], other = x[i + STEP];
+        x[i] = exchange<STEP, false>(one, other, lanes);
+        x[i + STEP] = exchange<STEP, true>(one, other, lanes);
+      }
+    transpose_square<2 * STEP>(x);
+  }
+}
+
+// [rows, whole_width] → [whole_width, padded], with zeros behind the rows; `padded` is whole vectors too.
+inline void transpose(const float* from, int64_t rows, int64_t whole_width, float* to, int64_t padded) {
+  for (int64_t i = 0; i < padded; i += kLanes)
+    for (int64_t c = 0; c < whole_width; c += kLanes) {
+      vfloat x[kLanes];
+      UNROLL for (int r = 0; r < kLanes; ++r) x[r] = i + r < rows ? load(from + (i + r) * whole_width + c) : vfloat{};
+      transpose_square(x);
+      UNROLL for (int r = 0; r < kLanes; ++r) save(to + (c + r) * padded + i, x[r]);
     }
 }
 
@@ -371,34 +380,34 @@ inline void transpose(const float* from, int64_t rows, int64_t width16, float* t
 // factors of dropout. The backward pass computes them again, so that no weights are kept in memory.
 template <typename T>
 void weights(const Attention<T>& a, int64_t s, int64_t head, AttentionSpace& w) {
-  const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
+  const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = whole(queries);
   const int64_t first = a.starts[s], q_row = a.first_only ? s : first;
   const int64_t column = head * a.width, hidden = a.heads * a.width;
   const float* bias = a.bias + a.run_of[s] * a.bias_ld + column;
-  fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.width16, w.q);
-  fetch(a.k + first * a.k_ld + column, a.k_ld, bias + hidden, length, a.width, w.width16, w.k);
-  fetch(a.v + first * a.v_ld + column, a.v_ld, bias + 2 * hidden, length, a.width, w.width16, w.v);
-  transpose(w.q, queries, w.width16, w.t, padded);
-  product(length, padded, a.width, w.k, w.width16, 1, w.t, padded, w.p, padded);
-  for (int64_t block = 0; block < padded; block += 16) {
+  fetch(a.q + q_row * a.q_ld + column, a.q_ld, bias, queries, a.width, w.whole_width, w.q);
+  fetch(a.k + first * a.k_ld + column, a.k_ld, bias + hidden, length, a.width, w.whole_width, w.k);
+  fetch(a.v + first * a.v_ld + column, a.v_ld, bias + 2 * hidden, length, a.width, w.whole_width, w.v);
+  transpose(w.q, queries, w.whole_width, w.t, padded);
+  product(length, padded, a.width, w.k, w.whole_width, 1, w.t, padded, w.p, padded);
+  for (int64_t block = 0; block < padded; block += kLanes) {
     float* p = w.p + block;
-    v16 top = load(p), sum = v16{};
+    vfloat top = load(p), sum = vfloat{};
     for (int64_t j = 1; j < length; ++j) top = larger(load(p + j * padded), top);
     for (int64_t j = 0; j < length; ++j) {
-      const v16 x = exponential((load(p + j * padded) - top) * a.scale);
+      const vfloat x = exponential((load(p + j * padded) - top) * a.scale);
       sum += x;
       save(p + j * padded, x);
     }
-    const v16 share = 1.0f / sum;
+    const vfloat share = 1.0f / sum;
     for (int64_t j = 0; j < length; ++j) save(p + j * padded, load(p + j * padded) * share);
     if (!a.drop.keys) continue;
-    u16 rows = u16{};
-    const int64_t left = std::min<int64_t>(16, queries - block);
+    vuint rows = vuint{};
+    const int64_t left = std::min<int64_t>(kLanes, queries - block);
     for (int64_t i = 0; i < left; ++i) rows[i] = uint32_t(a.drop.keys[first + block + i]);
     rows = mix(rows ^ a.drop.site);
     float* m = w.m + block;
     for (int64_t j = 0; j < length; j += 2) {
-      const i16 hashes = i16(finish(rows ^ mix((uint32_t(head) * kHeadStride + uint32_t(j / 2) + 1) * kGolden)));
+      const vint hashes = vint(finish(rows ^ mix((uint32_t(head) * kHeadStride + uint32_t(j / 2) + 1) * kGolden)));
       save(m + j * padded, kept_or_not((hashes << 16) >> 16, a.drop.threshold, a.drop.kept));
       if (j + 1 < length) save(m + (j + 1) * padded, kept_or_not(hashes >> 16, a.drop.threshold, a.drop.kept));
     }
@@ -406,12 +415,12 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, AttentionSpace& w) 
 }
 
 template <typename T>
-inline void store(const float* from, int64_t rows, int64_t width, int64_t width16, float scale, T* to, int64_t ld) {
+inline void store(const float* from, int64_t rows, int64_t width, int64_t whole_width, float scale, T* to, int64_t ld) {
   for (int64_t i = 0; i < rows; ++i) {
-    if (width == width16)
-      for (int64_t c = 0; c < width; c += 16) save(to + i * ld + c, scale * load(from + i * width16 + c));
+    if (width == whole_width)
+      for (int64_t c = 0; c < width; c += kLanes) save(to + i * ld + c, scale * load(from + i * whole_width + c));
     else
-      for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * width16 + c]);
+      for (int64_t c = 0; c < width; ++c) put(to[i * ld + c], scale * from[i * whole_width + c]);
   }
 }
 
@@ -432,12 +441,12 @@ const char* attention_forward(const T* q, int64_t q_ld, const T* k, int64_t k_ld
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
-      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = whole(queries);
       if (a.drop.keys)
-        for (int64_t i = 0; i < length * padded; i += 16) save(w.p + i, load(w.p + i) * load(w.m + i));
-      product(queries, w.width16, length, w.p, 1, padded, w.v, w.width16, w.out, w.width16);
+        for (int64_t i = 0; i < length * padded; i += kLanes) save(w.p + i, load(w.p + i) * load(w.m + i));
+      product(queries, w.whole_width, length, w.p, 1, padded, w.v, w.whole_width, w.out, w.whole_width);
       T* to = out + (a.first_only ? s : a.starts[s]) * out_ld + head * a.width;
-      store(w.out, queries, a.width, w.width16, 1.0f, to, out_ld);
+      store(w.out, queries, a.width, w.whole_width, 1.0f, to, out_ld);
     }
   }
   return nullptr;
@@ -461,15 +470,15 @@ const char* attention_backward(const T* q, int64_t q_ld, const T* k, int64_t k_l
     for (int64_t task = 0; task < a.sequences * a.heads; ++task) {
       const int64_t s = task / a.heads, head = task % a.heads;
       weights(a, s, head, w);
-      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = up16(queries);
+      const int64_t length = a.lengths[s], queries = a.first_only ? 1 : length, padded = whole(queries);
       const int64_t first = a.starts[s], row0 = a.first_only ? s : first, column = head * a.width;
       // d: the output's gradient. g: the weights' gradient, then that of the scores.
-      fetch(grad + row0 * grad_ld + column, grad_ld, nullptr, queries, a.width, w.width16, w.d);
-      transpose(w.d, queries, w.width16, w.t, padded);
-      product(length, padded, a.width, w.v, w.width16, 1, w.t, padded, w.g, padded);
-      for (int64_t block = 0; block < padded; block += 16) {
+      fetch(grad + row0 * grad_ld + column, grad_ld, nullptr, queries, a.width, w.whole_width, w.d);
+      transpose(w.d, queries, w.whole_width, w.t, padded);
+      product(length, padded, a.width, w.v, w.whole_width, 1, w.t, padded, w.g, padded);
+      for (int64_t block = 0; block < padded; block += kLanes) {
         float *p = w.p + block, *m = w.m + block, *g = w.g + block;
-        v16 dot = v16{};
+        vfloat dot = vfloat{};
         for (int64_t at = 0; at < length * padded; at += padded) {
           if (a.drop.keys) save(g + at, load(g + at) * load(m + at));
           dot += load(g + at) * load(p + at);
@@ -479,12 +488,12 @@ const char* attention_backward(const T* q, int64_t q_ld, const T* k, int64_t k_l
           if (a.drop.keys) save(p + at, load(p + at) * load(m + at));
         }
       }
-      product(length, w.width16, queries, w.p, padded, 1, w.d, w.width16, w.out, w.width16);
-      store(w.out, length, a.width, w.width16, 1.0f, dv + first * dv_ld + column, dv_ld);
-      product(length, w.width16, queries, w.g, padded, 1, w.q, w.width16, w.out, w.width16);
-      store(w.out, length, a.width, w.width16, a.scale, dk + first * dk_ld + column, dk_ld);
-      product(queries, w.width16, length, w.g, 1, padded, w.k, w.width16, w.out, w.width16);
-      store(w.out, queries, a.width, w.width16, a.scale, dq + row0 * dq_ld + column, dq_ld);
+      product(length, w.whole_width, queries, w.p, padded, 1, w.d, w.whole_width, w.out, w.whole_width);
+      store(w.out, length, a.width, w.whole_width, 1.0f, dv + first * dv_ld + column, dv_ld);
+      product(length, w.whole_width, queries, w.g, padded, 1, w.q, w.whole_width, w.out, w.whole_width);
+      store(w.out, length, a.width, w.whole_width, a.scale, dk + first * dk_ld + column, dk_ld);
+      product(queries, w.whole_width, length, w.g, 1, padded, w.k, w.whole_width, w.out, w.whole_width);
+      store(w.out, queries, a.width, w.whole_width, a.scale, dq + row0 * dq_ld + column, dq_ld);
     }
   }
   return nullptr;
@@ -743,45 +752,47 @@ inline std::vector<Block> blocks_of(const Lora& l) {
 
 constexpr int kTogether = 4;  // rows that are multiplied together, so that A and B are read once for all of them
 
-// sums[i][k] = x[i] · rows[k]; the rows of both are `wide` apart. Sixteen sums are built at once and their lanes then
-// added up through a transpose: adding the lanes of one sum after another took as long as the products.
+// sums[i][k] = x[i] · rows[k]; the rows of both are `wide` apart. As many sums as a vector has lanes are built at once
+// and their lanes then added up through a transpose: adding the lanes of one sum after another took as long as the
+// products.
 inline void dots(const float* x, const float* rows, int64_t wide, int64_t rank, float (*sums)[kMaxRank]) {
-  static_assert(kTogether == 4);
-  for (int64_t first = 0; first < rank; first += 4) {
-    const float* row[4];
-    for (int k = 0; k < 4; ++k) row[k] = rows + std::min(first + k, rank - 1) * wide;
-    v16 sum[16] = {};
-    for (int64_t c = 0; c < wide; c += 16)
-      for (int k = 0; k < 4; ++k)
-        for (int i = 0; i < 4; ++i) sum[4 * k + i] += load(x + i * wide + c) * load(row[k] + c);
-    transpose16(sum);
-    for (int half = 8; half; half /= 2)
-      for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-    for (int64_t k = first; k < std::min(first + 4, rank); ++k)
-      for (int i = 0; i < 4; ++i) sums[i][k] = sum[0][4 * (k - first) + i];
+  constexpr int ranks = kLanes / kTogether;
+  for (int64_t first = 0; first < rank; first += ranks) {
+    const float* row[ranks];
+    for (int k = 0; k < ranks; ++k) row[k] = rows + std::min(first + k, rank - 1) * wide;
+    vfloat sum[kLanes] = {};
+    for (int64_t c = 0; c < wide; c += kLanes)
+      UNROLL for (int k = 0; k < ranks; ++k)
+        UNROLL for (int i = 0; i < kTogether; ++i)
+          sum[kTogether * k + i] += load(x + i * wide + c) * load(row[k] + c);
+    transpose_square(sum);
+    UNROLL for (int half = kLanes / 2; half; half /= 2)
+      UNROLL for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    for (int64_t k = first; k < std::min(first + ranks, rank); ++k)
+      for (int i = 0; i < kTogether; ++i) sums[i][k] = sum[0][kTogether * (k - first) + i];
   }
 }
 
 // to[i] = sum over k of weights[i][k] rows[k].
 inline void mixed(const float (*weights)[kMaxRank], const float* rows, int64_t wide, int64_t rank, float* to) {
-  for (int64_t c = 0; c < wide; c += 16) {
-    v16 sum[kTogether] = {};
+  for (int64_t c = 0; c < wide; c += kLanes) {
+    vfloat sum[kTogether] = {};
     for (int64_t k = 0; k < rank; ++k) {
-      const v16 row = load(rows + k * wide + c);
-      for (int i = 0; i < kTogether; ++i) sum[i] += weights[i][k] * row;
+      const vfloat row = load(rows + k * wide + c);
+      UNROLL for (int i = 0; i < kTogether; ++i) sum[i] += weights[i][k] * row;
     }
-    for (int i = 0; i < kTogether; ++i) save(to + i * wide + c, sum[i]);
+    UNROLL for (int i = 0; i < kTogether; ++i) save(to + i * wide + c, sum[i]);
   }
 }
 
 // to[k] += sum over i of weights[i][k] x[i].
 inline void gathered(const float (*weights)[kMaxRank], const float* x, int64_t wide, int64_t rank, float* to) {
-  for (int64_t c = 0; c < wide; c += 16) {
-    v16 row[kTogether];
-    for (int i = 0; i < kTogether; ++i) row[i] = load(x + i * wide + c);
+  for (int64_t c = 0; c < wide; c += kLanes) {
+    vfloat row[kTogether];
+    UNROLL for (int i = 0; i < kTogether; ++i) row[i] = load(x + i * wide + c);
     for (int64_t k = 0; k < rank; ++k) {
-      v16 sum = load(to + k * wide + c);
-      for (int i = 0; i < kTogether; ++i) sum += weights[i][k] * row[i];
+      vfloat sum = load(to + k * wide + c);
+      UNROLL for (int i = 0; i < kTogether; ++i) sum += weights[i][k] * row[i];
       save(to + k * wide + c, sum);
     }
   }
@@ -793,7 +804,7 @@ struct LoraSpace {
   std::vector<float> a, b, x, g, sum;
   std::vector<Factors> factors;
   explicit LoraSpace(const Lora& l)
-      : in(up16(l.inputs)), out(up16(l.outputs)), a(l.rank * in), b(l.rank * out), x(kTogether * in),
+      : in(whole(l.inputs)), out(whole(l.outputs)), a(l.rank * in), b(l.rank * out), x(kTogether * in),
         g(kTogether * out), sum(kTogether * std::max(in, out)), factors(kTogether, Factors(l.inputs)) {}
 
   void take(const Lora& l, int64_t wanted) {
@@ -865,7 +876,7 @@ const char* lora_backward(const T* x, int64_t x_ld, const float* a, const float*
   const Lora l{a, b, scale, drop, bounds, runs, inputs, outputs, rank};
   if (const char* fault = l.fault(rows)) return fault;
   const std::vector<Block> blocks = blocks_of(l);
-  const int64_t in16 = up16(inputs), out16 = up16(outputs), part = rank * (in16 + out16);
+  const int64_t whole_in = whole(inputs), whole_out = whole(outputs), part = rank * (whole_in + whole_out);
   std::vector<float> parts(blocks.size() * part, 0.0f);  // of each block, A's gradient, transposed, and B's
 #pragma omp parallel num_threads(threads)
   {
@@ -893,7 +904,7 @@ const char* lora_backward(const T* x, int64_t x_ld, const float* a, const float*
         }
         dots(w.g.data(), w.b.data(), w.out, l.rank, slopes);
         gathered(slopes, w.x.data(), w.in, l.rank, own);
-        gathered(xas, w.g.data(), w.out, l.rank, own + rank * in16);
+        gathered(xas, w.g.data(), w.out, l.rank, own + rank * whole_in);
         if (!grad_x) continue;
         mixed(slopes, w.a.data(), w.in, l.rank, w.sum.data());
         for (int64_t i = 0; i < count; ++i) {
@@ -908,11 +919,11 @@ const char* lora_backward(const T* x, int64_t x_ld, const float* a, const float*
   std::fill(grad_a, grad_a + runs * inputs * rank, 0.0f);
   std::fill(grad_b, grad_b + runs * rank * outputs, 0.0f);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const float *own_a = parts.data() + i * part, *own_b = own_a + rank * in16;
+    const float *own_a = parts.data() + i * part, *own_b = own_a + rank * whole_in;
     float *to_a = grad_a + blocks[i].run * inputs * rank, *to_b = grad_b + blocks[i].run * rank * outputs;
     for (int64_t k = 0; k < rank; ++k) {
-      for (int64_t c = 0; c < inputs; ++c) to_a[c * rank + k] += own_a[k * in16 + c];
-      for (int64_t c = 0; c < outputs; ++c) to_b[k * outputs + c] += own_b[k * out16 + c];
+      for (int64_t c = 0; c < inputs; ++c) to_a[c * rank + k] += own_a[k * whole_in + c];
+      for (int64_t c = 0; c < outputs; ++c) to_b[k * outputs + c] += own_b[k * whole_out + c];
     }
   }
   return nullptr;
@@ -1112,3 +1123,4 @@ EXPORT(drop)
 
 extern "C" void* const adamw_f32 = reinterpret_cast<void*>(&adamw);  // activations have no part in it
 extern "C" const int64_t lora_max_rank = kMaxRank;
+extern "C" const int64_t lanes = kLanes;

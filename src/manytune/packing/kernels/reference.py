@@ -23,6 +23,7 @@ class ReferenceKernels:
     """See `Kernels` for what each function computes."""
 
     name = "plain"
+    lanes = 0
 
     def attention(self, call: AttentionCall) -> Tensor:
         return _attention(call, call.q, call.k, call.v)

@@ -73,8 +73,8 @@ class Watched:
 
     def _pack(self, pack: PackProgress, *, working: bool) -> dict[str, Any]:
         metric = self._metric(pack.task).title
-        quiet = max(time.time() - pack.updated, 0.0)
-        left = pack.seconds_left
+        quiet = _quiet(pack)
+        left = pack.seconds_left(quiet)
         return {
             "id": pack.pack_id,
             "runs": len(pack.runs),
@@ -117,9 +117,14 @@ class Watched:
         return self._histories[run_id][1]
 
 
+def _quiet(pack: PackProgress) -> float:
+    """Seconds since a pack was last heard of."""
+    return max(time.time() - pack.updated, 0.0)
+
+
 def _time_left(live: Sequence[PackProgress], pending: int) -> str | None:
     """How long the packs that train still take, at their speed until now; None where it is not known yet."""
-    known = [pack.seconds_left for pack in live if pack.seconds_left is not None]
+    known = [left for pack in live if (left := pack.seconds_left(_quiet(pack))) is not None]
     if not known:
         return None
     waiting = pending - sum(len(pack.runs) for pack in live)

@@ -3,6 +3,7 @@
 const manytuneCharts = (charts, chosen = {}) => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 900px)");
+  const touch = matchMedia("(hover: none)");
   const drawn = new Set();
   const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -48,12 +49,12 @@ const manytuneCharts = (charts, chosen = {}) => {
     Plotly.react(key, data, {
       font: { family: theme("text"), size: small ? 11 : 13, color: theme("ink") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 50, r: 16, t: 12, b: 46 },
+      margin: { l: 50, r: 16, t: touch.matches ? 12 : 30, b: 46 },  // above the data there is room for the mode bar
       hoverlabel: { bgcolor: theme("card"), bordercolor: theme("line"), font: { color: theme("ink") } },
       ...layout,
       height,
       legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0, xanchor: "left", bgcolor: "rgba(0,0,0,0)", ...layout.legend },
-    }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    }, { responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     drawn.add(key);
   };
 

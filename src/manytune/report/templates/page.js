@@ -14,7 +14,13 @@
     }
   }, { rootMargin: "600px" });
   for (const plot of document.querySelectorAll(".plot")) near.observe(plot);
-  addEventListener("beforeprint", () => Object.keys(charts).forEach(draw));
+  // Paper is light: charts take their colours anew while the page prints.
+  for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      document.documentElement.classList.toggle("printing", printing);
+      Object.keys(charts).forEach(draw);
+    });
+  }
 
   for (const select of document.querySelectorAll("select[data-chart]")) {
     select.addEventListener("change", () => {

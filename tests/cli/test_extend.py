@@ -1,0 +1,110 @@
+"""`extend`: more seeds and methods in a study directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Command
+
+from manytune.config import Study
+from manytune.config.extension import extend_study
+from manytune.storage.directory import Store
+from manytune.study import run_study
+from manytune.utils.errors import StoreError, StudyError
+from study_files import small_study, write_small_study
+
+METHOD = "bitfit learning_rate=1e-3"
+SHORT = {"max_steps": 2, "eval_every": 2, "precision": "fp32"}
+
+
+def test_seeds_and_methods_are_added_and_only_they_train(tiny: Path, command: Command, tmp_path: Path) -> None:
+    write_small_study(tmp_path, tiny, SHORT)
+    first = command("run", "study.yaml", "--out", "my results", cwd=tmp_path)
+    assert "Seeds enough for a verdict: manytune extend 'my results' --seeds 5" in first.out
+    store = Store.open(tmp_path / "my results")
+    before = {path: path.read_bytes() for path in store.root.glob("runs/*/record.json")}
+    dry = command("extend", "my results", "--seeds", "3", "--method", METHOD, "--dry-run", cwd=tmp_path)
+    assert "my results: 4 runs to add (seed 2, method bitfit lr 1e-3); 2 are there." in dry.out
+    assert len(store.runs()) == 2
+    done = command("extend", "my results", "--seeds", "3", "--method", METHOD, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "2 of 6 runs have ended before" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert store.study().seeds == (0, 1, 2)
+    assert len(store.finished_runs()) == len(store.runs()) == 6
+    assert {record.study_hash for record in store.finished_runs().values()} >= {store.study().hash}
+    page = (store.root / "report" / "report.md").read_text()
+    assert "manytune extend 'my results' --seeds 5" in page.replace("\\", "")
+    summary = json.loads((store.root / "report" / "summary.json").read_text())
+    assert summary["complete"]
+
+    again = command("extend", "my results", "--seeds", "3", "--method", METHOD, cwd=tmp_path)
+    assert (again.code, again.out) == (
+        0,
+        "my results: nothing to add: all 6 runs are there and have ended. Ask for more.\n",
+    )
+    stale = command("run", "study.yaml", "--out", "my results", cwd=tmp_path)
+    assert stale.code == 2
+    assert "It has all these runs and more: manytune extend my results goes on with it." in stale.err
+
+
+def test_where_it_was_killed_it_goes_on(tiny: Path, command: Command, tmp_path: Path) -> None:
+    """Between the study file and the plan, which are written one after the other."""
+    study = small_study(tiny, training=SHORT, seeds=[0])
+    run_study(study, tmp_path / "out", callbacks=())
+    (tmp_path / "out" / "study.yaml").write_text(extend_study(study, seeds="2").to_yaml())
+    done = command("extend", "out", "--seeds", "2", cwd=tmp_path)
+    assert "out: nothing to add; 1 run of before to go on with." in done.out
+    assert [record.seed for record in Store.open(tmp_path / "out").finished_runs().values()] == [0, 1]
+
+
+def test_additions_are_no_licence_for_changes(tiny: Path, tmp_path: Path) -> None:
+    study = small_study(tiny, training=SHORT, seeds=[0])
+    Store.create_or_open(tmp_path / "out", study)
+    for changes in ({"seeds": [1, 2]}, {"training": {**SHORT, "max_steps": 3}}, {"limit": 30}):
+        with pytest.raises(StoreError, match="already holds a study that differs"):
+            Store.check(
+                tmp_path / "out", small_study(tiny, **{"training": SHORT, "seeds": [0]} | changes), additions=True
+            )
+    assert Store.check(tmp_path / "out", small_study(tiny, training=SHORT, seeds=[0, 1]), additions=True)
+
+
+def grown(seeds: str | None = None, *methods: str) -> Study:
+    return extend_study(small_study(Path("m")), seeds=seeds, methods=methods)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("2", (0, 1)), ("4", (0, 1, 2, 3)), ("3,4", (0, 1, 3, 4)), ("1,7", (0, 1, 7)), ("9,", (0, 1, 9)), (None, (0, 1))],
+)
+def test_seeds(given: str | None, expected: tuple[int, ...]) -> None:
+    assert grown(given).seeds == expected
+
+
+def test_methods() -> None:
+    assert len(grown(None, "lora rank=[4, 16] learning_rate=3e-4", "full learning_rate=2e-5").methods) == 3
+    assert grown(None, "lora rank=2 learning_rate=1e-3") == small_study(Path("m")), "it is there already"
+    assert grown(None, METHOD, METHOD) == grown(None, METHOD)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "method", "said"),
+    [
+        ("1", None, "--seeds: the study has 2 seeds already, and 1 are fewer"),
+        ("many", None, "--seeds: 'many' is no number of seeds"),
+        ("99999999999,", None, "--seeds: '99999999999,' is no number of seeds"),
+        ("4999999999,", None, "seeds.2: received 4999999999"),
+        (None, "lorra rank=2", "'lorra' is not one of: full, bitfit, lora, head. Did you mean 'lora'?"),
+        (None, "lora rank=2", "learning_rate"),
+        (None, "lora rank=two learning_rate=1e-3", "rank: received 'two'"),
+        (None, "lora 16", '"full learning_rate=2e-5"'),
+        (None, "", "give the method's name"),
+        (None, "lora rank=[2,4] learning_rate=1e-3", "both come to the run"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(seeds: str | None, method: str | None, said: str) -> None:
+    with pytest.raises(StudyError) as error:
+        grown(seeds, *([method] if method is not None else []))
+    assert said in str(error.value)

@@ -1,0 +1,97 @@
+"""The probe: some steps of a study's own packs say how long it takes, and change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from manytune import Callback, run_study
+from manytune.config.plan import plan_packs, plan_runs
+from manytune.executors import Inline, probe
+from manytune.executors.estimate import HardwareProfile, pack_seconds, seconds_of
+from manytune.executors.pack_inputs import Backbones
+from manytune.executors.probe import probed_seconds
+from manytune.training.workload import prepare
+from manytune.utils import hardware
+from study_files import results_in, small_study
+from tiny import make_tiny
+
+METHODS = [{"method": "lora", "rank": 2, "learning_rate": 1e-3}, {"method": "full", "learning_rate": 1e-4}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+class Messages(Callback):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_message(self, text: str, level: str = "info") -> None:
+        self.texts.append(text)
+
+
+def test_it_changes_no_result_and_what_is_expected_is_said_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, messages = small_study(model, methods=METHODS), Messages()
+    run_study(study, tmp_path / "plain", executor=Inline("cpu"), callbacks=[])
+    monkeypatch.setattr(probe, "SHORTEST", 0.0)
+    run_study(study, tmp_path / "probed", executor=Inline("cpu"), callbacks=[messages])
+    assert results_in(tmp_path / "probed") == results_in(tmp_path / "plain")
+    baselines, expected, *_ = messages.texts
+    assert "without a pretrained model" in baselines
+    assert expected.startswith("Training is expected to take about ")
+    assert messages.texts[-1].endswith(" were expected.")
+
+
+def test_measured_steps_correct_each_kind_of_pack(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small_study(model, methods=METHODS, training={"max_steps": 100, "precision": "fp32"})
+    works = {"builtin-similarity": prepare(study, "builtin-similarity")}
+    (work,) = works.values()
+    packs = plan_packs(plan_runs(study), 16)
+    profile = HardwareProfile("cpu", hardware.choose_dtype("fp32", hardware.choose_device("cpu")), 10**12, 1e5, 1)
+    backbones = Backbones(study.model)
+
+    slow, fast = profile, replace(profile, products_per_second=1e12)
+    rough = seconds_of(packs, works, slow)
+    assert probed_seconds(packs, works, fast, backbones) == seconds_of(packs, works, fast), "too short to be probed"
+    monkeypatch.setattr(probe, "_SECONDS", 0.0)
+    measured = probed_seconds(packs, works, slow, backbones)
+    paces = {(pack.kind, round(found / each, 9)) for pack, found, each in zip(packs, measured, rough, strict=True)}
+    assert len(paces) == len({pack.kind for pack in packs}) == 2
+    assert all(0 < pace < 0.5 for _, pace in paces), "this machine does more than 0.1 MFLOP/s"
+    assert pack_seconds(work, packs[0].kind, len(packs[0].runs), slow) == rough[0]
+
+    monkeypatch.setattr(probe, "train_pack", lambda *_: 1 / 0)
+    assert probed_seconds(packs, works, slow, backbones) == pytest.approx(rough, rel=1e-6), (
+        "what breaks here is reported by training"
+    )
+
+
+def test_slow_steps_end_a_probe_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    timer = probe._Timer()
+    for seconds in (5.0, 4.0):
+        assert timer.step is None
+        now[0] += seconds
+        try:
+            timer.on_step_end("", 0, ())
+        except probe._EnoughError:
+            break
+    assert timer.step == 4.0
+    quick = probe._Timer()
+    for steps in range(1, 100):
+        now[0] += 10.0 if steps == 1 else 0.3
+        if steps == 1:
+            quick.began = now[0]
+        try:
+            quick.on_step_end("", 0, ())
+        except probe._EnoughError:
+            break
+    assert steps == probe._WARM_UP + probe._STEPS
+    assert quick.step == pytest.approx(0.3)
