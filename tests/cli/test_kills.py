@@ -42,14 +42,17 @@ def step_of(roster: Path) -> int:
     return int(roster.stem.removeprefix("roster-"))
 
 
-def test_two_do_not_mix_and_a_signal_ends_it_after_a_checkpoint(study: Path, tmp_path: Path, command: Command) -> None:
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_two_do_not_mix_and_a_signal_ends_it_after_a_checkpoint(
+    study: Path, tmp_path: Path, command: Command, numbers: tuple[signal.Signals, ...]
+) -> None:
     out = tmp_path / "out"
     step = 0
 
     def goes_on() -> bool:
         return any(step_of(roster) > step for roster in out.glob("packs/*/*.json"))
 
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number in numbers:  # of a study that begins, and of one that goes on
         process = start(study, out)
         until_brought_about(goes_on, process)
         if not step:
@@ -58,7 +61,7 @@ def test_two_do_not_mix_and_a_signal_ends_it_after_a_checkpoint(study: Path, tmp
             assert f"is in use: the process {process.pid} on " in second.err
         process.send_signal(number)
         stdout, stderr = process.communicate()
-        assert process.returncode == code
+        assert process.returncode == 128 + number
         assert "Interrupted. The same command goes on from what is kept." in stderr
         assert "Traceback" not in stderr + stdout
         if step:
