@@ -77,6 +77,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.SUB=VALUE", help="Values that replace the file's: training.epochs=2"),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Go on although data or versions differ from the directory's.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli.common import Device, Directory, app
+from manytune.cli.common import AcceptChanges, Device, Directory, Quiet, RetryFailed, Wait, app
 from manytune.cli.training import train_and_report
 from manytune.utils.text import counted, listed, say
 
@@ -27,12 +27,10 @@ def extend(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be added, and train nothing.")] = False,
     device: Device = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although data or versions differ from the directory's.")
-    ] = False,
+    quiet: Quiet = False,
+    wait: Wait = False,
+    retry_failed: RetryFailed = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Add seeds or methods to a study, and train only what is new.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manytune.cli.common import Device, app, directory
+from manytune.cli.common import AcceptChanges, Device, RetryFailed, Wait, app, directory
 from manytune.cli.training import train_and_report
 from manytune.utils.errors import StoreError
 from manytune.utils.text import counted, duration, say
@@ -88,11 +88,9 @@ def quick(
     encoding: Encoding = None,
     device: Device = "auto",
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report, on a desktop.")] = True,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although data or versions differ from the directory's.")
-    ] = False,
+    wait: Wait = False,
+    retry_failed: RetryFailed = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Find out in some minutes which way of fine-tuning suits a file of texts and labels.
 

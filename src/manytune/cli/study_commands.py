@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 from manytune.cli import executor_options
-from manytune.cli.common import Device, Json, Overrides, StudyFile, app, directory, print_result, print_rich
+from manytune.cli.common import (
+    Device,
+    Json,
+    Overrides,
+    Quiet,
+    RetryFailed,
+    StudyFile,
+    Wait,
+    app,
+    directory,
+    print_result,
+    print_rich,
+)
 from manytune.cli.quick_command import DataOptions, Encoding, KindOfTask, LabelColumn, Separator, TextColumns, study_of
 from manytune.cli.training import train_and_report
 from manytune.utils.errors import StoreError
@@ -132,10 +144,10 @@ def run(
     ray_address: executor_options.RayAddress = None,
     pack_resources: executor_options.PackResources = None,
     ray_storage: executor_options.RayStorage = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; warnings and the table stay.")] = False,
+    quiet: Quiet = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process uses the directory.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train runs that failed again.")] = False,
+    wait: Wait = False,
+    retry_failed: RetryFailed = False,
     accept_changes: Annotated[
         bool,
         typer.Option("--accept-changes", help="Go on although study, data or versions differ from the directory's."),
