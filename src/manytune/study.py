@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.config import Study
 from manytune.config.plan import Pack, replan
-from manytune.executors import probe
 from manytune.executors.auto import STARTUP_SECONDS, best_executor
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.driver import Driver
 from manytune.executors.estimate import largest_packs, makespan, seconds_of
 from manytune.executors.inline import Inline
 from manytune.executors.pack_inputs import Backbones, PackInputs
+from manytune.executors.probe import Probe
 from manytune.executors.workers import Workers
 from manytune.report import TaskTable, tabulate
 from manytune.report.task_table import baseline_line
@@ -60,7 +60,8 @@ def run_study(
     wait: bool = False,
     retry_failed: bool = False,
     accept_changes: bool = False,
-    additions: bool = False,
+    additions: Callable[[Study], Study] | None = None,
+    probe: Probe | None = None,
 ) -> StudyResult:
     """Train every run of a study that has not ended yet, and compare them.
 
@@ -78,7 +79,9 @@ def run_study(
         retry_failed: Train runs that failed again.
         accept_changes: Go on although the study, the data or a package is another than when the directory was begun;
             runs that are still in the study are kept.
-        additions: Go on although the study has more runs than when the directory was begun, if it has all of those.
+        additions: Makes `study` of the one that the directory holds by more runs: `partial(extend_study, seeds="5")`.
+            It is called under the lock, because another process may have added some until then.
+        probe: What was measured of this study's packs already; what is missing is measured where training takes long.
 
     Raises:
         ManytuneError: The study, its data, its model or the directory cannot be used, or a callback failed. A run that
@@ -96,7 +99,8 @@ def run_study(
     if executor is None:
         hardware.choose_device(device)
     user = CallbackList(map(GuardedCallback, (TerminalProgress(),) if callbacks is None else callbacks))
-    store = Store.check(out, study, accept_changes=accept_changes, additions=additions)
+    # What is added to may change until the lock is held.
+    store = Store.open(out) if additions else Store.check(out, study, accept_changes=accept_changes)
     lock = Lock(store.root, user.on_message, wait=wait)
     lock.look()
     trackers = Trackers(study, store, lambda text: user.on_message(text, "warning"))
@@ -107,10 +111,11 @@ def run_study(
     else:
         with lock.held() as held:
             # From here on nobody else writes; what was read before may have changed.
-            Store.check(out, study, accept_changes=accept_changes, additions=additions)
+            study = additions(store.study()) if additions else study
+            Store.check(out, study, accept_changes=accept_changes, additions=additions is not None)
             state = StudyState.read(store, study, retry_failed=retry_failed)
             _report_ended(state, callback)
-            _train(state, device, executor, callback, held, accept_changes=accept_changes)
+            _train(state, device, executor, callback, held, probe or Probe(), accept_changes=accept_changes)
     records = tuple(store.finished_runs().values())
     return StudyResult(store.root, records, tabulate(records, _baselines(store, records)))
 
@@ -136,6 +141,7 @@ def _train(
     executor: ExecutorSpec | None,
     callback: Callback,
     held: Held,
+    probe: Probe,
     *,
     accept_changes: bool,
 ) -> None:
@@ -188,10 +194,10 @@ def _train(
     # Of packs that go on, nobody knows yet how much is left.
     begun = any(store.pack_dir(pack.id).exists() for pack in left)
     here = here and not begun
-    each = probe.probed_seconds(left, works, profile, backbones) if here else seconds_of(left, works, profile)
+    each = probe.expected(left, works, profile, backbones) if here else seconds_of(left, works, profile)
     seconds = dict(zip((pack.id for pack in left), each, strict=True))
     expected = makespan(each, capacity) + (STARTUP_SECONDS if capacity > 1 else 0.0)
-    if expected >= probe.SHORTEST and not begun:
+    if expected >= probe.shortest and not begun:
         callback.on_message(f"Training is expected to take about {duration(expected)}.")
 
     # Execute: several packs at once, the longest first, so that all workers end together.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,11 @@ from command_line import Command
 from manytune.config import Study
 from manytune.config.extension import extend_study
 from manytune.storage.directory import Store
+from manytune.storage.lock import Lock
 from manytune.study import run_study
 from manytune.utils.errors import StoreError, StudyError
-from study_files import small_study, write_small_study
+from study_files import small_study, small_task, write_small_study
+from waiting import until_brought_about
 
 METHOD = "bitfit learning_rate=1e-3"
 SHORT = {"max_steps": 2, "eval_every": 2, "precision": "fp32"}
@@ -58,6 +63,53 @@ def test_where_it_was_killed_it_goes_on(tiny: Path, command: Command, tmp_path: 
     done = command("extend", "out", "--seeds", "2", cwd=tmp_path)
     assert "out: nothing to add; 1 run of before to go on with." in done.out
     assert [record.seed for record in Store.open(tmp_path / "out").finished_runs().values()] == [0, 1]
+
+
+def test_two_at_once_both_take_effect(tiny: Path, tmp_path: Path) -> None:
+    """Both have read the study when they get the lock, one after the other."""
+    out = tmp_path / "out"
+    run_study(small_study(tiny, training=SHORT, seeds=[0], tasks=[small_task(tmp_path)]), out, callbacks=())
+    command = [sys.executable, "-m", "manytune", "extend", str(out), "--wait", "--device", "cpu"]
+    asked = {"seeds": ("--seeds", "2"), "method": ("--method", METHOD)}
+    said = {name: (tmp_path / f"{name}.out", tmp_path / f"{name}.err") for name in asked}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    with Lock(out, lambda text: None).held():
+        for name, words in asked.items():
+            with said[name][0].open("wb") as stdout, said[name][1].open("wb") as stderr:
+                processes[name] = subprocess.Popen([*command, *words], stdout=stdout, stderr=stderr)
+        for name, process in processes.items():
+            until_brought_about(lambda file=said[name][1]: "Waiting for" in file.read_text(), process)
+    assert [process.wait() for process in processes.values()] == [0, 0], [file.read_text() for _, file in said.values()]
+    store = Store.open(out)
+    assert (store.study().seeds, len(store.study().methods)) == ((0, 1), 2)
+    assert len(store.finished_runs()) == len(store.runs()) == 4
+    outs = [stdout.read_text() for stdout, _ in said.values()]
+    late = [text for text in outs if f"{out} was changed by another process meanwhile." in text]
+    assert len(late) == 1
+    assert f"{out}: 2 runs to add" in late[0], "the seed of both methods, or the method with both seeds"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [("3", "3 of 3 runs have ended before."), ("2", "--seeds: the study has 3 seeds already")],
+)
+def test_what_was_added_meanwhile_is_not_added_again(
+    tiny: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, seeds: str, said: str
+) -> None:
+    study = small_study(tiny, training=SHORT, seeds=[0], tasks=[small_task(tmp_path)])
+    run_study(study, tmp_path / "out", callbacks=())
+    look = Lock.look
+
+    def extend_first(self: Lock) -> None:
+        """Another one comes between the first reading of the study and the lock."""
+        monkeypatch.setattr(Lock, "look", look)
+        add = partial(extend_study, seeds="3")
+        run_study(add(study), tmp_path / "out", callbacks=(), additions=add)
+
+    monkeypatch.setattr(Lock, "look", extend_first)
+    done = command("extend", "out", "--seeds", seeds, cwd=tmp_path)
+    assert said in done.out + done.err
+    assert Store.open(tmp_path / "out").study().seeds == (0, 1, 2)
 
 
 def test_additions_are_no_licence_for_changes(tiny: Path, tmp_path: Path) -> None:

@@ -93,6 +93,41 @@ def test_predictions_bear_the_classes_names(folder: Path, command: Command) -> N
     assert right > 0.6
 
 
+def test_a_file_is_read_as_those_of_the_task(tiny: Path, command: Command, tmp_path: Path) -> None:
+    """Its header holds more commas than semicolons, and it is not in UTF-8."""
+    lines = ["text;kind;a, b, c", *(f"süß {n};{'ja' if n % 3 else 'nein'};{n}" for n in range(30))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines), encoding="cp1252")
+    task = {"name": "own", "train": str(tmp_path / "rows.csv"), "dev": 0.3, "text": "text", "label": "kind"}
+    task |= {"separator": "semicolon", "encoding": "cp1252"}
+    method = {"method": "head", "learning_rate": 1e-2}
+    study = {"name": "own", "model": str(tiny), "tasks": [task], "seeds": [0], "training": {"max_steps": 1}}
+    run_study(Study.from_dict({**study, "methods": [method]}), tmp_path / "out", device="cpu", callbacks=[])
+    (run,) = (path.name for path in (tmp_path / "out" / "runs").iterdir())
+
+    def rows_of(*args: str) -> list[dict[str, str]]:
+        done = command("predict", "out", *args, "--run", run, cwd=tmp_path)
+        assert done.code == 0, done.err
+        return list(csv.DictReader(done.out.splitlines()))
+
+    predicted = rows_of("rows.csv")
+    assert [(row["text"], row["a, b, c"]) for row in predicted] == [(f"süß {n}", str(n)) for n in range(30)]
+    scored = command("evaluate", "out", "rows.csv", "--run", run, cwd=tmp_path)
+    assert "own: 30 rows of rows.csv scored." in scored.out, scored.err
+
+    (tmp_path / "utf-8.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert rows_of("utf-8.csv") == predicted
+    (tmp_path / "commas.csv").write_text("\n".join(["text,kind", "süß 1,ja"]), encoding="cp1252")
+    for words in (("predict", "out", "commas.csv"), ("evaluate", "out", "commas.csv")):
+        refused = command(*words, "--run", run, cwd=tmp_path)
+        assert refused.code == 2
+        assert "If a comma parts the cells" in refused.err
+        assert "--separator comma for a command" in refused.err
+    assert rows_of("commas.csv", "--separator", "comma")[0]["text"] == "süß 1"
+    assert (
+        "own: 1 row of" in command("evaluate", "out", "commas.csv", "--separator", ",", "--run", run, cwd=tmp_path).out
+    )
+
+
 def test_classes_in_another_order_than_the_run_learned_them_are_refused(
     folder: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Command
 
 from manytune.cli import training
 from manytune.config import Study
 from manytune.config.quick_study import Size, epochs_for, quick_study
+from manytune.data.text_lines import Dialect
+from manytune.executors import probe
 from manytune.executors.fit import fit
-from manytune.executors.probe import Pace
+from manytune.executors.probe import Pace, Probe
+from manytune.methods import PackKind
 from manytune.storage.directory import Store
 from manytune.utils.errors import StudyError
 
@@ -27,8 +32,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_from_a_file_to_a_report_and_on(tiny: Path, command: Command, file: Path, tmp_path: Path) -> None:
+def test_from_a_file_to_a_report_and_on(
+    tiny: Path, command: Command, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("quick", "reviews.csv", "--model", str(tiny), "--minutes", "60")
+    probed, measure = [], probe._probe
+    monkeypatch.setattr(probe, "_probe", lambda *args: probed.append(args) or measure(*args))
     done = command(*words, cwd=tmp_path)
     assert done.code == 0, done.err
     said = done.out.splitlines()
@@ -42,6 +51,7 @@ def test_from_a_file_to_a_report_and_on(tiny: Path, command: Command, file: Path
     assert {(record.method, record.seed) for record in records} == {
         (method, seed) for method in ("full", "lora", "bitfit", "head") for seed in range(5)
     }
+    assert len(probed) == 3, "each kind of pack once, though the study is fitted and then trained"
     again = command(*words, cwd=tmp_path)
     assert again.code == 0
     assert again.out.startswith("reviews-quick.yaml is there: going on with it.")
@@ -84,31 +94,56 @@ def test_init_writes_a_study_of_a_file(command: Command, file: Path, tmp_path: P
     assert "go with --data FILE" in command("init", "b.yaml", "--label", "x", cwd=tmp_path).err
 
 
-def test_a_study_is_fitted_into_the_time(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_line_of_a_study_file_is_the_command_that_wrote_it(command: Command, tmp_path: Path) -> None:
+    rows = [f"|a {'good' if n % 2 else 'bad'} thing, süß;{n % 2};it's {n}" for n in range(30)]
+    (tmp_path / "my rows.csv").write_text("\n".join(["a|b,c;label;more", *rows, ""]), encoding="cp1252")
+    options = ["--text", "a|b,c", "--text", "more", "--label", "label", "--type", "regression"]
+    options += ["--separator", ";", "--quoting", "none", "--encoding", "cp1252"]
+    done = command("init", "a study.yaml", "--data", "my rows.csv", *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    written = (tmp_path / "a study.yaml").read_text()
+    said, _, words = written.partition("\n")[0].partition("manytune ")
+    assert said == "# Written by: "
+    (tmp_path / "a study.yaml").unlink()
+    assert command(*shlex.split(words), cwd=tmp_path).code == 0
+    assert (tmp_path / "a study.yaml").read_text() == written
+    task = Study.from_file(tmp_path / "a study.yaml").task("my-rows")
+    assert task.own is not None
+    assert (task.text_columns, task.own.dialect) == (("a|b,c", "more"), Dialect("none", "semicolon", "cp1252"))
+
+
+@pytest.mark.parametrize("name", ["quick", "init"])
+def test_a_task_has_columns_of_its_own(command: Command, tmp_path: Path, name: str) -> None:
+    words = ("quick", "cola") if name == "quick" else ("init", "--data", "cola")
+    done = command(*words, "--label", "grade", "--separator", "tab", cwd=tmp_path)
+    assert done.code == 2
+    assert "--label, --separator: cola is a known task, whose columns are known too." in " ".join(done.err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_is_fitted_into_the_time(tiny: Path) -> None:
     def draft(size: Size) -> Study:
         return Study.from_dict(quick_study("builtin-acceptability", size, model=str(tiny)))
 
-    def at(pace: float) -> None:
-        """Steps take so many times as long as from products alone, instead of what a probe measures."""
-        kinds = ("full", "adapters", "head")
-        monkeypatch.setattr("manytune.executors.fit.measure_paces", lambda *_: dict.fromkeys(kinds, Pace(pace, 0.0)))
+    def at(pace: float) -> Probe:
+        """Steps take so many times as long as from products alone, instead of what is measured."""
+        kinds: tuple[PackKind, ...] = ("full", "adapters", "head")
+        return Probe({(kind, torch.get_num_threads()): Pace(pace, 0.0) for kind in kinds})
 
-    at(2.0)
-    slow = fit(draft, "cpu", 1e9, overhead=5.0)
-    at(1.0)
-    whole = fit(draft, "cpu", 1e9, overhead=5.0)
+    slow = fit(draft, "cpu", 1e9, 5.0, at(2.0))
+    whole = fit(draft, "cpu", 1e9, 5.0, at(1.0))
     assert whole.size == slow.size == Size(5, None, epochs_for(whole.rows))
     assert 5.0 < whole.seconds < slow.seconds
     previous = whole.size.seeds, whole.rows
     for share in (0.8, 0.5):
         there = 5.0 + share * (whole.seconds - 5.0)
-        part = fit(draft, "cpu", there, overhead=5.0)
+        part = fit(draft, "cpu", there, 5.0, at(1.0))
         assert part.seconds <= there
         size = part.size.seeds, part.size.rows or part.rows
         assert size < previous, "fewer rows, or fewer seeds"
         previous = size
     with pytest.raises(StudyError, match=r"even a study of one seed and 100 rows takes about .* min on .* --minutes"):
-        fit(draft, "cpu", 99.0, overhead=100.0)
+        fit(draft, "cpu", 99.0, 100.0, at(1.0))
 
 
 def test_a_page_is_opened_where_somebody_can_see_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from manytune import config
 from manytune.config import Study, Training, digest, study_json_schema
+from manytune.config.plan import plan_runs
 from manytune.config.study_file import Source, apply_overrides, dump, read
 from manytune.data.tasks import TASKS
 from manytune.methods import METHODS, AnyMethod, make_method
@@ -157,6 +158,20 @@ class TestRead:
         (tmp_path / "latin.yaml").write_bytes("name: café".encode("latin-1"))
         with pytest.raises(StudyError, match="not a text file in UTF-8"):
             Study.from_file(tmp_path / "latin.yaml")
+
+    def test_a_study_that_is_copied_with_its_data_has_the_same_runs(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        task = {"name": "own", "train": "rows.csv", "dev": "dev.csv", "text": "a", "label": "b"}
+        ids = []
+        for folder in (tmp_path / "one", tmp_path / "two"):
+            folder.mkdir()
+            (folder / "rows.csv").touch()
+            (folder / "dev.csv").touch()
+            (folder / "study.yaml").write_text(yaml.safe_dump({**BASE, "tasks": [task]}))
+            study = Study.from_file(folder / "study.yaml")
+            assert study.tasks[0].train == str(folder / "rows.csv")
+            ids.append([run.id for run in plan_runs(study)])
+        assert ids[0] == ids[1] != []
 
     def test_relative_paths_are_found_beside_the_file_where_they_lead_nowhere_else(self, tmp_path, monkeypatch):
         beside, here = tmp_path / "study", tmp_path / "here"

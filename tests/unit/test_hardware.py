@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -168,6 +169,20 @@ class TestPeakMemory:
         later = PeakMemory(CPU).bytes()
         assert later is not None
         assert peak - later > size / 2
+
+    @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+    def test_what_was_freed_before_does_not_count(self) -> None:
+        """As by the pack before, whose memory is kept for the next step."""
+        hardware.keep_freed_memory()
+        first = PeakMemory(CPU)
+        blocks = [torch.ones(2**18) for _ in range(128)]  # 128 MiB
+        peak = first.bytes()
+        del blocks
+        kept, later = psutil.Process().memory_info().rss, PeakMemory(CPU).bytes()
+        assert peak is not None
+        assert later is not None
+        assert peak - kept < 2**25, "it is kept indeed"
+        assert peak - later > 2**26
 
     def test_it_is_none_rather_than_the_whole_past(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_args: object) -> None:

@@ -87,6 +87,25 @@ def test_what_was_taken_is_said_with_the_way_to_say_otherwise(tmp_path: Path) ->
     assert "as of ratings: --type regression" in said
 
 
+def test_a_name_decides_where_the_values_do_not_speak_against_it(tmp_path: Path) -> None:
+    """Numbers that are not whole are neither ids nor counts; of few values, each is one of several grades."""
+    for score in (lambda n: n / 7, lambda n: n % 5 + 1):
+        rows = [(sentence(n), score(n), "ab"[n % 2], n) for n in range(60)]
+        path = table(tmp_path / "rows.csv", ("text", "score", "team", ""), rows)
+        found = recognise(path)
+        assert found.label == "score"
+        assert "by its name (of few values too: team). Another: --label COLUMN" in "\n".join(found.found)
+    assert recognise(path, label="team").label == "team"
+
+
+def test_how_the_rows_were_read_is_said_with_the_option_that_says_otherwise(tmp_path: Path) -> None:
+    rows = "".join(f'"{sentence(n)}"|{n % 2}\n' for n in range(30))
+    (tmp_path / "rows.txt").write_text(f"text|label\n{rows}")
+    said = recognise(str(tmp_path / "rows.txt"), dialect=Dialect(quoting="none")).found
+    assert "A pipe parts the cells, as the header shows (other: --separator)." in said
+    assert any("30 rows stand in double quotes" in line and line.endswith("--quoting double") for line in said)
+
+
 def test_what_is_given_holds(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv", ("a", "b", "c"), [(sentence(n), sentence(n, 9), n % 5 + 1) for n in range(60)])
     given = {"text": ("a", "b"), "label": "c", "kind": "regression"}
@@ -127,9 +146,34 @@ REFUSED = {
         lambda n: (sentence(n), "ab"[n % 2], "xyz"[n % 3]),
         "the label may be one of several columns: team (2 different: a, b), prio (3 different: x, y, z). Say which",
     ),
+    "a score that may be a count": (
+        ("text", "team", "score"),
+        lambda n: (sentence(n), "ab"[n % 2], 3 * n),
+        "several columns: team (2 different: a, b), score (60 different: 0, 3, 6, …). Say which, such as --label team.",
+    ),
+    "a label without a name": (
+        ("text", ""),
+        lambda n: (sentence(n), "ab"[n % 2]),
+        "the label, one without a name (2 different: a, b), cannot be used: the first line has no name",
+    ),
+    "a text without a name": (
+        ("", "label"),
+        lambda n: (sentence(n), "ab"[n % 2]),
+        "the text, one without a name (60 different: ",
+    ),
+    "one of several labels without a name": (
+        ("text", "", "score"),
+        lambda n: (sentence(n), "ab"[n % 2], 3 * n),
+        "Say which, such as --label score. To take the one without a name, write a name for it into the first line.",
+    ),
     "one class": (("text", "label"), lambda n: (sentence(n), "x"), "is x in every row: there is nothing to tell apart"),
     "almost unique": (("text", "label"), lambda n: (sentence(n), f"class {n}"), "60 different values in 60 rows"),
     "no header": ((sentence(99), "1"), lambda n: (sentence(n), n % 2), "'1' looks like a cell"),
+    "another separator": (
+        ("text;label;a", " b"),
+        lambda n: (f"{sentence(n)};{n % 2};x",),
+        "2 columns. If a semicolon parts the cells: separator: semicolon in the task, --separator semicolon for a",
+    ),
     "twice": (("text", "text", "label"), lambda n: (1, 2, 3), "a column is there twice: text"),
     "decimal commas": (("text", "score"), lambda n: (sentence(n), f"{n},5"), "Write them with a point, 0.5"),
 }

@@ -122,7 +122,11 @@ def test_a_task_says_how_its_files_are_quoted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.csv", "text;y;a, b\na;b;c, d\n", "If a semicolon parts the cells, give the task separator: semicolon."),
+        (
+            "a.csv",
+            "text;y;a, b\na;b;c, d\n",
+            "If a semicolon parts the cells: separator: semicolon in the task, --separator semicolon for a command.",
+        ),
         ("a.csv", "text y\na b\n", "line 1: no column 'text'"),
         ("a.csv", "text,z\n", "line 1: no column 'y'"),
         ("a.csv", "text,y,y\na,b,c\n", "a column is there twice: y"),

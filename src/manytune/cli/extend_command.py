@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manytune.cli.common import AcceptChanges, Device, Directory, Quiet, RetryFailed, Wait, app
 from manytune.cli.training import train_and_report
 from manytune.utils.text import counted, listed, say
+
+if TYPE_CHECKING:
+    from manytune.config import Study
+    from manytune.config.plan import Run
 
 _SHOWN = 10
 
@@ -38,32 +42,38 @@ def extend(
     it goes on with what has not ended.
     """
     from manytune.config.extension import extend_study
-    from manytune.config.plan import plan_runs
     from manytune.storage.directory import Store
     from manytune.storage.study_state import StudyState
     from manytune.utils.devices import check_device
 
     check_device(device, "--device")
     store = Store.open(directory)
-    study = store.study()
-    grown = extend_study(study, seeds=seeds, methods=method or ())
-    before = {run.id: run.label for run in plan_runs(study)}
-    added = [run for run in plan_runs(grown) if run.id not in before]
+    known = store.study()
+
+    def grow(study: Study) -> Study:
+        """The study with what is asked for; says what that is where the study is no longer the one that is known."""
+        nonlocal known
+        if study != known:
+            say(f"{directory} was changed by another process meanwhile.")
+        grown = extend_study(study, seeds=seeds, methods=method or ())
+        if study != known:
+            say(f"{directory}: {_added(study, grown) or 'all that was asked for is part of its study now.'}")
+        known = study
+        return grown
+
+    grown = grow(known)
     # Not by the plan, which may lack what was added when it was killed.
     state = StudyState.read(store, grown, retry_failed=retry_failed)
-    if added:
-        more = [f"seed {seed}" for seed in grown.seeds if seed not in study.seeds]
-        labels = dict.fromkeys(run.label for run in added if run.label not in before.values())
-        more += [f"method {label}" for label in labels]
-        say(f"{directory}: {counted(len(added), 'run')} to add ({listed(more, _SHOWN)}); {len(before):,} are there.")
+    if said := _added(known, grown):
+        say(f"{directory}: {said}")
     elif state.has_work:
         say(f"{directory}: nothing to add; {counted(len(state.waiting), 'run')} of before to go on with.")
     else:
         how = ", such as --seeds 5" if seeds is None and not method else ""
-        say(f"{directory}: nothing to add: all {len(before):,} runs are there and have ended. Ask for more{how}.")
+        say(f"{directory}: nothing to add: all {len(state.runs):,} runs are there and have ended. Ask for more{how}.")
         return
     if dry_run:
-        for run in added[: 10 * _SHOWN]:
+        for run in _new_runs(known, grown)[: 10 * _SHOWN]:
             say(f"  {run.id}")
         return
     train_and_report(
@@ -74,5 +84,25 @@ def extend(
         wait=wait,
         retry_failed=retry_failed,
         accept_changes=accept_changes,
-        additions=True,
+        additions=grow,
     )
+
+
+def _new_runs(study: Study, grown: Study) -> list[Run]:
+    from manytune.config.plan import plan_runs
+
+    there = {run.id for run in plan_runs(study)}
+    return [run for run in plan_runs(grown) if run.id not in there]
+
+
+def _added(study: Study, grown: Study) -> str:
+    """What a study has more, in words; empty where that is nothing."""
+    from manytune.config.plan import plan_runs
+
+    if not (added := _new_runs(study, grown)):
+        return ""
+    before = plan_runs(study)
+    known = {run.label for run in before}
+    more = [f"seed {seed}" for seed in grown.seeds if seed not in study.seeds]
+    more += [f"method {label}" for label in dict.fromkeys(run.label for run in added if run.label not in known)]
+    return f"{counted(len(added), 'run')} to add ({listed(more, _SHOWN)}); {len(before):,} are there."

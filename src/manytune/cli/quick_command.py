@@ -5,14 +5,19 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manytune.cli.common import AcceptChanges, Device, RetryFailed, Wait, app, directory
+from manytune.cli.reader_options import Encoding, Quoting, Separator, dialect_of
 from manytune.cli.training import train_and_report
-from manytune.utils.errors import StoreError
-from manytune.utils.text import counted, duration, say
+from manytune.data.text_lines import Dialect
+from manytune.utils.errors import StoreError, choices
+from manytune.utils.text import counted, duration, listed, say
+
+if TYPE_CHECKING:
+    from manytune.executors.probe import Probe
 
 _OVERHEAD = 30.0
 """Seconds until the first step, and for the report at the end."""
@@ -25,8 +30,6 @@ TextColumns = Annotated[
 ]
 LabelColumn = Annotated[str | None, typer.Option("--label", help="What is to be predicted.", metavar="COLUMN")]
 KindOfTask = Annotated[str | None, typer.Option("--type", help="classification or regression (a number).")]
-Separator = Annotated[str | None, typer.Option(help="comma, semicolon, tab or pipe, where it is not seen.")]
-Encoding = Annotated[str | None, typer.Option(help="Of the file, such as cp1252, where it is not seen.")]
 
 
 @dataclass(frozen=True)
@@ -34,31 +37,49 @@ class DataOptions:
     """A file of rows, or a task, and what its user says of it."""
 
     data: str
-    text: tuple[str, ...] = ()
-    label: str | None = None
-    kind: str | None = None
-    separator: str | None = None
-    encoding: str | None = None
+    text: tuple[str, ...]
+    label: str | None
+    kind: str | None
+    dialect: Dialect
+
+    def options(self) -> list[tuple[str, str]]:
+        """What is said of the file: options of the command, each with its value."""
+        single = {
+            "--label": self.label,
+            "--type": self.kind,
+            "--separator": self.dialect.separator,
+            "--quoting": self.dialect.quoting,
+            "--encoding": self.dialect.encoding,
+        }
+        given = [(name, value) for name, value in single.items() if value is not None]
+        return [*(("--text", column) for column in self.text), *given]
+
+    def command(self, *words: str, **more: str | None) -> str:
+        """The command of `words` with these options, and `more` of them, of which None stands for one not given."""
+        added = [(f"--{name}", value) for name, value in more.items() if value is not None]
+        return shlex.join(["manytune", *words, *(word for pair in (*self.options(), *added) for word in pair)])
 
     def task(self, model: str = _MODEL) -> tuple[Any, list[str]]:
         """The task as an entry of a study, checked like one, and in sentences what was found."""
         from manytune.config import Study
         from manytune.config.quick_study import Size, quick_study, quick_task
         from manytune.data.recognise import recognise
+        from manytune.data.task_types import TASK_TYPES
         from manytune.data.tasks import TASKS
-        from manytune.data.text_lines import Dialect
 
         def checked(entry: Any) -> Any:
             return Study.from_dict(quick_study(entry, Size(1, None, 1), model=model)).tasks[0]
 
         if self.data in TASKS and not Path(self.data).is_file():
+            if given := [name for name, _ in self.options()]:
+                raise typer.BadParameter(
+                    f"{listed(list(dict.fromkeys(given)))}: {self.data} is a known task, whose columns are known too. "
+                    f"Leave that out, or give a file of rows, such as ./{self.data}.csv."
+                )
             return checked(self.data), []
-        # What is given is checked as a study's own keys are, before the file is read.
-        known = {"separator": self.separator, "encoding": self.encoding, "type": self.kind}
-        given = {key: value for key, value in known.items() if value is not None}
-        trial = checked({"name": "rows", "train": self.data, "text": "text", "label": "label", **given})
-        dialect = Dialect(separator=trial.separator, encoding=trial.encoding)
-        found = recognise(self.data, text=self.text, label=self.label, kind=self.kind, dialect=dialect)
+        if self.kind is not None and self.kind not in TASK_TYPES:
+            raise typer.BadParameter(f"--type: {choices(self.kind, TASK_TYPES)}")
+        found = recognise(self.data, text=self.text, label=self.label, kind=self.kind, dialect=self.dialect)
         task = quick_task(self.data, found)
         checked(task)
         return task, list(found.found)
@@ -85,6 +106,7 @@ def quick(
     ] = None,
     model: Annotated[str, typer.Option(help="The encoder: minilm, a hub name or a folder.")] = _MODEL,
     separator: Separator = None,
+    quoting: Quoting = None,
     encoding: Encoding = None,
     device: Device = "auto",
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the report, on a desktop.")] = True,
@@ -94,25 +116,33 @@ def quick(
 ) -> None:
     """Find out in some minutes which way of fine-tuning suits a file of texts and labels.
 
-    It finds the columns, sets rows aside for scores, trains as much as fits into the time, and writes the report. The
-    same command goes on after Ctrl-C.
+    It finds encoding, separator and columns, sets rows aside for scores, trains as much as fits into the time, and
+    writes the report. The same command goes on after Ctrl-C.
     """
     from manytune.config import Study
     from manytune.storage.directory import Store, adds_to
     from manytune.utils.devices import check_device
 
     check_device(device, "--device")
-    out = out or Path(f"{Path(data).stem}-quick")
+    usual_out = Path(f"{Path(data).stem}-quick")
+    out = out or usual_out
     file = out.with_name(f"{out.name}.yaml")
-    rows = DataOptions(data, tuple(text or ()), label, kind, separator, encoding)
-    made_by = _command(rows, minutes, model)
+    rows = DataOptions(data, tuple(text or ()), label, kind, dialect_of(quoting, separator, encoding))
+    made_by = rows.command(
+        "quick",
+        data,
+        minutes=None if minutes == _MINUTES else f"{minutes:g}",
+        out=None if out == usual_out else str(out),
+        model=None if model == _MODEL else model,
+    )
+    probe = None
     if file.exists():
         _refuse_another(file, out, made_by)
         say(f"{file} is there: going on with it.")
     elif (out / "study.yaml").exists():
         raise StoreError(f"{out} holds a study already, but {file} is not there. Give another --out.")
     else:
-        _write_study(rows, file, out, made_by=made_by, minutes=minutes, model=model, device=device)
+        probe = _write_study(rows, file, out, made_by=made_by, minutes=minutes, model=model, device=device)
     results = shlex.quote(str(out))
     then = [
         f"Study file: {file}; change it, then: manytune run {shlex.quote(str(file))} --out NEW_DIR",
@@ -136,6 +166,7 @@ def quick(
         wait=wait,
         retry_failed=retry_failed,
         accept_changes=accept_changes,
+        probe=probe,
     )
 
 
@@ -146,19 +177,10 @@ def study_of(rows: DataOptions, file: Path) -> str:
     task, found = rows.task()
     say(*found, error=True)
     study = quick_study(task, Size(3, _TRIAL_ROWS, _TRIAL_EPOCHS))
-    command = f"manytune init {shlex.quote(str(file))} --data {shlex.quote(rows.data)}"
     run = f"manytune run {shlex.quote(str(file))} --out results"
-    return quick_text(study, made_by=command, run=run, found="\n".join(found))
-
-
-def _command(rows: DataOptions, minutes: float, model: str) -> str:
-    """The command as it was given, with its options in one order."""
-    more = {"--minutes": None if minutes == _MINUTES else f"{minutes:g}", "--model": None if model == _MODEL else model}
-    words = ["manytune", "quick", rows.data, *(word for column in rows.text for word in ("--text", column))]
-    single = {"--label": rows.label, "--type": rows.kind, "--separator": rows.separator, "--encoding": rows.encoding}
-    for name, value in {**single, **more}.items():
-        words += [] if value is None else [name, value]
-    return shlex.join(words)
+    return quick_text(
+        study, made_by=rows.command("init", str(file), "--data", rows.data), run=run, found="\n".join(found)
+    )
 
 
 def _refuse_another(file: Path, out: Path, made_by: str) -> None:
@@ -175,8 +197,11 @@ def _refuse_another(file: Path, out: Path, made_by: str) -> None:
 
 def _write_study(
     rows: DataOptions, file: Path, out: Path, *, made_by: str, minutes: float, model: str, device: str
-) -> None:
-    """Look at the data, fit a study into the time, and write its file; each step says what it found."""
+) -> Probe:
+    """Look at the data, fit a study into the time, and write its file; each step says what it found.
+
+    Returns what was measured of the machine, which `run_study` then does not measure again.
+    """
     from manytune.config import Study
     from manytune.config.plan import plan_runs
     from manytune.config.quick_study import Size, quick_study, quick_text
@@ -185,6 +210,7 @@ def _write_study(
     task, found = rows.task(model)
     say(*found, f"Fitting a study into {minutes:g} min …")
     from manytune.executors.fit import fit  # torch, so late
+    from manytune.executors.probe import Probe
     from manytune.models.loading import model_spec
 
     width = next(iter(model_spec(model, 1).linears.values()))[0]
@@ -192,7 +218,8 @@ def _write_study(
     def draft(size: Size) -> Study:
         return Study.from_dict(quick_study(task, size, model=model, width=width))
 
-    fitted = fit(draft, device, 60 * minutes, _OVERHEAD)
+    probe = Probe()
+    fitted = fit(draft, device, 60 * minutes, _OVERHEAD, probe)
     size = fitted.size
     trained = f"{size.rows:,} of {fitted.rows:,}" if size.rows else f"all {fitted.rows:,}"
     study = quick_study(task, size, model=model, width=width)
@@ -204,3 +231,4 @@ def _write_study(
     run = f"manytune run {shlex.quote(str(file))} --out NEW_DIR"
     write_atomically(file, quick_text(study, made_by=made_by, run=run, found="\n".join([*found, summary])))
     say(f"Study: {summary}", f"Wrote {file}.")
+    return probe

@@ -23,7 +23,8 @@ from manytune.cli.common import (
     print_result,
     print_rich,
 )
-from manytune.cli.quick_command import DataOptions, Encoding, KindOfTask, LabelColumn, Separator, TextColumns, study_of
+from manytune.cli.quick_command import DataOptions, KindOfTask, LabelColumn, TextColumns, study_of
+from manytune.cli.reader_options import Encoding, Quoting, Separator, dialect_of
 from manytune.cli.training import train_and_report
 from manytune.utils.errors import StoreError
 from manytune.utils.text import say
@@ -41,6 +42,7 @@ def init(
     label: LabelColumn = None,
     kind: KindOfTask = None,
     separator: Separator = None,
+    quoting: Quoting = None,
     encoding: Encoding = None,
 ) -> None:
     """Write a commented study file to start from.
@@ -50,14 +52,16 @@ def init(
     from manytune.utils.files import check_output, is_stream, open_stream
 
     check_output(file, streams=True)
+    rows = DataOptions(data or "", tuple(text or ()), label, kind, dialect_of(quoting, separator, encoding))
     if data is None:
-        if text or label or kind or separator or encoding:
-            raise typer.BadParameter("--text, --label, --type, --separator and --encoding go with --data FILE")
+        if rows.options():
+            raise typer.BadParameter(
+                "--text, --label, --type, --separator, --quoting and --encoding go with --data FILE"
+            )
         template = (resources.files("manytune.config") / "study_template.yaml").read_text()
     elif file.exists() and not is_stream(file):  # before the data is read
         raise StoreError(f"{file} exists already; give another name, or delete it.")
     else:
-        rows = DataOptions(data, tuple(text or ()), label, kind, separator, encoding)
         template = study_of(rows, file)
     try:
         if is_stream(file):

@@ -38,6 +38,7 @@ def train_and_report(
     from manytune.report.guard import warnings_as_lines
     from manytune.report.views import closing_lines
     from manytune.report.writing import write_report
+    from manytune.storage.directory import Store
     from manytune.study import run_study
     from manytune.tracking.progress import TerminalProgress
     from manytune.utils.signals import Interrupted
@@ -56,7 +57,8 @@ def train_and_report(
                 page, _ = write_report([result.directory])
         except ManytuneError as error:  # the results are whole all the same
             say(f"warning: no report: {error}", error=True)
-    say(*closing_lines(result.directory, result.failed, page, len(study.seeds)), *then)
+    seeds = len(Store(result.directory).study().seeds)
+    say(*closing_lines(result.directory, result.failed, page, seeds), *then)
     if open_page and page is not None and can_browse():
         typer.launch(page.resolve().as_uri())
     if result.failed:

@@ -14,29 +14,12 @@ import typer
 from typer.core import TyperCommand
 
 from manytune.cli.common import Device, Directory, Json, app, print_result
+from manytune.cli.reader_options import Encoding, Quoting, Separator, completed, dialect_of
 from manytune.data.metrics import METRICS
 from manytune.data.tasks import Task
-from manytune.data.text_lines import Dialect
 from manytune.storage.record import plain
 from manytune.utils.errors import choices
 from manytune.utils.text import counted, say, shortened
-
-Quoting = Annotated[
-    str | None,
-    typer.Option(help="double or none: whether cells of CSV and TSV may stand in quotes; as in training by default."),
-]
-Encoding = Annotated[str | None, typer.Option(help="Of the file, such as cp1252.", show_default="utf-8")]
-
-
-def dialect_of(task: Task, quoting: str | None, encoding: str | None) -> Dialect:
-    """How a file holds its rows: as `--quoting` and `--encoding` say, and quoted as in training by default."""
-    if quoting not in (None, "double", "none"):
-        raise typer.BadParameter(f"--quoting: {choices(str(quoting), ('double', 'none'))}")
-    try:
-        "".encode(encoding or "utf-8")
-    except LookupError:
-        raise typer.BadParameter(f"--encoding: {encoding!r} is none; take cp1252, latin-1 or utf-16") from None
-    return Dialect(quoting or (task.own.dialect.quoting if task.own is not None else None), encoding=encoding)
 
 
 class _TakesTexts(TyperCommand):
@@ -91,6 +74,7 @@ def predict(
     as_text: Annotated[
         bool, typer.Option("--text", help="INPUT are texts themselves; pairs of them where the task has pairs.")
     ] = False,
+    separator: Separator = None,
     quoting: Quoting = None,
     encoding: Encoding = None,
     device: Device = "auto",
@@ -98,7 +82,8 @@ def predict(
     """Predict with a run of a study, or with the mean of several.
 
     The input has the task's columns, such as sentence, or sentence1 and sentence2; labels are not needed. Its rows
-    come out in order, with what is predicted and, for classes, their probabilities.
+    come out in order, with what is predicted and, for classes, their probabilities. A file is read as those of the
+    task's own data, unless --separator, --quoting or --encoding say otherwise.
     """
     from manytune.data.rows import check_format, output_format, read_parts, writer
     from manytune.data.text_lines import FileFacts
@@ -116,7 +101,7 @@ def predict(
         check_format(inputs[0])
         output_format(out, inputs[0])
         refuse_own_folders([store] if out != "-" else [], Path(out))
-    dialect = dialect_of(store.task(records[0].task), quoting, encoding)
+    given = dialect_of(quoting, separator, encoding)
     from manytune.inference.predictor import Predictor  # torch, so late
 
     predictor = Predictor(store, records, device)
@@ -133,6 +118,7 @@ def predict(
         if isinstance(stream, io.TextIOWrapper):
             # Rows are UTF-8, as in a file, whatever the terminal has; other bytes go on to a pipe as they were.
             stream.reconfigure(encoding="utf-8", errors="strict" if stream.isatty() else "surrogateescape")
+    dialect = completed(given, predictor.task, inputs[0])
     rows = empty = 0
     facts = FileFacts()
     added = predictor.added
@@ -168,6 +154,7 @@ def evaluate(
         Path | None,
         typer.Option("--out", help="Also write every figure there: a .csv or .json file.", show_default=False),
     ] = None,
+    separator: Separator = None,
     quoting: Quoting = None,
     encoding: Encoding = None,
     device: Device = "auto",
@@ -177,7 +164,8 @@ def evaluate(
 
     Every metric of the task with a 95 % bootstrap interval over the rows; of classes the confusion matrix, precision,
     recall and F1; of numbers the errors by the target's size. Baselines that learned from the training rows are scored
-    on the same rows, where these can be had.
+    on the same rows, where these can be had. The file is read as those of the task's own data, unless --separator,
+    --quoting or --encoding say otherwise.
     """
     from manytune.data.labelled import read_labelled
     from manytune.data.rows import check_format
@@ -197,7 +185,7 @@ def evaluate(
         refuse_own_folders([store], out)
         check_output(out)
     asked = store.task(records[0].task)
-    dialect = dialect_of(asked, quoting, encoding)
+    dialect = completed(dialect_of(quoting, separator, encoding), asked, rows)
     try:
         labelled = read_labelled(asked, rows, text or (), label, dialect)
     except DataError as error:

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.config.values import OwnName, PathOrName, TaskName
 from manytune.data.tasks import OwnData, Task
-from manytune.data.text_lines import SEPARATORS, Dialect
+from manytune.data.text_lines import Dialect, check_encoding, separator_word
 from manytune.utils.errors import choices
 from manytune.utils.fields import Frozen, distinct
 
@@ -61,19 +61,11 @@ def _known_type(name: str) -> str:
     return name
 
 
-def _known_encoding(name: str) -> str:
-    try:
-        "".encode(name)  # not every codec is of text
-    except LookupError:
-        raise ValueError("it must be the name of an encoding of text, such as cp1252, latin-1 or utf-16") from None
-    return name
-
-
 _OF_FILES = ("quoting", "separator", "encoding")
-_Encoding = Annotated[str, Field(min_length=1), AfterValidator(_known_encoding)]
+_Encoding = Annotated[str, Field(min_length=1), AfterValidator(check_encoding)]
 _Separator = Annotated[
     Literal["comma", "semicolon", "tab", "pipe"],
-    BeforeValidator(lambda value: next((word for word, mark in SEPARATORS.items() if mark == value), value)),
+    BeforeValidator(separator_word),
 ]
 _LANGUAGE = "[A-Za-z]{2,3}(-[A-Za-z0-9]+)*"
 _Column = Annotated[str, Field(min_length=1)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from manytune.data.cells import is_empty, label_of, number_in, text_of
 from manytune.data.rows import check_format, read_parts
 from manytune.data.task_types import TASK_TYPES
-from manytune.data.text_lines import Dialect, FileFacts, encoding_of
+from manytune.data.text_lines import Dialect, FileFacts, encoding_of, separator_word
 from manytune.utils.errors import DataError
 from manytune.utils.text import column_shown, counted, listed, no_column, shortened
 
@@ -24,6 +24,7 @@ _LABEL_NAMES = (
     ("label", "labels", "class", "target", "y", "gold_label"),
     ("category", "sentiment", "score", "rating", "stars", "intent", "topic", "similarity", "is_duplicate", "kategorie"),
 )
+"""Names of labels, and names that mostly are of a label, but also of ids, counts and other facts of a text."""
 _PAIRS = (("premise", "hypothesis"), ("question", "answer"), ("question", "sentence"), ("query", "passage"))
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")
 _FEW = 20  # distinct values of a column that may be classes
@@ -83,7 +84,8 @@ class _ColumnFacts:
     def shown(self) -> str:
         """Its name, and some of its values."""
         some = listed([value for value, _ in self.values.most_common(3)], 3, 20)
-        return f"{column_shown(self.name)} ({len(self.values):,} different: {some}{', …' * (len(self.values) > 3)})"
+        name = column_shown(self.name) or "one without a name"
+        return f"{name} ({len(self.values):,} different: {some}{', …' * (len(self.values) > 3)})"
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,24 @@ def recognise(
     """
     dialect, notes = _dialect(name, dialect or Dialect())
     columns, rows, facts = _read(name, dialect)
-    notes += [note for note in facts.notes(name) if "quotes" in note or "parts the cells" in note]
+    if facts.separator is not None:
+        notes.append(f"A {separator_word(facts.separator)} parts the cells, as the header shows (other: --separator).")
+    if facts.in_quotes:
+        notes.append(
+            f"Cells of {counted(facts.in_quotes, 'row')} stand in double quotes, which are read as part of the text. "
+            "If a program added them: --quoting double"
+        )
     for given in (*text, *([label] if label else [])):
         if given not in columns:
             raise DataError(f"{name}: {no_column(given, list(columns))}")
     label_column, why_label = _label(name, columns, label, text)
     texts, why_text = _texts(name, columns, label_column.name, text)
+    if "" in (*texts, label_column.name):
+        what = f"the label, {label_column.shown}" if not label_column.name else f"the text, {columns[''].shown}"
+        raise DataError(
+            f"{name}: {what}, cannot be used: the first line has no name for this column. Write one there, or name "
+            "other columns with --text and --label."
+        )
     usable = sum(_usable(row, texts, label_column.name) for row in rows)
     if left := len(rows) - usable:
         notes.append(f"{counted(left, 'row')} without a text or a label: left out.")
@@ -185,13 +199,18 @@ def _label(
     if given is not None:
         return columns[given], f"label: {columns[given].shown}"
     left = [column for column in columns.values() if column.name not in texts and column.filled]
+    few = [column for column in left if column.is_few]
     for names in _LABEL_NAMES:
         named = [column for column in left if column.name.strip().casefold() in names and not column.no_text]
-        if len(named) == 1:
-            return named[0], f"label: {named[0].shown}, by its name. Another: --label COLUMN"
+        others = [column for column in few if column not in named]
+        # Many whole numbers may be ids or counts, whatever their name: beside classes, they are no sure label.
+        doubtful = names is not _LABEL_NAMES[0] and any(one.are_whole and not one.is_few for one in named)
+        if len(named) > 1 or (others and doubtful):
+            raise DataError(_several(name, "label", [*others, *named] if doubtful else named))
         if named:
-            raise DataError(_several(name, "label", named))
-    few = [column for column in left if column.is_few]
+            more = [column_shown(one.name) for one in others if one.name]
+            why = f"by its name (of few values too: {listed(more)})" if more else "by its name"
+            return named[0], f"label: {named[0].shown}, {why}. Another: --label COLUMN"
     numbers = [column for column in left if column.are_numbers and not column.are_whole]
     for group, why in ((few, "the only column of few values"), (numbers, "the only column of numbers")):
         if len(group) == 1:
@@ -281,8 +300,13 @@ def _kind(name: str, column: _ColumnFacts, given: str | None) -> tuple[str, list
 
 
 def _several(name: str, what: str, columns: Sequence[_ColumnFacts]) -> str:
-    first = columns[0].name
+    first = next(column.name for column in columns if column.name)  # at most one has none
+    unnamed = (
+        ""
+        if all(column.name for column in columns)
+        else " To take the one without a name, write a name for it into the first line."
+    )
     return (
         f"{name}: the {what} may be one of several columns: {listed([column.shown for column in columns], 10, 100)}. "
-        f"Say which, such as --{what} {shlex.quote(first)}."
+        f"Say which, such as --{what} {shlex.quote(first)}.{unnamed}"
     )

@@ -23,6 +23,9 @@ MOST_IN_CELL = 10_000_000
 SEPARATORS: Mapping[str, str] = MappingProxyType({"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"})
 """What may part the cells of a table: its word in a study file → the character."""
 
+QUOTINGS = ("double", "none")
+"""Whether a cell may stand in double quotes, or these are characters like any other."""
+
 _MOST_IN_ROW = 4 * MOST_IN_CELL
 
 _OTHER_FORMATS = {
@@ -48,7 +51,7 @@ class Dialect:
     """How a text file holds a table; what is None is usual, or is found in its header."""
 
     quoting: str | None = None
-    """Whether a cell may stand in double quotes (`double`), or these are characters like any other (`none`)."""
+    """One of `QUOTINGS`."""
     separator: str | None = None
     """The word in `SEPARATORS` for what parts the cells."""
     encoding: str | None = None
@@ -75,7 +78,7 @@ class FileFacts:
     def notes(self, name: str) -> Iterator[str]:
         """What a reader of the file should know, in sentences."""
         if self.separator is not None:
-            word = next(word for word, mark in SEPARATORS.items() if mark == self.separator)
+            word = separator_word(self.separator)
             yield f"{name}: a {word} parts the cells, as the header shows; else give the task a separator."
         if self.several or self.blank:
             first, last = self.longest
@@ -199,6 +202,20 @@ def open_lines(
         yield Lines(name, io.StringIO(sys.stdin.read(), newline=newline), facts)
 
 
+def separator_word(value: Any) -> Any:
+    """The word in `SEPARATORS` of a character that parts cells; any other value as it is."""
+    return next((word for word, mark in SEPARATORS.items() if mark == value), value)
+
+
+def check_encoding(name: str) -> str:
+    """The name, if Python knows an encoding of text by it; else a ValueError."""
+    try:
+        "".encode(name)  # not every codec is of text
+    except LookupError:
+        raise ValueError("it must be the name of an encoding of text, such as cp1252, latin-1 or utf-16") from None
+    return name
+
+
 def separator_in(header: str, usual: str) -> str:
     """What parts the cells of a header line: `usual` if it is there, else the mark that is there most often."""
     bare = re.sub('"[^"]*"', "", header)
@@ -241,5 +258,6 @@ def refuse_undecodable(text: str, place: str, column: str) -> None:
     if not text.isascii() and (found := _UNDECODABLE.search(text)):
         raise DataError(
             f"{place}: byte 0x{ord(found[0]) - 0xDC00:02x} in {column_shown(column)} is not valid UTF-8, but may be "
-            "Windows-1252 or Latin-1. Save the file as UTF-8, or give your task, or predict, the encoding: cp1252."
+            "Windows-1252 or Latin-1. Save the file as UTF-8, or give its encoding: encoding: cp1252 in the task, "
+            "--encoding cp1252 for a command."
         )

@@ -84,8 +84,12 @@ def _other_separator(lines: Lines, column: str, delimiter: str) -> str:
     """What to do if a column would be there with another separator."""
     for word, mark in SEPARATORS.items():
         if mark != delimiter and column in [cell.strip('" \r\n') for cell in "".join(lines.row).split(mark)]:
-            return f" If a {word} parts the cells, give the task separator: {word}."
+            return f" {_if_parted_by(word)}"
     return ""
+
+
+def _if_parted_by(word: str) -> str:
+    return f"If a {word} parts the cells: separator: {word} in the task, --separator {word} for a command."
 
 
 def _records(lines: Lines, delimiter: str, quoted: bool) -> Iterator[list[str]]:
@@ -109,7 +113,7 @@ def _records(lines: Lines, delimiter: str, quoted: bool) -> Iterator[list[str]]:
 
 _NO_QUOTING = (
     "If the quotes of this file are part of its text, read it without quoting: quoting: none in the task, "
-    "--quoting none for predict."
+    "--quoting none for a command."
 )
 
 
@@ -150,6 +154,8 @@ def _table_rows(
                 hint = ". A cell that holds commas begins and ends with a double quote, without blanks around."
             elif lines.quotes:
                 hint = ". Quotes are part of the text here; if they hold cells together, give quoting: double."
+            elif other := next((word for word, mark in SEPARATORS.items() if any(mark in name for name in header)), ""):
+                hint = f". {_if_parted_by(other)}"
             raise DataError(
                 f"{place}: {counted(len(cells), 'cell')}, but the header names {counted(len(header), 'column')}{hint}"
             )

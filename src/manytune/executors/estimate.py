@@ -85,7 +85,7 @@ class PackEstimate:
 
 def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackEstimate:
     """Estimate a pack from its token counts and the speed of matrix products where it trains."""
-    steps, evaluations, tokens, _ = counts(work)
+    steps, evaluations, tokens, *_ = counts(work)
     batch_tokens = work.study.training.batch_size * float(work.train.lengths.mean())
     parameters = _parameters(work, pack.runs)
     head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())  # whole in each snapshot
@@ -105,15 +105,21 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
 
 
 def pack_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
-    """Seconds that a pack of `runs` runs trains and is evaluated, roughly."""
-    _, evaluations, tokens, dev_tokens = counts(work)
-    passes = tokens * _PASSES[kind] + dev_tokens * (evaluations + 1)
+    """Seconds until a pack of `runs` runs has ended, roughly: training, its evaluations, and the scores at the end."""
+    scores = counts(work).scored_tokens * _seconds_per_pass(work, runs, profile)
+    return training_seconds(work, kind, runs, profile) + scores
+
+
+def training_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
+    """Seconds that a pack of `runs` runs trains and is evaluated, roughly, without the scores at the end."""
+    _, evaluations, tokens, evaluated, _ = counts(work)
+    passes = tokens * _PASSES[kind] + evaluated * evaluations
     return passes * _seconds_per_pass(work, runs, profile)
 
 
 def seconds_per_step(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
     """Seconds that a pack of `runs` runs takes for an optimizer step, roughly, as `pack_seconds` has it."""
-    steps, _, tokens, _ = counts(work)
+    steps, _, tokens, *_ = counts(work)
     return tokens / steps * _PASSES[kind] * _seconds_per_pass(work, runs, profile)
 
 
@@ -130,7 +136,7 @@ def _seconds_per_pass(work: TaskWork, runs: int, profile: HardwareProfile) -> fl
 
 
 def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile) -> list[float]:
-    """Seconds that each of some packs trains and is evaluated, roughly."""
+    """Seconds until each of some packs has ended, roughly."""
     return [pack_seconds(works[pack.task], pack.kind, len(pack.runs), profile) for pack in packs]
 
 
@@ -192,7 +198,8 @@ class Counts(NamedTuple):
     steps: int  # optimizer steps
     evaluations: int
     tokens: int  # that it trains on
-    dev_tokens: int  # of one pass over dev
+    evaluated_tokens: int  # of one evaluation: of the rows that select
+    scored_tokens: int  # of the scores at its end: of its best tensors, and of its last ones where dev selects
 
 
 def counts(work: TaskWork) -> Counts:
@@ -203,7 +210,9 @@ def counts(work: TaskWork) -> Counts:
     samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))
     evaluations = len(evaluation_steps(training, per_epoch, steps))
     tokens = round(samples * float(work.train.lengths.mean()))
-    return Counts(steps, evaluations, tokens, int(work.dev.lengths.sum()))
+    # Where the last tensors are the best ones, they are scored once; nobody knows before for which runs that will be.
+    scored = [*([work.dev] * (2 if work.study.selection == "dev" else 1)), *work.also.values()]
+    return Counts(steps, evaluations, tokens, work.evaluated_tokens, sum(int(rows.lengths.sum()) for rows in scored))
 
 
 def _twice(work: TaskWork) -> float:

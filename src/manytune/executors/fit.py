@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,8 +15,7 @@ from manytune.executors.auto import best_executor
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.estimate import largest_packs, makespan, seconds_of
 from manytune.executors.pack_inputs import Backbones
-from manytune.executors.probe import Pace, measure_paces, paced_seconds
-from manytune.methods import PackKind
+from manytune.executors.probe import Probe
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils.errors import StudyError
 from manytune.utils.text import counted, duration
@@ -36,18 +35,18 @@ class Fitted:
     seconds: float
 
 
-def fit(draft: Callable[[Size], Study], device: str, seconds: float, overhead: float) -> Fitted:
+def fit(draft: Callable[[Size], Study], device: str, seconds: float, overhead: float, probe: Probe) -> Fitted:
     """The largest study, seeds first, that is expected to end within `seconds`, of which `overhead` are not training.
 
-    `draft` makes the study of a size. Raises StudyError where even the smallest takes longer, and ManytuneError where
-    the data or the model cannot be used.
+    `draft` makes the study of a size; `probe` keeps what it measures, for `run_study`. Raises StudyError where even the
+    smallest takes longer, and ManytuneError where the data or the model cannot be used.
     """
     study = draft(Size(1, _MOST_ROWS, 1))
     work = prepare(study, study.task_names[0])
     most = work.train.size
     rows_there = work.limited_from or most
 
-    expectation = _Expectation(work, device)
+    expectation = _Expectation(work, device, probe)
 
     def expected(seeds: int, rows: int) -> float:
         return overhead + expectation.seconds(draft(Size(seeds, rows, epochs_for(rows))), rows)
@@ -80,13 +79,13 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 class _Expectation:
-    """Expects how long studies of one task take: the speed is measured once for each number of threads."""
+    """Expects how long studies of one task take."""
 
-    def __init__(self, whole: TaskWork, device: str) -> None:
+    def __init__(self, whole: TaskWork, device: str, probe: Probe) -> None:
         self._whole = whole
         self._device = device
         self._backbones = Backbones(whole.study.model)
-        self._paces: dict[int, Mapping[PackKind, Pace]] = {}
+        self._probe = probe
 
     def seconds(self, study: Study, rows: int) -> float:
         """Seconds that a study trains on so many rows, and scores its runs."""
@@ -97,9 +96,7 @@ class _Expectation:
         packs = plan_packs(runs, largest_packs(runs, works, profile, capacity))
         if profile.device != "cpu":
             return makespan(seconds_of(packs, works, profile), capacity)
-        if profile.threads not in self._paces:
-            self._paces[profile.threads] = measure_paces(packs, works, profile, self._backbones)
-        return makespan(paced_seconds(packs, works, profile, self._paces[profile.threads]), capacity)
+        return makespan(self._probe.measured(packs, works, profile, self._backbones), capacity)
 
 
 def _first(rows: Encoded, count: int) -> Encoded:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manytune.config.plan import Pack, Run, total_steps
-from manytune.executors.estimate import HardwareProfile, counts, seconds_of, seconds_per_step
+from manytune.executors.estimate import HardwareProfile, counts, seconds_of, seconds_per_step, training_seconds
 from manytune.executors.pack_inputs import Backbones
 from manytune.methods import PackKind
 from manytune.models.loading import Backbone
@@ -23,9 +23,6 @@ from manytune.training.evaluation import evaluate
 from manytune.training.loop import PackData, train_pack
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
-
-SHORTEST = 20.0
-"""Seconds; a study that is expected to take less is not worth a probe."""
 
 _WARM_UP, _STEPS = 3, 8
 """Steps before the clock starts, and those that are timed at least, where both fit into `_MOST_SECONDS`."""
@@ -65,49 +62,57 @@ class _Timer(PackCallback):
 class Pace:
     """What a probe of one kind of pack found."""
 
-    steps: float = 1.0  # how many times as long as from products alone a step takes
-    scores: float = 0.0  # seconds that the scores of a run's best and last tensors take, a token of dev
+    steps: float  # how many times as long as from products alone a step takes
+    score: float  # seconds that scoring a run's tensors alone takes, as at its end; a token
 
 
-def probed_seconds(
-    packs: Sequence[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile, backbones: Backbones
-) -> list[float]:
-    """Seconds that each pack trains and is evaluated, from some steps of the largest pack of each kind.
+@dataclass(frozen=True)
+class Probe:
+    """Says how long packs of one study take on this machine's CPU; each kind of them is measured once.
 
-    `profile` is of this machine's CPU. Nothing is kept of the steps. Where the packs are expected to take less than
-    `SHORTEST` seconds, nothing is trained, and the estimate from products alone is returned.
+    Studies that differ in their seeds, rows and epochs alone are one here.
     """
-    rough = seconds_of(packs, works, profile)
-    if sum(rough) < SHORTEST:
-        return rough
-    return paced_seconds(packs, works, profile, measure_paces(packs, works, profile, backbones))
+
+    paces: dict[tuple[PackKind, int], Pace | None] = field(default_factory=dict)
+    """Kind of packs and threads of each → what was measured; None where that broke, which training then reports."""
+    shortest: float = 20.0
+    """Seconds; a study that is expected to take less is not worth a probe."""
+
+    def expected(
+        self, packs: Sequence[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile, backbones: Backbones
+    ) -> list[float]:
+        """As `measured`; but where that is less than `shortest` in all, from products alone, and at once."""
+        rough = seconds_of(packs, works, profile)
+        known = all((pack.kind, profile.threads) in self.paces for pack in packs)
+        return self.measured(packs, works, profile, backbones) if known or sum(rough) >= self.shortest else rough
+
+    def measured(
+        self, packs: Sequence[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile, backbones: Backbones
+    ) -> list[float]:
+        """Seconds until each pack has ended.
+
+        Of a kind that was not measured with so many threads, some steps of the largest pack are trained, which takes
+        some seconds, and of which nothing is kept. `profile` is of this machine's CPU.
+        """
+        rough = seconds_of(packs, works, profile)
+        for _, pack in sorted(zip(rough, packs, strict=True), key=lambda pair: -pair[0]):
+            if (pack.kind, profile.threads) not in self.paces:
+                self.paces[pack.kind, profile.threads] = _probe(pack, works[pack.task], profile, backbones)
+        return [
+            each if pace is None else _seconds(pack, works[pack.task], profile, pace)
+            for each, pack in zip(rough, packs, strict=True)
+            for pace in [self.paces[pack.kind, profile.threads]]
+        ]
 
 
-def measure_paces(
-    packs: Sequence[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile, backbones: Backbones
-) -> dict[PackKind, Pace]:
-    """Train some steps of the largest pack of each kind; that takes some seconds a kind."""
-    paces: dict[PackKind, Pace] = {}
-    rough = seconds_of(packs, works, profile)
-    for _, pack in sorted(zip(rough, packs, strict=True), key=lambda pair: -pair[0]):
-        if pack.kind not in paces:
-            paces[pack.kind] = _probe(pack, works[pack.task], profile, backbones)
-    return paces
+def _seconds(pack: Pack, work: TaskWork, profile: HardwareProfile, pace: Pace) -> float:
+    """Seconds that a pack trains and is evaluated, its runs are scored at their ends, and their files written."""
+    trained = pace.steps * training_seconds(work, pack.kind, len(pack.runs), profile)
+    scored = pace.score * len(pack.runs) * counts(work).scored_tokens
+    return trained + scored + _bytes_written(pack, work) / _BYTES_PER_SECOND
 
 
-def paced_seconds(
-    packs: Sequence[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile, paces: Mapping[PackKind, Pace]
-) -> list[float]:
-    """Seconds that each pack trains and is evaluated, by the paces of all kinds of packs."""
-    return [
-        paces[pack.kind].steps * seconds
-        + paces[pack.kind].scores * len(pack.runs) * counts(works[pack.task]).dev_tokens
-        + _bytes_written(pack, works[pack.task]) / _BYTES_PER_SECOND
-        for seconds, pack in zip(seconds_of(packs, works, profile), packs, strict=True)
-    ]
-
-
-def _probe(pack: Pack, work: TaskWork, profile: HardwareProfile, backbones: Backbones) -> Pace:
+def _probe(pack: Pack, work: TaskWork, profile: HardwareProfile, backbones: Backbones) -> Pace | None:
     """Train some steps of a pack, and score one of its runs."""
     hardware.keep_freed_memory()
     before = torch.get_num_threads()
@@ -117,13 +122,12 @@ def _probe(pack: Pack, work: TaskWork, profile: HardwareProfile, backbones: Back
         step, state = _train(pack, work, profile, backbone)
         return Pace(
             step / seconds_per_step(work, pack.kind, len(pack.runs), profile) if step else 1.0,
-            2 * _score(pack.runs[0], work, backbone, state),
+            _score(pack.runs[0], work, backbone, state),
         )
     except Exception:  # whatever it is, training meets it too, and reports it
-        return Pace()
+        return None
     finally:
         torch.set_num_threads(before)
-        hardware.give_back_memory()  # else every pack's peak would begin at the probe's
 
 
 def _train(
@@ -142,7 +146,7 @@ def _train(
 
 
 def _score(run: Run, work: TaskWork, backbone: Backbone, state: dict[str, Tensor]) -> float:
-    """Seconds that scoring a run's tensors alone takes, as its best and last ones are at its end; a token of dev."""
+    """Seconds that scoring a run's tensors alone takes, as its best and last ones are at its end; a token."""
     rows = np.arange(min(_SCORED_ROWS, work.dev.size))
     for _ in range(2):  # the first time, oneDNN compiles products of these shapes
         began = time.perf_counter()
@@ -150,7 +154,7 @@ def _score(run: Run, work: TaskWork, backbone: Backbone, state: dict[str, Tensor
         built = time.perf_counter()
         evaluate(model, work.task, work.dev, [rows])
         ended = time.perf_counter()
-    return (built - began) / counts(work).dev_tokens + (ended - built) / int(work.dev.lengths[rows].sum())
+    return (built - began) / int(work.dev.lengths.sum()) + (ended - built) / int(work.dev.lengths[rows].sum())
 
 
 def _bytes_written(pack: Pack, work: TaskWork) -> float:

@@ -82,6 +82,12 @@ class TaskWork:
         """Rows that each run trains on."""
         return len(self._split(seed=0)[0])
 
+    @cached_property
+    def evaluated_tokens(self) -> int:
+        """Tokens of the rows that select a run's snapshot, which each evaluation goes through."""
+        selecting = self.dev if self.study.selection == "dev" else self.train
+        return int(selecting.lengths[self._split(seed=0)[1]].sum())
+
     def adaptation(self, run: Run) -> Adaptation:
         """What a run trains. Raises StudyError where its method does not fit the backbone."""
         return run.method.adapt(self.model_spec)

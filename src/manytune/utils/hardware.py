@@ -181,8 +181,9 @@ def _memory_bytes() -> int | None:
 class PeakMemory:
     """The most memory held at once since this was made: of the GPU, else of the process (resident set).
 
-    Linux lets a process reset its own high-water mark; where it cannot, the figure is None rather than that of the
-    process's whole life.
+    The process's part that every pack has, such as libraries and the backbone, counts; what was freed before does not.
+    Linux lets a process reset its own high-water mark; where it cannot, as on macOS, the figure is None rather than one
+    of the whole life of the process, which would be the same for every pack.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -192,6 +193,7 @@ class PeakMemory:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             else:
+                give_back_memory()  # else what an earlier pack has freed would count, as `keep_freed_memory` keeps it
                 Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             self._measured = False
