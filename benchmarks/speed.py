@@ -310,7 +310,7 @@ class Bench:
         (_, _, backbone) = self.runs({"tasks": ["cola"], "seeds": [0], "methods": [LORA]}, 1)
         width = backbone.model.config.hidden_size
         dtype = self.settings.dtype
-        product = Product(torch.randn(4 * width, width).to(dtype), frozen=True)
+        product = Product(torch.randn(4 * width, width).to(dtype), choose_kernels(self.settings.device), frozen=True)
         x, best = torch.randn(rows, width).to(dtype), float("inf")
         for _ in range(30):
             started = time.perf_counter()

@@ -17,6 +17,7 @@ from manytune.data.tasks import get_task
 from manytune.methods import Method, make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Layout, Member, PackedModel, build_layout
+from manytune.packing.kernels.compiled import compiled_kernels
 from manytune.storage.record import HistoryRow, RunState
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import Evaluation
@@ -153,6 +154,34 @@ def test_each_epoch_is_every_row_once_in_an_order_of_each_runs_own(
 
 
 # Micro-batches
+
+
+@pytest.mark.parametrize("method", [make_method("full", learning_rate=RATE), LORA], ids=["full", "lora"])
+def test_where_kernels_multiply_training_is_the_same_without_padding_rows(
+    backbone: Backbone, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = compiled_kernels()
+    if kernels is None:
+        pytest.skip("no C++ compiler on this machine: there are no compiled kernels")
+    ends, padding = [], []
+    for multiplies in (False, True):
+        monkeypatch.setattr(kernels, "multiplies", multiplies)
+        pack = Pack(backbone, [(method, 0)], rows=24)
+        forward, layouts = pack.model.forward, list[Layout]()
+
+        def noted(layout: Layout, *, step: int | None = None, forward: Any = forward, seen: Any = layouts) -> Tensor:
+            seen.append(layout)
+            found: Tensor = forward(layout, step=step)
+            return found
+
+        monkeypatch.setattr(pack.model, "forward", noted)
+        (outcome,) = pack.train(epochs=1, batch_size=8, schedule="constant")
+        ends.append(final(outcome))
+        assert len(layouts) >= 4  # of three steps and of an evaluation
+        padding.append([layout.rows - layout.tokens for layout in layouts])
+    assert_close(*ends)
+    assert any(padding[0])
+    assert not any(padding[1])
 
 
 def test_accumulated_micro_batches_equal_one_batch(backbone: Backbone, seen_rows: list[list[list[int]]]) -> None:

@@ -232,7 +232,8 @@ def _shared_bytes(work: TaskWork, profile: HardwareProfile) -> float:
     """The backbone, and its matrices as products read them (`packing.products`).
 
     In bf16 they are there once, on a CPU three times, as they are and packed for two products; in fp32, which is the
-    backbone's own, once transposed on a CPU without AVX-512.
+    backbone's own, once transposed on a CPU without AVX-512. Kernels that multiply need no such copy, but whether they
+    do is known only once they are compiled.
     """
     frozen = sum(math.prod(shape) for shape in work.model_spec.tensors.values())
     on_cpu = profile.device == "cpu"

@@ -80,7 +80,9 @@ class PackedLayer:
         together = {"query": joined[:width], "key_value": joined[width:]} if self.last else {"joined": joined}
         frozen = not weights["query"].requires_grad
         apart = {name: weights[name] for name in _LINEARS if name not in _QKV}
-        return {name: Product(weight, frozen=frozen) for name, weight in (together | apart).items()}
+        return {
+            name: Product(weight, self.context.kernels, frozen=frozen) for name, weight in (together | apart).items()
+        }
 
 
 class _LayerNode(torch.autograd.Function):
@@ -217,7 +219,7 @@ class _LayerArithmetic:
             grad_hidden = products["key_value" if self.last else "joined"].backward(joined)
             grad_queries = products["query"].backward(dq) if self.last else grad_hidden
         if "query.weight" in self.needs and not self.last:
-            found = torch.mm(joined.t(), hidden).chunk(3)
+            found = self.kernels.weight_grad(joined, hidden).chunk(3)
             self.grads |= {f"{name}.weight": part for name, part in zip(_QKV, found, strict=True)}
         self._note_grads("query", dq, self.query_rows(hidden), grad_queries, self.rows)
         self._note_grads("key", dk, hidden, grad_hidden, self.tokens)
@@ -263,7 +265,7 @@ class _LayerArithmetic:
             self.grads[f"{name}.bias"] = self.kernels.segment_sums(grad, segments)
         if f"{name}.weight" in self.needs and f"{name}.weight" not in self.grads:
             assert x is not None
-            self.grads[f"{name}.weight"] = torch.mm(grad.t(), x)
+            self.grads[f"{name}.weight"] = self.kernels.weight_grad(grad, x)
         if uses := self.uses[name]:
             assert x is not None
             found = lora_backward(grad, x, self.inner[name], uses, self._factors(name), grad_x, self.kernels)

@@ -110,6 +110,7 @@ def build_layout(
     *,
     first_index: int = 0,  # index, in the run's batch of this optimizer step, of the first row given here
     device: torch.device | str = "cpu",  # where the tensors go
+    rounded: bool = True,  # add padding rows, so that T takes few values (see `row_count`)
 ) -> Layout:
     """Lay out the rows that each run has drawn."""
     per_run = {len(run) for run in rows}
@@ -127,7 +128,7 @@ def build_layout(
     sequence_of_token = np.repeat(np.arange(len(flat_rows)), lengths)
     within = np.arange(tokens) - starts[sequence_of_token]
     source = data.offsets[flat_rows][sequence_of_token] + within
-    tail = row_count(tokens) - tokens  # copies of the last sequence's first token
+    tail = row_count(tokens) - tokens if rounded else 0  # copies of the last sequence's first token
     sequence_of_token = np.concatenate([sequence_of_token, np.full(tail, len(flat_rows) - 1)])
     within = np.concatenate([within, np.zeros(tail, dtype=within.dtype)])
     source = np.concatenate([source, np.full(tail, data.offsets[flat_rows[-1]])])

@@ -43,6 +43,11 @@ class PackedModel:
             self._passes = FlatPasses(backbone, members, self.bank, self.context, self.device, fused=fused)
         self._head = PackedHead(backbone.model_spec.head, members, self.bank, self.device)
 
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether batches are to be laid out `rounded`: not for products of our own, which serve any number of rows."""
+        return not (self.context.kernels.multiplies and self.context.dtype == torch.float32)
+
     def forward(self, layout: Layout, *, step: int | None = None) -> Tensor:
         """Logits [R, B, outputs] in fp32 of a packed batch sorted by run.
 

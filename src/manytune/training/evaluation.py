@@ -50,7 +50,8 @@ def predict(model: PackedModel, data: Encoded, rows: Sequence[NDArray[Any]]) -> 
     longest = np.max([lengths[run_rows] for run_rows in sorted_rows], axis=0)
     parts = []
     for first, last in _chunks(longest * len(rows), _TOKENS_PER_BATCH[model.device.type]):
-        layout = build_layout(data, [run_rows[first:last] for run_rows in sorted_rows], device=model.device)
+        batch = [run_rows[first:last] for run_rows in sorted_rows]
+        layout = build_layout(data, batch, device=model.device, rounded=model.rounds_rows)
         parts.append(model.forward(layout).cpu().numpy())
     found = np.concatenate(parts, axis=1)
     logits = np.empty_like(found)

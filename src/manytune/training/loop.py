@@ -190,7 +190,7 @@ def _forward_backward(
         model.bank.collect_grads()
         micro = slice(first, first + batch_size)
         micro_rows = [run_rows[micro] for run_rows in rows]
-        layout = build_layout(data, micro_rows, first_index=first, device=model.device)
+        layout = build_layout(data, micro_rows, first_index=first, device=model.device, rounded=model.rounds_rows)
         logits = model.forward(layout, step=step)
         per_run = (task.type.losses(logits, labels[:, micro]) * share[:, micro]).sum(1)
         per_run.sum().backward()

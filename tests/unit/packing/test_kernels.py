@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -376,7 +376,77 @@ def test_attention_to_far_scores_is_finite(kernels: Kernels) -> None:
         assert part.isfinite().all()
 
 
-def test_results_do_not_depend_on_the_number_of_threads(compiled: CompiledKernels) -> None:
+@dataclass(frozen=True)
+class Multiplied:
+    """The three products of n rows with a matrix [outputs, inputs], whose rows lie apart in memory."""
+
+    x: Tensor  # [n, inputs]
+    grad: Tensor  # [n, outputs]
+    weight: Tensor  # [outputs, inputs]
+
+    @classmethod
+    def draw(cls, rows: int, inputs: int, outputs: int) -> Multiplied:
+        draw = generator("products", 0)
+        x, grad = (torch.randn(rows, width + 3, generator=draw)[:, 2:-1] for width in (inputs, outputs))
+        return cls(x, grad, torch.randn(outputs, inputs, generator=draw))
+
+    def by(self, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+        """Y [n, outputs], and the gradients of x and of the weight."""
+        return (
+            kernels.product(self.x, self.weight),
+            kernels.product_grad(self.grad, self.weight),
+            kernels.weight_grad(self.grad, self.x),
+        )
+
+
+@pytest.fixture
+def multiplying(compiled: CompiledKernels, monkeypatch: pytest.MonkeyPatch) -> CompiledKernels:
+    """Compiled kernels that multiply, whatever this processor."""
+    monkeypatch.setattr(compiled, "multiplies", True)
+    return compiled
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 30), inputs=st.integers(1, 70), outputs=st.integers(1, 70))
+@example(rows=200, inputs=400, outputs=112)  # more rows than a block, more columns than a strip, and a second depth
+@example(rows=390, inputs=33, outputs=13)
+def test_products(multiplying: CompiledKernels, rows: int, inputs: int, outputs: int) -> None:
+    case = Multiplied.draw(rows, inputs, outputs)
+    exact = Multiplied(case.x.double(), case.grad.double(), case.weight.double())
+    for found, wanted in zip(case.by(multiplying), exact.by(PLAIN), strict=True):
+        assert_close(found, wanted.float(), torch.float32)
+        assert found.is_contiguous()
+
+
+def test_products_of_a_row_do_not_depend_on_the_others(multiplying: CompiledKernels) -> None:
+    case = Multiplied.draw(200, 400, 40)
+    y, grad_x, _ = case.by(multiplying)
+    for rows in (slice(3, 4), slice(7, 20), slice(90, 200)):
+        part = Multiplied(case.x[rows], case.grad[rows], case.weight)
+        for found, whole in zip(part.by(multiplying)[:2], (y, grad_x), strict=True):
+            assert torch.equal(found, whole[rows])
+
+
+def test_products_in_bf16_are_torchs(multiplying: CompiledKernels) -> None:
+    case = Multiplied.draw(8, 16, 24)
+    case = Multiplied(case.x.bfloat16(), case.grad.bfloat16(), case.weight.bfloat16())
+    for found, wanted in zip(case.by(multiplying), case.by(PLAIN), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("avx512", [True, False])
+def test_kernels_of_eight_lanes_multiply_where_torch_has_no_avx512(
+    compiled: CompiledKernels, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANYTUNE_KERNEL_TARGET", compiled.name.split()[-1].replace("compiled", "native"))
+    monkeypatch.setattr("manytune.packing.kernels.compiled.has_avx512", lambda: avx512)
+    kernels = build.load_library(CompiledKernels)
+    assert kernels is not None
+    assert kernels.name == compiled.name
+    assert kernels.multiplies is (kernels.lanes == 8 and not avx512)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(multiplying: CompiledKernels) -> None:
     threads = torch.get_num_threads()
     found = []
     try:
@@ -385,9 +455,10 @@ def test_results_do_not_depend_on_the_number_of_threads(compiled: CompiledKernel
             case = Rows(4, 70, torch.bfloat16, 0.1)
             inputs = (case.rows(), case.by_run(), case.rows(torch.float32))
             gain, shift = case.fresh(70, dtype=torch.float32), case.by_run()
-            out = compiled.residual_norm(*inputs, NormCall(case.segments, case.drop, gain, shift, 1e-5))
-            sums = compiled.segment_sums(out[1], case.segments)
-            found.append([*out, sums, *Heads(4, 3, 16, torch.bfloat16, 0.1).run(compiled)])
+            out = multiplying.residual_norm(*inputs, NormCall(case.segments, case.drop, gain, shift, 1e-5))
+            sums = multiplying.segment_sums(out[1], case.segments)
+            products = Multiplied.draw(200, 400, 112).by(multiplying)
+            found.append([*out, sums, *products, *Heads(4, 3, 16, torch.bfloat16, 0.1).run(multiplying)])
     finally:
         torch.set_num_threads(threads)
     for one, other in zip(*found, strict=True):

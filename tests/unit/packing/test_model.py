@@ -116,6 +116,16 @@ def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_c
     assert torch.equal(fresh.forward(layout), model.forward(layout))
 
 
+def test_rows_are_rounded_for_torchs_products_alone(
+    build: Callable[..., PackedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build("lora", dtype=dtype)
+        for multiplies in (False, True):
+            monkeypatch.setattr(model.context.kernels, "multiplies", multiplies)
+            assert model.rounds_rows is (not multiplies or dtype == torch.bfloat16)
+
+
 def test_a_smaller_pack_computes_what_its_runs_did(build: Callable[..., PackedModel]) -> None:
     for method in ("bitfit", "lora"):
         model = build(method, runs=4)

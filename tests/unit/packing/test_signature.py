@@ -18,7 +18,9 @@ from manytune.packing.kernels import compiled as module
 from manytune.packing.kernels.compiled import KERNELS, CompiledKernels
 from manytune.packing.kernels.signature import AdamWArgs, DropArgs, Pointer, Signature
 
-SOURCE = Path(module.__file__).with_name("kernels.cpp").read_text(encoding="utf-8")
+SOURCE = "".join(
+    Path(module.__file__).with_name(name).read_text(encoding="utf-8") for name in ("kernels.cpp", "products.cpp")
+)
 CTYPES = {
     "int64_t": ctypes.c_int64,
     "int32_t": ctypes.c_int32,
@@ -68,8 +70,8 @@ def element(pointer: Pointer) -> str:
 
 
 def test_every_function_of_the_library_has_a_signature() -> None:
-    exported = set(re.findall(r"^EXPORT\((\w+)\)", SOURCE, re.MULTILINE)) | {"adamw"}
-    assert len(exported) == 14
+    exported = set(re.findall(r"^EXPORT(?:_F32)?\((\w+)\)", SOURCE, re.MULTILINE))
+    assert len(exported) == 17
     assert KERNELS.keys() == exported
     # And each exported function can say that an index is out of range.
     assert set(re.findall(r"^const char\* (\w+)\(", SOURCE, re.MULTILINE)) == exported
@@ -117,7 +119,8 @@ class Call:
     """A call of a kernel, right in everything until a test changes that."""
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
-        self.signature, self.dtype = Signature(name, KERNELS[name]), dtype
+        self.signature = Signature(name, KERNELS[name])
+        self.dtype = dtype if any(pointer.kind == "T" for pointer in self.signature.pointers) else torch.float32
         self.given: dict[str, Any] = {}
         for pointer in self.signature.pointers:
             shape = [SIZES[dim.size] * dim.factor + dim.offset for dim in pointer.dims]

@@ -129,6 +129,7 @@ class Kernels(Protocol):
 
     name: str
     lanes: int  # fp32 numbers in a vector of compiled kernels; 0 where torch decides
+    multiplies: bool  # whether the products of rows and weights in fp32 are kernels too, rather than torch's
 
     def attention(self, call: AttentionCall) -> Tensor:
         """[rows of q, heads * d]: softmax(scale q kᵀ) v of each head, within each sequence."""
@@ -186,6 +187,15 @@ class Kernels(Protocol):
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         """[n, c]: dropout of x."""
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """X Wᵀ [n, out] of x [n, in], whose rows may be strided, and W [out, in]."""
+
+    def product_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of x, g W [n, in], from that of the product, g [n, out], whose rows may be strided."""
+
+    def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of W, gᵀ x [out, in], from that of the product; rows of both may be strided."""
 
     def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after clipping, in place."""

@@ -1,4 +1,4 @@
-"""Compile kernels.cpp once for this processor, keep the library in the user's cache, and load it.
+"""Compile kernels.cpp and products.cpp once for this processor, keep the library in the user's cache, and load it.
 
 Compiling takes a few seconds, loading milliseconds. Neither torch's headers nor its build tools are needed.
 """
@@ -24,7 +24,8 @@ from manytune.utils.errors import ManytuneError, StoreError, StudyError
 from manytune.utils.files import temporary
 from manytune.utils.text import listed
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "products.cpp")]
+_HEADER = Path(__file__).with_name("vectors.h")
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _OPTIONAL = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
 """Flags that not every compiler knows; the first set that works is used."""
@@ -47,7 +48,7 @@ Used = TypeVar("Used")
 
 
 def load_library(use: Callable[[ctypes.CDLL], Used]) -> Used | None:
-    """What `use` makes of the library of kernels.cpp, which is compiled unless the user's cache has it whole.
+    """What `use` makes of the library of these sources, which is compiled unless the user's cache has it whole.
 
     `use` raises a ValueError where the library lacks a function. None where there is no compiler, or no library can be
     made or loaded; `kernel_problems` says why.
@@ -110,7 +111,8 @@ def _from_cache(compiler: Sequence[str], target: str, folder: Path, use: Callabl
     executable = shutil.which(compiler[0])
     status = os.stat(executable) if executable else None  # changes when another compiler is installed in its place
     installed = [] if status is None else [f"{status.st_size} {status.st_mtime_ns}"]
-    parts = (_SOURCE.read_text(encoding="utf-8"), *compiler, *installed, *_FLAGS, target, _processor())
+    sources = [path.read_text(encoding="utf-8") for path in (_HEADER, *_SOURCES)]
+    parts = (*sources, *compiler, *installed, *_FLAGS, target, _processor())
     key = hashlib.sha256("\x1f".join(parts).encode())
     name = f"kernels-{key.hexdigest()[:16]}"
     if (entry := read_entry(folder, name, ".so")) is not None:
@@ -146,7 +148,7 @@ def _compile(compiler: Sequence[str], path: Path) -> bytes:
     with temporary(path, directory=True) as folder:
         made = folder / "made.so"
         for optional in _OPTIONAL:
-            command = [*compiler, *_FLAGS, *optional, str(_SOURCE), "-o", str(made)]
+            command = [*compiler, *_FLAGS, *optional, *map(str, _SOURCES), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
             if done.returncode == 0 and made.exists() and (content := made.read_bytes()):
                 return content

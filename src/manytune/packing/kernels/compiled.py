@@ -14,6 +14,7 @@ from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall,
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import kernel_target, load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
+from manytune.utils.hardware import has_avx512
 
 _ATTENTION = """
     q: T [queries, hidden] strided; k: T [rows, hidden] strided; v: T [rows, hidden] strided;
@@ -53,11 +54,15 @@ KERNELS = {
         grad_x: T!? [rows, inputs] strided; grad_a: f32! [runs, inputs, rank]; grad_b: f32! [runs, rank, outputs];
         bounds: i64 [runs+1]""",
     "drop": "x: T [rows, width]; drop: Drop [rows, width]; out: T! [rows, width]",
+    "product_forward": "x: f32 [rows, inputs] strided; weight: f32 [outputs, inputs]; y: f32! [rows, outputs]",
+    "product_backward": "grad: f32 [rows, outputs] strided; weight: f32 [outputs, inputs]; grad_x: f32! [rows, inputs]",
+    "product_weight_grad": """
+        grad: f32 [rows, outputs] strided; x: f32 [rows, inputs] strided; grad_weight: f32! [outputs, inputs]""",
     "adamw": """
         tensors: AdamWArgs [count]; rates: f64 [runs]; number: int64; beta1: double; beta2: double; epsilon: double;
         decay: double; max_norm: double""",
 }
-"""What each function of kernels.cpp takes; see `signature`."""
+"""What each function of kernels.cpp and products.cpp takes; see `signature`."""
 
 _MOMENTS = "exp_avg: f32! [runs, ...]; exp_avg_sq: f32! [runs, ...]"
 _DENSE = Signature("adamw", f"value: f32! [runs, ...]; {_MOMENTS}; grad: T [runs, ...]; value_bf16: bf16!? [runs, ...]")
@@ -69,12 +74,14 @@ _SPARSE = Signature(
 
 
 class CompiledKernels:
-    """The functions of kernels.cpp; see `Kernels` for what they compute."""
+    """The functions of kernels.cpp and products.cpp; see `Kernels` for what they compute."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         target = kernel_target()
         self.name = "compiled" if target == "native" else f"compiled for {target}"
         self.lanes = ctypes.c_int64.in_dll(library, "lanes").value  # fp32 numbers in a vector
+        # With AVX2 they are faster than those of torch's libraries; with AVX-512 results are to stay as they were.
+        self.multiplies = self.lanes == 8 and not has_avx512()
         self._kernels = {name: Kernel(library, name, text) for name, text in KERNELS.items()}
         # Up to this rank, LoRA's products are kernels; above it, matrix products proper are faster.
         self._max_rank = ctypes.c_int64.in_dll(library, "lora_max_rank").value
@@ -166,6 +173,30 @@ class CompiledKernels:
         out = torch.empty_like(x)
         self._kernels["drop"](x.dtype, x, drop, out)
         return out
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._multiplies(x):
+            return torch.mm(x, weight.t())
+        y = torch.empty(len(x), len(weight))
+        self._kernels["product_forward"](torch.float32, x, weight, y)
+        return y
+
+    def product_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
+        if not self._multiplies(grad):
+            return torch.mm(grad, weight)
+        grad_x = torch.empty(len(grad), weight.shape[1])
+        self._kernels["product_backward"](torch.float32, grad, weight, grad_x)
+        return grad_x
+
+    def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
+        if not self._multiplies(grad):
+            return torch.mm(grad.t(), x)
+        grad_weight = torch.empty(grad.shape[1], x.shape[1])
+        self._kernels["product_weight_grad"](torch.float32, grad, x, grad_weight)
+        return grad_weight
+
+    def _multiplies(self, x: Tensor) -> bool:
+        return self.multiplies and x.dtype == torch.float32
 
     def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
         structs = (AdamWArgs * len(tensors))(*map(_adamw_args, tensors))

@@ -11,35 +11,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
-
-struct bf16 {
-  uint16_t bits;
-};
-
-inline float as_float(uint32_t x) {
-  float f;
-  std::memcpy(&f, &x, 4);
-  return f;
-}
-
-inline uint32_t as_bits(float f) {
-  uint32_t x;
-  std::memcpy(&x, &f, 4);
-  return x;
-}
-
-inline float get(float x) { return x; }
-inline float get(bf16 x) { return as_float(uint32_t(x.bits) << 16); }
-inline void put(float& to, float x) { to = x; }
-inline void put(bf16& to, float x) {  // to nearest, ties to even, as torch rounds
-  const uint32_t bits = as_bits(x);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to.bits = uint16_t(x != x ? 0x7fc0 : rounded);
-}
 
 // ---- checks ----
 //
@@ -131,56 +107,11 @@ class Factors {
 };
 
 // ---- vectors ----
-//
-// As wide as the target's registers: a compiler cuts a wider vector into several, through memory. A tile of sums has
-// at most as many vectors as the registers hold beside what is multiplied. AVX2 and SSE have sixteen registers, for
-// twelve sums, two vectors of B and a number of A; NEON has thirty-two, for twenty sums, four vectors of B and five numbers of A. AVX-512
-// has as many, but a head of 32 or 64 columns is two or four of its vectors wide.
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kTileRows = 6, kTileColumns = 2;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kTileRows = 6, kTileColumns = 2;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kTileRows = 5, kTileColumns = 4;
-#else
-constexpr int kLanes = 4, kTileRows = 6, kTileColumns = 2;
-#endif
-
-typedef float vfloat __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t vuint __attribute__((vector_size(4 * kLanes)));
-typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t vshort __attribute__((vector_size(2 * kLanes)));
-// The same anywhere in memory. A copy by memcpy goes through the stack where the compiler cuts it into halves.
-typedef vfloat vfloat_at __attribute__((aligned(4), may_alias));
-typedef vshort vshort_at __attribute__((aligned(2), may_alias));
-
-inline vfloat as_floats(vuint x) { return vfloat(x); }  // the same bits
-inline vfloat load(const float* from) { return *reinterpret_cast<const vfloat_at*>(from); }
-inline vfloat load(const bf16* from) {
-  const vshort x = *reinterpret_cast<const vshort_at*>(from);
-  return as_floats(__builtin_convertvector(x, vuint) << 16);
-}
-
-inline void save(float* to, vfloat x) { *reinterpret_cast<vfloat_at*>(to) = x; }
-
-inline void save(bf16* to, vfloat x) {  // as `put` rounds
-  const vuint bits = vuint(x);
-  const vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  *reinterpret_cast<vshort_at*>(to) = __builtin_convertvector(x != x ? vuint{} + 0x7fc0 : rounded, vshort);
-}
 
 inline vfloat larger(vfloat x, vfloat y) { return x > y ? x : y; }
 inline vfloat kept_or_not(vint hashes, int32_t threshold, float kept) {
   return hashes >= threshold ? vfloat{} + kept : vfloat{};
 }
-
-// Before a loop over an array of vectors: only where all its indices are constants are the vectors kept in registers.
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 // n rounded up to whole vectors.
 inline int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -231,41 +162,7 @@ constexpr OddRational kSlope = {
     {7.978845325e-1f, -3.074345294e-2f, 1.420917440e-2f, 2.418409716e-5f, 3.585057552e-5f, 1.908851095e-7f},
     {1.0f, 2.948056798e-1f, 4.106469640e-2f, 3.528762476e-3f, 1.935198504e-4f, 8.887478435e-6f}};
 
-// ---- a product of small matrices: C = A B, or C += A B ----
-
-template <int M, int N>
-inline void tile(int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb, float* c,
-                 int64_t ldc) {
-  vfloat sums[M][N] = {};
-  for (int64_t i = 0; i < k; ++i) {
-    vfloat row[N];
-    UNROLL for (int n = 0; n < N; ++n) row[n] = load(b + i * ldb + kLanes * n);
-    UNROLL for (int m = 0; m < M; ++m) {
-      const float x = a[m * am + i * ak];
-      UNROLL for (int n = 0; n < N; ++n) sums[m][n] += x * row[n];
-    }
-  }
-  UNROLL for (int m = 0; m < M; ++m)
-    UNROLL for (int n = 0; n < N; ++n) save(c + m * ldc + kLanes * n, sums[m][n]);
-}
-
-// The columns of N vectors of C; of the rows, `most` at a time.
-template <int N>
-inline void columns(int64_t m, int64_t most, int64_t k, const float* a, int64_t am, int64_t ak, const float* b,
-                    int64_t ldb, float* c, int64_t ldc) {
-  for (int64_t row = 0; row < m; row += most) {
-    const float* at = a + row * am;
-    float* to = c + row * ldc;
-    switch (std::min(most, m - row)) {
-      case 1: tile<1, N>(k, at, am, ak, b, ldb, to, ldc); break;
-      case 2: tile<2, N>(k, at, am, ak, b, ldb, to, ldc); break;
-      case 3: tile<3, N>(k, at, am, ak, b, ldb, to, ldc); break;
-      case 4: tile<4, N>(k, at, am, ak, b, ldb, to, ldc); break;
-      case 5: tile<5, N>(k, at, am, ak, b, ldb, to, ldc); break;
-      case 6: tile<6, N>(k, at, am, ak, b, ldb, to, ldc); break;
-    }
-  }
-}
+// ---- a product of small matrices ----
 
 // A is [m, k] with the strides am and ak, B is [k, n] with rows of ldb; n is a multiple of kLanes.
 void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_t ak, const float* b, int64_t ldb,
@@ -274,8 +171,8 @@ void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t am, int64_
   const int64_t tiles = (m + kTileRows - 1) / kTileRows, most = (m + tiles - 1) / tiles;
   int64_t col = 0;
   for (; col + kTileColumns * kLanes <= n; col += kTileColumns * kLanes)
-    columns<kTileColumns>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
-  for (; col < n; col += kLanes) columns<1>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
+    columns<kTileColumns, false>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
+  for (; col < n; col += kLanes) columns<1, false>(m, most, k, a, am, ak, b + col, ldb, c + col, ldc);
 }
 
 // ---- attention ----
@@ -337,31 +234,6 @@ inline void fetch(const T* from, int64_t ld, const float* bias, int64_t rows, in
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < width; ++c) to[i * whole_width + c] = get(from[i * ld + c]) + (bias ? bias[c] : 0.0f);
     for (int64_t c = width; c < whole_width; ++c) to[i * whole_width + c] = 0.0f;
-  }
-}
-
-// Of two vectors, lane j of the first where j & STEP is 0, else lane j - STEP of the second; and of the other halves.
-template <int STEP, bool HIGH, int... J>
-inline vfloat exchange(vfloat one, vfloat other, std::integer_sequence<int, J...>) {
-#ifdef __clang__
-  return __builtin_shufflevector(one, other, (J & STEP ? kLanes + J - !HIGH * STEP : J + HIGH * STEP)...);
-#else
-  return __builtin_shuffle(one, other, vint{(J & STEP ? kLanes + J - !HIGH * STEP : J + HIGH * STEP)...});
-#endif
-}
-
-// Transpose [kLanes, kLanes] in place, in rounds that exchange blocks of 1, 2, 4, …
-template <int STEP = 1>
-inline void transpose_square(vfloat* x) {
-  if constexpr (STEP < kLanes) {
-    constexpr std::make_integer_sequence<int, kLanes> lanes;
-    UNROLL for (int i = 0; i < kLanes; ++i)
-      if (!(i & STEP)) {
-        const vfloat one = x[i], other = x[i + STEP];
-        x[i] = exchange<STEP, false>(one, other, lanes);
-        x[i + STEP] = exchange<STEP, true>(one, other, lanes);
-      }
-    transpose_square<2 * STEP>(x);
   }
 }
 
@@ -1082,10 +954,11 @@ const char* adamw(const AdamWArgs* tensors, const double* rates, int64_t count, 
                              float(std::sqrt(1.0 - std::pow(beta2, double(number)))), float(epsilon),
                              max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
   }
+  // From the last one on: its gradient was read last for the norm, and the next step begins with the first tensors.
   const std::vector<Chunk> chunks = chunks_of(tensors, count, false);
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
   for (size_t i = 0; i < chunks.size(); ++i) {
-    const Chunk& c = chunks[i];
+    const Chunk& c = chunks[chunks.size() - 1 - i];
     const AdamWArgs& s = *c.tensor;
     const Rates& r = all[2 * (s.first + c.run) + s.decays];
     const int64_t at = c.run * s.size + c.from, n = c.to - c.from;
@@ -1120,7 +993,7 @@ EXPORT(unpad_add)
 EXPORT(lora_forward)
 EXPORT(lora_backward)
 EXPORT(drop)
+EXPORT_F32(adamw)
 
-extern "C" void* const adamw_f32 = reinterpret_cast<void*>(&adamw);  // activations have no part in it
 extern "C" const int64_t lora_max_rank = kMaxRank;
 extern "C" const int64_t lanes = kLanes;

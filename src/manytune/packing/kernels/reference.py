@@ -24,6 +24,7 @@ class ReferenceKernels:
 
     name = "plain"
     lanes = 0
+    multiplies = False
 
     def attention(self, call: AttentionCall) -> Tensor:
         return _attention(call, call.q, call.k, call.v)
@@ -93,6 +94,15 @@ class ReferenceKernels:
 
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         return _dropped(x, drop)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.mm(x, weight.t())
+
+    def product_grad(self, grad: Tensor, weight: Tensor) -> Tensor:
+        return torch.mm(grad, weight)
+
+    def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
+        return torch.mm(grad.t(), x)
 
     def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
         # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same rate.

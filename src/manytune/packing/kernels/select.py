@@ -27,12 +27,12 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     """What decides, beside the kernels' source, how a pack on this device adds up: "bfloat16, 16 lanes".
 
     Two packs of one arithmetic come to the same bits. On a CPU it names the numbers in a vector of compiled kernels,
-    and whether products in fp32 have AVX-512 or read transposed copies (`packing.products`).
+    and of products in fp32 whether they are kernels, have AVX-512, or read transposed copies (`packing.products`).
     """
     kernels = choose_kernels(device)
     parts = [str(dtype).removeprefix("torch."), *([f"{kernels.lanes} lanes"] if kernels.lanes else [])]
     if device.type == "cpu" and dtype == torch.float32:
-        parts.append("AVX-512" if has_avx512() else "no AVX-512")
+        parts.append("own products" if kernels.multiplies else "AVX-512" if has_avx512() else "no AVX-512")
     return ", ".join(parts)
 
 
