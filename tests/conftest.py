@@ -30,6 +30,8 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HOME=_CACHES.name,
 )
+# What a process has compiled of manytune's modules is there for the next one.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 for _variable in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
     os.environ.pop(_variable, None)
 
@@ -59,6 +61,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_unconfigure() -> None:
     _CACHES.cleanup()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What is brought to the disk, and when, is the matter of the tests that watch `os.fsync`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

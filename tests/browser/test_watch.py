@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from forked import ForkedProcess
 from manytune.report.live_page import serve
 from manytune.storage.directory import Store
 from study_files import write_small_study
@@ -31,7 +32,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
     study = write_small_study(tmp_path, make_tiny(tmp_path / "model"), training, methods=methods, name="watched")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "manytune", "run", str(study), "--out", str(out), "--quiet"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    with ForkedProcess(command, stderr=subprocess.PIPE) as process:
         while not list(out.glob("live/*.json")):
             assert process.poll() is None, process.communicate()
         yield out

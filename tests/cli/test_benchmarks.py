@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from forked import run_forked
 from tiny import make_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script: str, *arguments: str | Path) -> str:
-    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_forked([sys.executable, BENCHMARKS / script, *arguments])
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.fixture(scope="module")

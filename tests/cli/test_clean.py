@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
+from forked import ForkedProcess
 from manytune.config.plan import Pack
 from manytune.storage.directory import Store
 from manytune.utils.files import replacing
@@ -148,7 +149,7 @@ def test_the_users_cache_is_asked_for(
 def test_a_directory_that_is_in_use_is_left_alone(tiny: Path, tmp_path: Path, command: Command) -> None:
     write_small_study(tmp_path, tiny, {"max_steps": 100_000, "eval_every": 5})
     run = [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out", "--quiet"]
-    with subprocess.Popen(run, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    with ForkedProcess(run, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         try:
             until_brought_about(lambda: any(tmp_path.glob("out/packs/*/*.json")), process)
             done = command("clean", "out", "--yes", cwd=tmp_path)

@@ -19,6 +19,7 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from forked import run_forked
 from manytune.config import Study
 from manytune.data.tasks import get_task
 from manytune.inference.export import export
@@ -128,7 +129,7 @@ def test_onnxruntime_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
         batch = tokenizer(*columns, padding=True, truncation=True, max_length=64, return_tensors="np")
         (found,) = session.run(["logits"], {name: batch[name] for name in names})
         np.testing.assert_allclose(found, kept[rows], rtol=0, atol=1e-4)
-    subprocess.run([sys.executable, "-c", f"{made.call}\nassert len(logits) == 1"], check=True)
+    run_forked([sys.executable, "-c", f"{made.call}\nassert len(logits) == 1"], check=True)
 
 
 def test_what_onnx_needs_is_named(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_formats_that_do_not_go(trained: Trained, tmp_path: Path, method: str, o
 def test_the_call_that_is_printed_loads_it(trained: Trained, tmp_path: Path) -> None:
     for method in ("full", "lora"):
         made = export(trained.store, trained.of(TASKS[0], method), tmp_path / method)
-        subprocess.run([sys.executable, "-c", made.call + "\nassert model.config.num_labels == 2"], check=True)
+        run_forked([sys.executable, "-c", made.call + "\nassert model.config.num_labels == 2"], check=True)
         assert made.call in (made.folder / "README.md").read_text()
 
 

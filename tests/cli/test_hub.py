@@ -9,17 +9,18 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from forked import run_forked
 from manytune.data.splits import load_split
 from manytune.data.tasks import TASKS
 
@@ -201,24 +202,16 @@ def write_folder(root: Path) -> None:
             (root / folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
-def load(home: Path, task: str, split: str, *, hub: Hub | None = None) -> subprocess.CompletedProcess[str]:
+def load(home: Path, task: str, split: str, *, hub: Hub | None = None) -> Any:
     """Load a split in a process that knows `hub` alone, or nothing but the caches in `home`."""
     environment = {**os.environ, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
     if hub is not None:
         del environment["HF_HUB_OFFLINE"]
         environment["HF_ENDPOINT"] = hub.endpoint
-    return subprocess.run(
-        [sys.executable, "-c", LOAD, task, split],
-        env=environment,
-        cwd=home.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_forked([sys.executable, "-c", LOAD, task, split], env=environment, cwd=home.parent)
 
 
-def loaded(process: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+def loaded(process: Any) -> tuple[int, str, str]:
     assert (process.returncode, process.stderr) == (0, "")
     size, source, fingerprint = json.loads(process.stdout)
     return size, source, fingerprint

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
+from forked import ForkedProcess
 from study_files import write_small_study
 from waiting import until_brought_about
 
@@ -28,7 +29,7 @@ def test_25_kills_at_random_moments_change_nothing() -> None:
 
 def start(study: Path, out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "manytune", "run", str(study), "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return ForkedProcess(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from command_line import Command
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import manytune
+from forked import run_forked
 from manytune.config import Study
 from manytune.storage.directory import Store
 from manytune.study import run_study
@@ -61,7 +61,7 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (root / "study.yaml").write_text(yaml.safe_dump(study))
     run = [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out"]
-    done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False)
+    done = run_forked(run, cwd=root)
     assert done.returncode == 0, done.stderr
     assert "tickets: 1 train row was left out (rows.csv, line 6: team is empty)" in done.stderr
     assert "price: 90 of 90 dev rows have the text of a training row" in done.stderr

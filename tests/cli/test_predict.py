@@ -23,6 +23,7 @@ import yaml
 from command_line import Command, Finished
 
 import manytune
+from forked import run_forked
 from manytune import cli
 from manytune.config import Study
 from manytune.data import metrics
@@ -452,7 +453,7 @@ def test_memory_does_not_grow_with_the_file(trained: Trained, tmp_path: Path) ->
             # Not ru_maxrss, which a process has from the one that started it.
             "standalone_mode=False)\nprint(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"
         )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        done = run_forked([sys.executable, "-c", program], check=True)
         peaks.append(int(done.stdout.split()[-1]))
         with (tmp_path / "made.csv").open() as made:
             assert sum(1 for _ in made) == rows + 1
@@ -545,17 +546,19 @@ def test_a_named_pipe_is_written_into(trained: Trained, command: Command, given:
 
 
 def test_devices_are_written_into(trained: Trained, given: Path) -> None:
-    def shell(line: str) -> str:
-        program = f"{Path(sys.executable).with_name('manytune')} predict {trained.out} given.csv --task {ACCEPTABILITY}"
-        done = subprocess.run(
-            line.format(program), shell=True, cwd=given.parent, capture_output=True, text=True, check=False
-        )
+    def predict(out: str, **streams: Any) -> str:
+        words = ("-m", "manytune", "predict", trained.out, "given.csv", "--task", ACCEPTABILITY, "--out", out)
+        done = run_forked([sys.executable, *words], cwd=given.parent, **streams)
         assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        return str(done.stdout)
 
-    piped = shell("ln -s /dev/null null.jsonl && {0} --out null.jsonl && {0} --out /dev/stdout | cat")
+    (given.parent / "null.jsonl").symlink_to(os.devnull)
+    predict("null.jsonl")
+    piped = predict("/dev/stdout")
     assert next(csv.DictReader(io.StringIO(piped)))["id"] == "7"
-    shell("echo before > log.csv && {0} --out /dev/stdout >> log.csv")
+    (given.parent / "log.csv").write_text("before\n")
+    with (given.parent / "log.csv").open("a") as log:  # as a shell's >> does
+        predict("/dev/stdout", stdout=log)
     assert (given.parent / "log.csv").read_text() == f"before\n{piped}"
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert (given.parent / "null.jsonl").is_symlink()

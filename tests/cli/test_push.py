@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from forked import run_forked
 from stand_in import answer_json, serving
 from study_files import write_small_study
 
@@ -81,20 +81,16 @@ def hub() -> Iterator[Hub]:
 def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("push")
     write_small_study(root, tiny, {"max_steps": 2}, seeds=[0])
-    subprocess.run(
-        [sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out", "--quiet"], cwd=root, check=True
-    )
+    run_forked([sys.executable, "-m", "manytune", "run", "study.yaml", "--out", "out", "--quiet"], cwd=root, check=True)
     return root
 
 
-def export(folder: Path, to: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def export(folder: Path, to: Path, *words: str, **environment: str) -> Any:
     """The command, as a process of its own: the hub's library reads the environment when it is imported."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     home = {"HF_HOME": str(to.parent / "home"), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "manytune", "export", "out", "--to", str(to), "--merge", *words]
-    return subprocess.run(
-        command, cwd=folder, env={**given, **home, **environment}, capture_output=True, text=True, check=False
-    )
+    return run_forked(command, cwd=folder, env={**given, **home, **environment})
 
 
 def test_what_is_uploaded_is_what_was_written(folder: Path, hub: Hub, tmp_path: Path) -> None:

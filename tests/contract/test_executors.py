@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from callback_log import CallbackLog
+from forked import ForkedProcess
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
 from manytune.executors import Inline, Workers
@@ -27,10 +29,13 @@ from tiny import make_tiny
 
 
 @pytest.fixture(params=["inline", "workers", "ray"])
-def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExecutorSpec:
+def executor(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> ExecutorSpec:
     if request.param == "inline":
         return Inline("cpu")
     if request.param == "workers":
+        monkeypatch.setattr(subprocess, "Popen", ForkedProcess)  # tests/unit/executors/test_workers.py has fresh ones
         return Workers(2, threads=1)
     cluster = request.getfixturevalue("cluster")
     storage = f"file://{tmp_path_factory.mktemp('shared')}" if request.param == "ray with a storage" else None

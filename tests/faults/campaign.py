@@ -30,6 +30,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import matplotlib.backends.backend_agg
+import matplotlib.backends.backend_svg
+import sklearn.feature_extraction.text
 import torch
 
 from manytune.config import Study
@@ -42,6 +45,9 @@ from manytune.utils import hardware
 from manytune.utils.files import write_file
 from study_files import results_in, small_task
 from tiny import make_tiny
+
+LATE = (sklearn.feature_extraction.text, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg)
+"""What a study and its report import when they need it, imported here once: each child would take seconds for it."""
 
 PHASES = ("start", "training", "evaluation", "checkpoint", "snapshot", "record", "report")
 LONGEST_WAIT = {"start": 1.0, "evaluation": 0.003, "checkpoint": 0.004, "snapshot": 0.002, "record": 0.002}

@@ -23,8 +23,11 @@ PACKAGE = Path(manytune.__file__).parent
 ORDER = (*runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_modules.py"))["ORDER"], "__main__")
 
 # Where every command and every report starts. What these load when they are imported, and so on, is light: `--help`,
-# `status` and `report` are there in well under a second.
-STARTS = ("manytune", "manytune.cli.main", "manytune.report.writing", "manytune.report.live_page.server")
+# `status` and `report` are there in well under a second, and Ray's mailbox takes little memory.
+STARTS = (
+    *("manytune", "manytune.cli.main", "manytune.report.writing", "manytune.report.live_page.server"),
+    "manytune.training.mailbox",
+)
 HEAVY = frozenset({"torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "matplotlib", "plotly", "jinja2"})
 
 # Who may never know of whom, whatever the order says.

@@ -42,12 +42,6 @@ def record_of(run: Run, **facts: Any) -> RunRecord:
     )
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is brought to the disk, and when, is the matter of the tests that watch `os.fsync`."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 @pytest.fixture
 def study() -> Study:
     return make_study()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -58,7 +57,6 @@ FILES = ["record", "failed record", "examples", "structure", "plan", "live"]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
         root = tmp_path_factory.mktemp("stored") / "study"
         store = make_study_directory(root, STUDY, states={"stsb-lora-r8": "failed"}, evaluations=2)
         run = store.runs()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from callback_log import CallbackLog
+from forked import ForkedProcess
 from manytune.config import Study
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
@@ -27,6 +29,12 @@ from tiny import make_tiny
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 METRIC = "pearson"
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trackers' processes find accelerate imported; those of the first test are fresh."""
+    monkeypatch.setattr(subprocess, "Popen", ForkedProcess)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +96,7 @@ def test_both_trackers_hold_a_run_for_each_of_ours_also_inside_a_pack(model: Pat
             assert board["train/loss"][0][1] == pytest.approx(history[0].train_loss)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_study_that_goes_on_goes_on_in_its_trackers_too(model: Path, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -112,6 +121,7 @@ def test_a_study_that_goes_on_goes_on_in_its_trackers_too(model: Path, tmp_path:
     assert steps() == [[2, 4, 6], [2, 4, 6]]
 
 
+@pytest.mark.usefixtures("forked")
 def test_runs_that_ended_before_a_tracker_was_named_are_told_of_later(model: Path, tmp_path: Path) -> None:
     methods = [{"method": "lora", "rank": 2, "learning_rate": 1e-3}]
     first, _ = run(small(model, methods=methods), tmp_path)
@@ -159,6 +169,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_tracker_with_one_active_run_is_told_of_each_run_by_itself(model: Path, tmp_path: Path, wandb: Path) -> None:
     records, messages = run(small(model, "wandb"), tmp_path / "out")
     assert messages == []
@@ -172,6 +183,7 @@ def test_a_tracker_with_one_active_run_is_told_of_each_run_by_itself(model: Path
         assert curve == [(row.step, row.metrics[METRIC]) for row in history]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("breakage", "reason"),
     [("raise RuntimeError('no network')", "RuntimeError: no network."), ("import os; os._exit(3)", "exit code 3.")],
@@ -185,6 +197,7 @@ def test_a_tracker_that_fails_is_told_of_and_stops_nothing(
     assert message.startswith(f"tracking: wandb failed: {reason}")
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_tracker_that_hangs_holds_nothing_up(
     model: Path, tmp_path: Path, wandb: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

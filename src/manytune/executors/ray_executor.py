@@ -26,6 +26,7 @@ from manytune.executors.pack_inputs import PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.training.callbacks import Callback, PackEnd
+from manytune.training.mailbox import Mail, Mailbox
 from manytune.utils import hardware
 from manytune.utils.errors import DependencyError, StudyError
 from manytune.utils.files import write_file
@@ -192,7 +193,7 @@ class RayExecutor:
         self._looked_at = time.monotonic()
         # On the driver's own node: a node that dies must not take the mailbox along.
         here = _on(ray.get_runtime_context().get_node_id())
-        self._mailbox = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=here)(ray_node.Mailbox).remote()
+        self._mailbox = ray.remote(num_cpus=0, max_concurrency=100, scheduling_strategy=here)(Mailbox).remote()
         self._shipped: dict[str | int, Any] = {}
 
     @property
@@ -238,7 +239,7 @@ class RayExecutor:
                 self._receive(mail)
         return [self._ended(reference) for reference in done]
 
-    def _receive(self, mail: ray_node.Mail) -> None:
+    def _receive(self, mail: Mail) -> None:
         """Write the files of a call, then make it."""
         if mail.keep:
             ray_node.mirror(self._store.pack_dir(mail.pack_id), mail.files, mail.keep)

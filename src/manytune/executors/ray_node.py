@@ -1,4 +1,4 @@
-"""The part that runs on a Ray cluster's nodes: tasks that train packs, and the actor that carries their calls."""
+"""The part that runs on a Ray cluster's nodes: tasks that train packs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
 from manytune.training.callbacks import PackEnd
+from manytune.training.mailbox import Files, Mail
 from manytune.utils import hardware
 from manytune.utils.files import write_file
 from manytune.utils.signals import StopRequest
@@ -27,8 +28,6 @@ from manytune.utils.signals import StopRequest
 _ASK_SECONDS = 0.4  # between two looks for a request to stop
 _DRIVERS_OWN = ("oom-kills.txt", "traceback.txt")
 """Files of a pack's directory that the driver writes, and that are no part of its checkpoints."""
-
-Files = dict[str, bytes]  # name → content
 
 
 @dataclass(frozen=True)
@@ -81,57 +80,6 @@ class Storage:
         system, path = fsspec.core.url_to_fs(self.url)
         system.invalidate_cache()
         return system, f"{path.rstrip('/')}/{self.folder}"
-
-
-@dataclass(frozen=True)
-class Mail:
-    """A call of a task's callback on its way to the driver, with the files that go with it."""
-
-    pack_id: str
-    attempt: int
-    message: dict[str, Any]
-    files: Files
-    keep: tuple[str, ...] = ()  # of a checkpoint: the names of all its files, those that were sent before too
-
-
-class Mailbox:
-    """An actor that carries the calls of tasks to the driver, and the driver's request to stop to tasks."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._mail: list[Mail] = []
-        self._begun: list[tuple[str, int]] = []
-        self._stop: int | None = None
-
-    def put(self, mail: Mail) -> None:
-        """Leave a call."""
-        with self._lock:
-            self._mail.append(mail)
-
-    def take(self) -> list[Mail]:
-        """Take all calls, in their order."""
-        with self._lock:
-            mail, self._mail = self._mail, []
-        return mail
-
-    def begin(self, pack_id: str, attempt: int) -> int | None:
-        """Note that a task has begun; returns the signal to stop by, if there is one already."""
-        with self._lock:
-            self._begun.append((pack_id, attempt))
-        return self._stop
-
-    def begun(self) -> list[tuple[str, int]]:
-        """Tasks that have begun."""
-        with self._lock:
-            return list(self._begun)
-
-    def stop(self, number: int) -> None:
-        """Ask all tasks to stop."""
-        self._stop = number
-
-    def stopped(self) -> int | None:
-        """The signal by which a stop was requested, if one was."""
-        return self._stop
 
 
 def measure(precision: str, width: int, threads: int, device: str, sharing: int) -> HardwareProfile:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from manytune.executors.ray_executor import OnRay, Resources
-from manytune.executors.ray_node import Mail, Mailbox, Storage, files_in, mirror, node_problem
+from manytune.executors.ray_node import Storage, files_in, mirror, node_problem
 from manytune.study import run_study
+from manytune.training.mailbox import Mail, Mailbox
 from manytune.utils.errors import StudyError
 from manytune.utils.hardware import versions
 from study_files import small_study

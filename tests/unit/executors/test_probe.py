@@ -50,6 +50,7 @@ def test_it_changes_no_result_and_what_is_expected_is_said_first(
 ) -> None:
     study, messages = small_study(model, methods=METHODS), Messages()
     run_study(study, tmp_path / "plain", executor=Inline("cpu"), callbacks=[])
+    monkeypatch.setattr(probe, "_SECONDS", 0.0)
     eager = Probe(shortest=0.0)
     run_study(study, tmp_path / "probed", executor=Inline("cpu"), callbacks=[messages], probe=eager)
     assert results_in(tmp_path / "probed") == results_in(tmp_path / "plain")

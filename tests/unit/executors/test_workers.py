@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from callback_log import CallbackLog
+from forked import ForkedProcess
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
 from manytune.executors import Inline, Workers
@@ -45,7 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    return [each for each in psutil.Process(pid).children() if "manytune.executors.worker_process" in each.cmdline()]
+    """The worker processes of a process: each leads a session, as no other child of it does."""
+    return [each for each in psutil.Process(pid).children() if os.getsid(each.pid) == each.pid]
 
 
 class Watcher(CallbackLog):
@@ -93,7 +95,10 @@ def test_a_pack_whose_process_was_killed_goes_on_from_its_checkpoint(model: Path
     assert workers_of(os.getpid()) == []
 
 
-def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path, tmp_path: Path) -> None:
+def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", ForkedProcess)
     study = small_study(model, methods=[FULL, LORA], seeds=[0])
     deadly = next(pack.id for pack in plan_packs(plan_runs(study), 8) if pack.kind == "full")
     deaths: list[int] = []
@@ -115,6 +120,7 @@ def test_after_three_deaths_a_pack_is_given_up_and_the_others_train(model: Path,
 def test_a_pack_whose_process_the_system_killed_for_memory_is_cut(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subprocess, "Popen", ForkedProcess)
     kills = {"count": 0}
     monkeypatch.setattr(hardware, "oom_kills", lambda: f"boot {kills['count']}")
 

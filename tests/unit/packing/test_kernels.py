@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from forked import run_forked
 from manytune.packing.dropout import Drop, Keys, generator, site_key
 from manytune.packing.kernels import AttentionCall, Kernels, LoraCall, NormCall, Segments, build, choose_kernels
 from manytune.packing.kernels.compiled import CompiledKernels
@@ -476,10 +477,7 @@ def test_other_devices_use_the_plain_kernels() -> None:
 
 def choose_in_a_new_process(**environment: str) -> str:
     code = "import torch; from manytune.packing.kernels import kernel_path; print(kernel_path(torch.device('cpu')))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    return run_forked([sys.executable, "-c", code], env={**os.environ, **environment}, check=True).stdout.strip()
 
 
 def test_without_a_compiler_the_plain_kernels_do(tmp_path: Path) -> None:
@@ -551,13 +549,8 @@ print(kernels.name, int(sums.sum()), *kernel_problems())
 
 
 def compute_in_a_new_process(code: str = COMPUTE, /, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = run_forked(command, env={**os.environ, **environment}, check=True)
     assert done.stderr == ""
     return done.stdout.strip()
 
@@ -668,7 +661,11 @@ def test_a_compiler_that_fails_is_told_of(tmp_path: Path) -> None:
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho 'no space left' >&2\nexit 1\n")
     broken.chmod(0o755)
-    printed = compute_in_a_new_process(CXX=str(broken), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    environment = {**os.environ, "CXX": str(broken), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-W", "error", "-c", COMPUTE]  # fresh: nothing that is imported may warn
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    printed = done.stdout.strip()
     assert printed.startswith("plain 24 The plain kernels are used")
     assert printed.endswith("fails: no space left.")
 

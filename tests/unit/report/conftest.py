@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +8,6 @@ from manytune.report.analysis import Analysis, analyse
 from manytune.report.content import Content, compose
 from manytune.report.report_data import ReportData, read
 from study_factory import GLUE_LIKE, make_study_directory
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
 
 STATES = {
     "cola-bitfit-lr2e-4-s3": "collapsed",
