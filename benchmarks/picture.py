@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from manytune.report import render, tabulate
+from manytune.report.writing import read_headlines
 from manytune.storage.directory import Store
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     console = Console(record=True, width=190, file=io.StringIO())
     records = store.finished_runs().values()
     baselines = {name: kept for name in store.study().task_names if (kept := store.task_artifacts(name).baselines())}
-    console.print(render(tabulate(records, baselines)))
+    console.print(render(tabulate(records, baselines), read_headlines(options.study_dir)))
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     console.save_svg(str(options.picture), title=f"manytune run {store.study().name}.yaml")
 

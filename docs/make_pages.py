@@ -26,6 +26,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quick": ("manytune quick new.csv",),
     "check": ("manytune check study.yaml",),
     "params": ("manytune params roberta-base --labels 2",),
+    "plan": (
+        "manytune plan --difference 0.02 --sd 0.02 --sd-seeds 5 --looks 5,10,20",
+        "manytune plan --difference 0.02 --from results",
+    ),
     "run": ("manytune run study.yaml --dry-run", "manytune run study.yaml --out results --quiet"),
     "status": ("manytune status results",),
     "watch": ("timeout --signal=INT 5 manytune watch results",),

@@ -7,7 +7,7 @@ directory is consistent. The same arguments give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ def make_study_directory(
     evaluations: int = 6,
     changes: Mapping[str, Any] | None = None,
     baselines: Mapping[str, float | None] | None = None,
+    scores: Callable[[Run], float | None] = lambda run: None,
+    failure: str = "The training loss became nan at step 7.",
 ) -> Store:
     """Write a study directory.
 
@@ -87,6 +89,9 @@ def make_study_directory(
         changes: FileFacts in place of every record's own.
         baselines: Task → what TF-IDF with a linear model scores in its first metric; the constant scores 0, or is
             undefined.
+        scores: Run → its score in its task's first metric, in place of the one that its predictions, which are then not
+            kept, give; None: that one.
+        failure: Why runs failed.
     """
     made = Study.from_dict(study)
     store = Store.create_or_open(root, made)
@@ -118,6 +123,8 @@ def make_study_directory(
                     hostile,
                     evaluations,
                     changes or {},
+                    scores(run),
+                    failure,
                 )
     return store
 
@@ -213,6 +220,8 @@ def _write_run(
     hostile: bool,
     evaluations: int,
     changes: Mapping[str, Any],
+    given: float | None,
+    failure: str,
 ) -> None:
     draw = np.random.default_rng(place)
     good = _quality(run, quality) + spread * draw.normal()
@@ -231,14 +240,11 @@ def _write_run(
     if state == "collapsed":
         logits = np.zeros_like(logits) + np.array([0.0, 1.0][: logits.shape[1]], dtype=np.float32)
         scores = last = _scores(task, logits, labels)
+    if given is not None and known:
+        scores, last = ({**each, task.primary_metric: given} for each in (scores, last))
     store.write_history(run.id, _history(task, run, good, scores, steps, evaluations, best_at))
-    if artifacts and known:
+    if artifacts and known and given is None:
         store.write_predictions(run.id, logits)
-    failure = (
-        f"The training loss became nan at step 7. {HOSTILE[0] if hostile else ''}".strip()
-        if state == "failed"
-        else None
-    )
     started = _START + timedelta(minutes=7 * place)
     seconds = {"full": 260.0, "lora": 110.0, "bitfit": 95.0, "head": 12.0}[run.method.method] * (
         1 + 0.02 * draw.normal()
@@ -256,7 +262,7 @@ def _write_run(
         "selection": study.selection,
         "seed": run.seed,
         "state": state,
-        "failure": failure,
+        "failure": f"{failure} {HOSTILE[0] if hostile else ''}".strip() if state == "failed" else None,
         "notes": ["It predicts one constant."] if state == "collapsed" else [],
         "primary_metric": task.primary_metric,
         "best_score": scores.get(task.primary_metric),

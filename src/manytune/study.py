@@ -19,7 +19,9 @@ from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.executors.probe import Probe
 from manytune.executors.workers import Workers
 from manytune.report import TaskTable, tabulate
+from manytune.report.judgement import at_look
 from manytune.report.task_table import baseline_line
+from manytune.stats.looks import SeedPlan
 from manytune.storage import provenance
 from manytune.storage.artifacts import Baselines, Examples, Structure, Trained
 from manytune.storage.directory import Store
@@ -117,7 +119,8 @@ def run_study(
             _report_ended(state, callback)
             _train(state, device, executor, callback, held, probe or Probe(), accept_changes=accept_changes)
     records = tuple(store.finished_runs().values())
-    return StudyResult(store.root, records, tabulate(records, _baselines(store, records)))
+    shown = at_look(records, store.study().seeds, (), SeedPlan.of(store.looks()))
+    return StudyResult(store.root, records, tabulate(shown, _baselines(store, records)))
 
 
 def _baselines(store: Store, records: Iterable[RunRecord]) -> dict[str, Baselines]:
@@ -133,6 +136,8 @@ def _baselines(store: Store, records: Iterable[RunRecord]) -> dict[str, Baseline
 def _report_ended(state: StudyState, callback: Callback) -> None:
     if state.ended:
         callback.on_message(f"{counted(len(state.ended), 'run', 'has|have', of=len(state.runs))} ended before.")
+        if (ignored := state.store.looks().ignored(state.study.looks)) is not None:
+            callback.on_message(ignored, "warning")
 
 
 def _train(

@@ -32,7 +32,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a study of two tasks, with hostile sentences, a collapsed and a failed run."""
+    """The page of two tasks and eight configurations, with hostile sentences, a collapsed and a failed run."""
     states = {"cola-bitfit-lr2e-4-s3": "collapsed", "cola-lora-r256-lr4e-4-s1": "failed"}
-    root = make_study_directory(tmp_path_factory.mktemp("b") / "s", GLUE_LIKE, states=states, hostile=True).root
+    study = {**GLUE_LIKE, "methods": [*GLUE_LIKE["methods"], {"method": "head", "learning_rate": 1e-3}]}
+    root = make_study_directory(tmp_path_factory.mktemp("b") / "s", study, states=states, hostile=True).root
     return write_report([root])[0]

@@ -152,14 +152,70 @@ def test_tables_sort_by_keyboard_and_say_how(open_page: Callable[..., Seen], rep
 
 
 def test_what_is_unknown_is_sorted_last_either_way(open_page: Callable[..., Seen]) -> None:
+    """The one that trains most is not asked whether it is as good."""
     seen = open_page()
-    heading = seen.page.locator("[data-sheet=cola-standings] thead th", has_text="is the best").first
+    heading = seen.page.locator("[data-sheet=cola-standings] thead th", has_text="at least").first
     place = seen.page.locator("[data-sheet=cola-standings] thead th").all_inner_texts().index(heading.inner_text())
     for _ in range(2):
         heading.locator("button").click()
         values = column(seen, "cola-standings", place)
-        assert values[-2:] == ["", ""]
-        assert "" not in values[:-2]
+        assert values[-1] == ""
+        assert "" not in values[:-1]
+
+
+@pytest.mark.parametrize("settings", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_more_columns_come_when_they_are_asked_for_and_go_again(
+    open_page: Callable[..., Seen], report: Path, settings: dict[str, Any]
+) -> None:
+    seen = open_page(**settings)
+    with (report.parent / "tables" / "cola-scores.csv").open(newline="") as file:
+        header = next(csv.reader(file))
+    figure = seen.page.locator("#table-cola-scores")
+    button = figure.locator(".all-columns")
+
+    def visible() -> list[str]:
+        found: list[str] = figure.locator("thead th:visible").all_inner_texts()
+        return found
+
+    first, rows = visible(), figure.locator("tbody tr").count()
+    assert (button.get_attribute("aria-pressed"), rows) == ("false", 8)
+    assert first[:3] == ["configuration", "mean ± sd", "from the best"]
+    assert "median" not in first
+    assert figure.locator("tbody tr").first.locator("th:visible, td:visible").count() == len(first)
+    button.focus()
+    seen.page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    deviations = sum(name.endswith("standard_deviation") for name in header)  # they stand in the cell of their mean
+    assert len(visible()) == len(header) - deviations > len(first)
+    assert "median" in visible()
+    assert figure.locator("tbody tr").first.locator("th:visible, td:visible").count() == len(visible())
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == settings["viewport"]["width"]
+    button.click()
+    assert (visible(), button.get_attribute("aria-pressed")) == (first, "false")
+
+
+def test_without_scripts_every_column_is_there(browser: Browser, report: Path) -> None:
+    context = browser.new_context(offline=True, java_script_enabled=False, **DESKTOP)
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert page.locator("#table-cola-scores thead th", has_text="median").is_visible()
+    assert not page.locator(".all-columns").first.is_visible()
+    context.close()
+
+
+def test_the_first_screen_holds_the_answer_to_the_first_task(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    seen.chart("cola-chart-answer")
+    seen.page.evaluate("scrollTo(0, 0)")
+    article = seen.page.locator("article.answer").first
+    assert "CoLA, MCC: " in article.locator("h3").inner_text()
+    points = article.locator("li .asked").all_inner_texts()
+    assert 2 <= len(points) <= 4
+    for part in (article.locator("h3"), *article.locator("li").all()[: len(points)], article.locator(".chart")):
+        box = part.bounding_box()
+        assert box is not None
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 900, part.inner_text()
 
 
 def test_the_first_tab_leads_to_the_answer(open_page: Callable[..., Seen]) -> None:
@@ -253,3 +309,16 @@ def test_zooming_narrows_an_axis(open_page: Callable[..., Seen]) -> None:
     seen.page.mouse.move(box["x"] + 140, box["y"] + 90, steps=5)
     seen.page.mouse.up()
     until(seen.page, f"{extent} < {before}")
+
+
+def test_no_table_is_wider_than_its_place_on_a_desktop(open_page: Callable[..., Seen]) -> None:
+    seen = open_page()
+    seen.page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true; })")
+    places = seen.page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map(place => [place.getAttribute('aria-label'),"
+        " place.scrollWidth - place.clientWidth, place.clientWidth])"
+    )
+    assert len(places) >= 20
+    assert all(width > 600 for *_, width in places)
+    assert [(name, more) for name, more, _ in places if more > 0] == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == 1280

@@ -60,3 +60,15 @@ def test_measurements_go_on_on_the_same_machine_alone(tmp_path: Path) -> None:
     assert path.read_text() == kept
     assert measurements(path, {"machine": "one"}, resume=True).begin("growth", {}) == {"8": [3.0, 3.0]}
     assert measurements(path, {"machine": "another"}, resume=False).begin("growth", {}) == {}
+
+
+def test_error_rates(tmp_path: Path) -> None:
+    run("error_rates.py", "--out", tmp_path / "few.json", "--studies", "80")
+    few, kept = (
+        json.loads(path.read_text())
+        for path in (tmp_path / "few.json", BENCHMARKS.parent / "docs" / "results" / "statistics.json")
+    )
+    cells = [[(cell["group"], cell["row"], cell["column"]) for cell in result["cells"]] for result in (few, kept)]
+    assert cells[0] == cells[1]
+    assert {cell["studies"] for cell in few["cells"]} == {80, 20, 8}
+    assert all(0 <= cell["share"] <= 1 and cell["error"] > 0 for cell in few["cells"])

@@ -142,7 +142,7 @@ class TestRun:
             "Built-in similarity on ",
             "Spearman last",
             *("Full", "BitFit", "LoRA", "Head only"),
-            "from 1 seed each nothing can be said about the spread over seeds",
+            "but these are too few seeds for a verdict, which takes 5.",
             "Results: results\n",
             f"Report: {Path('results', 'report', 'index.html')}\n",
             "manytune show results RUN",
@@ -556,7 +556,7 @@ class TestLists:
 
     def test_schema(self, command: Command, tmp_path: Path) -> None:
         schema = json.loads(command("schema", cwd=tmp_path).out)
-        assert set(schema["properties"]) == set(Study.model_fields)
+        assert set(schema["properties"]) == {*Study.model_fields} - {"looks"}  # a part of seeds
         assert "seeds" in schema["required"]
 
     @pytest.mark.parametrize("words", [("-h",), ("run", "-h")], ids=" ".join)
@@ -796,8 +796,7 @@ class TestUsage:
     def test_no_command_shows_the_help(self, command: Command, tmp_path: Path) -> None:
         done = command(cwd=tmp_path)
         assert done.code == 2
-        assert "Usage: manytune" in done.out + done.err
-        assert "status" in done.out + done.err
+        assert (done.out + done.err).strip() == command("--help", cwd=tmp_path).out.strip()
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
     @pytest.mark.parametrize("word", ["schema", "tasks", "--version"])

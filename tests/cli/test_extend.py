@@ -17,6 +17,7 @@ from manytune.storage.directory import Store
 from manytune.storage.lock import Lock
 from manytune.study import run_study
 from manytune.utils.errors import StoreError, StudyError
+from record_factory import make_record
 from study_files import small_study, small_task, write_small_study
 from waiting import until_brought_about
 
@@ -53,6 +54,26 @@ def test_seeds_and_methods_are_added_and_only_they_train(tiny: Path, command: Co
     stale = command("run", "study.yaml", "--out", "my results", cwd=tmp_path)
     assert stale.code == 2
     assert "It has all these runs and more: manytune extend my results goes on with it." in stale.err
+
+
+def test_check_shows_planned_looks_and_extend_says_what_goes_past_them(
+    tiny: Path, command: Command, tmp_path: Path
+) -> None:
+    task = small_task(tmp_path)
+    write_small_study(tmp_path, tiny, SHORT, seeds={"looks": [5, 10, 20]}, tasks=[{**task, "metric": "rmse"}])
+    checked = command("check", "study.yaml", cwd=tmp_path)
+    assert "5 seeds; planned looks at 5, 10, 20 seeds" in checked.out
+    facts = json.loads(command("check", "study.yaml", "report.margin=0.5", "--json", cwd=tmp_path).out)
+    constant = facts["tasks"][0]["baselines"][0]["scores"]["rmse"]
+    assert f"As good: at most {0.01 * constant:.4g} worse in RMSE (report.margin, by default)." in checked.out
+    assert (facts["tasks"][0]["margin"], facts["looks"]) == (0.5, [5, 10, 20])
+
+    store = Store.create_or_open(tmp_path / "out", Study.from_file(tmp_path / "study.yaml"))
+    run = store.runs()[0]
+    store.write_record(make_record(run_id=run.id, task=run.task, seed=run.seed, label=run.label, model=run.model))
+    past = command("extend", "out", "--seeds", "7", "--dry-run", cwd=tmp_path)
+    assert "Seeds 5 → 7 is no planned look (5, 10, 20): the verdict stays that of the first 5 seeds." in past.out
+    assert "look" not in command("extend", "out", "--seeds", "10", "--dry-run", cwd=tmp_path).out
 
 
 def test_where_it_was_killed_it_goes_on(tiny: Path, command: Command, tmp_path: Path) -> None:

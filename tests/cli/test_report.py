@@ -15,6 +15,7 @@ from command_line import Command, manytune
 
 from manytune.cli import result_commands
 from study_factory import GLUE_LIKE, make_study_directory
+from study_files import small_task, write_small_study
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}
 
@@ -31,6 +32,28 @@ def test_it_writes_the_page_and_says_where(study: Path, command: Command) -> Non
     assert page == f"Report: {Path('results', 'report', 'index.html')}"
     assert headline.startswith("CoLA, MCC: full fine-tuning is best, 0.")
     assert (study / "report" / "index.html").is_file()
+
+
+def test_one_sentence_stands_on_the_terminal_the_page_and_in_the_summary(
+    tiny: Path, command: Command, tmp_path: Path
+) -> None:
+    methods = [{"method": name, "learning_rate": 1e-3} for name in ("bitfit", "head")]
+    training = {"max_steps": 2, "eval_every": 1, "precision": "fp32"}
+    write_small_study(tmp_path, tiny, training, methods=methods, tasks=[small_task(tmp_path)])
+    without = command("run", "study.yaml", "--out", "out", "--no-report", cwd=tmp_path)
+    assert without.code == 0, without.err
+    assert not (tmp_path / "out" / "report").exists()
+    done = command("run", "study.yaml", "--out", "out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    (task,) = json.loads((tmp_path / "out" / "report" / "summary.json").read_text())["tasks"]
+    headline = task["answer"]["headline"]
+    assert headline.startswith("small, Pearson: ")
+    assert "too few seeds for a verdict" in headline
+    for finished in (without, done):
+        assert headline in " ".join(finished.out.split())
+    assert f"<h3>{headline}</h3>" in (tmp_path / "out" / "report" / "index.html").read_text()
+    again = command("report", "out", cwd=tmp_path)
+    assert again.out.splitlines()[1] == headline
 
 
 def test_it_needs_no_torch(study: Path) -> None:

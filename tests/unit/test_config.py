@@ -534,7 +534,7 @@ class TestRefused:
                 {"zzz": 3},
                 (
                     "zzz: unknown key. 'zzz' is not one of: name, model, tasks, data_dir, seeds, "
-                    "template, selection, limit, training, methods, tracking."
+                    "template, selection, limit, training, methods, report, tracking."
                 ),
             ),
             (
@@ -825,6 +825,8 @@ class TestJsonSchema:
             {"methods": [{**LORA, "targets": {"cola": [["query"], ["value"]]}}]},
             {"methods": [{"method": "bitfit", "learning_rate": {"cola": 1}, "head": ["bias", "full"]}]},
             {"methods": [{"method": "head", "learning_rate": 1e-3, "head": "bias"}]},
+            {"seeds": {"looks": [5, 10, 20]}, "report": {"margin": 0.02}},
+            {"seeds": {"looks": [5, 10], "list": [7, 8]}, "report": {"margin": {"cola": 1}}},
         ],
         ids=str,
     )
@@ -840,6 +842,11 @@ class TestJsonSchema:
             {"tasks": ["colla"]},
             {"tasks": []},
             {"seeds": [-1]},
+            {"seeds": {"looks": [5]}},
+            {"seeds": {"looks": [5, 10], "lst": [0]}},
+            {"seeds": {"list": [0]}},
+            {"report": {"margin": 0}},
+            {"report": {"margin": {}}},
             {"template": "spacd"},
             {"training": {"batch_sise": 3}},
             {"training": {"eval_every": "often"}},
@@ -881,7 +888,7 @@ class TestJsonSchema:
             for key in model["properties"].values():
                 assert key["description"]
                 described += 1
-        assert described == 11 + 13 + 21 + 3 + 3 + 3 + 7
+        assert described == 12 + 13 + 21 + 3 + 3 + 3 + 7 + 1 + 2
         lora = self.schema["$defs"]["LoraSweep"]["properties"]
         assert (lora["alpha"]["default"], lora["targets"]["default"]) == (8.0, ["query", "value"])
         training = self.schema["$defs"]["Training"]["properties"]

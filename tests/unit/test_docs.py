@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -28,6 +29,21 @@ def test_tables_of_figures_are_what_their_script_makes_of_the_result_files(page:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text.count("<!-- made: ") == text.count("<!-- end -->") >= 2
     assert script["made"](text) == text, "run: python docs/make_performance.py"
+
+
+def test_the_tables_of_statistics_are_what_was_measured_and_no_claim_exceeds_its_level() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_statistics.py"))
+    result = json.loads(script["RESULT"].read_text())
+    text = script["PAGE"].read_text(encoding="utf-8")
+    assert script["made"](text, result) == text, "run: python docs/make_statistics.py"
+    groups = {cell["group"] for cell in result["cells"]}
+    assert set(re.findall(r"<!-- made: (\S+) -->", text)) == {"facts", *(name.replace(" ", "-") for name in groups)}
+    limited = [cell for cell in result["cells"] if cell["limit"] is not None]
+    assert len(limited) >= 60
+    above = [cell for cell in limited if cell["share"] > cell["limit"] + 3 * cell["error"]]
+    assert not above, "a claim is made too often: say so in the page, and mend it"
+    with pytest.raises(ValueError, match="no figures of 'nothing'"):
+        script["table"]("nothing", result["cells"])
 
 
 def test_a_page_of_figures_can_do_with_one_machine_alone() -> None:

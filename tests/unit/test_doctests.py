@@ -17,7 +17,10 @@ MODULES = [
     for path in sorted((PACKAGE / package).rglob("*.py"))
     if ">>> " in path.read_text(encoding="utf-8")
 ]
-STATISTICS = {f"manytune.stats.{name}" for name in ("describe", "examples", "paired", "selection", "verdict")}
+STATISTICS = {
+    f"manytune.stats.{name}"
+    for name in ("describe", "differences", "examples", "looks", "planning", "selection", "verdict")
+}
 
 
 def test_the_statistics_have_examples() -> None:

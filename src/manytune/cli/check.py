@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from manytune.config import Study
 from manytune.data.baselines import BaselineScore
 from manytune.data.cells import same_to_the_eye
-from manytune.data.metrics import METRICS
+from manytune.data.metrics import METRICS, default_margin
 from manytune.data.splits import Encoded, Split, leaked, uneven_classes
 from manytune.data.tasks import SPLITS, Task
 from manytune.models.loading import check_weights, load_config, load_tokenizer, model_spec
@@ -62,6 +62,8 @@ class TaskCheck:
     splits: Mapping[str, SplitFacts]
     findings: tuple[Finding, ...]
     baselines: tuple[BaselineScore, ...]  # what methods must beat: scores on dev without a pretrained model
+    margin: float | None  # how much worse in the first metric counts as as good; None where it is unknown
+    margin_given: bool  # whether the study says so
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ class StudyCheck:
     family: str
     parameters: int  # of the backbone
     longest: int  # most tokens that the model takes
+    seeds: int
+    looks: tuple[int, ...]  # numbers of seeds at which a look is planned
     tasks: tuple[TaskCheck, ...]
 
     def render(self) -> Iterator[RenderableType]:
         """As a terminal shows it."""
-        yield f"{self.model}: {self.family}, {self.parameters:,} parameters, at most {self.longest} tokens a row\n"
+        yield f"{self.model}: {self.family}, {self.parameters:,} parameters, at most {self.longest} tokens a row"
+        looks = f"planned looks at {listed(self.looks)} seeds" if self.looks else "no looks planned for adding more"
+        yield f"{counted(self.seeds, 'seed')}; {looks}\n"
         for task in self.tasks:
             yield plain_table(
                 ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
@@ -88,6 +94,7 @@ class StudyCheck:
             )
             yield _labels_table(task)
             yield _baselines_table(task)
+            yield _margin_line(task)
             for finding in task.findings or (Finding("Nothing was found that would spoil a result."),):
                 yield f"  {finding.what}"
                 yield from (f"    {example}" for example in finding.examples)
@@ -107,12 +114,17 @@ def check_study(study: Study) -> StudyCheck:
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
         blank = {split: blank_rows(tokenizer, rows, whole[split]) for split, rows in splits.items()}
         found = tuple(_findings(study, parts, task, splits, facts, blank))
-        tasks.append(TaskCheck(name, task.kind, facts, found, measure_baselines(study, task, splits).scores))
+        baselines = measure_baselines(study, task, splits).scores
+        given, constant = study.margin_of(name), baselines[0].scores[task.primary_metric]
+        margin = default_margin(task.primary_metric, constant) if given is None else given
+        tasks.append(TaskCheck(name, task.kind, facts, found, baselines, margin, given is not None))
     return StudyCheck(
         model=study.model,
         family=load_config(study.model, 1, shipped=True).model_type,
         parameters=sum(int(np.prod(shape)) for shape in parts.tensors.values()),
         longest=parts.max_length,
+        seeds=len(study.seeds),
+        looks=study.looks,
         tasks=tuple(tasks),
     )
 
@@ -151,6 +163,13 @@ def _baselines_table(task: TaskCheck) -> RenderableType:
         for each in task.baselines
     ]
     return plain_table(("baseline", *(METRICS[name].title for name in metrics), "training rows", ""), rows)
+
+
+def _margin_line(task: TaskCheck) -> str:
+    metric, given = METRICS[next(iter(task.baselines[0].scores))].title, "" if task.margin_given else ", by default"
+    if task.margin is None:
+        return "  Nothing counts as as good: report.margin would say how much worse may be."
+    return f"  As good: at most {task.margin:.4g} worse in {metric} (report.margin{given})."
 
 
 def _target(value: float) -> object:

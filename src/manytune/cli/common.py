@@ -19,7 +19,7 @@ _ArgumentError: Any = typer.BadParameter.__base__
 
 
 _ORDER = (
-    *("init", "quick", "check", "params", "run", "status", "watch", "show", "report", "extend", "compare"),
+    *("init", "quick", "check", "params", "plan", "run", "status", "watch", "show", "report", "extend", "compare"),
     *("predict", "evaluate", "export", "submit", "clean", "tasks", "methods", "models", "schema"),
 )
 """Commands in the order of work, as `--help` lists them."""
@@ -47,7 +47,8 @@ def _printable_errors() -> Iterator[None]:
     try:
         yield
     except _ArgumentError as error:
-        error.message = shortened(error.message, 500)
+        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the whole help
+            error.message = shortened(error.message, 500)
         raise
 
 

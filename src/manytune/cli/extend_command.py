@@ -41,6 +41,7 @@ def extend(
     Runs that ended stay as they are; the study file in the directory gets what was added. Without --seeds and --method,
     it goes on with what has not ended.
     """
+    from manytune.cli.looks_note import looks_note
     from manytune.config.extension import extend_study
     from manytune.storage.directory import Store
     from manytune.storage.study_state import StudyState
@@ -66,6 +67,8 @@ def extend(
     state = StudyState.read(store, grown, retry_failed=retry_failed)
     if said := _added(known, grown):
         say(f"{directory}: {said}")
+        if (note := looks_note(store.looks(), known, grown, begun=bool(state.ended))) is not None:
+            say(note)
     elif state.has_work:
         say(f"{directory}: nothing to add; {counted(len(state.waiting), 'run')} of before to go on with.")
     else:

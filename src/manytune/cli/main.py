@@ -10,13 +10,29 @@ import os
 import sys
 from typing import NoReturn
 
-from manytune.cli import extend_command, list_commands, quick_command, result_commands, study_commands, use_commands
+from manytune.cli import (
+    extend_command,
+    list_commands,
+    plan_command,
+    quick_command,
+    result_commands,
+    study_commands,
+    use_commands,
+)
 from manytune.cli.common import app
 from manytune.utils.caches import settle_caches
 from manytune.utils.errors import ManytuneError
 from manytune.utils.text import say
 
-COMMANDS = (study_commands, quick_command, result_commands, extend_command, use_commands, list_commands)
+COMMANDS = (
+    study_commands,
+    quick_command,
+    plan_command,
+    result_commands,
+    extend_command,
+    use_commands,
+    list_commands,
+)
 """The modules whose commands the application has, in the order of its help."""
 
 

@@ -84,7 +84,7 @@ def report(
 
     with warnings_as_lines():
         page, complete = write_report(directories, out, examples=examples)
-    say(*report_lines(page), *headlines(page))
+    say(*report_lines(page), *headlines(page).values())
     if open_page:
         typer.launch(page.resolve().as_uri())
     while watch and not complete:

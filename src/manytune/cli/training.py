@@ -37,7 +37,7 @@ def train_and_report(
     from manytune.report import render  # with torch, so late
     from manytune.report.guard import warnings_as_lines
     from manytune.report.views import closing_lines
-    from manytune.report.writing import write_report
+    from manytune.report.writing import headlines, read_headlines, write_report
     from manytune.storage.directory import Store
     from manytune.study import run_study
     from manytune.tracking.progress import TerminalProgress
@@ -49,14 +49,16 @@ def train_and_report(
         number = interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
         say("Interrupted. The same command goes on from what is kept.", error=True)
         raise typer.Exit(128 + number) from None
-    print_rich(render(result.tables))
-    page = None
-    if report and result.records:
+    page, sentences = None, {}
+    if result.records:
         try:
             with warnings_as_lines():
-                page, _ = write_report([result.directory])
+                if report:
+                    page, _ = write_report([result.directory])
+                sentences = headlines(page) if page is not None else read_headlines(result.directory)
         except ManytuneError as error:  # the results are whole all the same
-            say(f"warning: no report: {error}", error=True)
+            say(f"warning: no {'report' if report else 'verdict'}: {error}", error=True)
+    print_rich(render(result.tables, sentences))
     seeds = len(Store(result.directory).study().seeds)
     say(*closing_lines(result.directory, result.failed, page, seeds), *then)
     if open_page and page is not None and can_browse():

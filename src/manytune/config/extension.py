@@ -31,7 +31,9 @@ def extend_study(study: Study, *, seeds: str | None = None, methods: Sequence[st
         StudyError: A text is not of this form, or is no method, or makes runs of which the study has some already.
     """
     data = study.model_dump(mode="json", exclude_none=True)
-    data["seeds"] = [*study.seeds, *_more_seeds(study.seeds, seeds)] if seeds is not None else data["seeds"]
+    if seeds is not None:
+        every = [*study.seeds, *_more_seeds(study.seeds, seeds)]
+        data["seeds"] = {"looks": study.looks, "list": every} if study.looks else every
     for text in methods:
         entry = _method(text)
         alone = _study({**data, "methods": [entry]}, f"--method {quoted(text)}")

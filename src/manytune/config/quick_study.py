@@ -76,7 +76,8 @@ _COMMENTS = {
     "name": "What the study is called in reports.",
     "model": "The pretrained encoder: minilm, a name on the Hugging Face hub such as roberta-base, or a folder.",
     "tasks": "What to learn: the file, its columns, and the share set aside as dev, which scores (manytune check).",
-    "seeds": "Every run is repeated with each seed. A verdict takes five; `manytune extend` adds some later.",
+    "seeds": "Every run is repeated with each seed. A verdict takes five; `manytune extend` adds some later.\n"
+    "# Planned looks, {looks: [5, 10, 20]} instead of the list, keep a verdict right while seeds are added.",
     "limit": "Most training rows, for a trial. Leave it out to train on all of them: that is the study that counts.",
     "training": "How every run trains. epochs: passes over the training rows.",
     "methods": "The ways to train. A list tries every value: learning_rate: [1e-4, 3e-4]",

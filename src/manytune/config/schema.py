@@ -7,12 +7,12 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import Field, ValidationError
+from pydantic import AliasPath, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from manytune.config import values
@@ -113,6 +113,14 @@ class Training(Frozen):
         return value
 
 
+class Reporting(Frozen):
+    """What a verdict goes by; no run depends on it."""
+
+    margin: values.Margin = None
+    """How much worse, in the metric's unit, counts as as good: a number, or a mapping from tasks to numbers. By
+    default 0.01 of a metric whose best score is 1, and of an error 1 % of what a constant prediction makes."""
+
+
 class Study(Frozen):
     """What one study file says: tasks x methods x hyper-parameters x seeds on one model.
 
@@ -127,8 +135,12 @@ class Study(Frozen):
     """The tasks to train on, each by itself: names of known ones, or descriptions of one's own."""
     data_dir: values.PathOrName | None = None
     """A folder of local data in GLUE's layout, instead of the hub; the built-in tasks need none."""
-    seeds: Annotated[tuple[fields.Seed, ...], Field(min_length=1), fields.distinct]
-    """Every run is repeated with each of these; a seed fixes initialization, data order and dropout."""
+    seeds: values.Seeds
+    """Every run is repeated with each of these; a seed fixes initialization, data order and dropout. Or a mapping with
+    the numbers of seeds at which the scores are to be looked at: `{looks: [5, 10, 20]}` begins with seeds 0 to 4, and
+    `list` says which seeds there are instead."""
+    looks: values.Looks = Field(default=(), validation_alias=AliasPath("seeds", "looks"))
+    """Numbers of seeds at which looks are planned, ascending; empty without a plan."""
     template: Literal["native", "spaced"] = "native"
     """How texts become tokens: as the tokenizer does it, or with a space before each special token."""
     selection: Literal["dev", "train-split"] = "dev"
@@ -140,6 +152,8 @@ class Study(Frozen):
     """How every run trains."""
     methods: Annotated[tuple[AnySweep, ...], Field(min_length=1)]
     """The ways to train. Lists multiply with each other, with the tasks and with the seeds."""
+    report: Annotated[Reporting, fields.or_default({})] = Reporting()
+    """What the report's verdict goes by."""
     tracking: Annotated[tuple[values.TrackerName, ...], fields.distinct] = ()
     """Experiment trackers that log every run, beside the study directory."""
 
@@ -174,16 +188,21 @@ class Study(Frozen):
         """Most training rows of a task; None for all."""
         return self.limit.get(task) if isinstance(self.limit, Mapping) else self.limit
 
+    def margin_of(self, task: str) -> float | None:
+        """How much worse counts as as good on a task; None for the default."""
+        margin = self.report.margin
+        return margin.get(task) if isinstance(margin, Mapping) else margin
+
     @property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON.
 
-        `MEANS` and `tracking` are left out: no result depends on them; so is a `limit` that is not given, which studies
-        of before have not.
+        `MEANS`, `tracking`, `report` and planned looks are left out: no result depends on them; so is a `limit` that is
+        not given, which studies of before have not.
         """
         excluded: dict[str, Any] = {
             "training": MEANS,
-            "tracking": True,
+            **dict.fromkeys(("tracking", "report", "looks"), True),
             **({"limit": True} if self.limit is None else {}),
         }
         return digest(self.model_dump(mode="json", exclude=excluded), 12)
@@ -191,6 +210,16 @@ class Study(Frozen):
     def to_yaml(self) -> str:
         """The effective study, defaults included, as YAML that `from_file` reads back as an equal study."""
         return dump(self.model_dump(mode="json", exclude_none=True))
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain data in the form that is read: looks belong to `seeds`."""
+        data: dict[str, Any] = handler(self)
+        if looks := data.pop("looks", None):
+            data["seeds"] = {"looks": looks, "list": data["seeds"]}
+        if self.report == Reporting():
+            data.pop("report", None)
+        return data
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
@@ -221,9 +250,10 @@ def _contradictions(study: Study) -> Iterator[Problem]:
             for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
                 uncovered = True
                 yield problem  # lazily: of thousands, only those that are shown are put into words
-    for name in study.limit if isinstance(study.limit, Mapping) else ():
-        if name not in first:
-            yield Problem(("limit", name), f"this is no task of the study. {choices(name, names)}")
+    for path, by_task in ((("limit",), study.limit), (("report", "margin"), study.report.margin)):
+        for name in by_task if isinstance(by_task, Mapping) else ():
+            if name not in first:
+                yield Problem((*path, name), f"this is no task of the study. {choices(name, names)}")
     runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
     if runs > MOST_RUNS:
         yield Problem(
@@ -260,22 +290,29 @@ def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) 
 
 def _unknown_key(data: Any, path: KeyPath, key: str) -> str:
     """Which keys are allowed in the mapping at `path` (pydantic's location) of a study's `data`, where `key` is not."""
-    homes: dict[str, type[pydantic.BaseModel]] = {"": Study, "training": Training, **METHODS}
+    homes: dict[str, Collection[str]] = {
+        "": [name for name in Study.model_fields if name != "looks"],
+        "training": Training.model_fields,
+        "report": Reporting.model_fields,
+        "seeds": values.PlannedSeeds.model_fields,
+        **{name: method.model_fields for name, method in METHODS.items()},
+    }
     if path and path[-1] == "<own>":
         return choices(key, OwnTask.model_fields)
     here = str(path[0]) if path else ""
     if here == "methods":
         here = data["methods"][path[1]]["method"]
-    allowed = homes[here].model_fields
-    everywhere = {name for model in homes.values() for name in model.model_fields}
+    allowed = homes[here]
+    everywhere = {name for keys in homes.values() for name in keys}
     if key not in everywhere and not difflib.get_close_matches(key[:80], allowed):
         near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
         return f"Did you mean {near[0]!r}? {_unknown_key(data, path, near[0])}" if near else choices(key, allowed)
-    elsewhere = [home for home, model in homes.items() if home != here and key in model.model_fields]
+    elsewhere = [home for home, keys in homes.items() if home != here and key in keys]
     if not elsewhere:
         return choices(key, allowed)
-    if "training" in elsewhere:
-        return f"It belongs under 'training': training.{key}."
+    for home in ("training", "report", "seeds"):
+        if home in elsewhere:
+            return f"It belongs under {home!r}: {home}.{key}."
     if "" in elsewhere:
         return "It belongs at the top level of the file."
     if here not in METHODS:
@@ -293,6 +330,7 @@ class _Schema(GenerateJsonSchema):
 def study_json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of the study file, by which editors complete and check it."""
     schema = Study.model_json_schema(mode="validation", schema_generator=_Schema)
+    del schema["properties"]["looks"]  # a part of `seeds`
     heading = {"title": "manytune study", "description": (Study.__doc__ or "").partition("\n")[0]}
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema, **heading}
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.data.tasks import TASKS, no_task
 from manytune.utils.errors import choices
-from manytune.utils.fields import MOST, Count, Matching, Positive, or_default
+from manytune.utils.fields import MOST, Count, Frozen, Matching, Positive, Seed, distinct, or_default
 
 TRACKERS: Mapping[str, tuple[str, str | None]] = {
     "tensorboard": ("tensorboard", "tensorboard"),
@@ -74,6 +74,55 @@ def _limit(value: Any) -> Any:
     raise ValueError("it must be a number of training rows, at least 1, or a mapping from tasks to such numbers")
 
 
+def _seeds(value: Any) -> Any:
+    """The seeds of the mapping form: those that are listed, else as many as the first look takes."""
+    if not isinstance(value, Mapping):
+        return value
+    if strange := [key for key in value if key not in ("looks", "list")]:
+        raise PydanticCustomError("unknown_key", "{what}", {"what": choices(str(strange[0]), ("looks", "list"))})
+    if value.get("looks") is None:
+        raise ValueError(
+            "it must be a list of seeds, or hold the numbers of seeds at which to look: looks: [5, 10, 20]"
+        )
+    if value.get("list") is not None:
+        return value["list"]
+    looks = value["looks"]
+    first = looks[0] if isinstance(looks, (list, tuple)) and looks else None
+    return (
+        list(range(first)) if type(first) is int and FEWEST_SEEDS <= first <= MOST_SEEDS else [0]
+    )  # where looks are refused
+
+
+def read_looks(value: Any) -> tuple[int, ...]:
+    """The numbers of seeds at which looks are planned; a ValueError says what they must be."""
+    numbers = list(value) if isinstance(value, (list, tuple)) else []
+    right = all(type(number) is int and FEWEST_SEEDS <= number <= MOST_SEEDS for number in numbers)
+    if right and 2 <= len(numbers) <= MOST_LOOKS and numbers == sorted(set(numbers)):
+        return tuple(numbers)
+    raise ValueError(
+        f"it must be a list of 2 to {MOST_LOOKS} numbers of seeds, each above the one before it, from {FEWEST_SEEDS} "
+        f"(fewer give no verdict) up to {MOST_SEEDS:,}, such as [5, 10, 20]"
+    )
+
+
+def _margin(value: Any) -> Any:
+    if value is None:
+        return None
+    by_task = value if isinstance(value, Mapping) else {"": value}
+    if by_task and all(type(number) in (int, float) and 0 < number <= MOST for number in by_task.values()):
+        return {task: float(number) for task, number in value.items()} if by_task is value else float(value)
+    raise ValueError(
+        "it must be how much worse counts as as good, a number above 0 in the metric's unit such as 0.01, or a mapping "
+        "from tasks to such numbers"
+    )
+
+
+MOST_SEEDS = 100_000
+MOST_LOOKS = 4
+FEWEST_SEEDS = 5
+"""Seeds of a look at least: with fewer there is no verdict."""
+
+
 StudyName = Annotated[
     str, Matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits and . _ - (first a letter or digit)", 100)
 ]
@@ -102,6 +151,33 @@ MaxPack = Annotated[Literal["auto"] | int, _word_or_count(Literal["auto"], "runs
 Limit = Annotated[
     int | dict[str, int] | None,
     PlainValidator(_limit, json_schema_input_type=Count | Annotated[dict[str, Count], Field(min_length=1)] | None),
+]
+_SeedList = Annotated[tuple[Seed, ...], Field(min_length=1)]
+Looks = Annotated[tuple[int, ...], BeforeValidator(read_looks)]
+
+
+class PlannedSeeds(Frozen):
+    """Seeds with the numbers of them at which the scores are to be looked at: the schema of what `_seeds` reads."""
+
+    looks: Annotated[
+        tuple[Annotated[int, Field(ge=FEWEST_SEEDS, le=MOST_SEEDS)], ...], Field(min_length=2, max_length=MOST_LOOKS)
+    ]
+    """Numbers of seeds, ascending. `manytune extend DIR --seeds N` goes on to the next one."""
+    list: _SeedList | None = None
+    """The seeds that there are; by default as many as the first look takes, from 0."""
+
+
+Seeds = Annotated[
+    tuple[Seed, ...],
+    Field(min_length=1),
+    distinct,
+    BeforeValidator(_seeds, json_schema_input_type=_SeedList | PlannedSeeds),
+]
+Margin = Annotated[
+    float | dict[str, float] | None,
+    PlainValidator(
+        _margin, json_schema_input_type=Positive | Annotated[dict[str, Positive], Field(min_length=1)] | None
+    ),
 ]
 _Weights = Annotated[list[Positive], Field(min_length=1)]
 ClassWeights = Annotated[

@@ -27,6 +27,8 @@ Array = NDArray[Any]
 # by the batch's shape. A spread of ten times that still says nothing of the texts.
 _ROUNDING = 1e-5
 
+_SMALL = 0.01  # a difference that hardly anybody would pay for
+
 _SCIPY_NAMES = {"pearson": "pearsonr", "spearman": "spearmanr"}
 """Correlation → the function of scipy.stats."""
 
@@ -67,6 +69,19 @@ def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
 def is_correlation(name: str) -> bool:
     """Whether a metric is a correlation, which is undefined for a constant prediction."""
     return name in _SCIPY_NAMES
+
+
+def default_margin(name: str, constant: float | None) -> float | None:
+    """How much worse counts as as good where a study does not say: 0.01, or 1 % of what a constant prediction scores.
+
+    The first is of metrics whose best score is 1, the second of errors; None where the constant's error is not known.
+
+    >>> default_margin("accuracy", 0.5), default_margin("rmse", 2.0)
+    (0.01, 0.02)
+    """
+    if METRICS[name].higher_is_better:
+        return _SMALL
+    return None if constant is None else _SMALL * constant
 
 
 def evaluate(task: Task, predictions: Array, labels: Array) -> dict[str, float]:

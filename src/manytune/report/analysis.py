@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from manytune.data.metrics import Metric, is_constant
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
+from manytune.report.judgement import at_look, configurations_of, judging_of, seed_plan, sign_of
 from manytune.report.report_data import ReportData, StudyFacts
 from manytune.report.sheets import Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, TaskTable, tabulate
+from manytune.stats.claims import LEVEL, TaskVerdict
 from manytune.stats.examples import bootstrap_weights, metric_draws
-from manytune.stats.verdict import LEVEL, Comparison, Configuration, Standing, compare_all, standings
+from manytune.stats.verdict import judge
 from manytune.storage.artifacts import Examples, Structure
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import HistoryRow, RunRecord
@@ -50,23 +52,30 @@ class Analysis:
     """Runs whose kept logits do not give the score of their record; they are left out."""
     examples: Examples | None
     structure: Structure | None
-    comparisons: tuple[Comparison, ...]
-    """Every pair of methods, the best method's first."""
-    standings: Mapping[str, Standing]
-    """Label → whether the configuration may be the best."""
-    intervals: Mapping[str, tuple[float, float]]
-    """Label → 95 % bootstrap interval of its mean score over dev examples."""
+    verdict: TaskVerdict
+    """What is claimed; its scores are turned around where less is better."""
+    draws: Mapping[str, Array]
+    """Label → [draws, seeds] scores in resampled dev sets, of configurations with predictions of all runs that trained.
+    """
     problems: tuple[str, ...] = ()
     """What could not be computed, and why."""
     studies: tuple[StudyFacts, ...] = ()
     """The studies that have runs of this task on this backbone."""
+    waits: int = 0
+    """Seeds of which runs have ended beyond the last planned look: they are in nothing here."""
 
     def extending(self, more: int) -> str:
         """A sentence with the command that adds `more` seeds; empty where runs are to come, or several studies are."""
         if self.pending or len(self.studies) != 1 or more < 1:
             return ""
         (one,) = self.studies
-        seeds = len(one.study.seeds) + more
+        return self.extending_to(len(one.study.seeds) + more)
+
+    def extending_to(self, seeds: int) -> str:
+        """The same for so many seeds in all."""
+        if self.pending or len(self.studies) != 1 or seeds <= len(self.studies[0].study.seeds):
+            return ""
+        (one,) = self.studies
         return f" To add them: `manytune extend {shlex.quote(one.status.directory)} --seeds {seeds}`."
 
     @property
@@ -94,17 +103,46 @@ class Analysis:
         """What selected the snapshots: dev or train-split; more than one only in a report of several studies."""
         return tuple(dict.fromkeys(run.selection or "unknown" for run in self.records))
 
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is better, -1 where a lower one is: what the verdict's scores are multiplied by."""
+        return sign_of(self.metric)
+
+    @property
+    def leader(self) -> MethodRow | None:
+        """The configuration with the best mean among runs that trained."""
+        return None if self.verdict.leader is None else self.row(self.verdict.leader)
+
+    @property
+    def examples_intervals(self) -> dict[str, tuple[float, float]]:
+        """Label → 95 % bootstrap interval of the mean over seeds, for other dev examples."""
+        tails = [LEVEL / 2, 1 - LEVEL / 2]
+        return {label: tuple(np.quantile(each.mean(1), tails).tolist()) for label, each in self.draws.items()}
+
+    def seed_interval(self, label: str) -> tuple[float, float] | None:
+        """95 % interval of a configuration's mean for new seeds, in the metric's own direction; None if unknown."""
+        found = self.verdict.intervals.get(label)
+        return None if found is None else (min(ends := [self.sign * end for end in found]), max(ends))
+
     def row(self, label: str) -> MethodRow:
         """The configuration with this label."""
         return next(row for row in self.rows if row.label == label)
 
     def predicted(self, row: MethodRow) -> list[tuple[RunRecord, Array]]:
-        """The configuration's runs that finished and whose predictions are known, with these."""
-        return [(run, self.predictions[run.run_id]) for run in row.finished if run.run_id in self.predictions]
+        """The configuration's runs that trained and whose predictions are known, with these."""
+        return [(run, self.predictions[run.run_id]) for run in row.trained if run.run_id in self.predictions]
 
-    def sheet(self, stem: str, title: str, caption: str, fields: Sequence[Field], items: Iterable[Any]) -> Sheet:
+    def sheet(
+        self,
+        stem: str,
+        title: str,
+        caption: str,
+        fields: Sequence[Field],
+        items: Iterable[Any],
+        more: Sequence[Field] = (),
+    ) -> Sheet:
         """A table of this task, as `sheet_of` makes it."""
-        return sheet_of(f"{self.key}-{stem}", f"{self.title}: {title}", caption, fields, items, self.table.names)
+        return sheet_of(f"{self.key}-{stem}", f"{self.title}: {title}", caption, fields, items, self.table.names, more)
 
     @property
     def ranked(self) -> tuple[MethodRow, ...]:
@@ -143,7 +181,17 @@ def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analys
 
 def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analysis:
     """The analysis of the records of one task on one backbone."""
-    (table,) = tabulate(records, data.baselines)
+    about = (records[0].task, records[0].model)
+    waiting = [
+        (study, run)
+        for study in data.studies
+        for run in study.status.runs
+        if run.state == PENDING and (run.task, run.model) == about
+    ]
+    studies = tuple(study for study in data.studies if any((run.task, run.model) == about for run in study.status.runs))
+    seeds = [seed for one in studies for seed in one.study.seeds]
+    judged = at_look(records, seeds, {run.seed for _, run in waiting}, seed_plan(studies))
+    (table,) = tabulate(judged, data.baselines)
     runs = [run for row in table.rows for run in row.runs]
     task, examples, problems = data.tasks.get(table.task), data.examples.get(table.task), list[str]()
     nothing: tuple[dict[str, Array], tuple[str, ...]] = ({}, ())
@@ -151,28 +199,15 @@ def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analys
     predictions, misfits = attempt(failure, lambda: _predictions(task, runs, data.logits, examples), nothing, problems)
     failure = "Uncertainty over dev examples is unknown"
     draws: dict[str, Array] = attempt(failure, lambda: _draws(table, predictions, examples), {}, problems)
-    metric = table.rows[0].primary.metric
-    sign = 1 if metric.higher_is_better else -1
-    configurations = [
-        Configuration(
-            row.method,
-            row.label,
-            {run.seed: sign * score for run, score in row.scored(metric.name)},
-            None if row.label not in draws else sign * draws[row.label],
-        )
-        for row in table.rows
-    ]
     labels = {row.label for row in table.rows}
     pending = tuple(
         replace(run, label=run.label + study.label_suffix) if run.label + study.label_suffix in labels else run
-        for study in data.studies
-        for run in study.status.runs
-        if run.state == PENDING and (run.task, run.model) == (table.task, table.model)
+        for study, run in waiting
     )
-    failure = "Methods could not be compared over seeds"
-    comparisons = attempt(failure, lambda: compare_all(configurations), (), problems)
-    standing = attempt("What may be the best is unknown", lambda: standings(configurations), (), problems)
-    tails = [LEVEL / 2, 1 - LEVEL / 2]
+    waits = len({run.seed for run in records}) - len({run.seed for run in judged})
+    judging = judging_of(table, studies)
+    failure, none = "Methods could not be compared over seeds", TaskVerdict(judging, LEVEL, None)
+    verdict = attempt(failure, lambda: judge(configurations_of(table.rows, draws), judging), none, problems)
     return Analysis(
         key=key,
         table=table,
@@ -183,15 +218,11 @@ def _analyse(key: str, records: Sequence[RunRecord], data: ReportData) -> Analys
         misfits=misfits,
         examples=examples,
         structure=data.structures.get((table.task, table.model)),
-        comparisons=comparisons,
-        standings={each.label: each for each in standing},
-        intervals={label: tuple(np.quantile(each, tails).tolist()) for label, each in draws.items()},
+        verdict=verdict,
+        draws=draws,
         problems=tuple(problems),
-        studies=tuple(
-            study
-            for study in data.studies
-            if any((run.task, run.model) == (table.task, table.model) for run in study.status.runs)
-        ),
+        studies=studies,
+        waits=waits,
     )
 
 
@@ -218,15 +249,16 @@ def _predictions(
 
 
 def _draws(table: TaskTable, predictions: Mapping[str, Array], examples: Examples | None) -> dict[str, Array]:
-    """Label → [draws] mean score in resampled dev sets, of configurations with predictions of all their runs."""
-    rows = [row for row in table.rows if row.finished and all(run.run_id in predictions for run in row.finished)]
-    if examples is None or not rows:
+    """Label → [draws, seeds] scores in resampled dev sets, if all trained runs of a configuration have predictions."""
+    metric = table.rows[0].primary.metric.name
+    runs = {row.label: [run.run_id for run, _ in row.scored(metric)] for row in table.rows}
+    runs = {label: ids for label, ids in runs.items() if ids and all(each in predictions for each in ids)}
+    if examples is None or not runs:
         return {}
     labels = np.array(examples.labels)
-    everything = np.stack([predictions[run.run_id] for row in rows for run in row.finished])
-    metric = table.rows[0].primary.metric.name
+    everything = np.stack([predictions[each] for ids in runs.values() for each in ids])
     drawn = metric_draws(metric, everything, labels, bootstrap_weights(len(labels)))
     if drawn is None:
         return {}
-    ends = np.cumsum([len(row.finished) for row in rows])[:-1]
-    return {row.label: part.mean(1) for row, part in zip(rows, np.split(drawn, ends, axis=1), strict=True)}
+    ends = np.cumsum([len(ids) for ids in runs.values()])[:-1]
+    return dict(zip(runs, np.split(drawn, ends, axis=1), strict=True))

@@ -1,28 +1,30 @@
-"""The answer in words: which method is best, by how much, what is within noise of it, and which is cheapest."""
+"""The answer in words: who is best, who is as good within the margin, who fails, and what would decide the rest."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
+from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
-from manytune.report.names import method_title
-from manytune.report.report_data import rows_used
-from manytune.report.sheets import interval, show, signed
+from manytune.report.judgement import configurations_of
+from manytune.report.names import capital, joined, method_title
+from manytune.report.notes import LEFT_OUT, notes_of
+from manytune.report.sheets import UNKNOWN, measured, show
 from manytune.report.task_table import MethodRow
-from manytune.stats.verdict import MINIMUM_SEEDS, Comparison, Verdict
+from manytune.stats.claims import LEVEL, Comparison, TrainingRate, Verdict
+from manytune.stats.verdict import judge
 from manytune.storage.record import RunState
-from manytune.utils.text import counted, listed
+from manytune.utils.text import counted
 
-_LEFT_OUT = {RunState.COLLAPSED: "collapsed", RunState.FAILED: "failed", RunState.PRUNED: "were pruned"}
-"""State of a run that is in no mean → how a sentence names it."""
+_MOST_NAMED = 3  # methods or configurations in one sentence, each with its figures
 
-Kind = Literal["better", "noise", "few", "cheap", "baseline", "warning"]
-"""What a point says: the best method is better than another; another is within noise of it; there are too few seeds to
-tell; which near-best configurations are cheapest; what baselines score; a warning. These are the names in
-summary.json."""
+Kind = Literal["best", "as good", "fails", "open"]
+"""What a point says: what the best method is better than; which cheaper configuration is as good within the margin; how
+often runs do not train; what is open, and what would decide it. These are the names in summary.json."""
 
 
 @dataclass(frozen=True)
@@ -39,229 +41,329 @@ class Answer:
 
     headline: str
     points: tuple[Point, ...]
-    decided: bool  # whether a verdict was possible: at least 5 seeds of the leader and of another method
+    """At most four."""
+    notes: tuple[str, ...]
+    """What to know of the figures: baselines, runs that are left out, how snapshots were chosen."""
+    decided: bool
+    """Whether a verdict was possible: at least 5 runs that trained, of the best method and of another."""
 
 
 def answer(analysis: Analysis) -> Answer:
     """What the runs of one task show, and no more than the statistics allow."""
-    warnings = tuple(Point("warning", text) for text in _warnings(analysis))
+    notes = notes_of(analysis)
     what = f"{analysis.title}, {analysis.metric.title}"
-    if not analysis.best_rows:
-        if analysis.pending:
-            return Answer(f"{what}: no run has finished with a score yet, so nothing can be said.", warnings, False)
-        phrases = _LEFT_OUT | {
-            RunState.FINISHED: "finished without a score",
-            RunState.COLLAPSED: "collapsed (predicting one constant)",
-        }
-        states = Counter(run.state for run in analysis.records)
-        ended = _listed(f"{count} {phrases[state]}" for state, count in states.items())
-        return Answer(f"{what}: all runs have ended and none has a score to compare: {ended}.", warnings, False)
-    leader, against = analysis.best_rows[0], _against_leader(analysis)
-    name = leader.name.title
-    mean = f"{show(leader.mean, 'score')} over {counted(len(leader.finished), 'seed')}"
-    lead = f"{what}: {name} has the {'highest' if analysis.metric.higher_is_better else 'lowest'} mean, {mean}"
-    below, unbeaten = _baseline_point(analysis), analysis.table.verdict_on_baselines
-
-    def first(headline: str) -> str:
-        """The headline, which begins with the baseline that no method beats."""
-        return headline if unbeaten is None else f"{what}: {unbeaten} {_capital(headline.removeprefix(f'{what}: '))}"
-
-    if not against:
-        alone = f"{lead}. No other method has a score, so there is nothing to compare it with."
-        return Answer(first(alone), (*below, *warnings), False)
-    verdicts = {each.verdict for each in against}
-    decided = verdicts != {Verdict.TOO_FEW_SEEDS}
-    if verdicts == {Verdict.BETTER}:
-        others = "the only other method" if len(against) == 1 else f"all {len(against)} other methods"
-        headline = f"{what}: {name} is best, {mean}; it is better than {others}."
-    elif not decided:
-        headline = f"{lead}, but these are too few seeds for a verdict."
-    elif Verdict.WITHIN_NOISE in verdicts:
-        equals = _listed(method_title(each.second) for each in against if each.verdict is Verdict.WITHIN_NOISE)
-        headline = f"{lead}; {equals} cannot be told from it."
-    else:
-        headline = f"{lead}."
-    few = [each for each in against if each.verdict is Verdict.TOO_FEW_SEEDS]
-    points = [_point(analysis, each) for each in against if len(few) < 2 or each not in few]
-    points += [_few_point(analysis, few)] if len(few) > 1 else []
-    return Answer(first(headline), (*points, *_cheapest_point(analysis), *below, *warnings), decided)
+    leader = analysis.leader
+    if leader is None:
+        return Answer(f"{what}: {_without_scores(analysis)}", (), notes, False)
+    headline = f"{_lead(analysis, leader)}{_against(analysis)}"
+    unbeaten = analysis.table.verdict_on_baselines
+    points = [point for make in _POINTS if (point := make(analysis, leader)) is not None]
+    start = f"{what}: " if unbeaten is None else f"{what}: {unbeaten} "
+    headline = headline if unbeaten is None else capital(headline)
+    return Answer(f"{start}{headline}", tuple(points), notes, analysis.verdict.decided)
 
 
-def _against_leader(analysis: Analysis) -> list[Comparison]:
-    """The comparisons of the best method with every other one."""
-    return [each for each in analysis.comparisons if each.first == analysis.best_rows[0].method]
-
-
-def near_best(analysis: Analysis) -> tuple[MethodRow, ...]:
-    """Configurations that no verdict excludes from being as good as the best: what may be chosen by its cost.
-
-    These are the best configuration, the best one of every method within noise of it, and every one that may be the
-    best and whose method is not worse. Other than the best one, a configuration with a run whose training did not take
-    off is left out: its spread is so wide that no test excludes anything. Empty where there is no verdict.
-    """
-    if not analysis.best_rows:
-        return ()
-    leader, against = analysis.best_rows[0].label, _against_leader(analysis)
-    if all(each.verdict is Verdict.TOO_FEW_SEEDS for each in against):
-        return ()
-    level = {leader, *(each.second_label for each in against if each.verdict is Verdict.WITHIN_NOISE)}
-    worse = {each.second for each in against if each.verdict is Verdict.BETTER}
-    standings = analysis.standings
-    level |= {
-        row.label
-        for row in analysis.ranked
-        if row.method not in worse and row.label in standings and standings[row.label].may_be_best
-    }
-    return tuple(row for row in analysis.rows if row.label in level and (row.label == leader or not row.low_outliers))
-
-
-def _point(analysis: Analysis, found: Comparison) -> Point:
-    """What the comparison of the best method with another one says."""
-    first, second = (analysis.row(label) for label in (found.first_label, found.second_label))
-    one, other = first.name.title, second.name.title
-    facts = _facts(found.difference, found.low, found.high, found.seeds)
-    if found.verdict is Verdict.TOO_FEW_SEEDS:
-        if found.difference == 0:
-            return Point("few", f"{_capital(one)} and {other} have the same mean. {_more_seeds(analysis, found)}")
-        return Point("few", f"{_capital(one)} is ahead of {other} ({facts}). {_more_seeds(analysis, found)}")
-    if found.verdict is Verdict.WITHIN_NOISE:
-        share = second.trainable_share
-        parameters = "" if share is None else f" with {show(share, 'share')} of the parameters"
-        low, high = (None if bound is None else -bound for bound in (found.high, found.low))
-        facts = _facts(-found.difference, low, high, found.seeds)  # of the second less the first
-        text = f"{_capital(other)} is within noise of {one} ({facts}){parameters}."
-        if found.detectable is not None:
-            least = show(found.detectable, "score")
-            text += f" With these seeds, four of five studies would find a true difference of {least} or more."
-        if found.low is not None and found.low > 0:
-            text += " By itself the interval leaves out 0; after correction for all comparisons it proves nothing."
-        return Point("noise", text)
-    if found.verdict is Verdict.ON_THIS_DEV_SET:
-        over_examples = interval(found.examples_low, found.examples_high)
-        doubt = f"but another dev set might say otherwise: over dev examples the interval is {over_examples}."
-        return Point("noise", f"{_capital(one)} is better than {other} on these dev examples ({facts}), {doubt}")
-    p = show(found.p_holm, "p")
-    return Point("better", f"{_capital(one)} is better than {other} ({facts}, p {p if p[0] == '<' else f'= {p}'}).")
-
-
-def _few_point(analysis: Analysis, few: list[Comparison]) -> Point:
-    """What several comparisons of the best method with too few seeds say, once for all of them."""
-    others = _listed(f"{analysis.row(each.second_label).name.title} ({signed(each.difference)})" for each in few)
-    seeds = sorted({each.seeds for each in few})
-    shared = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return Point(
-        "few",
-        f"{_capital(analysis.row(few[0].first_label).name.title)} is ahead of {others} with {shared} shared "
-        f"{'seed' if shared == '1' else 'seeds'}; a verdict takes at least {MINIMUM_SEEDS}. "
-        "The first table of the statistics says how many each pair needs."
-        f"{analysis.extending(MINIMUM_SEEDS - seeds[0])}",
-    )
-
-
-def _facts(difference: float, low: float | None, high: float | None, seeds: int) -> str:
-    """The difference, its interval where there are seeds enough for one, and the number of seeds."""
-    known = low is not None and high is not None and seeds >= MINIMUM_SEEDS
-    between = f"95 % interval {interval(low, high)}, " if known else ""
-    return f"{signed(difference)}, {between}{counted(seeds, 'seed')}"
-
-
-def _more_seeds(analysis: Analysis, found: Comparison) -> str:
-    """How many more seeds a verdict would take, and the command that adds them."""
-    least, more = f"A verdict takes at least {MINIMUM_SEEDS} seeds", MINIMUM_SEEDS - found.seeds
-    if found.deviation is None:
-        return f"{least} that both have: {more} more.{analysis.extending(more)}"
-    if found.seeds_needed is None:
-        spread = "against this spread, a difference of this size would not be found with a thousand."
-        return f"{least}, {more} more; {spread}{analysis.extending(more)}"
-    wanted = found.seeds_needed - found.seeds
-    return (
-        f"{least}; if the difference is real and the spread as seen, {found.seeds_needed} would find it in four of "
-        f"five studies: {wanted} more.{analysis.extending(wanted)}"
-    )
-
-
-def _cheapest_point(analysis: Analysis) -> list[Point]:
-    """Which near-best configuration is cheapest, in each kind of cost, and how far its mean is behind the best."""
-    rows = near_best(analysis)
-    least: dict[str, list[str]] = {}
-    for what, kind, values in (
-        ("fewest trainable parameters", "count", [row.trainable for row in rows]),
-        ("shortest training", "seconds", [row.train_seconds for row in rows]),
-        ("least memory", "bytes", [row.peak_memory_bytes for row in rows]),
-    ):
-        known = [(value, row) for value, row in zip(values, rows, strict=True) if value is not None]
-        if len(rows) > 1 and len(known) == len(rows):
-            value, row = min(known, key=lambda one: one[0])
-            best, name = analysis.best_rows[0], row.name.title
-            if row.label != best.label and row.mean is not None and best.mean is not None:
-                name += f" ({signed(row.mean - best.mean)})"
-            least.setdefault(name, []).append(f"{what} ({show(value, kind)})")
-    if not least:
-        return []
-    cheapest = "; ".join(f"{name}: {_listed(facts)}" for name, facts in least.items())
-    what = f"Cheapest of the {len(rows)} configurations that no test tells from the best"
-    return [Point("cheap", f"{what}: {cheapest}.")]
-
-
-def _baseline_point(analysis: Analysis) -> list[Point]:
-    """What baselines score, and which methods do not beat the best of them; nothing where none were kept."""
-    table, metric = analysis.table, analysis.metric
-    if table.bar is None:
-        return []
-    listed_scores = _listed(
-        f"{each.title} {show(score, 'score')}"
-        for each in table.baselines
-        if (score := each.scores.get(metric.name)) is not None
-    )
-    text = f"Without a pretrained model, on the same training and dev rows: {listed_scores}."
-    below, methods = table.below_bar, {row.method for row in analysis.ranked}
-    if below and len(below) < len(methods):
-        best = {row.method: row.mean for row in analysis.best_rows}
-        names = _listed(f"{method_title(name)} ({show(best[name], 'score')})" for name in below)
-        text += f" {_capital(names)} {'do' if len(below) > 1 else 'does'} not beat {table.bar[0]}."
-    return [Point("baseline", text)]
-
-
-def _warnings(analysis: Analysis) -> list[str]:
-    warnings = []
-    for state, what in _LEFT_OUT.items():
-        runs = [run for run in analysis.records if run.state is state]
-        if runs:
-            labels = _listed(dict.fromkeys(analysis.table.names[run.label] for run in runs))
-            warnings.append(f"{counted(len(runs), 'run')} {what} ({labels}): left out of all means, named below.")
-    for row in analysis.rows:
-        for run, median in row.low_outliers:
-            name = _capital(row.name.title)
-            warnings.append(
-                f"{name}: seed {run.seed} scored {show(run.best_score, 'score')}, less than half of the median of its "
-                f"other seeds, {show(median, 'score')}. That training did not take off: a lower learning rate or a "
-                "longer warm-up may mend it. It is part of the mean and its spread."
-            )
+def _without_scores(analysis: Analysis) -> str:
     if analysis.pending:
-        planned = len(analysis.pending) + len(analysis.records)
-        pending = counted(len(analysis.pending), "planned run", "has|have", of=planned)
-        warnings.append(f"{pending} not ended: this is a report so far.")
-    for rows, count in Counter(filter(None, map(rows_used, analysis.records))).items():
-        warnings.append(
-            f"{counted(count, 'run')} trained on {rows}, by the study's limit: with all of them scores differ."
+        return "no run has finished with a score yet, so nothing can be said."
+    phrases = LEFT_OUT | {
+        RunState.FINISHED: "finished without a score",
+        RunState.COLLAPSED: "collapsed (predicting one constant)",
+    }
+    states = Counter(run.state for run in analysis.records)
+    ended = joined(f"{count} {phrases[state]}" for state, count in states.items())
+    return f"all runs have ended and none has a score to compare: {ended}."
+
+
+def _lead(analysis: Analysis, leader: MethodRow) -> str:
+    """Who has the best mean, which is what the rest of the headline goes on from."""
+    verdicts = {each.verdict for each in analysis.verdict.against_leader}
+    runs = counted(leader.primary.best.count, "seed")
+    if leader.failures:
+        runs = f"the {leader.primary.best.count} of {len(leader.trained) + len(leader.failures)} runs that trained"
+    mean = f"{_mean(leader)}, {runs})"
+    if verdicts == {Verdict.BETTER}:
+        return f"{leader.name.title} is best, {mean}"
+    side = "highest" if analysis.metric.higher_is_better else "lowest"
+    return f"{leader.name.title} has the {side} mean, {mean}"
+
+
+def _mean(row: MethodRow) -> str:
+    """A mean and the beginning of the bracket behind it: "0.597 (sd 0.012"."""
+    mean, _, deviation = measured(row.mean, row.primary.best.deviation).partition(" ± ")
+    return f"{mean} (sd {deviation or UNKNOWN}"
+
+
+def _against(analysis: Analysis) -> str:
+    """The headline's second half: the verdict on every other method."""
+    against = analysis.verdict.against_leader
+    if not against:
+        return ". No other method has a score, so there is nothing to compare it with."
+    if not analysis.verdict.decided:
+        return f", but these are too few seeds for a verdict, which takes {analysis.verdict.judging.seeds.least}."
+    phrases = {
+        Verdict.BETTER: "it is better than {}",
+        Verdict.WHEN_IT_TRAINS: "among runs that train, it is better than {}",
+        Verdict.ON_THIS_DEV_SET: "on this dev set it is better than {}",
+        Verdict.WITHIN_NOISE: "{} cannot be told from it",
+        Verdict.TOO_FEW_SEEDS: "there are too few seeds for a verdict on {}",
+    }
+    said = []
+    for verdict, phrase in phrases.items():
+        found = [each for each in against if each.verdict is verdict]
+        if found:
+            tell = _sided if verdict is Verdict.WITHIN_NOISE else lambda each: method_title(each.second)
+            said.append(phrase.format(joined(map(tell, found), most=4)))
+    return f"; {'; '.join(said)}."
+
+
+def _sided(found: Comparison) -> str:
+    """A method that cannot be told from the best, and that all seeds may point one way."""
+    name = method_title(found.second)
+    whole = found.shared > 1 and found.ahead == found.shared
+    return f"{name} (though behind in {found.ahead} of {found.shared} seeds)" if whole else name
+
+
+def _best_point(analysis: Analysis, leader: MethodRow) -> Point | None:
+    """How far the best method is ahead of those that it is better than."""
+    texts = []
+    for verdict, beginning in (
+        (Verdict.BETTER, ""),
+        (Verdict.WHEN_IT_TRAINS, "among runs that train, "),
+        (Verdict.ON_THIS_DEV_SET, "with these dev examples, "),
+    ):
+        found = [each for each in analysis.verdict.against_leader if each.verdict is verdict]
+        if found:
+            behind = joined((_figures(analysis, each) for each in found), most=_MOST_NAMED)
+            texts.append(f"{beginning}{leader.name.title} is ahead of {behind}")
+    parts = [f"{capital('; '.join(texts))}."] if texts else []
+    if texts and len(analysis.best_rows) < len(analysis.ranked):
+        parts.append("Each method is judged by its best configuration, and pays for that choice.")
+    if below := _below_baseline(analysis):
+        parts.append(below)
+    return Point("best", " ".join(parts)) if parts else None
+
+
+def _figures(analysis: Analysis, found: Comparison) -> str:
+    """Another method and how far it is behind: "LoRA r=8 by 0.049 (95 % interval 0.010 to 0.090, p = 0.003)"."""
+    facts = [f"95 % interval {_span(found.low, found.high)}" if found.deviation else "no spread over seeds"]
+    if found.verdict is Verdict.ON_THIS_DEV_SET and found.examples_low is not None:
+        facts.append(f"with other examples {_span(found.examples_low, found.examples_high)}")
+    facts.append(f"p {_p(found.p_holm)}")
+    return f"{analysis.row(found.second_label).name.title} by {_amount(found.difference)} ({', '.join(facts)})"
+
+
+def _p(value: float) -> str:
+    text = show(value, "p")
+    return text if text[0] == "<" else f"= {text}"
+
+
+def _amount(value: float | None) -> str:
+    """A difference without a plus sign: 0.012, −0.004."""
+    return UNKNOWN if value is None else show(round(value, 3) + 0.0, "score")
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return f"{_amount(low)} to {_amount(high)}"
+
+
+def _as_good_point(analysis: Analysis, leader: MethodRow) -> Point | None:
+    """Whether a cheaper configuration is shown to be as good."""
+    verdict, cost = analysis.verdict, leader.trainable
+    if cost is None or not verdict.as_good or not verdict.decided:
+        return None
+    margin = f"the margin of {show(verdict.judging.margin, 'margin')}"
+    cheaper = [row for row in analysis.ranked if row.trainable is not None and row.trainable < cost]
+    cheaper = [row for row in cheaper if row.label in verdict.as_good]
+    if not cheaper:
+        return Point("as good", f"No configuration trains fewer parameters than {leader.name.title}.")
+    shown = [row for row in cheaper if verdict.as_good[row.label].shown]
+    chosen = next((row for row in shown if row.label == verdict.recommended), None)
+    if chosen is not None:
+        at_most = _amount(max(0.0, -(verdict.as_good[chosen.label].low or 0.0)))
+        share = show(chosen.trainable_share, "share")
+        text = (
+            f"Yes, within {margin}: {chosen.name.title}, which trains {share} of the parameters, is at most {at_most} "
+            "behind (95 %)."
         )
-    if "dev" in analysis.selections:
-        warnings.append(
-            "Each run's best snapshot was chosen on the dev set that scores it, so best scores are optimistic. "
-            "The last ones are not; with selection: train-split the best ones are not either."
+        others = [row.name.title for row in shown if row is not chosen]
+        return Point("as good", text + (f" So is {joined(others, most=_MOST_NAMED)}." if others else ""))
+    if shown:
+        names = joined((row.name.title for row in shown), most=_MOST_NAMED)
+        return Point("as good", f"When it trains, within {margin}: {names}. But some of these runs did not train.")
+    nearest = cheaper[0]
+    behind = _amount(
+        None if nearest.mean is None or leader.mean is None else analysis.sign * (leader.mean - nearest.mean)
+    )
+    low = verdict.as_good[nearest.label].low
+    could = "" if low is None else f" and could be {_amount(-low)} behind"
+    beyond = low is not None and -low > verdict.judging.margin
+    why = f"beyond {margin}" if beyond else "with too few seeds to say more"
+    share = show(nearest.trainable_share, "share")
+    return Point(
+        "as good",
+        f"Not shown. The nearest is {nearest.name.title}, with {share} of the parameters: {behind} behind{could}, "
+        f"{why}.",
+    )
+
+
+def _fails_point(analysis: Analysis, leader: MethodRow) -> Point | None:
+    """How often runs do not train, and what the means are if they count."""
+    rates = analysis.verdict.rates
+    failing = [row for row in analysis.table.by_mean if row.label in rates and rates[row.label].failed]
+    if not failing:
+        return None
+    failing.sort(key=lambda row: (row.label != leader.label, -rates[row.label].failed / rates[row.label].runs))
+    text = f"{joined((_rate(row, rates[row.label]) for row in failing), most=_MOST_NAMED)} did not train."
+    steady = [row.name.title for row in analysis.best_rows if row not in failing]
+    if steady:
+        text += f" {capital(joined(steady, most=_MOST_NAMED))} always did."
+    against = analysis.verdict.against_leader
+    told = [
+        f"{method_title(each.second)}'s (p = {show(each.rates_p, 'p')})" for each in against if each.rates_p < LEVEL
+    ]
+    if told:
+        text += f" The rate of {method_title(leader.method)} differs from {joined(told, most=_MOST_NAMED)}."
+    if leader in failing:
+        means = ((row, _mean_of_all(analysis, row)) for row in analysis.best_rows)
+        known = [f"{row.name.title} {show(mean, 'score')}" for row, mean in means if mean is not None]
+        return Point("fails", f"{text} Counted at their scores, means are: {joined(known, most=_MOST_NAMED)}.")
+    return Point("fails", f"{text} No mean counts such runs.")
+
+
+def _rate(row: MethodRow, rate: TrainingRate) -> str:
+    low, high = (f"{100 * (1 - bound):.0f}" for bound in (rate.high, rate.low))
+    return f"{rate.failed} of {rate.runs} runs of {row.name.title} (95 % interval {low} to {high} %)"
+
+
+def _mean_of_all(analysis: Analysis, row: MethodRow) -> float | None:
+    """Mean over the runs that trained and those that did not, these at their score or that of a constant prediction."""
+    floor = analysis.verdict.judging.floor
+    scores = [score for _, score in row.scored(analysis.metric.name)]
+    for run in row.failures:
+        score = run.best_score if run.best_score is not None or floor is None else analysis.sign * floor
+        if score is None:
+            return None
+        scores.append(score)
+    return fmean(scores) if scores else None
+
+
+def _open_point(analysis: Analysis, leader: MethodRow) -> Point | None:
+    """What is undecided, and how many seeds would decide it."""
+    against, plan = analysis.verdict.against_leader, analysis.verdict.judging.seeds
+    few = [each for each in against if each.verdict is Verdict.TOO_FEW_SEEDS]
+    if few:
+        names = (f"{analysis.row(each.second_label).name.title} ({_amount(each.difference)} behind)" for each in few)
+        least = min(min(each.seeds) for each in few)
+        return Point(
+            "open",
+            f"{capital(joined(names, most=_MOST_NAMED))}. A verdict takes at least {plan.least} seeds that trained; "
+            f"the fewest here are {least}.{analysis.extending(plan.least - least)}",
         )
-    if analysis.misfits:
-        warnings.append(
-            f"{counted(len(analysis.misfits), 'run')} kept a predictions.npz that does not give the recorded score and "
-            f"is not used: {listed(analysis.misfits, 5, 200)}. Put back what `manytune run` wrote."
+    noise = [each for each in against if each.verdict is Verdict.WITHIN_NOISE]
+    if not noise:
+        return None
+    text = " ".join(_undecided(analysis, leader, each) for each in noise[:_MOST_NAMED])
+    known = [each.detectable for each in noise if each.detectable is not None]
+    if known:
+        text += f" A true difference of {show(max(known), 'score')} would be found in 80 % of such studies."
+    return Point("open", f"{text} {_what_would_decide(analysis, noise)}".strip())
+
+
+def _what_would_decide(analysis: Analysis, noise: Sequence[Comparison]) -> str:
+    """How many seeds, in all, show a difference of the margin."""
+    plan, margin = analysis.verdict.judging.seeds, show(analysis.verdict.judging.margin, "margin")
+    there = max(max(each.seeds) for each in noise)
+    if (look := next((each for each in plan.looks if each > there), None)) is not None:
+        return f"The next planned look is at {look} seeds.{analysis.extending_to(look)}"
+    needed = [each.seeds_needed for each in noise]
+    needed += [good.seeds_needed for each in noise if (good := analysis.verdict.as_good.get(each.second_label))]
+    if all(each.deviation is None for each in noise):
+        return ""
+    if None in needed:
+        return f"For one of {margin} a thousand seeds would not be enough with these dev examples."
+    seeds = _rounded_up(max(filter(None, needed)))
+    if seeds <= there:
+        return f"For one of {margin} these seeds are enough."
+    return (
+        f"For one of {margin} it takes {seeds} seeds in all, with the price of a look that was not planned."
+        f"{analysis.extending_to(seeds)}"
+    )
+
+
+def _rounded_up(seeds: int) -> int:
+    """To two digits: the number is an estimate.
+
+    >>> _rounded_up(43), _rounded_up(132)
+    (43, 140)
+    """
+    unit = int(10 ** max(0, len(str(seeds)) - 2))
+    return -(-seeds // unit) * unit
+
+
+def _undecided(analysis: Analysis, leader: MethodRow, found: Comparison) -> str:
+    name = analysis.row(found.second_label).name.title
+    behind = f"is {_amount(found.difference)} behind" if found.difference else "has the same mean as"
+    text = f"{capital(name)} {behind} {leader.name.title}"
+    if found.low is not None and found.high is not None:
+        text += f", 95 % interval {_span(found.low, found.high)}"
+        text += ", which leaves out 0, but is no proof after all corrections" if found.low > 0 else ""
+    return f"{text}; behind in {found.ahead} of {found.shared} seeds." if found.shared else f"{text}."
+
+
+_POINTS: Sequence[Callable[[Analysis, MethodRow], Point | None]] = (
+    _best_point,
+    _as_good_point,
+    _fails_point,
+    _open_point,
+)
+
+
+def about_axis(axis: Axis, analysis: Analysis) -> Iterable[str]:
+    """For each method with several values of a hyper-parameter, which of them are told apart.
+
+    Each value is represented by its configuration with the best mean, as methods are in the verdict.
+    """
+    for method in dict.fromkeys(row.method for row in analysis.ranked):
+        rows = [row for row in analysis.ranked if row.method == method]
+        given = {row.label: row.runs[0].hyperparameters.get(axis.name) for row in rows}
+        values = {label: value for label, value in given.items() if isinstance(value, int | float)}
+        if len(set(values.values())) < 2:
+            continue
+        names = {label: f"{axis.prefix}{show(value, axis.kind)}" for label, value in values.items()}
+        known = configurations_of([row for row in rows if row.label in values], analysis.draws)
+        found = judge([replace(one, method=names[one.label]) for one in known], analysis.verdict.judging)
+        against = found.against_leader
+        said = []
+        for verdict in Verdict:
+            others = [
+                f"{each.second} ({_amount(each.difference)} behind)" for each in against if each.verdict is verdict
+            ]
+            if others:
+                said.append(f"{_OF_VALUES[verdict]} {joined(others)}")
+        side, whose = "highest" if analysis.metric.higher_is_better else "lowest", method_title(method)
+        yield (
+            f"By {axis.title}{'' if whose in axis.title else f' of {whose}'}, each value at its best other settings: "
+            f"{against[0].first} has the {side} mean; {'; '.join(said)}."
         )
-    return [*warnings, *analysis.problems]
 
 
-def _listed(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+_OF_VALUES = {
+    Verdict.BETTER: "it is better than",
+    Verdict.WHEN_IT_TRAINS: "better, when it trains, than",
+    Verdict.ON_THIS_DEV_SET: "better on this dev set than",
+    Verdict.WITHIN_NOISE: "not told from",
+    Verdict.TOO_FEW_SEEDS: "too few seeds for a verdict on",
+}
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _below_baseline(analysis: Analysis) -> str:
+    """The methods that do not beat the best baseline, where others do."""
+    table = analysis.table
+    below, methods = table.below_bar, {row.method for row in analysis.ranked}
+    if table.bar is None or not below or len(below) == len(methods):
+        return ""
+    best = {row.method: row.mean for row in analysis.best_rows}
+    names = joined(f"{method_title(name)} ({show(best[name], 'score')})" for name in below)
+    score = show(table.bar[1], "score")
+    return f"{capital(names)} {'do' if len(below) > 1 else 'does'} not beat {table.bar[0]} ({score})."

@@ -26,10 +26,15 @@ from manytune.report.series import (
     looks,
     quantities,
     references,
+    shown_rows,
     swept,
 )
 from manytune.report.sheets import show
+from manytune.report.task_table import MethodRow
 from manytune.utils.text import counted
+
+MOST_ROWS = 14
+"""Configurations in the answer's picture."""
 
 _MOST_LINES = 60  # runs drawn as a line each; of more, only their range can be read
 _MOST_SHOWN = 24  # configurations visible at first; the legend shows the others
@@ -53,49 +58,146 @@ class Chart:
     """Changes of the layout, and of the height, on small screens."""
     choices: tuple[dict[str, Any], ...] = ()
     """Other horizontal axes to choose from: title, x of every trace, whether logarithmic."""
+    caption: str = ""
+    """What the marks mean."""
 
 
-def score_chart(analysis: Analysis) -> Chart:
-    """Every seed's best score, and the mean with its standard deviation, by configuration."""
-    look, rows, title = looks(analysis), analysis.table.by_mean, analysis.metric.title
-    data: list[dict[str, Any]] = []
-    for row in reversed(rows):  # plotly's first category is the lowest one
-        drawn, name, scored = look[row.label], look[row.label].markup, row.scored(analysis.metric.name)
-        x, y = [score for _, score in scored], [name] * len(scored)
-        hover = f"%{{y}}, %{{text}}<br>{title} %{{x:.4f}}"
-        seeds = [f"seed {run.seed}" for run, _ in scored]
-        dot = {"color": f"{drawn.paint}/0.6", "size": 9, "symbol": drawn.symbol}
-        data.append(_trace("markers", x, y, hover, name=name, text=seeds, marker=dot))
-        best = row.primary.best
-        x, y = ([], []) if best.mean is None else ([best.mean], [name])
-        hover = f"%{{y}}, mean of {best.count}<br>{title} %{{x:.4f}}"
-        bar = {"type": "data", "array": [best.deviation or 0], "color": drawn.paint, "thickness": 2}
-        tick = {"color": drawn.paint, "size": 15, "symbol": "line-ns-open", "line": {"width": 3}}
-        data.append(_trace("markers", x, y, hover, name=f"{name}, mean", error_x=bar, marker=tick))
+def answer_chart(analysis: Analysis) -> Chart | None:
+    """The answer as a picture: the best configurations as in `score_chart`; None where none has a mean."""
+    rows = shown_rows(analysis, MOST_ROWS)
+    return score_chart(analysis, rows, "answer") if analysis.leader is not None else None
+
+
+def every_score_chart(analysis: Analysis) -> Chart | None:
+    """All configurations, where the answer's picture does not hold them or there is none."""
+    whole = len(analysis.rows) <= MOST_ROWS and analysis.leader is not None
+    return None if whole else score_chart(analysis, analysis.table.by_mean, "scores")
+
+
+def score_chart(analysis: Analysis, rows: Sequence[MethodRow], key: str) -> Chart:
+    """Every seed's best score, the mean with its 95 % interval for new seeds, and the runs that did not train.
+
+    The leader's margin is a band: what lies in it is as good, as far as the user cares.
+    """
+    look, title, leader = looks(analysis), analysis.metric.title, analysis.leader
+    # Plotly's first category is the lowest one.
+    data = [trace for row in reversed(rows) for trace in _score_traces(analysis, row, look[row.label])]
+    ends = _readable(analysis, rows)
+    if ends is not None:
+        data += _beyond(data, ends, analysis.sign)
     means_listed = "; ".join(f"{look[row.label].name} {show(row.mean, 'score')}" for row in rows)
-    alt = f"Dots: {title} of every seed by configuration. Means: {means_listed}."
+    alt = (
+        f"{title} by configuration: dots are seeds, diamonds means with their 95 % interval for new seeds, crosses "
+        f"runs that did not train. Means: {means_listed}."
+    )
     order = {"categoryorder": "array", "categoryarray": [look[row.label].markup for row in reversed(rows)]}
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": title}, "zeroline": False},
+        "xaxis": {"title": {"text": title}, "zeroline": False, **({} if ends is None else {"range": list(ends)})},
         "yaxis": {"automargin": True, **order, "ticksuffix": "  ", "range": [-0.7, len(rows) - 0.3]},
         "showlegend": False,
     }
-    heading, height = f"{title} of every seed, with mean ± standard deviation", 90 + 38 * max(len(rows), 3)
-    if baselines := baseline_lines(analysis):
+    caption, height = "◆ mean with its 95 % interval for new seeds; ● one seed; × a run that did not train", 0
+    if ends is not None:
+        caption += f"; {'◄' if analysis.sign > 0 else '►'} beyond the axis"
+    height = 90 + 32 * max(len(rows), 3)
+    if leader is not None and leader.mean is not None:
+        margin = analysis.verdict.judging.margin
+        edges = sorted((leader.mean, leader.mean - analysis.sign * margin))
+        band = {"type": "rect", "xref": "x", "yref": "paper", "x0": edges[0], "x1": edges[1], "y0": 0, "y1": 1}
+        layout["shapes"] = [{**band, "fillcolor": "@good/0.16", "line": {"width": 0}, "layer": "below"}]
+        caption += f"; green: less than the margin of {show(margin, 'margin')} behind the best mean"
+    baselines = [each for each in baseline_lines(analysis) if ends is None or ends[0] <= each[1] <= ends[1]]
+    if baselines:
         for trace in data:
             trace["showlegend"] = False
         listed = [f"{name} {show(score, 'score')}" for name, score, _ in baselines]
         for words, (_, score, dash) in zip(listed, baselines, strict=True):
             line = {"color": "@muted", "width": 2, "dash": dash}
             # Unseen markers: plotly leaves room beside these, while a line would lie on the edge.
-            marks: dict[str, Any] = {"marker": {"size": 12, "opacity": 0}, "line": line}
+            marks = {"marker": {"size": 12, "opacity": 0}, "line": line}
             data.append(_trace("lines+markers", [score, score], [0, 1], words, name=words, yaxis="y2", **marks))
         # An axis of its own lets a line go from edge to edge.
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
         layout["showlegend"] = True
         alt += f" Lines, baselines: {'; '.join(listed)}."
-        heading, height = f"{heading}, beside baselines", height + 50
-    return Chart(f"{analysis.key}-chart-scores", heading, alt, data, layout, height)
+        height += 50
+    caption += ". Intervals of two may overlap although their difference is beyond chance."
+    return Chart(f"{analysis.key}-chart-{key}", f"{title} by configuration", alt, data, layout, height, caption=caption)
+
+
+def _readable(analysis: Analysis, rows: Sequence[MethodRow]) -> tuple[float, float] | None:
+    """The part of the axis of scores to show, where some lie so far off that the best would be a dot; None: all of it.
+
+    It goes four times as far below the best mean as the better half of the configurations do.
+    """
+    means = [row.mean for row in rows if row.mean is not None]
+    if analysis.leader is None or analysis.leader.mean is None or len(means) < 3:
+        return None
+    best, sign = analysis.leader.mean, analysis.sign
+    scores = {row.label: [score for _, score in row.scored(analysis.metric.name)] for row in rows}
+    better = [row for row in rows if row.mean is not None][: (len(means) + 1) // 2]
+    near = [score for row in better for score in (*scores[row.label], *(analysis.seed_interval(row.label) or ()))]
+    reach = max(sign * (best - score) for score in near)
+    every = [score for found in scores.values() for score in found]
+    every += [run.best_score for row in rows for run in row.failures if run.best_score is not None]
+    if reach <= 0 or max(sign * (best - score) for score in every) <= 4 * reach:
+        return None
+    highest = max(sign * score for score in (*every, *near))
+    edges = best - sign * 4 * reach, sign * (highest + reach / 4)
+    return min(edges), max(edges)
+
+
+def _beyond(data: Sequence[dict[str, Any]], ends: tuple[float, float], sign: int) -> list[dict[str, Any]]:
+    """Marks at the edge with the scores of what lies beyond it: a mean, else single seeds, and runs that failed."""
+    edge = ends[0] if sign > 0 else ends[1]
+    found: dict[str, tuple[str, list[str]]] = {}
+    for symbol, before in (("diamond", ""), ("circle", ""), ("x-thin-open", "×")):
+        for trace in (each for each in data if each["marker"]["symbol"] == symbol):
+            off = [(x, y) for x, y in zip(trace["x"], trace["y"], strict=True) if sign * x < sign * edge]
+            if off and (symbol != "circle" or off[0][1] not in found):
+                paint = trace["marker"]["color"].partition("/")[0]
+                _, words = found.setdefault(off[0][1], (paint, []))
+                words += [f"{before}{show(x, 'score')}" for x, _ in off]
+    inner = edge + 0.012 * (ends[1] - ends[0]) * sign
+    place = {"textposition": "middle right"} if sign > 0 else {"textposition": "middle left"}
+    symbol = "triangle-left" if sign > 0 else "triangle-right"
+    return [
+        _trace(
+            "markers+text",
+            [inner],
+            [name],
+            name=f"{name}, beyond",
+            text=[", ".join(words)],
+            marker={"color": paint, "size": 10, "symbol": symbol},
+            **place,
+        )
+        for name, (paint, words) in found.items()
+    ]
+
+
+def _score_traces(analysis: Analysis, row: MethodRow, look: Look) -> Iterable[dict[str, Any]]:
+    """A configuration's seeds, its mean with its interval, and the runs that did not train."""
+    name, score = look.markup, f"<br>{analysis.metric.title} %{{x:.4f}}"
+    scored = row.scored(analysis.metric.name)
+    seeds = [f"seed {run.seed}" for run, _ in scored]
+    dot = {"color": f"{look.paint}/0.4", "size": 7, "symbol": "circle"}
+    x = [value for _, value in scored]
+    yield _trace("markers", x, [name] * len(x), f"%{{y}}, %{{text}}{score}", name=name, text=seeds, marker=dot)
+    mean, ends = row.mean, analysis.seed_interval(row.label)
+    if mean is not None:
+        hover = f"%{{y}}, mean of {row.primary.best.count}{score}"
+        marks: dict[str, Any] = {"marker": {"color": look.paint, "size": 12, "symbol": "diamond"}}
+        if ends is not None:
+            hover += f"<br>95 % {show(ends[0], 'score')} to {show(ends[1], 'score')}"
+            arms = {"array": [ends[1] - mean], "arrayminus": [mean - ends[0]], "symmetric": False}
+            marks["error_x"] = {"type": "data", **arms, "color": look.paint, "thickness": 2.5, "width": 5}
+        yield _trace("markers", [mean], [name], hover, name=f"{name}, mean", **marks)
+    failed = {run.seed: run.best_score for run in row.failures if run.best_score is not None}
+    if failed:
+        seeds = [f"seed {seed} did not train" for seed in failed]
+        cross = {"color": "@caution", "size": 10, "symbol": "x-thin-open", "line": {"width": 2.5}}
+        x, y, hover = list(failed.values()), [name] * len(failed), f"%{{y}}, %{{text}}{score}"
+        yield _trace("markers", x, y, hover, name=f"{name}, did not train", text=seeds, marker=cross)
 
 
 def curve_chart(analysis: Analysis) -> Chart | None:

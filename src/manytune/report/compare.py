@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.data.metrics import METRICS
+from manytune.report.judgement import configurations_of, sign_of
 from manytune.report.report_data import provenance_facts
 from manytune.report.sheets import UNKNOWN, interval, show
 from manytune.report.task_table import MethodRow, tabulate
 from manytune.report.views import plain_table
-from manytune.stats.verdict import MINIMUM_SEEDS, Configuration, compare
+from manytune.stats.claims import Judging
+from manytune.stats.looks import MINIMUM_SEEDS, SeedPlan
+from manytune.stats.verdict import judge
 from manytune.storage.directory import Store
 
 
@@ -30,9 +33,9 @@ class ConfigurationChange:
     metric: str
     first: float | None  # mean best score in the first study
     second: float | None
-    seeds: tuple[int, int]  # runs that finished in each
+    seeds: tuple[int, int]  # runs that trained in each
     difference: float | None  # second less first
-    low: float | None  # 95 % interval over the seeds that both have; None below 5 of them
+    low: float | None  # 95 % interval for new seeds; None where one has fewer than 5
     high: float | None
     verdict: str
     samples_per_second: tuple[float | None, float | None]
@@ -66,6 +69,9 @@ def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
         {name: ", ".join(values) for name, values in provenance_facts(runs, data="data", commit="commit").items()}
         for runs in records
     ]
+    plans = [SeedPlan.of(store.looks()) for store in stores]
+    # Whatever was planned was planned for one study alone.
+    plan = SeedPlan(grown=any(each.grown or each.looks for each in plans))
     rows, others = (
         {(table.task, table.model, row.label): row for table in tabulate(runs) for row in table.rows}
         for runs in records
@@ -75,7 +81,7 @@ def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
         provenance=tuple((name, one or UNKNOWN, other or UNKNOWN) for name, one, other in _differing(*facts)),
         only_first=tuple(f"{task}: {label}" for task, model, label in rows if (task, model, label) not in others),
         only_second=tuple(f"{task}: {label}" for task, model, label in others if (task, model, label) not in rows),
-        changes=tuple(_change(key, rows[key], others[key]) for key in rows if key in others),
+        changes=tuple(_change(key, rows[key], others[key], plan) for key in rows if key in others),
     )
 
 
@@ -86,29 +92,28 @@ def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[tup
             yield key, one.get(key), other.get(key)
 
 
-def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow) -> ConfigurationChange:
+def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow, plan: SeedPlan) -> ConfigurationChange:
     metric = first.primary.metric
-    sign = 1 if metric.higher_is_better else -1
     difference = None if first.mean is None or second.mean is None else second.mean - first.mean
     low = high = None
     verdict = "too few seeds for a verdict"
-    one, other = (
-        Configuration(name, row.label, {run.seed: sign * score for run, score in row.scored(metric.name)})
+    sides = [
+        replace(one, method=name, label=name)
         for name, row in (("first", first), ("second", second))
-    )
-    found = compare([one], [other], pairs=1) if one.scores and other.scores else None
-    if found is not None and found.seeds >= MINIMUM_SEEDS and found.low is not None and found.high is not None:
-        low, high, difference = found.low, found.high, found.difference
-        # The comparison names the better one first; a change is the second study less the first.
-        if (found.first == "second") != metric.higher_is_better:
-            low, high, difference = -high, -low, -difference
-        verdict = "within noise" if low <= 0 <= high else "changed"
+        for one in configurations_of([row])
+    ]
+    for found in judge(sides, Judging(seeds=plan)).comparisons:
+        if min(found.seeds) >= MINIMUM_SEEDS and found.low is not None and found.high is not None:
+            # The comparison names the better one first; a change is the second study less the first.
+            turned = sign_of(metric) if found.first == "second" else -sign_of(metric)
+            low, high = sorted((turned * found.low, turned * found.high))
+            verdict = "within noise" if low <= 0 <= high else "changed"
     return ConfigurationChange(
         *key,
         metric=metric.name,
         first=first.mean,
         second=second.mean,
-        seeds=(len(first.finished), len(second.finished)),
+        seeds=(len(first.trained), len(second.trained)),
         difference=difference,
         low=low,
         high=high,

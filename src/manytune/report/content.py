@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from manytune.report.analysis import Analysis, analyse
-from manytune.report.answer import Answer, answer
+from manytune.report.answer import Answer, about_axis, answer
 from manytune.report.breakdown import best_predictions, breakdown_sheets
-from manytune.report.charts import Chart, axis_chart, cost_chart, curve_chart, scatter_chart, score_chart
+from manytune.report.charts import (
+    Chart,
+    answer_chart,
+    axis_chart,
+    cost_chart,
+    curve_chart,
+    every_score_chart,
+    scatter_chart,
+)
 from manytune.report.drawing import Drawing, draw
 from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
@@ -27,13 +35,12 @@ from manytune.report.score_sheets import (
     parts_sheet,
     run_sheet,
     score_sheets,
-    seeds_sheet,
     standing_sheet,
 )
 from manytune.report.series import looks, loss_rises, swept_axes
 from manytune.report.sheets import Column, Sheet, show, to_csv, to_markdown, to_tex
 from manytune.report.views import status_line
-from manytune.stats.verdict import MINIMUM_SEEDS
+from manytune.stats.claims import LEVEL, Verdict
 from manytune.storage.record import RunRecord
 from manytune.utils.text import counted
 
@@ -57,7 +64,14 @@ class TaskContent:
 
     analysis: Analysis
     answer: Answer
+    picture: Chart | None
+    """The answer, drawn."""
     parts: tuple[Section, ...]
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """All charts."""
+        return (*([self.picture] if self.picture else []), *(chart for part in self.parts for chart in part.charts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,18 +125,23 @@ def compose(data: ReportData) -> Content:
 def _task(analysis: Analysis) -> TaskContent:
     problems: list[str] = []
     found = attempt(f"{analysis.title}: the answer could not be made", lambda: answer(analysis), None, problems)
-    return TaskContent(analysis, found or Answer(problems[0], (), False), tuple(_sections(analysis)))
+    failure = f"{analysis.title}: the answer could not be drawn"
+    (picture,) = attempt(failure, lambda: _writable(answer_chart, analysis), (), problems) or (None,)
+    found = found or Answer(problems[0], (), (), False)
+    found = replace(found, notes=(*found.notes, *problems))
+    return TaskContent(analysis, found, picture, tuple(_sections(analysis)))
 
 
 def _sections(analysis: Analysis) -> Iterable[Section]:
     section = partial(_section, analysis)
     scores = (score_sheets, baseline_sheet, parts_sheet, left_out_sheet)
-    yield section("scores", "Scores", charts=(score_chart,), sheets=scores, folded=(run_sheet,))
-    yield section("statistics", "Statistics", _about_statistics, sheets=(seeds_sheet, comparison_sheet, standing_sheet))
+    yield section("scores", "Scores", charts=(every_score_chart,), sheets=scores, folded=(run_sheet,))
+    yield section("statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
     yield section("curves", "Curves", _about_curves, charts=(curve_chart,))
     for axis in swept_axes():
         title = axis.title[:1].upper() + axis.title[1:]
-        swept = section(axis.key, title, charts=(partial(axis_chart, axis),), sheets=(partial(axis_sheet, axis),))
+        charts, sheets = (partial(axis_chart, axis),), (partial(axis_sheet, axis),)
+        swept = section(axis.key, title, partial(about_axis, axis), charts=charts, sheets=sheets)
         if swept.sheets or swept.text:
             yield swept
     yield section("cost", "Cost", charts=(cost_chart,), sheets=(cost_sheet,))
@@ -188,18 +207,23 @@ def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
 
 def _about_statistics(analysis: Analysis) -> Iterable[str]:
     """The paragraphs above the tables of tests."""
-    few = [pair.seeds for pair in analysis.comparisons if pair.seeds < MINIMUM_SEEDS]
+    verdict = analysis.verdict
+    least = verdict.judging.seeds.least
+    few = [min(pair.seeds) for pair in verdict.comparisons if pair.verdict is Verdict.TOO_FEW_SEEDS]
     if few:
         yield (
-            f"No test is shown for pairs that share fewer than {MINIMUM_SEEDS} seeds, because a spread seen in so few "
-            f"says little of the next one.{analysis.extending(MINIMUM_SEEDS - min(few))}"
+            f"No test is shown for pairs with fewer than {least} seeds, because a spread seen in so few says little of "
+            f"the next one.{analysis.extending(least - min(few))}"
         )
     yield (
         "A method is judged by its best configuration, and pays for the choice: it must beat every configuration of "
         "the other method, and its p is multiplied by how many configurations it had to choose from. All pairs of "
-        "methods of the task are then corrected together (Holm). A difference must hold over seeds and over dev "
-        "examples."
+        "methods of the task are then corrected together (Holm). Better means: for new seeds, for new dev examples, "
+        "and, where some of its runs did not train, also with these counted."
     )
+    if verdict.level < LEVEL:
+        level = show(verdict.level, "p")
+        yield f"This is one of several planned looks; its level is {level}, so that all keep 5 % together."
     if not analysis.predictions:
         yield "Dev predictions were not kept with this study, so nothing is said of uncertainty over dev examples."
 

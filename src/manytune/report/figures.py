@@ -20,10 +20,10 @@ from manytune.report.series import (
     looks,
     quantities,
     references,
+    shown_rows,
     swept,
     swept_axes,
 )
-from manytune.report.task_table import MethodRow
 from manytune.utils.extras import is_installed
 
 if TYPE_CHECKING:
@@ -110,14 +110,6 @@ def _color(look: Look) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _shown(analysis: Analysis) -> tuple[MethodRow, ...]:
-    """The configurations that a figure can hold, all or the best ones: the best mean first."""
-    if len(analysis.rows) <= _MOST:
-        return analysis.table.by_mean
-    best = {row.label for row in (*analysis.best_rows, *analysis.ranked)[:_MOST]}
-    return tuple(row for row in analysis.table.by_mean if row.label in best)
-
-
 def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
@@ -126,15 +118,21 @@ def _figure(columns: int = 1, width: float = 5.2, height: float = 3.2) -> tuple[
 
 
 def _scores(analysis: Analysis) -> Figure | None:
-    """Every seed's best score, and the mean with its standard deviation, by configuration."""
-    rows, look = list(reversed(_shown(analysis))), looks(analysis)
+    """Every seed's best score, and the mean with its 95 % interval for new seeds, by configuration."""
+    rows, look = list(reversed(shown_rows(analysis, _MOST))), looks(analysis)
     figure, (axes,) = _figure(height=0.9 + 0.34 * len(rows))
     for y, row in enumerate(rows):
-        best, color = row.primary.best, _color(look[row.label])
+        ends, color = analysis.seed_interval(row.label), _color(look[row.label])
         scores, marker = [score for _, score in row.scored(analysis.metric.name)], _MARKERS[look[row.label].symbol]
         axes.plot(scores, [y] * len(scores), marker, color=color, alpha=0.45, markersize=5, linestyle="")
-        if best.mean is not None:
-            axes.errorbar(best.mean, y, xerr=best.deviation, fmt="|", color=color, markersize=12, markeredgewidth=2)
+        failed = [run.best_score for run in row.failures if run.best_score is not None]
+        axes.plot(failed, [y] * len(failed), "x", color=PALETTE["vermilion"], markersize=6, linestyle="")
+        if row.mean is not None:
+            arms = None if ends is None else [[row.mean - ends[0]], [ends[1] - row.mean]]
+            axes.errorbar(row.mean, y, xerr=arms, fmt="D", color=color, markersize=5, capsize=3)
+    if analysis.leader is not None and analysis.leader.mean is not None:
+        mean, margin = analysis.leader.mean, analysis.sign * analysis.verdict.judging.margin
+        axes.axvspan(mean - margin, mean, color=PALETTE["green"], alpha=0.16, linewidth=0)
     for name, score, dash in baseline_lines(analysis):
         style: dict[str, Any] = {"color": PALETTE[OTHER_COLOR], "linestyle": _DASHES[dash], "linewidth": 1.2}
         axes.axvline(score, label=f"{name} {score:.3f}", **style)
@@ -142,13 +140,13 @@ def _scores(analysis: Analysis) -> Figure | None:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=7)
     axes.set_yticks(range(len(rows)), [look[row.label].name for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"{analysis.title}: {analysis.metric.title}, seeds and mean ± standard deviation")
+    axes.set_xlabel(f"{analysis.title}: {analysis.metric.title}, seeds, mean and 95 % interval")
     return figure
 
 
 def _curves(analysis: Analysis) -> Figure | None:
     """Score and evaluation loss by step, the mean and the range over the seeds; None without histories."""
-    look, labels = looks(analysis), {row.label for row in _shown(analysis)}
+    look, labels = looks(analysis), {row.label for row in shown_rows(analysis, _MOST)}
     drawn = [
         (title, [curve for curve in curves(analysis, value) if curve.steps and curve.label in labels])
         for title, value in list(quantities(analysis.metric).items())[:2]
@@ -191,7 +189,7 @@ def _swept(axis: Axis, analysis: Analysis) -> Figure | None:
 
 def _cost(analysis: Analysis) -> Figure | None:
     """Score against the first of `COSTS`, with the Pareto front; None where no cost is known."""
-    cost, look, shown = COSTS[0], looks(analysis), _shown(analysis)
+    cost, look, shown = COSTS[0], looks(analysis), shown_rows(analysis, _MOST)
     known = [(float(value), row.mean, row) for row in shown if (value := cost.value(row)) and row.mean is not None]
     if not known:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manytune.report.analysis import Analysis
-from manytune.report.names import method_title
+from manytune.report.names import method_title, short_title
 from manytune.report.sheets import Field, Sheet
 
 _SHOWN = 15
@@ -58,7 +58,7 @@ def _errors(analysis: Analysis) -> dict[str, NDArray[Any]]:
 
 
 def _by_method(errors: Mapping[str, NDArray[Any]]) -> list[tuple[str, str, NDArray[Any]]]:
-    return [(name, method_title(name), values) for name, values in errors.items()]
+    return [(name, short_title(name), values) for name, values in errors.items()]
 
 
 def _fields(analysis: Analysis, errors: Iterable[tuple[str, str, NDArray[Any]]]) -> list[Field]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from manytune.methods import METHODS
@@ -42,6 +42,30 @@ def method_title(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
+def short_title(method: str) -> str:
+    """What tables and charts call a method."""
+    kind = METHODS.get(method)
+    return (kind.short_title if kind else None) or method_title(method)
+
+
+def joined(names: Iterable[str], most: int | None = None) -> str:
+    """Names with commas and "and"; of more than `most`, the others are counted.
+
+    >>> joined(["full", "LoRA", "BitFit"]), joined(["a", "b", "c", "d"], most=2)
+    ('full, LoRA and BitFit', 'a, b and 2 more')
+    """
+    found = list(names)
+    if most is not None and len(found) > most:
+        found = [*found[:most], f"{len(found) - most} more"]
+    *first, last = found
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def capital(text: str) -> str:
+    """Text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def name_configurations(methods: Mapping[str, str]) -> tuple[dict[str, Name], str]:
     """Names of a task's configurations, and the settings that these leave out because they never vary.
 
@@ -60,8 +84,7 @@ def name_configurations(methods: Mapping[str, str]) -> tuple[dict[str, Name], st
         parts = {label: label.removeprefix(method).strip().split(", ") for label in known}
         first = next(iter(parts.values()), [])
         shared = [part for part in first if all(part in each for each in parts.values())]
-        kind = METHODS.get(method)
-        short = (kind.short_title if kind else None) or method_title(method)
+        short = short_title(method)
         for label, each in parts.items():
             varying = tuple(printable(part) for part in each if part not in shared)
             names[label] = Name(printable(short), printable(method_title(method)), varying)

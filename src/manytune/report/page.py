@@ -28,7 +28,7 @@ def render_page(content: Content) -> str:
 
     Raises DependencyError where there is no plotly.js.
     """
-    charts = {chart.key: asdict(chart) for task in content.tasks for part in task.parts for chart in part.charts}
+    charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
     return render_template(
         "page.html",
         f"{content.title} · manytune",
@@ -60,6 +60,7 @@ def render_template(name: str, title: str, scripts: Iterable[str], *, served: bo
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
     policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
     policy += "; connect-src 'self'" if served else ""
+    environment.filters["code"] = _with_code
     template = environment.get_template(name)
     return template.render(title=title, style=_text("page.css"), scripts=programs, policy=policy, **values)
 
@@ -68,6 +69,18 @@ def embedded(data: Any) -> str:
     """JSON that can stand inside a script element: no tag, comment or entity can begin in it."""
     escapes = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(escapes)
+
+
+def _with_code(text: str) -> Any:
+    """Text whose `commands` in backticks are set as code; everything is escaped."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick of the user's own
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
 
 
 def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
@@ -80,6 +93,7 @@ def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
                 "number": column.is_number,
                 "long": not column.is_number and len(text) > _LONG,
                 "share": share,
+                "extra": column.extra,
             }
             for text, (cell, column), share in zip(shown, _shown_cells(sheet, row), _shares(sheet, row), strict=True)
         ]
@@ -88,7 +102,7 @@ def _cells(sheet: Sheet) -> list[list[dict[str, Any]]]:
 
 
 def _shown_cells(sheet: Sheet, row: Sequence[Cell]) -> list[tuple[Cell, Column]]:
-    return [pair for pair in zip(row, sheet.columns, strict=True) if pair[1] in sheet.shown_columns]
+    return [pair for pair in zip(row, sheet.columns, strict=True) if pair[1].kind != "deviation"]
 
 
 def _shares(sheet: Sheet, row: Sequence[Cell]) -> list[float | None]:

@@ -56,6 +56,17 @@ def figures() -> tuple[Figure, ...]:
     return tuple(Figure.model_validate(one) for one in table["figures"])
 
 
+_SENTENCE_ENCODER = "all-minilm-l6-v2"
+_ITS_DATA = {"mnli": "AllNLI, which holds MNLI", "qqp": "Quora's question pairs"}
+"""Task → the part of its rows that the sentence encoder of the offline default was trained on, by its model card."""
+
+
+def seen_before(model: str, task: str) -> str | None:
+    """What a backbone was trained on of a task's rows, labels included; None where nothing is known of that."""
+    name = model.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
+    return _ITS_DATA.get(task) if name in ("minilm", _SENTENCE_ENCODER) else None
+
+
 def published_sheet(analysis: Analysis) -> Sheet | None:
     """Reported scores of this model and task beside ours; None where nothing is known or matches."""
     name = analysis.table.model.partition("@")[0].rstrip("/").rpartition("/")[2].lower()

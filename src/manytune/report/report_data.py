@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from manytune.data.tasks import Task
 from manytune.report.guard import attempt
 from manytune.storage.artifacts import PREDICTIONS, Baselines, Examples, Structure
 from manytune.storage.directory import Store, StudyStatus
+from manytune.storage.growth import SeedGrowth
 from manytune.storage.lookup import altered
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.utils.errors import StoreError
@@ -30,6 +31,8 @@ class StudyFacts:
     status: StudyStatus
     label_suffix: str
     """What is added to its labels to tell them from another study's with other settings; mostly empty."""
+    growth: SeedGrowth = field(default_factory=SeedGrowth)
+    """When its scores could be seen while seeds were added."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +83,13 @@ def read(directories: Sequence[Path | str]) -> ReportData:
         for run in ended.values()
     ]
     statuses = [store.status() for store in stores]
-    facts = map(StudyFacts, studies, statuses, suffixes)
     problems: list[str] = []
+    growths = [
+        # What is not known is taken for a look that was not planned.
+        attempt("Seeds count as added after a look", store.looks, SeedGrowth(seen=(len(study.seeds),)), problems)
+        for store, study in zip(stores, studies, strict=True)
+    ]
+    facts = map(StudyFacts, studies, statuses, suffixes, growths)
     histories: dict[str, tuple[HistoryRow, ...]] = {}
     logits: dict[str, NDArray[Any]] = {}
     for store, ended in zip(stores, per_study, strict=True):

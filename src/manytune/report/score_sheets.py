@@ -14,17 +14,16 @@ from manytune.methods.base import Axis
 from manytune.report.analysis import Analysis
 from manytune.report.names import method_title
 from manytune.report.series import swept
-from manytune.report.sheets import UNKNOWN, Cell, Field, Sheet, sheet_of
+from manytune.report.sheets import Cell, Field, Sheet, sheet_of, show
 from manytune.report.task_table import MethodRow, last_score_of, score_of
+from manytune.stats.claims import Comparison, Verdict
 from manytune.stats.describe import summarize
-from manytune.stats.examples import combined_p, mcnemar, metric_draws
-from manytune.stats.verdict import MINIMUM_SEEDS, Comparison
+from manytune.stats.examples import metric_draws
 from manytune.storage.directory import PENDING, RunStatus
 from manytune.storage.record import RunRecord, RunState
 
 _CONFIGURATION: Field = ("configuration", "configuration", "label", lambda row: row.label)
-_SEEDS: Field = ("seeds", "seeds", "count", lambda row: len(row.finished))
-_MEAN: Field = ("mean", "mean", "score", lambda row: row.mean)
+_SEEDS: Field = ("seeds", "seeds", "count", lambda row: len(row.trained))
 _TRAINABLE: Field = ("trainable", "trainable", "count", lambda row: row.trainable)
 _TRAINABLE_SHARE: Field = ("trainable_share", "of all", "share", lambda row: row.trainable_share)
 
@@ -47,22 +46,35 @@ def _score_sheet(analysis: Analysis, index: int) -> Sheet:
         return [score for _, score in row.scored(metric.name)]
 
     def best(row: MethodRow) -> tuple[int | None, float | None]:
-        """Seed and score of the best run that finished."""
+        """Seed and score of the best run that trained."""
         scored = ((run.seed, score) for run, score in row.scored(metric.name))
         return max(scored, key=lambda pair: sign * pair[1], default=(None, None))
 
     def left_out(row: MethodRow) -> str | None:
         """The runs that are in no mean, counted: "1 collapsed, 2 pending"."""
         counts = {str(state): len(row.in_state(state)) for state in RunState if state is not RunState.FINISHED}
+        counts["stalled"] = len(row.stalled)
         counts[PENDING] = sum(run.label == row.label for run in analysis.pending)
         return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or None
+
+    means = [mean for row in analysis.rows if (mean := row.metrics[index].best.mean) is not None]
+    highest = max(means, key=lambda mean: sign * mean, default=None)
+
+    def from_best(row: MethodRow) -> float | None:
+        mean = row.metrics[index].best.mean
+        return None if mean is None or highest is None else mean - highest
 
     fields: list[Field] = [
         _CONFIGURATION,
         ("mean", "mean ± sd", "score", lambda row: row.metrics[index].best.mean),
         ("standard_deviation", "sd", "deviation", lambda row: row.metrics[index].best.deviation),
+        ("from_best", "from the best", "difference", from_best),
         ("seeds", "seeds", "count", lambda row: len(scores(row))),
-        ("left_out", "left out", "text", left_out),
+        ("left_out", "not in the mean", "text", left_out),
+        ("trainable_share", "trainable", "share", lambda row: row.trainable_share),
+        ("train_seconds", "training", "seconds", lambda row: row.train_seconds),
+    ]
+    more: list[Field] = [
         ("median", "median", "score", lambda row: median(scores(row)) if scores(row) else None),
         ("best", "best", "score", lambda row: best(row)[1]),
         ("best_seed", "seed", "count", lambda row: best(row)[0]),
@@ -70,18 +82,35 @@ def _score_sheet(analysis: Analysis, index: int) -> Sheet:
         ("last_standard_deviation", "last: sd", "deviation", lambda row: row.metrics[index].last.deviation),
     ]
     caption = (
-        "Mean, standard deviation and median over the seeds that finished, each at its best evaluation; last: at the "
-        f"last one. {' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
+        "Mean and standard deviation over the seeds that trained, each at its best evaluation; last: at the last one. "
+        f"{' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
     ).strip()
     if index > 0:
-        return analysis.sheet(f"scores-{metric.name}", metric.title, caption, fields, analysis.table.by_mean)
-    intervals, unknown = analysis.intervals, (None, None)
-    fields[5:5] = [
-        ("examples_low", "dev: low", "score", lambda row: intervals.get(row.label, unknown)[0]),
-        ("examples_high", "dev: high", "score", lambda row: intervals.get(row.label, unknown)[1]),
+        return analysis.sheet(f"scores-{metric.name}", metric.title, caption, fields, analysis.table.by_mean, more)
+    examples, rates, unknown = analysis.examples_intervals, analysis.verdict.rates, (None, None)
+    failed: list[Field] = [
+        ("failures", "did not train", "count", lambda row: len(row.failures)),
+        (
+            "failures_low",
+            "of 100: low",
+            "percent",
+            lambda row: 1 - rates[row.label].high if row.label in rates else None,
+        ),
+        ("failures_high", "high", "percent", lambda row: 1 - rates[row.label].low if row.label in rates else None),
     ]
-    caption += " dev: 95 % bootstrap interval of the mean over dev examples."
-    return analysis.sheet("scores", metric.title, caption, fields, analysis.table.by_mean)
+    more = [
+        ("seeds_low", "seeds: low", "score", lambda row: (analysis.seed_interval(row.label) or unknown)[0]),
+        ("seeds_high", "high", "score", lambda row: (analysis.seed_interval(row.label) or unknown)[1]),
+        ("examples_low", "dev: low", "score", lambda row: examples.get(row.label, unknown)[0]),
+        ("examples_high", "high", "score", lambda row: examples.get(row.label, unknown)[1]),
+        *failed,
+        *more,
+    ]
+    caption += (
+        " seeds: 95 % interval of the mean for new seeds; dev: bootstrap interval over dev examples; of 100: interval "
+        "of how many runs in a hundred do not train."
+    )
+    return analysis.sheet("scores", metric.title, caption, fields, analysis.table.by_mean, more)
 
 
 def baseline_sheet(analysis: Analysis) -> Sheet | None:
@@ -111,6 +140,8 @@ def left_out_sheet(analysis: Analysis) -> Sheet | None:
     for run in analysis.records:
         if run.state is not RunState.FINISHED:
             left_out.append((run, run.failure or next(iter(run.notes), None)))
+        elif run in analysis.row(run.label).stalled:
+            left_out.append((run, "scores little more than a constant prediction: its training did not take off"))
         elif run.last_collapsed:
             left_out.append((run, "predicts a constant at its last evaluation: left out of the last mean"))
     left_out += [(run, "has not ended") for run in analysis.pending]
@@ -123,7 +154,7 @@ def left_out_sheet(analysis: Analysis) -> Sheet | None:
         ("state", "state", "text", lambda one: str(one[0].state)),
         ("reason", "why", "text", lambda one: one[1]),
     ]
-    caption = "Collapsed, failed, pruned and pending runs are counted beside the means and never averaged in."
+    caption = "Collapsed, stalled, failed, pruned and pending runs are counted beside the means and never averaged in."
     return analysis.sheet("left-out", "runs that are in no mean", caption, fields, left_out)
 
 
@@ -137,60 +168,34 @@ def run_sheet(analysis: Analysis) -> Sheet:
         ("state", "state", "text", lambda run: str(run.state)),
         *((name, title, "score", partial(score_of, metric=name)) for name, title in metrics.items()),
         ("best_step", "at step", "count", lambda run: run.best_step),
+        ("train_seconds", "training", "seconds", lambda run: run.cost.train_seconds),
+    ]
+    more: list[Field] = [
         *(
             (f"last_{name}", f"last {title}", "score", partial(last_score_of, metric=name))
             for name, title in metrics.items()
         ),
         ("steps", "steps", "count", lambda run: run.steps),
-        ("train_seconds", "training", "seconds", lambda run: run.cost.train_seconds),
     ]
     caption = "Best scores are those of the best snapshot, read back and scored once more, alone and in fp32."
-    return analysis.sheet("runs", "every run", caption, fields, analysis.records)
-
-
-def seeds_sheet(analysis: Analysis) -> Sheet | None:
-    """The pairs with too few seeds for a verdict, and how many they would need; None where there are none."""
-    few = [pair for pair in analysis.comparisons if pair.seeds < MINIMUM_SEEDS]
-    if not few:
-        return None
-
-    def needed(pair: Comparison) -> int | None:
-        return MINIMUM_SEEDS if pair.deviation is None else pair.seeds_needed
-
-    fields: list[Field] = [
-        ("first", "first", "label", lambda pair: pair.first_label),
-        ("second", "second", "label", lambda pair: pair.second_label),
-        ("difference", "difference", "difference", lambda pair: pair.difference),
-        ("seeds", "seeds both have", "count", lambda pair: pair.seeds),
-        ("needed", "seeds needed", "count", needed),
-        ("more", "more", "count", lambda pair: None if (seeds := needed(pair)) is None else seeds - pair.seeds),
-    ]
-    caption = (
-        f"A verdict takes at least {MINIMUM_SEEDS} seeds that both have. With the seeds needed, four of five studies "
-        f"would find the difference, if it is real and the spread is as seen; {UNKNOWN}: more than a thousand."
-    )
-    return analysis.sheet("seeds", "too few seeds for a verdict", caption, fields, few)
+    return analysis.sheet("runs", "every run", caption, fields, analysis.records, more)
 
 
 def comparison_sheet(analysis: Analysis) -> Sheet | None:
     """Every pair of methods; None where there are fewer than two with scores."""
-    if not analysis.comparisons:
+    comparisons = analysis.verdict.comparisons
+    if not comparisons:
         return None
 
     def tested(name: str) -> Callable[[Comparison], Cell]:
         """A field of the comparison that is shown only where the seeds are enough for a test."""
-        return lambda pair: getattr(pair, name) if pair.seeds >= MINIMUM_SEEDS else None
+        of_spread = name in ("low", "high", "effect", "detectable", "overall_low")
 
-    def mcnemar_p(pair: Comparison) -> float | None:
-        """One p over the seeds that both have; None where predictions are not right or wrong, or were not kept."""
-        if analysis.examples is None or analysis.task is None or not analysis.task.type.right_or_wrong:
-            return None
-        labels = np.array(analysis.examples.labels)
-        first, second = (
-            {run.seed: prediction == labels for run, prediction in analysis.predicted(analysis.row(label))}
-            for label in (pair.first_label, pair.second_label)
-        )
-        return combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first.keys() & second.keys())])
+        def value(pair: Comparison) -> Cell:
+            shown = pair.verdict is not Verdict.TOO_FEW_SEEDS and (pair.deviation or not of_spread)
+            return getattr(pair, name) if shown else None
+
+        return value
 
     fields: list[Field] = [
         ("first", "first", "label", lambda pair: pair.first_label),
@@ -198,60 +203,76 @@ def comparison_sheet(analysis: Analysis) -> Sheet | None:
         ("verdict", "verdict", "text", lambda pair: str(pair.verdict)),
         ("difference", "difference", "difference", lambda pair: pair.difference),
         ("low", "95 %: low", "difference", tested("low")),
-        ("high", "95 %: high", "difference", tested("high")),
-        ("seeds", "seeds", "count", lambda pair: pair.seeds),
-        ("wins", "first ahead", "count", lambda pair: pair.wins),
-        ("p", "p", "p", tested("p")),
-        ("p_holm", "p (Holm)", "p", tested("p_holm")),
-        ("sign_flip_p", "p, sign flips", "p", tested("sign_flip_p")),
-        ("effect_size", "effect size", "effect", tested("effect")),
-        ("seeds_needed", "seeds for 80 %", "count", lambda pair: pair.seeds_needed),
-        ("examples_low", "dev: low", "difference", lambda pair: pair.examples_low),
-        ("examples_high", "dev: high", "difference", lambda pair: pair.examples_high),
-        ("examples_p", "dev: p", "p", lambda pair: pair.examples_p),
-        ("mcnemar_p", "McNemar p", "p", mcnemar_p),
-        ("choices_first", "of first's", "count", lambda pair: pair.choices[0]),
-        ("choices_second", "of second's", "count", lambda pair: pair.choices[1]),
+        ("high", "high", "difference", tested("high")),
+        ("p_holm", "p", "p", tested("p_holm")),
     ]
-    if all(pair.seeds < MINIMUM_SEEDS for pair in analysis.comparisons):
-        untested = ("verdict", "low", "high", "p", "p_holm", "sign_flip_p", "effect_size", "seeds_needed")
-        fields = [each for each in fields if each[0] not in untested]
+    more: list[Field] = [
+        ("seeds_first", "seeds of first", "count", lambda pair: pair.seeds[0]),
+        ("seeds_second", "of second", "count", lambda pair: pair.seeds[1]),
+        ("ahead", "first ahead in", "count", lambda pair: pair.ahead),
+        ("shared", "of seeds", "count", lambda pair: pair.shared),
+        ("p", "p of this pair", "p", tested("p")),
+        ("effect_size", "effect size", "effect", tested("effect")),
+        ("detectable", "finds", "score", tested("detectable")),
+        ("seeds_needed", "seeds for the margin", "count", lambda pair: pair.seeds_needed),
+        ("examples_low", "new examples: low", "difference", tested("examples_low")),
+        ("examples_high", "high", "difference", tested("examples_high")),
+        ("examples_p", "p", "p", tested("examples_p")),
+        ("overall_low", "all runs: low", "difference", tested("overall_low")),
+        ("rates_p", "failures: p", "p", lambda pair: pair.rates_p),
+        ("choices_first", "first of", "count", lambda pair: pair.choices[0]),
+        ("choices_second", "second of", "count", lambda pair: pair.choices[1]),
+    ]
     caption = (
-        "Each method by its configuration with the best mean. p and the interval over seeds are of paired t-tests "
-        "that pay for the choice among a method's configurations; Holm corrects over all pairs of methods. Sign flips, "
-        "effect size (Hedges' d) and McNemar are of the two configurations alone. dev: interval and p of a paired "
-        f"bootstrap over dev examples. Below {MINIMUM_SEEDS} seeds nothing over seeds is shown but the difference."
+        "Each method by its configuration with the best mean; positive: the first is better. The interval and p are "
+        "for new seeds, pay for the choice among a method's configurations, and p is corrected over all pairs (Holm). "
+        f"Below {analysis.verdict.judging.seeds.least} seeds nothing is shown but the difference."
     )
-    return analysis.sheet("comparisons", "methods in pairs", caption, fields, analysis.comparisons)
+    return analysis.sheet("comparisons", "methods in pairs", caption, fields, comparisons, more)
 
 
 def standing_sheet(analysis: Analysis) -> Sheet | None:
-    """Which configurations may be the best; None where none has the seeds for a test."""
-    if not analysis.standings:
+    """Which configurations may be the best, and which are as good; None where none has the seeds for a test."""
+    standings, as_good = analysis.verdict.standings, analysis.verdict.as_good
+    if all(each.may_be_best is None for each in standings.values()):
         return None
-    best, standings = analysis.ranked[0].mean, analysis.standings
-    words = {True: "yes", False: "no", None: "too few seeds"}
+    best, may_be = analysis.ranked[0].mean or 0.0, {True: "yes", False: "no", None: "too few seeds"}
 
     def p(row: MethodRow) -> float | None:
         return None if standings[row.label].may_be_best is None else standings[row.label].p
 
+    def good(row: MethodRow) -> str | None:
+        found = as_good.get(row.label)
+        return None if found is None else "yes" if found.shown else "not shown"
+
+    margin = show(analysis.verdict.judging.margin, "margin")
     fields: list[Field] = [
         _CONFIGURATION,
-        _SEEDS,
-        _MEAN,
-        ("from_best", "from the best", "difference", lambda row: row.mean - best),
-        ("p", "p (is the best)", "p", p),
-        ("may_be_best", "may be the best", "text", lambda row: words[standings[row.label].may_be_best]),
-        _TRAINABLE,
-        _TRAINABLE_SHARE,
+        ("from_best", "from the best", "difference", lambda row: (row.mean or 0.0) - best),
+        ("may_be_best", "may be the best", "text", lambda row: may_be[standings[row.label].may_be_best]),
+        ("as_good", f"as good within {margin}", "text", good),
+        ("as_good_low", "at least", "difference", lambda row: as_good[row.label].low if row.label in as_good else None),
+        (
+            "as_good_seeds",
+            "seeds for that",
+            "count",
+            lambda row: as_good[row.label].seeds_needed if row.label in as_good else None,
+        ),
+        ("trainable_share", "trainable", "share", lambda row: row.trainable_share),
     ]
-    if all(each.may_be_best is None for each in standings.values()):
-        return None
+    more: list[Field] = [
+        _SEEDS,
+        ("trainable", "parameters", "count", lambda row: row.trainable),
+        ("p", "p against being the best", "p", p),
+        ("as_good_p", "p of as good", "p", lambda row: as_good[row.label].p if row.label in as_good else None),
+    ]
     caption = (
-        "The true best one is among those marked yes in at least 95 % of studies (multiple comparisons with the best, "
-        "paired t-tests over seeds, Bonferroni)."
+        "The true best one is among those that may be the best in at least 95 % of studies (multiple comparisons with "
+        f"the best). As good: shown to be less than {margin} worse than every other one, for new seeds; at least: the "
+        "one-sided 95 % lower bound of that difference. The one that trains most parameters is not asked."
     )
-    return analysis.sheet("standings", "who may be the best", caption, fields, analysis.ranked)
+    rows = [row for row in analysis.ranked if row.label in standings]
+    return analysis.sheet("standings", "who may be the best, and who is as good", caption, fields, rows, more)
 
 
 def cost_sheet(analysis: Analysis) -> Sheet:
@@ -263,22 +284,24 @@ def cost_sheet(analysis: Analysis) -> Sheet:
 
     fields: list[Field] = [
         _CONFIGURATION,
-        ("total", "parameters", "count", partial(parameters, "total")),
         _TRAINABLE,
         _TRAINABLE_SHARE,
-        *((name, name, "count", partial(parameters, name)) for name in ("backbone", "bias", "adapter", "head")),
         ("train_seconds", "training", "seconds", lambda row: row.train_seconds),
-        ("eval_seconds", "evaluation", "seconds", lambda row: row.mean_cost("eval_seconds")),
         ("samples_per_second", "samples/s", "count", lambda row: row.samples_per_second),
         ("peak_memory_bytes", "peak memory", "bytes", lambda row: row.peak_memory_bytes),
         ("snapshot_bytes", "snapshot", "bytes", lambda row: row.mean_cost("snapshot_bytes")),
+    ]
+    more: list[Field] = [
+        ("total", "parameters", "count", partial(parameters, "total")),
+        *((name, name, "count", partial(parameters, name)) for name in ("backbone", "bias", "adapter", "head")),
+        ("eval_seconds", "evaluation", "seconds", lambda row: row.mean_cost("eval_seconds")),
         ("pack_size", "in a pack of", "count", lambda row: row.mean_cost("pack_size")),
     ]
     caption = (
         "backbone, bias, adapter and head add up to the trainable ones. Times are a run's share of its pack's time, "
         "mean over the runs that finished; peak memory is the whole pack's."
     )
-    return analysis.sheet("cost", "cost", caption, fields, analysis.table.by_mean)
+    return analysis.sheet("cost", "cost", caption, fields, analysis.table.by_mean, more)
 
 
 def axis_sheet(axis: Axis, analysis: Analysis) -> Sheet | None:
@@ -292,8 +315,8 @@ def axis_sheet(axis: Axis, analysis: Analysis) -> Sheet | None:
         (axis.name, title, axis.kind, lambda one: one[1]),
         ("mean", "mean ± sd", "score", lambda one: one[2].mean),
         ("standard_deviation", "sd", "deviation", lambda one: one[2].primary.best.deviation),
-        ("seeds", "seeds", "count", lambda one: len(one[2].finished)),
-        ("left_out", "left out", "count", lambda one: len(one[2].runs) - len(one[2].finished)),
+        ("seeds", "seeds", "count", lambda one: len(one[2].trained)),
+        ("left_out", "left out", "count", lambda one: len(one[2].runs) - len(one[2].trained)),
         ("trainable", "trainable", "count", lambda one: one[2].trainable),
     ]
     caption = f"{analysis.metric.title}, mean and standard deviation over the seeds that finished."
@@ -355,12 +378,12 @@ def glue_sheet(analyses: Sequence[Analysis]) -> Sheet | None:
         ("method", "method", "text", lambda item: method_title(item[1])),
         ("average", "average", "score", average),
         *((name, task.title, "score", partial(score, name)) for name, task in GLUE.items()),
-        ("configurations", "configuration by task", "text", configurations),
     ]
+    more: list[Field] = [("configurations", "configuration by task", "text", configurations)]
     caption = (
         "Mean over the nine tasks of GLUE; a task's score is the mean of its metrics over the seeds that finished, on "
         "dev (the leaderboard's is on test). Each method by its best configuration on each task, chosen on dev: the "
         "more configurations it had, the more its average owes to that choice."
     )
     whole.sort(key=lambda item: -(average(item) or 0.0))
-    return sheet_of("glue-average", "GLUE average", caption, fields, whole)
+    return sheet_of("glue-average", "GLUE average", caption, fields, whole, more=more)

@@ -84,6 +84,14 @@ def looks_of(methods: Mapping[str, str]) -> dict[str, Look]:
     return found
 
 
+def shown_rows(analysis: Analysis, most: int) -> tuple[MethodRow, ...]:
+    """The configurations that a picture can hold, all or the best of each method first: the best mean first."""
+    if len(analysis.rows) <= most:
+        return analysis.table.by_mean
+    best = {row.label for row in (*analysis.best_rows, *analysis.ranked)[:most]}
+    return tuple(row for row in analysis.table.by_mean if row.label in best)
+
+
 @dataclass(frozen=True)
 class Curve:
     """One quantity of one configuration by step."""

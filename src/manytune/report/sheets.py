@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ class Column:
     name: str  # header in the CSV file
     title: str  # header on the page and in LaTeX
     kind: str = "text"  # one of FORMATS: how a value is shown
+    extra: bool = False  # in the CSV file, and on the page behind "all columns"
 
     @property
     def is_number(self) -> bool:
@@ -50,21 +52,33 @@ class Sheet:
 
     @property
     def shown_columns(self) -> tuple[Column, ...]:
-        """The columns that are shown: a deviation stands behind the mean before it."""
+        """The columns of LaTeX and Markdown, which the page shows at first."""
+        return tuple(column for column in self.page_columns if not column.extra)
+
+    @property
+    def page_columns(self) -> tuple[Column, ...]:
+        """All columns that the page can show: a deviation stands behind the mean before it."""
         return tuple(column for column in self.columns if column.kind != "deviation")
 
     def shown(self) -> list[list[str]]:
-        """Every cell of `shown_columns` as the page shows it."""
+        """Every cell of `page_columns` as text."""
         return [self._shown(row) for row in self.rows]
+
+    def shown_cells(self) -> list[list[str]]:
+        """Every cell of `shown_columns` as text."""
+        kept = [not column.extra for column in self.page_columns]
+        return [list(compress(row, kept)) for row in self.shown()]
 
     def _shown(self, row: Sequence[Cell]) -> list[str]:
         texts: list[str] = []
+        before: Cell = None
         for cell, column in zip(row, self.columns, strict=True):
             if column.kind == "deviation":
-                texts[-1] += "" if cell is None else f" ± {show(cell, column.kind)}"
+                texts[-1] = measured(before, cell) if isinstance(cell, int | float) else texts[-1]
             else:
                 name = self.names.get(str(cell)) if column.kind == "label" else None
                 texts.append(name or show(cell, column.kind))
+            before = cell
         return texts
 
 
@@ -79,14 +93,19 @@ def sheet_of(
     fields: Sequence[Field],
     items: Iterable[Any],
     names: Mapping[str, str] = MappingProxyType({}),
+    more: Sequence[Field] = (),
 ) -> Sheet:
-    """A sheet with a row for each item.
+    """A sheet with a row for each item; the columns of `more` are extra ones.
 
     >>> sheet_of("words", "Words", "", [("word", "word", "text", str), ("length", "letters", "count", len)], ["a"]).rows
     (('a', 1),)
     """
-    rows = tuple(tuple(value(item) for *_, value in fields) for item in items)
-    columns = tuple(Column(header, heading, kind) for header, heading, kind, _ in fields)
+    rows = tuple(tuple(value(item) for *_, value in (*fields, *more)) for item in items)
+    columns = tuple(
+        Column(header, heading, kind, extra)
+        for extra, group in ((False, fields), (True, more))
+        for header, heading, kind, _ in group
+    )
     return Sheet(name, title, caption, columns, rows, names)
 
 
@@ -95,6 +114,21 @@ def show(cell: Cell, kind: str) -> str:
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return UNKNOWN
     return printable(str(cell), keep="\n\t\u2028\u2029") if isinstance(cell, str) else FORMATS[kind](cell)
+
+
+def measured(mean: Cell, deviation: Cell) -> str:
+    """A mean ± a standard deviation, in as many decimals as show two digits of the latter, but at most three.
+
+    >>> measured(0.59712, 0.0123), measured(0.59712, 0.1234), measured(0.59712, None), measured(1234.5, 56.7)
+    ('0.597 ± 0.012', '0.60 ± 0.12', '0.597', '1234 ± 57')
+    """
+    if not isinstance(mean, int | float) or not isinstance(deviation, int | float):
+        return show(mean, "score")
+    if not math.isfinite(mean) or not math.isfinite(deviation):
+        return show(mean, "score")
+    rounded = float(f"{abs(deviation):.1e}")  # 0.0999 is 0.10, whose first digit is another one
+    decimals = 3 if rounded == 0 else min(3, max(0, 1 - math.floor(math.log10(rounded))))
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}".replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -117,6 +151,7 @@ FORMATS: Mapping[str, Callable[[int | float], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "tally": lambda value: f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}",
     "share": lambda value: f"{100 * value:.2f} %",
+    "margin": lambda value: f"{value:.3g}",
     "percent": lambda value: f"{100 * value:.0f} %",
     "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}",
     "effect": lambda value: f"{value:.1f}".replace("-", "−"),
@@ -153,7 +188,7 @@ def _csv_cell(cell: Cell) -> Cell:
 def to_tex(sheet: Sheet) -> str:
     r"""A `table` with booktabs rules; one with many columns is scaled to the line by graphicx."""
     alignment = "".join("r" if column.is_number else "l" for column in sheet.shown_columns)
-    shown = sheet.shown()
+    shown = sheet.shown_cells()
     widest = max((sum(map(len, row)) for row in shown), default=0)
     scaled = len(sheet.shown_columns) > _TEX_COLUMNS or widest > _TEX_CHARACTERS
     lines = [
@@ -216,5 +251,5 @@ def to_markdown(sheet: Sheet) -> str:
     """A table of GitHub's Markdown."""
     head = " | ".join(markdown(column.title) for column in sheet.shown_columns)
     rule = " | ".join("---:" if column.is_number else "---" for column in sheet.shown_columns)
-    rows = [" | ".join(map(markdown, row)) for row in sheet.shown()]
+    rows = [" | ".join(map(markdown, row)) for row in sheet.shown_cells()]
     return "\n".join(f"| {line} |" for line in (head, rule, *rows)) + "\n"

@@ -1,14 +1,14 @@
-"""Records → one table a task, with a row for each configuration, and one sentence that says what it shows.
+"""Records → one table a task, with a row for each configuration.
 
-Means and standard deviations are over the seeds that finished. Runs that collapsed, failed or were pruned are never
-averaged in: they are counted beside the mean and named under the table.
+Means and standard deviations are over the runs that trained. Runs that collapsed, stalled, failed or were pruned are
+never averaged in: they are counted beside the mean and named under the table.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median, quantiles, stdev
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -18,18 +18,20 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.data.baselines import BaselineScore
-from manytune.data.metrics import METRICS, Metric
+from manytune.data.metrics import METRICS, Metric, is_correlation
 from manytune.data.tasks import TASKS, Task
 from manytune.report.names import Name, name_configurations
 from manytune.report.sheets import UNKNOWN, show
-from manytune.stats.describe import Summary, leader, summarize
+from manytune.stats.describe import Summary, summarize
 from manytune.storage.artifacts import Baselines
 from manytune.storage.record import RunRecord, RunState
 from manytune.utils.errors import StoreError, choices
 from manytune.utils.text import listed
 
 _LAST_COLLAPSED = "predicted a constant at the last evaluation, left out of the last mean"
-_LEFT_OUT = "Means and standard deviations are over the runs that finished; the others are left out of them."
+_LEFT_OUT = "Means and standard deviations are over the runs that trained; the others are left out of them."
+_STALLED = "scored little more than a constant prediction: did not train"
+_FAR = 6.0  # standard deviations
 
 
 def score_of(run: RunRecord, metric: str) -> float | None:
@@ -47,7 +49,7 @@ class MetricSummary:
     """One metric of one method over its seeds."""
 
     metric: Metric
-    best: Summary  # over the best snapshots of the runs that finished
+    best: Summary  # over the best snapshots of the runs that trained
     last: Summary  # over the last evaluations of those of them whose last prediction was not one constant
 
 
@@ -63,6 +65,8 @@ class MethodRow:
     """All of its runs, whatever their state."""
     metrics: tuple[MetricSummary, ...]
     """The task's metrics, the primary one first."""
+    stalled: tuple[RunRecord, ...] = ()
+    """Runs that finished, but score little more than a constant prediction, far below the others."""
 
     @property
     def method(self) -> str:
@@ -71,36 +75,26 @@ class MethodRow:
 
     @property
     def finished(self) -> tuple[RunRecord, ...]:
-        """The runs that the means are over."""
+        """The runs that went on to their end and did not collapse."""
         return self.in_state(RunState.FINISHED)
+
+    @property
+    def trained(self) -> tuple[RunRecord, ...]:
+        """The runs that the means are over: those that finished and did not stall."""
+        return tuple(run for run in self.finished if run not in self.stalled)
+
+    @property
+    def failures(self) -> tuple[RunRecord, ...]:
+        """The runs that did not train: collapsed, stalled, or with a loss or scores that were no numbers."""
+        return tuple(run for run in self.runs if run.did_not_train or run in self.stalled)
 
     def in_state(self, state: RunState) -> tuple[RunRecord, ...]:
         """The runs that ended in this state."""
         return tuple(run for run in self.runs if run.state is state)
 
     def scored(self, metric: str) -> list[tuple[RunRecord, float]]:
-        """The runs that finished and have a best score in this metric, with that score."""
-        return [(run, score) for run in self.finished if (score := score_of(run, metric)) is not None]
-
-    @property
-    def low_outliers(self) -> tuple[tuple[RunRecord, float], ...]:
-        """Runs that finished and score less than half of the median of the configuration's others, with that median.
-
-        Their training did not take off, though they predict no constant. There are none among fewer than 3 runs.
-        """
-        metric = self.primary.metric
-        scored = self.scored(metric.name)
-        if len(scored) < 3 or not metric.higher_is_better:
-            return ()
-        ordered, found = sorted(score for _, score in scored), []
-        for run, score in scored:
-            # The median without this run, by its index in what is sorted once for all runs.
-            index, others = bisect_left(ordered, score), len(ordered) - 1
-            low, high = (ordered[at + (at >= index)] for at in ((others - 1) // 2, others // 2))
-            median = (low + high) / 2
-            if median > 0 and score < median / 2:
-                found.append((run, median))
-        return tuple(found)
+        """The runs that trained and have a best score in this metric, with that score."""
+        return [(run, score) for run in self.trained if (score := score_of(run, metric)) is not None]
 
     @property
     def primary(self) -> MetricSummary:
@@ -147,7 +141,8 @@ class MethodRow:
     def notes(self) -> tuple[str, ...]:
         """What the mean does not show: "1 of 3 collapsed: <run id>"."""
         named = [(str(state), self.in_state(state)) for state in RunState if state is not RunState.FINISHED]
-        named.append((_LAST_COLLAPSED, tuple(run for run in self.finished if run.last_collapsed)))
+        named.append((_STALLED, self.stalled))
+        named.append((_LAST_COLLAPSED, tuple(run for run in self.trained if run.last_collapsed)))
         return tuple(
             f"{len(runs)} of {len(self.runs)} {what}: {listed([run.run_id for run in runs], limit=200)}"
             for what, runs in named
@@ -211,34 +206,6 @@ class TaskTable:
             return None
         return f"No method beats {self.bar[0]} ({show(self.bar[1], 'score')})."
 
-    @property
-    def sentence(self) -> str:
-        """Which mean is best, and how its lead compares with the spread over seeds."""
-        metric = self.rows[0].primary.metric
-        what = f"{self.title}, {metric.title}"
-        known = {row.label: f"{row.name.title} ({row.mean:.3f})" for row in self.rows if row.mean is not None}
-        if not known:
-            return f"{what}: no run finished, so there is nothing to compare."
-        scores = {row.label: [score for _, score in row.scored(metric.name)] for row in self.rows}
-        lead = leader(scores, higher_is_better=metric.higher_is_better)
-        if lead is None:
-            return f"{what}: only {next(iter(known.values()))} has a mean; there is nothing to compare it with."
-        first, second = known[lead.first], known[lead.second]
-        if lead.difference == 0:
-            return f"{what}: {first} and {second} are equal."
-        ahead = f"{what}: {first} is ahead of {second} by {_small(lead.difference)}"
-        counts = f"{lead.seeds[0]}" if lead.seeds[0] == lead.seeds[1] else f"{lead.seeds[0]} and {lead.seeds[1]}"
-        seeds = f"{counts} seed{'' if lead.seeds == (1, 1) else 's'}"
-        if lead.spread is None:
-            return (
-                f"{ahead}; from {seeds} each nothing can be said about the spread over seeds, so no difference can be "
-                "claimed."
-            )
-        spread = f"than the spread over seeds ({_small(lead.spread)})"
-        if lead.within_spread:
-            return f"{ahead}, no more {spread}: no difference can be claimed from {seeds}."
-        return f"{ahead}, more {spread}: a hint from {seeds}, no proof that the one is better."
-
 
 def baseline_line(task: Task, scores: Iterable[BaselineScore]) -> str:
     """What baselines score on dev: "CoLA: MCC on dev without a pretrained model: the commonest class 0.000, …"."""
@@ -270,33 +237,66 @@ def tabulate(records: Iterable[RunRecord], baselines: Mapping[str, Baselines] | 
         for name in names:
             if name not in METRICS:
                 raise StoreError(f"A record of the task {task!r} has a metric that {choices(name, METRICS)}")
-        rows = []
+        kept = (baselines or {}).get(task)
+        scores = kept.scores if kept is not None and kept.fit(every) else ()
+        floor, rows = floor_of(next(iter(names)), scores), []
         called, constants = name_configurations({label: runs[0].method for label, runs in configurations.items()})
         for label, runs in configurations.items():
-            finished = [run for run in runs if run.state is RunState.FINISHED]
+            low = stalled(runs, floor, METRICS[next(iter(names))])
+            trained = [run for run in runs if run.state is RunState.FINISHED and run not in low]
             summaries = (
                 MetricSummary(
                     METRICS[name],
-                    best=summarize(score_of(run, name) for run in finished),
-                    last=summarize(last_score_of(run, name) for run in finished if not run.last_collapsed),
+                    best=summarize(score_of(run, name) for run in trained),
+                    last=summarize(last_score_of(run, name) for run in trained if not run.last_collapsed),
                 )
                 for name in names
             )
-            rows.append(MethodRow(label, called[label], tuple(runs), tuple(summaries)))
-        kept = (baselines or {}).get(task)
-        scores = kept.scores if kept is not None and kept.fit(every) else ()
+            rows.append(MethodRow(label, called[label], tuple(runs), tuple(summaries), low))
         found.append(TaskTable(task, model, tuple(rows), constants, scores))
     return tuple(found)
 
 
-def render(tables: Iterable[TaskTable]) -> Group:
-    """The tables, each with its sentence and the runs left out, for `rich.console.Console.print`."""
+def floor_of(metric: str, baselines: Iterable[BaselineScore]) -> float | None:
+    """The score of the best constant prediction, 0 for what such a prediction leaves undefined; None if unknown."""
+    if is_correlation(metric) or metric == "matthews_correlation":
+        return 0.0
+    return next((each.scores.get(metric) for each in baselines if each.name == "constant"), None)
+
+
+def stalled(runs: Sequence[RunRecord], floor: float | None, metric: Metric) -> tuple[RunRecord, ...]:
+    """The runs of a configuration that finished and whose training did not take off.
+
+    Such a run scores less than half as far above a constant prediction, of score `floor`, as the upper quartile of the
+    others (so that they may be many), and lies far below those above that half (so that where all score little, and
+    scatter, a low score is no failure). Among fewer than 3 runs nothing is said.
+    """
+    sign = 1.0 if metric.higher_is_better else -1.0
+    finished = [(run, run.best_score) for run in runs if run.state is RunState.FINISHED]
+    scored = [(run, sign * score) for run, score in finished if score is not None]
+    if floor is None or len(scored) < 3:
+        return ()
+    bottom, found = sign * floor, []
+    for run, score in scored:
+        others = [each for other, each in scored if other is not run]
+        cut = bottom + (quantiles(others, n=4, method="inclusive")[2] - bottom) / 2
+        above = [each for each in others if each >= cut]
+        if score < cut and len(above) > 1 and median(above) - score > _FAR * stdev(above):
+            found.append(run)
+    return tuple(found)
+
+
+def render(tables: Iterable[TaskTable], sentences: Mapping[tuple[str, str], str]) -> Group:
+    """The tables, each with its sentence and the runs left out, for `rich.console.Console.print`.
+
+    `sentences` are (task, model) → the verdict in one sentence.
+    """
     parts: list[RenderableType] = []
     for table in tables:
         notes = [f"{row.name.short}: {note}" for row in table.rows for note in row.notes]
         constants = [f"Settings not in the names: {table.constants}."] if table.constants else []
-        verdict = [table.verdict_on_baselines] if table.verdict_on_baselines else []
-        lines = [*constants, *verdict, table.sentence, *notes, *([_LEFT_OUT] if notes else [])]
+        sentence = sentences.get((table.task, table.model))
+        lines = [*constants, *([sentence] if sentence else []), *notes, *([_LEFT_OUT] if notes else [])]
         indented = (Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines)
         parts += [_FittingTable(table), *indented, Text()]
     return Group(*parts)
@@ -337,11 +337,11 @@ class _FittingTable:
 
 def _cells(row: MethodRow) -> list[tuple[str, ...]]:
     """What stands in a row of the terminal's table: groups of cells that may be stacked."""
-    averaged, runs, speed = len(row.finished), len(row.runs), row.samples_per_second
+    averaged, runs, speed = len(row.trained), len(row.runs), row.samples_per_second
     # A row without a mean says what became of its runs.
     states = ", ".join(state for state in RunState if state is not RunState.FINISHED and row.in_state(state))
     without_best = UNKNOWN if averaged else states
-    without_last = RunState.COLLAPSED if averaged and all(r.last_collapsed for r in row.finished) else without_best
+    without_last = RunState.COLLAPSED if averaged and all(r.last_collapsed for r in row.trained) else without_best
     return [
         (row.name.short,),
         (str(runs) if averaged == runs else f"{averaged} of {runs}",),
@@ -356,8 +356,3 @@ def _mean_cell(summary: Summary, without: str) -> str:
     if summary.mean is None:
         return without
     return f"{summary.mean:.3f}" + ("" if summary.deviation is None else f" ± {summary.deviation:.3f}")
-
-
-def _small(value: float) -> str:
-    """A difference: three decimals, or its first digit where they would show nothing."""
-    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.1g}"

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.report.sheets import UNKNOWN
-from manytune.stats.verdict import MINIMUM_SEEDS
+from manytune.stats.looks import MINIMUM_SEEDS
 from manytune.storage.directory import RunStatus, StudyStatus
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.utils.extras import is_installed

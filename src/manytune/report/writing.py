@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manytune.report.analysis import Analysis
+from manytune.report.analysis import Analysis, analyse
+from manytune.report.answer import answer
 from manytune.report.content import Content, TaskContent, compose
 from manytune.report.figures import draw_figures
 from manytune.report.folder import write_folder
@@ -25,7 +26,7 @@ from manytune.utils.errors import StoreError
 from manytune.utils.files import read_text
 from manytune.utils.text import markdown, parse_json
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 _MOST_SUMMARY = 2**30  # bytes
 
 
@@ -57,10 +58,15 @@ def write_report(
     return target / "index.html", content.complete
 
 
-def headlines(page: Path) -> list[str]:
-    """The answer's headline for each task, as the summary beside a report's page has it."""
+def headlines(page: Path) -> dict[tuple[str, str], str]:
+    """(task, model) → the answer's headline, as the summary beside a report's page has it."""
     summary = parse_json(read_text(page.with_name("summary.json"), _MOST_SUMMARY) or '{"tasks": []}')
-    return [task["answer"]["headline"] for task in summary["tasks"]]
+    return {(task["task"], task["model"]): task["answer"]["headline"] for task in summary["tasks"]}
+
+
+def read_headlines(directory: Path | str) -> dict[tuple[str, str], str]:
+    """The same of a study directory, without a report."""
+    return {(each.table.task, each.table.model): answer(each).headline for each in analyse(read([directory]))}
 
 
 def files_of(content: Content) -> dict[str, str | bytes]:
@@ -101,11 +107,14 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
         if analysis.table.constants:
             lines.append(f"Settings not in the names: {markdown(analysis.table.constants)}.")
         lines.append(f"**{markdown(task.answer.headline)}**")
+        if task.picture is not None and (figure := f"figures/{analysis.key}-scores.png") in files:
+            lines.append(f"![{markdown(task.picture.alt)}]({figure})")
         lines.append("\n".join(f"- {markdown(point.text)}" for point in task.answer.points))
+        lines.append("\n".join(f"- *{markdown(note)}*" for note in task.answer.notes))
         for part in task.parts:
             lines.append(f"### {part.title}")
             lines += [markdown(text) for text in part.text]
-            if (figure := f"figures/{analysis.key}-{part.key}.png") in files:
+            if part.charts and (figure := f"figures/{analysis.key}-{part.key}.png") in files:
                 alt = next((chart.alt for chart in part.charts), part.title)
                 lines.append(f"![{markdown(alt)}]({figure})")
             for sheet in (*part.sheets, *part.folded):
@@ -130,24 +139,37 @@ def _summary(task: TaskContent) -> Any:
                 "headline": task.answer.headline,
                 "decided": task.answer.decided,
                 "points": [asdict(point) for point in task.answer.points],
+                "notes": list(task.answer.notes),
             },
             "configurations": [_configuration(analysis, row) for row in analysis.rows],
             "baselines": [asdict(each) for each in analysis.table.baselines],
-            "comparisons": [asdict(each) for each in analysis.comparisons],
+            "margin": analysis.verdict.judging.margin,
+            "level": analysis.verdict.level,
+            "leader": analysis.verdict.leader,
+            "recommended": analysis.verdict.recommended,
+            "comparisons": [asdict(each) for each in analysis.verdict.comparisons],
             "pending": [run.run_id for run in analysis.pending],
         }
     )
 
 
 def _configuration(analysis: Analysis, row: MethodRow) -> dict[str, Any]:
-    standing, interval = analysis.standings.get(row.label), analysis.intervals.get(row.label)
+    verdict = analysis.verdict
+    standing, as_good, rate = (
+        verdict.standings.get(row.label),
+        verdict.as_good.get(row.label),
+        verdict.rates.get(row.label),
+    )
     return {
         "label": row.label,
         "method": row.method,
         "metrics": {each.metric.name: {"best": asdict(each.best), "last": asdict(each.last)} for each in row.metrics},
-        "scores": {str(run.seed): run.best_score for run in row.finished},
-        "examples_interval": interval,
+        "scores": {str(run.seed): run.best_score for run in row.trained},
+        "seeds_interval": analysis.seed_interval(row.label),
+        "examples_interval": analysis.examples_intervals.get(row.label),
         "may_be_best": standing.may_be_best if standing else None,
+        "as_good": asdict(as_good) if as_good else None,
+        "training_rate": asdict(rate) if rate else None,
         "trainable": row.trainable,
         "trainable_share": row.trainable_share,
         "runs": {run.run_id: str(run.state) for run in row.runs},

@@ -67,41 +67,6 @@ def bootstrap_intervals(
     return {metric: np.quantile(np.concatenate(parts), (0.025, 0.975), axis=0) for metric, parts in found.items()}
 
 
-def mcnemar(first: ArrayLike, second: ArrayLike) -> tuple[int, int, float]:
-    """McNemar's exact test of two classifiers on the same examples (1947, https://doi.org/10.1007/BF02295996).
-
-    `first` and `second` are [N] whether each is right. Of n examples that one of them alone gets right, the first gets
-    a right and the second b. If they are equally good, a is binomial with probability 1/2. Returned are a, b and the
-    two-sided p = min(1, 2 P(X ≤ min(a, b))), X ~ B(n, 1/2).
-
-    >>> mcnemar([1, 1, 1, 1, 0], [0, 0, 0, 1, 0])
-    (3, 0, 0.25)
-    """
-    # scipy.special loads in a tenth of the time that scipy.stats.binomtest takes.
-    from scipy.special import bdtr
-
-    right_a, right_b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    if only_a + only_b == 0:
-        return 0, 0, 1.0
-    return only_a, only_b, min(1.0, 2 * float(bdtr(float(min(only_a, only_b)), only_a + only_b, 0.5)))
-
-
-def combined_p(p: Sequence[float]) -> float | None:
-    """One p for several tests of the same hypothesis that may depend on one another in any way; None for no tests.
-
-    p = min(1, n / k · p_(k)), the k-th smallest of n with k = n / 2 rounded up (Rüger 1978):
-    about twice the median. It is for tests on the same dev set, one a seed.
-
-    >>> combined_p([0.01, 0.2, 0.03])
-    0.045
-    """
-    if not p:
-        return None
-    k = math.ceil(len(p) / 2)
-    return min(1.0, len(p) / k * sorted(p)[k - 1])
-
-
 def _matthews(predictions: Array, labels: Array, weights: Array) -> Array:
     """Gorodkin's multi-class formula (2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006), of which the binary
     one is a case.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from manytune.stats.paired import Differences
+from manytune.stats.differences import Differences
 
 Array = NDArray[Any]
 
@@ -41,30 +41,14 @@ def best_of(found: Differences, alpha: float) -> BestOf:
 
     The interval leaves out the true difference in at most a share `alpha` of studies.
 
-    >>> from manytune.stats.paired import differences
+    >>> from manytune.stats.differences import differences, means
     >>> a, b = [[0.70, 0.72, 0.71, 0.74], [0.66, 0.60, 0.62, 0.64]], [[0.65, 0.66, 0.67, 0.66]]
-    >>> found = best_of(differences(a, b), 0.05)
+    >>> found = best_of(differences(means(a), means(b)), 0.05)
     >>> round(float(found.p), 3), round(float(found.low), 3), round(float(found.high), 3)
-    (0.013, 0.022, 0.085)
+    (0.003, 0.025, 0.085)
     """
     ways_a, ways_b = found.mean.shape[-2:]
     return _best_of(found.greater_p(), found.less_p(), found.lower(alpha / 2 / ways_a), found.upper(alpha / 2 / ways_b))
-
-
-def best_of_draws(draws_a: Array, draws_b: Array, alpha: float) -> BestOf:
-    """As `best_of`, but over dev examples, from bootstrap draws of the configurations' scores.
-
-    These are [draws, A] and [draws, B] scores in the same resampled dev sets. The one-sided p of a pair is
-    (1 + number of draws without an advantage) / (draws + 1).
-    """
-    each = draws_a[:, :, None] - draws_b[:, None, :]
-    count, ways_a, ways_b = each.shape
-    return _best_of(
-        (1 + (each <= 0).sum(0)) / (count + 1),
-        (1 + (each >= 0).sum(0)) / (count + 1),
-        np.quantile(each, alpha / 2 / ways_a, axis=0),
-        np.quantile(each, 1 - alpha / 2 / ways_b, axis=0),
-    )
 
 
 def _best_of(greater: Array, less: Array, lower: Array, upper: Array) -> BestOf:
@@ -100,10 +84,10 @@ def best_set(found: Differences) -> Array:
     95 % of studies, and no further correction is needed: this fails only if the best one itself is rejected (multiple
     comparisons with the best, Hsu 1984, https://doi.org/10.1214/aos/1176346732).
 
-    >>> from manytune.stats.paired import differences
+    >>> from manytune.stats.differences import differences, means
     >>> scores = [[0.70, 0.72, 0.71], [0.69, 0.72, 0.71], [0.50, 0.53, 0.51]]
-    >>> best_set(differences(scores, scores)).round(3).tolist()
-    [1.0, 0.423, 0.0]
+    >>> best_set(differences(means(scores), means(scores))).round(3).tolist()
+    [1.0, 0.772, 0.0]
     """
     count = found.mean.shape[-1]
     if count == 1:

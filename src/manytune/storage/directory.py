@@ -2,6 +2,7 @@
 
 OUT/study.yaml                 the effective study
 OUT/plan.json                  the packs, as the first start planned them
+OUT/looks.json                 when scores could be seen while seeds were added; see `growth`
 OUT/provenance.json            what results depend on beside the study; see `provenance`
 OUT/runs/<run-id>/record.json  written last: its presence means that the run has ended
 OUT/runs/<run-id>/history.csv  one row an evaluation
@@ -20,7 +21,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from manytune.config import Study
 from manytune.config.plan import Pack, Run, packs_from_json, packs_to_json, plan_runs
 from manytune.data.tasks import Task
 from manytune.storage.artifacts import PREDICTIONS, TaskArtifacts, predictions_from_bytes, predictions_to_bytes
+from manytune.storage.growth import SeedGrowth, read_growth, write_growth
 from manytune.storage.record import HistoryRow, RunRecord, RunState, history_from_csv, history_to_csv
 from manytune.utils.errors import StoreError, StudyError
 from manytune.utils.files import (
@@ -115,7 +117,8 @@ class Store:
         """
         store = cls.check(root, study, accept_changes=accept_changes, additions=additions)
         _refuse_unwritable(store.root)
-        if not store._study_file.exists() or store.study().hash != study.hash:
+        if not store.holds(study):
+            store._note_growth(study)  # first: a process that is killed between the two notes it again
             write_atomically(store._study_file, study.to_yaml())
         return store
 
@@ -175,6 +178,28 @@ class Store:
                 f"The study in {self.root} cannot be read by this version of manytune: {error} "
                 "Use the version that wrote it, give another --out, or delete the directory."
             ) from error
+
+    def holds(self, study: Study) -> bool:
+        """Whether the directory's study says the same, of what its runs are and of what its report goes by."""
+        if not self._study_file.exists():
+            return False
+        there = self.study()
+        return (there.hash, there.looks, there.report) == (study.hash, study.looks, study.report)
+
+    def looks(self) -> SeedGrowth:
+        """When scores could be seen while the study grew by seeds; of an older directory nothing is known."""
+        return read_growth(self.root / "looks.json")
+
+    def _note_growth(self, study: Study) -> None:
+        """Note the planned looks, or, once a run has ended, that the seeds change, before the study is written."""
+        before = self.looks()
+        now = SeedGrowth(planned=study.looks)
+        if any(self.root.glob("runs/*/record.json")):
+            there = set(self.study().seeds if self._study_file.exists() else study.seeds)
+            changed = {len(there)} if there != set(study.seeds) else set()
+            now = replace(before, seen=tuple(sorted({*before.seen, *changed})))
+        if now != before:
+            write_growth(self.root / "looks.json", now)
 
     def run_dir(self, run_id: str) -> Path:
         """Directory of a run; it need not be there yet."""

@@ -72,6 +72,13 @@ class _FrozenModel(BaseModel):
         return values if info.context is _PLAIN else plain(values)
 
 
+LOSS_FAILURE = "The training loss became"
+"""How `failure` begins where a run's loss was no number."""
+
+SCORE_FAILURE = "No evaluation gave a score that is a number."
+"""The `failure` of a run whose scores were no numbers."""
+
+
 class RunState(StrEnum):
     """How a run ended."""
 
@@ -200,6 +207,15 @@ class RunRecord(_FrozenModel):
     """Time and memory."""
     provenance: Provenance = Provenance()
     """Where the result comes from."""
+
+    @property
+    def did_not_train(self) -> bool:
+        """Whether it collapsed, or its loss or scores were no numbers.
+
+        A run that failed for another reason, such as memory that ran out, says nothing of its method.
+        """
+        failure = self.failure or ""
+        return self.state is RunState.COLLAPSED or failure.startswith((LOSS_FAILURE, SCORE_FAILURE))
 
     @model_validator(mode="after")
     def _failure_has_a_reason(self) -> Self:

@@ -62,9 +62,8 @@ class StudyState:
         """Whether there is anything to write; where there is not, a finished study may be read-only."""
         planned = {run.id for pack in self.planned for run in pack.runs}
         other_plan = bool(planned) and planned != {run.id for run in self.runs}
-        return (
-            bool(self.waiting or other_plan or self.finished_packs or self.misfits)
-            or self.store.study().hash != self.study.hash
+        return bool(self.waiting or other_plan or self.finished_packs or self.misfits) or not self.store.holds(
+            self.study
         )
 
     def ended_of(self, task: str) -> list[RunRecord]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from manytune.config import Training
 from manytune.config.plan import Run, steps_per_epoch, total_steps, warmup_steps
 from manytune.packing.bank import join_dumps, run_of_dump
-from manytune.storage.record import HistoryRow, RunState
+from manytune.storage.record import LOSS_FAILURE, SCORE_FAILURE, HistoryRow, RunState
 from manytune.training.evaluation import Evaluation, EvaluationSummary, beats
 
 
@@ -85,7 +85,7 @@ class Outcome:
         self.state = RunState.FAILED
         rate = f"{self.run.method.learning_rate:g}"
         self.failure = (
-            f"The training loss became {self.losses[-1]} at step {step}. The usual cause is a learning rate that "
+            f"{LOSS_FAILURE} {self.losses[-1]} at step {step}. The usual cause is a learning rate that "
             f"is too high (it was {rate} at its peak): use a lower one, a longer warm-up, or max_grad_norm."
         )
 
@@ -93,7 +93,7 @@ class Outcome:
         """Settle the state of a run that has come to its end."""
         if self.state is RunState.FINISHED and self.best is None:
             self.state = RunState.FAILED
-            self.failure = "No evaluation gave a score that is a number."
+            self.failure = SCORE_FAILURE
 
 
 @dataclass(frozen=True)

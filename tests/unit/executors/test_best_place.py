@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ TASK = "builtin-similarity"
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Two slow threads, and memory in plenty."""
+    threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(hardware, "free_memory", lambda device: 10**12)
     monkeypatch.setattr(auto, "_PRODUCTS_PER_SECOND", 1e10)
-    return monkeypatch
+    yield monkeypatch
+    # What trained with the two threads of before has left this process with them.
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

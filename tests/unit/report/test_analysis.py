@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from manytune.data import metrics
+from manytune.data.metrics import METRICS
 from manytune.data.tasks import TASKS
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.report_data import read
-from manytune.stats.verdict import Verdict
+from manytune.stats.claims import Verdict
 from study_factory import GLUE_LIKE, make_study_directory
 
 SMALL = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}
@@ -40,9 +42,9 @@ def test_configurations_are_ranked_by_their_mean(cola: Analysis) -> None:
 
 def test_the_interval_over_dev_examples_is_around_the_mean(cola: Analysis, stsb: Analysis) -> None:
     for analysis in (cola, stsb):
-        assert set(analysis.intervals) == {row.label for row in analysis.rows}
+        assert set(analysis.examples_intervals) == {row.label for row in analysis.rows}
         for row in analysis.rows:
-            low, high = analysis.intervals[row.label]
+            low, high = analysis.examples_intervals[row.label]
             mean = row.mean
             assert mean is not None
             assert low < mean < high
@@ -56,7 +58,7 @@ def test_kept_predictions_are_checked_against_their_record(tmp_path: Path) -> No
     (analysis,) = analyse(read([store.root]))
     assert run in analysis.misfits
     assert run not in analysis.predictions
-    assert analysis.row("full lr 5e-5").label not in analysis.intervals
+    assert analysis.row("full lr 5e-5").label not in analysis.examples_intervals
 
 
 @pytest.mark.parametrize("shape", [(1042, 2), (1043, 3)])
@@ -90,13 +92,27 @@ def test_a_study_that_goes_on_has_pending_runs(tmp_path: Path) -> None:
 def test_without_evidence_verdicts_are_over_seeds_alone(tmp_path: Path) -> None:
     store = make_study_directory(tmp_path / "s", SMALL, artifacts=False)
     (analysis,) = analyse(read([store.root]))
-    (found,) = analysis.comparisons
-    assert found.verdict is Verdict.BETTER
+    (found,) = analysis.verdict.comparisons
+    assert found.verdict is Verdict.ON_THIS_DEV_SET
     assert found.examples_low is None
-    assert (analysis.predictions, analysis.intervals, analysis.examples, analysis.structure) == ({}, {}, None, None)
+    assert (analysis.predictions, analysis.draws, analysis.examples, analysis.structure) == ({}, {}, None, None)
+    assert analysis.examples_intervals == {}
 
 
 def test_it_is_the_same_every_time(directory: Path, cola: Analysis) -> None:
     again = analyse(read([directory]))[0]
-    facts: list[Any] = [[each.comparisons, each.standings, each.intervals] for each in (cola, again)]
-    assert facts[0] == facts[1]
+    assert cola.verdict == again.verdict
+    assert cola.examples_intervals == again.examples_intervals
+
+
+def test_the_interval_for_new_seeds_is_students_and_in_the_metrics_own_direction(cola: Analysis) -> None:
+    row = cola.row("full lr 5e-5")  # its method's only configuration, so that no other one's spread counts
+    scores = [score for _, score in row.scored("matthews_correlation")]
+    expected = scipy_stats.t.interval(0.95, len(scores) - 1, np.mean(scores), scipy_stats.sem(scores))
+    assert cola.seed_interval(row.label) == pytest.approx(expected)
+    turned = {label: (-high, -low) for label, (low, high) in cola.verdict.intervals.items()}
+    errors = replace(cola.table.rows[0].metrics[0], metric=METRICS["rmse"])
+    rows = tuple(replace(each, metrics=(errors, *each.metrics[1:])) for each in cola.table.rows)
+    other = replace(cola, table=replace(cola.table, rows=rows), verdict=replace(cola.verdict, intervals=turned))
+    assert other.seed_interval(row.label) == cola.seed_interval(row.label)
+    assert cola.seed_interval("no such configuration") is None

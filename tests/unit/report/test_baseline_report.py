@@ -10,8 +10,8 @@ from rich.console import Console
 
 from manytune.data.baselines import BaselineScore
 from manytune.report.analysis import Analysis, analyse
-from manytune.report.answer import Point, answer
-from manytune.report.charts import score_chart
+from manytune.report.answer import Answer, answer
+from manytune.report.charts import answer_chart
 from manytune.report.content import Content, compose
 from manytune.report.report_data import read
 from manytune.report.score_sheets import baseline_sheet
@@ -36,15 +36,14 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 
 def shown(analysis: Analysis) -> str:
-    console = Console(width=200)
+    console = Console(width=250)
     with console.capture() as capture:
-        console.print(render([analysis.table]))
+        console.print(render([analysis.table], {("cola", "minilm"): answer(analysis).headline}))
     return capture.get()
 
 
-def baseline_point(content: Content, at: int) -> Point:
-    (point,) = [point for point in content.tasks[at].answer.points if point.kind == "baseline"]
-    return point
+def baseline_notes(found: Answer) -> list[str]:
+    return [note for note in found.notes if "Without a pretrained model" in note]
 
 
 def test_that_no_method_beats_them_is_the_headline(content: Content) -> None:
@@ -52,9 +51,9 @@ def test_that_no_method_beats_them_is_the_headline(content: Content) -> None:
     verdict = "No method beats TF-IDF with a linear model (0.950)."
     assert cola.answer.headline.startswith(f"CoLA, MCC: {verdict} Full fine-tuning has the highest mean, 0.")
     assert cola.analysis.table.verdict_on_baselines == verdict
-    wanted = "the commonest class 0.000 and TF-IDF with a linear model 0.950."
-    assert baseline_point(content, 0).text.endswith(wanted)
-    assert f"\n  {verdict}\n" in shown(cola.analysis)
+    (note,) = baseline_notes(cola.answer)
+    assert note.endswith("the commonest class 0.000 and TF-IDF with a linear model 0.950.")
+    assert f"\n  CoLA, MCC: {verdict} " in shown(cola.analysis)
 
 
 def test_methods_below_them_are_named(content: Content) -> None:
@@ -62,8 +61,10 @@ def test_methods_below_them_are_named(content: Content) -> None:
     assert "No method" not in stsb.answer.headline
     assert stsb.analysis.table.below_bar == ("head",)
     head = stsb.analysis.row("head lr 1e-3").mean
-    wanted = f" Head-only training ({head:.3f}) does not beat TF-IDF with a linear model."
-    assert baseline_point(content, 1).text.endswith(f"linear model 0.300.{wanted}")
+    (best,) = [point.text for point in stsb.answer.points if point.kind == "best"]
+    assert best == f"Head-only training ({head:.3f}) does not beat TF-IDF with a linear model (0.300)."
+    (note,) = baseline_notes(stsb.answer)
+    assert note.endswith(": TF-IDF with a linear model 0.300.")
     lines = {line.split("  ")[0].strip(): line.split() for line in shown(stsb.analysis).splitlines()}
     assert lines["the mean target"][-2:] == ["undefined", "0.500"]
     assert lines["TF-IDF with a linear model"][-2:] == ["0.300", "0.500"]
@@ -88,7 +89,8 @@ def test_every_form_of_the_report_has_them(content: Content) -> None:
     assert "| TF-IDF with a linear model | 0.950 | 0.500 | 100 | – |" in str(files["report.md"])
     summary = json.loads(str(files["summary.json"]))["tasks"][1]["baselines"]
     assert [each["scores"]["pearson"] for each in summary] == [None, 0.3]
-    chart = score_chart(content.tasks[1].analysis)
+    chart = answer_chart(content.tasks[1].analysis)
+    assert chart is not None
     (line,) = [trace for trace in chart.data if trace.get("showlegend", True)]
     assert (line["x"], line["name"]) == ([0.3, 0.3], "TF-IDF with a linear model 0.300")
     assert chart.alt.endswith("Lines, baselines: TF-IDF with a linear model 0.300.")
@@ -98,8 +100,11 @@ def test_every_form_of_the_report_has_them(content: Content) -> None:
 def test_without_them_nothing_is_said(directory: Path, cola: Analysis) -> None:
     assert cola.table.baselines == ()
     assert baseline_sheet(cola) is None
-    assert not [point for point in answer(cola).points if point.kind == "baseline"]
-    assert score_chart(cola).layout["showlegend"] is False
+    assert not baseline_notes(answer(cola))
+    assert "beat" not in "".join(point.text for point in answer(cola).points)
+    chart = answer_chart(cola)
+    assert chart is not None
+    assert chart.layout["showlegend"] is False
 
 
 def test_those_of_other_rows_and_damaged_ones_are_not_used(tmp_path: Path) -> None:
@@ -117,5 +122,6 @@ def test_those_of_other_rows_and_damaged_ones_are_not_used(tmp_path: Path) -> No
 def test_the_command_prints_the_headlines(tmp_path: Path) -> None:
     store = make_study_directory(tmp_path / "s", {**STUDY, "tasks": ["cola"]}, baselines={"cola": 0.9})
     page, _ = write_report([store.root])
-    (headline,) = headlines(page)
+    ((key, headline),) = headlines(page).items()
+    assert key == ("cola", "minilm")
     assert headline.startswith("CoLA, MCC: No method beats TF-IDF with a linear model (0.900).")

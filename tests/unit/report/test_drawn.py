@@ -93,7 +93,7 @@ def test_nothing_is_cheaper_and_better_than_what_is_on_the_front(
 
 def every_chart(analysis: Analysis) -> list[charts.Chart]:
     made = [
-        charts.score_chart(analysis),
+        charts.answer_chart(analysis),
         charts.curve_chart(analysis),
         charts.axis_chart(RANK, analysis),
         charts.axis_chart(LEARNING_RATE, analysis),
@@ -114,11 +114,20 @@ def test_every_chart_is_plain_data_with_words_for_it(cola: Analysis, stsb: Analy
 
 
 def test_the_dots_are_the_scores_of_the_seeds(cola: Analysis) -> None:
-    data = {trace["name"]: trace for trace in charts.score_chart(cola).data}
+    chart = charts.answer_chart(cola)
+    assert chart is not None
+    data = {trace["name"]: trace for trace in chart.data if trace["mode"] == "markers"}
     row = cola.row("bitfit lr 2e-4")
     assert data["BitFit lr 2e-4"]["x"] == [run.best_score for run in row.finished]
     assert data["BitFit lr 2e-4, mean"]["x"] == [row.primary.best.mean]
-    assert data["BitFit lr 2e-4, mean"]["error_x"]["array"] == [row.primary.best.deviation]
+    low, high = cola.seed_interval(row.label) or (0.0, 0.0)
+    arms = data["BitFit lr 2e-4, mean"]["error_x"]
+    (mean,) = data["BitFit lr 2e-4, mean"]["x"]
+    assert (arms["arrayminus"], arms["array"]) == ([mean - low], [high - mean])
+    (collapsed,) = row.failures
+    crosses = data["BitFit lr 2e-4, did not train"]
+    assert (crosses["x"], crosses["text"]) == ([collapsed.best_score], ["seed 3 did not train"])
+    assert crosses["marker"]["symbol"] == "x-thin-open"
 
 
 def test_runs_of_one_configuration_share_a_legend_entry(cola: Analysis) -> None:

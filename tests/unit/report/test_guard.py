@@ -49,14 +49,24 @@ def break_down(*args: object) -> NoReturn:
 
 
 CONTENT = [
-    *("score_chart", "curve_chart", "axis_chart", "cost_chart", "scatter_chart", "draw", "answer", "loss_rises"),
-    *("score_sheets", "parts_sheet", "left_out_sheet", "run_sheet", "seeds_sheet"),
-    *("comparison_sheet", "standing_sheet"),
+    *(
+        "answer_chart",
+        "every_score_chart",
+        "curve_chart",
+        "axis_chart",
+        "cost_chart",
+        "scatter_chart",
+        "draw",
+        "answer",
+        "loss_rises",
+    ),
+    *("score_sheets", "parts_sheet", "left_out_sheet", "run_sheet", "comparison_sheet", "standing_sheet"),
+    *("_about_statistics", "about_axis"),
     *("axis_sheet", "cost_sheet", "published_sheet", "mistake_sheet", "disagreement_sheet"),
     *("baseline_sheet", "breakdown_sheets", "_about_predictions"),
     *("glue_sheet", "_provenance"),
 ]
-ANALYSIS = ["_predictions", "_draws", "compare_all", "standings", "tabulate"]
+ANALYSIS = ["_predictions", "_draws", "judge", "tabulate"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ def test_where_warnings_are_errors_a_part_that_fails_ends_the_report(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As everywhere in these tests: the guard hides no bug from them."""
-    monkeypatch.setattr(content, "score_chart", break_down)
+    monkeypatch.setattr(content, "curve_chart", break_down)
     with pytest.raises(ReportWarning, match="a chart could not be made: IndexError"):
         write_report([small], tmp_path / "report")
     assert not (tmp_path / "report").exists()

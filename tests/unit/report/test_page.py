@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -11,6 +12,7 @@ import itertools
 import json
 import re
 import shutil
+import statistics
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,9 +25,11 @@ from manytune.report.content import Content, compose
 from manytune.report.folder import MANIFEST
 from manytune.report.page import embedded, render_page
 from manytune.report.report_data import read
-from manytune.report.sheets import show, to_tex
+from manytune.report.sheets import measured, show, to_tex
 from manytune.report.writing import files_of, write_report
+from manytune.stats.claims import Comparison
 from manytune.utils.errors import DependencyError, StoreError
+from manytune.utils.text import markdown
 from study_factory import GLUE_LIKE, HOSTILE, make_study_directory
 
 
@@ -150,12 +154,13 @@ def test_tables_show_what_the_csv_files_hold(content: Content, page: Page, files
             left, text = iter(cells), ""
             for column, in_file in zip(sheet.columns, line, strict=True):
                 if column.kind == "deviation":  # it stands in the cell of the mean before it
-                    assert text.endswith(f" ± {show(float(in_file), column.kind)}" if in_file else text)
+                    mean = float(line[sheet.columns.index(column) - 1]) if in_file else 0.0
+                    assert text == (measured(mean, float(in_file)) if in_file else text)
                     continue
                 text, value = next(left)
                 if column.is_number:
                     assert in_file == value
-                    assert text.partition(" ± ")[0] == show(float(in_file) if in_file else None, column.kind)
+                    assert " ± " in text or text == show(float(in_file) if in_file else None, column.kind)
                 else:
                     assert in_file.removeprefix("'") == value.removeprefix("'").replace("\r", " ")
                     assert text == sheet.names[value] if column.kind == "label" and value else True
@@ -165,8 +170,9 @@ def test_tables_show_what_the_csv_files_hold(content: Content, page: Page, files
 def test_charts_have_a_place_words_and_data(content: Content, page: Page) -> None:
     charts = json.loads(page.scripts[0])
     places = {facts["id"]: facts for tag, facts in page.elements if facts.get("class") == "plot"}
-    drawn = {chart.key for task in content.tasks for part in task.parts for chart in part.charts}
+    drawn = {chart.key for task in content.tasks for chart in task.charts}
     assert set(charts) == set(places) == drawn
+    assert {"cola-chart-answer", "stsb-chart-answer"} < drawn
     assert len(charts) == 11
     assert all(facts["role"] == "img" and facts["aria-label"] for facts in places.values())
 
@@ -237,12 +243,17 @@ def test_embedded_json_cannot_leave_its_element() -> None:
 
 
 def test_the_same_input_gives_the_same_bytes(directory: Path, tmp_path: Path, files: dict[str, str | bytes]) -> None:
-    first = files
-    shutil.copytree(directory, tmp_path / "elsewhere")
-    second = files_of(compose(read([tmp_path / "elsewhere"])))
-    assert list(first) == list(second)
-    for name in first:
-        assert first[name] == second[name], name
+    """But for the directory's name, which is in the command that adds seeds."""
+    there = tmp_path / "elsewhere"
+    shutil.copytree(directory, there)
+    again = files_of(compose(read([there])))
+    assert list(files) == list(again)
+    for name, first in files.items():
+        second = again[name]
+        if isinstance(first, str):
+            for form in (str, markdown):
+                second = str(second).replace(form(str(there)), form(str(directory)))
+        assert first == second, name
 
 
 def test_what_is_missing_is_said(old: Path) -> None:
@@ -335,14 +346,51 @@ class TestWrite:
 
     def test_the_summary_is_for_programs(self, content: Content, files: dict[str, str | bytes]) -> None:
         summary: dict[str, Any] = json.loads(str(files["summary.json"]))
-        cola = summary["tasks"][0]
-        assert summary["complete"]
+        assert [*summary] == ["schema_version", "studies", "complete", "tasks", "waiting", "problems"]
+        assert (summary["schema_version"], summary["complete"]) == (2, True)
+        cola, analysis = summary["tasks"][0], content.tasks[0].analysis
+        assert [*cola] == [
+            *("key", "task", "model", "metric", "higher_is_better", "selection", "answer", "configurations"),
+            *("baselines", "margin", "level", "leader", "recommended", "comparisons", "pending"),
+        ]
+        assert [*cola["answer"]] == ["headline", "decided", "points", "notes"]
+        assert {point["kind"] for task in summary["tasks"] for point in task["answer"]["points"]} <= {
+            *("best", "as good", "fails", "open"),
+        }
+        assert [set(point) for point in cola["answer"]["points"]] == [{"kind", "text"}] * len(cola["answer"]["points"])
+        assert (cola["margin"], cola["level"]) == (0.01, 0.05)
+        assert (cola["leader"], cola["recommended"]) == (analysis.verdict.leader, analysis.verdict.recommended)
+        assert set(cola["comparisons"][0]) == {each.name for each in dataclasses.fields(Comparison)}
+        for cells in cola["configurations"]:
+            assert [*cells] == [
+                *("label", "method", "metrics", "scores", "seeds_interval", "examples_interval", "may_be_best"),
+                *("as_good", "training_rate", "trainable", "trainable_share", "runs"),
+            ]
+            assert cells["seeds_interval"] == [*(analysis.seed_interval(cells["label"]) or ())]
+            rate = analysis.verdict.rates[cells["label"]]
+            assert cells["training_rate"] == dataclasses.asdict(rate)
+            assert len(cells["scores"]) == rate.trained
         assert cola["answer"]["headline"] == content.tasks[0].answer.headline
         by_label = {each["label"]: each for each in cola["configurations"]}
         row = content.tasks[0].analysis.row("full lr 5e-5")
         assert by_label["full lr 5e-5"]["metrics"]["matthews_correlation"]["best"]["mean"] == row.primary.best.mean
         assert by_label["full lr 5e-5"]["scores"] == {str(run.seed): run.best_score for run in row.finished}
-        assert cola["comparisons"][0]["p_holm"] == content.tasks[0].analysis.comparisons[0].p_holm
+        assert cola["comparisons"][0]["p_holm"] == content.tasks[0].analysis.verdict.comparisons[0].p_holm
+
+    def test_what_the_page_hides_at_first_is_in_the_csv_files_and_in_no_other(
+        self, content: Content, files: dict[str, str | bytes]
+    ) -> None:
+        """But for the page, where a button shows it."""
+        checked, markdown_text = 0, str(files["report.md"])
+        for sheet in content.sheets:
+            extra = [column for column in sheet.columns if column.extra]
+            checked += bool(extra)
+            header = str(files[f"tables/{sheet.name}.csv"]).splitlines()[0]
+            assert header == ",".join(column.name for column in sheet.columns)
+            latex = str(files[f"tables/{sheet.name}.tex"]).partition("\\toprule")[2].partition("\\midrule")[0]
+            assert latex.count("&") == len(sheet.shown_columns) - 1
+            assert f"| {' | '.join(markdown(column.title) for column in sheet.shown_columns)} |" in markdown_text
+        assert checked >= 10
 
     def test_markdown_has_the_answer_the_figures_and_the_tables(self, files: dict[str, str | bytes]) -> None:
         text = str(files["report.md"])
@@ -350,7 +398,7 @@ class TestWrite:
         pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
         assert len(pictures) == 10
         assert set(pictures) <= set(files)
-        assert "| configuration | seeds |" in text
+        assert "| configuration | mean ± sd |" in text
 
     def test_without_plotly_it_says_what_to_install(self, content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
         page_module._plotly.cache_clear()
@@ -391,8 +439,9 @@ def test_the_real_records_of_the_quickstart_give_a_report(tmp_path: Path) -> Non
     means = {name: sum(found) / len(found) for name, found in scores.items()}
     best = max(means, key=lambda name: means[name])
     assert task.answer.headline.startswith("tickets, Macro F1: ")
-    assert f"has the highest mean, {means[best]:.3f} over 5 seeds" in task.answer.headline
+    deviation = statistics.stdev(scores[best])
+    assert f"has the highest mean, {means[best]:.3f} (sd {deviation:.3f}, 5 seeds)" in task.answer.headline
     assert {name: round(mean, 3) for name, mean in means.items() if mean < 0.8} == {}, "every method learns"
     page = render_page(content)
-    for mean in means.values():
-        assert f"{mean:.3f}" in page
+    for name, mean in means.items():
+        assert measured(mean, statistics.stdev(scores[name])) in page

@@ -7,7 +7,19 @@ import re
 
 import pytest
 
-from manytune.report.sheets import Column, Sheet, show, signed, tex, to_csv, to_markdown, to_tex
+from manytune.report.sheets import (
+    Column,
+    Sheet,
+    interval,
+    measured,
+    sheet_of,
+    show,
+    signed,
+    tex,
+    to_csv,
+    to_markdown,
+    to_tex,
+)
 
 
 def make(*rows: tuple[object, ...], kind: str = "score") -> Sheet:
@@ -72,6 +84,54 @@ def test_how_values_are_shown(kind: str, value: float | str | None, shown: str) 
 )
 def test_a_difference_has_its_sign_and_never_rounds_to_nothing(value: float, shown: str) -> None:
     assert signed(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "shown"),
+    [
+        (0.59712, 0.0123, "0.597 ± 0.012"),
+        (0.59712, 0.0999, "0.60 ± 0.10"),
+        (0.59712, 0.1234, "0.60 ± 0.12"),
+        (0.59712, 0.000012, "0.597 ± 0.000"),  # never more than three decimals
+        (0.59712, 0.0, "0.597 ± 0.000"),
+        (12.345, 1.5, "12.3 ± 1.5"),
+        (1234.5, 56.7, "1234 ± 57"),
+        (123456.7, 1234.5, "123457 ± 1234"),
+        (-0.5, 0.1, "−0.50 ± 0.10"),
+        (0.59712, None, "0.597"),
+        (0.59712, math.nan, "0.597"),
+        (math.inf, 0.1, "–"),
+        (None, 0.1, "–"),
+    ],
+)
+def test_a_mean_has_the_decimals_that_its_deviation_allows(
+    mean: float | None, deviation: float | None, shown: str
+) -> None:
+    assert measured(mean, deviation) == shown
+
+
+def test_an_interval_has_both_signs_or_is_unknown() -> None:
+    assert interval(-0.004, 0.0123) == "−0.004 to +0.012"
+    assert [interval(None, 0.1), interval(0.1, None)] == ["–", "–"]
+
+
+def test_extra_columns_are_in_the_csv_file_alone() -> None:
+    main = [("name", "the name", "text", str), ("value", "the value", "score", lambda item: 0.25)]
+    more = [("rare", "the rare", "count", lambda item: 7), ("spread", "sd", "deviation", lambda item: 0.0123)]
+    sheet = sheet_of("s", "t", "c", main, ["a"], more=more)
+    assert to_csv(sheet) == "name,value,rare,spread\na,0.25,7,0.0123\n"
+    assert to_markdown(sheet).splitlines() == ["| the name | the value |", "| --- | ---: |", "| a | 0.250 |"]
+    text = to_tex(sheet)
+    assert r"\begin{tabular}{lr}" in text
+    assert r"the name & the value \\" in text
+    assert "rare" not in text
+    assert [column.title for column in sheet.page_columns] == ["the name", "the value", "the rare"]
+    assert sheet.shown() == [["a", "0.250", "7.000 ± 0.012"]]
+
+
+def test_columns_that_nobody_sees_scale_no_latex_table() -> None:
+    columns = (Column("name", "n"), *(Column(f"c{at}", "c", "count", extra=True) for at in range(9)))
+    assert "resizebox" not in to_tex(Sheet("s", "t", "c", columns, (("a", *range(9)),)))
 
 
 def test_latex_takes_no_text_for_a_command() -> None:

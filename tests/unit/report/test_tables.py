@@ -23,11 +23,9 @@ from manytune.report.score_sheets import (
     parts_sheet,
     run_sheet,
     score_sheets,
-    seeds_sheet,
     standing_sheet,
 )
 from manytune.report.sheets import Sheet
-from manytune.stats.examples import combined_p, mcnemar
 from study_factory import GLUE_LIKE, make_study_directory
 
 RANK = Lora.axis
@@ -55,9 +53,20 @@ def test_scores_are_over_the_runs_that_finished(cola: Analysis) -> None:
             assert cells["last_mean"] == pytest.approx(np.mean(last))  # type: ignore[arg-type]
 
 
+def test_intervals_for_new_seeds_and_for_new_dev_rows_stand_beside_the_mean(cola: Analysis) -> None:
+    for cells in rows(score_sheets(cola)[0]):
+        label = cells["configuration"]
+        assert (cells["seeds_low"], cells["seeds_high"]) == cola.seed_interval(label)
+        assert (cells["examples_low"], cells["examples_high"]) == cola.examples_intervals[label]
+        rate = cola.verdict.rates[label]
+        assert (cells["failures_low"], cells["failures_high"]) == (1 - rate.high, 1 - rate.low)
+
+
 def test_left_out_runs_are_counted_beside_the_mean_and_named(cola: Analysis) -> None:
     counted = {cells["configuration"]: cells["left_out"] for cells in rows(score_sheets(cola)[0]) if cells["left_out"]}
     assert counted == {"bitfit lr 2e-4": "1 collapsed", "lora r=256, lr 4e-4, dropout 0.1": "1 failed"}
+    failures = {cells["configuration"]: cells["failures"] for cells in rows(score_sheets(cola)[0]) if cells["failures"]}
+    assert failures == {"bitfit lr 2e-4": 1, "lora r=256, lr 4e-4, dropout 0.1": 1}
     named = rows(left_out_sheet(cola))
     assert [(cells["state"], cells["seed"]) for cells in named] == [("collapsed", 3), ("failed", 1)]
     assert named[1]["reason"].startswith("The training loss became nan")
@@ -71,49 +80,46 @@ def test_every_run_is_listed(cola: Analysis) -> None:
 
 
 def test_pairs_of_methods_have_what_the_statistics_say(cola: Analysis) -> None:
-    for found, cells in zip(cola.comparisons, rows(comparison_sheet(cola)), strict=True):
-        assert (cells["first"], cells["second"], cells["p_holm"]) == (
-            found.first_label,
-            found.second_label,
-            found.p_holm,
+    assert len(cola.verdict.comparisons) == 3
+    for found, cells in zip(cola.verdict.comparisons, rows(comparison_sheet(cola)), strict=True):
+        assert (cells["first"], cells["second"], cells["verdict"]) == (
+            *(found.first_label, found.second_label, str(found.verdict)),
         )
-        assert (cells["low"], cells["high"], cells["verdict"]) == (found.low, found.high, str(found.verdict))
-
-
-def test_mcnemar_is_over_the_seeds_that_both_have(cola: Analysis, stsb: Analysis) -> None:
-    assert cola.examples is not None
-    labels = np.array(cola.examples.labels)
-    found, cells = cola.comparisons[0], rows(comparison_sheet(cola))[0]
-    first, second = (
-        {run.seed: cola.predictions[run.run_id] == labels for run in cola.row(label).finished}
-        for label in (found.first_label, found.second_label)
-    )
-    assert cells["mcnemar_p"] == combined_p([mcnemar(first[seed], second[seed])[2] for seed in sorted(first)])
-    assert {cells["mcnemar_p"] for cells in rows(comparison_sheet(stsb))} == {None}
+        for name in ("difference", "low", "high", "p", "p_holm", "ahead", "shared", "detectable", "seeds_needed"):
+            assert cells[name] == getattr(found, name), name
+        for name in ("examples_low", "examples_high", "examples_p", "overall_low", "rates_p"):
+            assert cells[name] == getattr(found, name), name
+        assert cells["effect_size"] == found.effect
+        assert (cells["seeds_first"], cells["seeds_second"]) == found.seeds
+        assert (cells["choices_first"], cells["choices_second"]) == found.choices
 
 
 def test_below_five_seeds_only_the_difference_is_shown(old_analysis: Analysis) -> None:
     for cells in rows(comparison_sheet(old_analysis)):
         assert cells["difference"] > 0
-        assert not {"verdict", "low", "high", "p", "p_holm", "sign_flip_p", "effect_size"} & cells.keys()
-        assert [cells["examples_p"], cells["mcnemar_p"]] == [None, None]
+        assert cells["verdict"] == "too few seeds"
+        tested = ("low", "high", "p", "p_holm", "effect_size", "detectable", "examples_p", "overall_low")
+        assert [cells[name] for name in tested] == [None] * len(tested)
     assert standing_sheet(old_analysis) is None
 
 
-def test_seeds_that_a_verdict_needs_stand_in_one_table(cola: Analysis, old_analysis: Analysis) -> None:
-    assert seeds_sheet(cola) is None
-    found = rows(seeds_sheet(old_analysis))
-    assert len(found) == len(old_analysis.comparisons)
-    for cells, pair in zip(found, old_analysis.comparisons, strict=True):
-        assert cells["needed"] == (5 if pair.deviation is None else pair.seeds_needed)
-        assert cells["more"] == (None if cells["needed"] is None else cells["needed"] - pair.seeds)
-
-
-def test_the_best_stand_first(cola: Analysis) -> None:
+def test_the_best_stand_first_and_say_who_is_as_good(cola: Analysis) -> None:
     standing = rows(standing_sheet(cola))
+    assert [cells["configuration"] for cells in standing] == [row.label for row in cola.ranked]
     assert standing[0]["from_best"] == 0
-    assert [cells["mean"] for cells in standing] == sorted((cells["mean"] for cells in standing), reverse=True)
+    assert [cells["from_best"] for cells in standing] == sorted(
+        (cells["from_best"] for cells in standing), reverse=True
+    )
     assert {cells["may_be_best"] for cells in standing} == {"yes", "no", "too few seeds"}
+    for cells in standing:
+        found = cola.verdict.as_good.get(cells["configuration"])
+        if found is None:  # the one that trains most
+            assert cells["configuration"] == "full lr 5e-5"
+            assert [cells[name] for name in ("as_good", "as_good_low", "as_good_seeds", "as_good_p")] == [None] * 4
+        else:
+            assert cells["as_good"] == ("yes" if found.shown else "not shown")
+            assert (cells["as_good_low"], cells["as_good_seeds"]) == (found.low, found.seeds_needed)
+            assert cells["as_good_p"] == found.p
 
 
 def test_costs_split_what_trains(cola: Analysis) -> None:

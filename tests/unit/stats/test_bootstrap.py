@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from manytune.data import metrics
 from manytune.data.task_types import TASK_TYPES
-from manytune.stats.examples import bootstrap_weights, combined_p, mcnemar, metric_draws
+from manytune.stats.examples import bootstrap_weights, metric_draws
 
 METRICS = sorted(set(metrics.METRICS) - {"accuracy_mismatched"})  # which is not of dev
 
@@ -71,30 +67,3 @@ def test_the_interval_is_scipys_percentile_bootstrap() -> None:
         rng=np.random.default_rng(1),
     ).confidence_interval
     assert np.quantile(found[:, 0], [0.025, 0.975]) == pytest.approx([theirs.low, theirs.high], abs=0.01)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_is_the_binomial_test_of_the_rows_on_which_two_differ(rows: list[tuple[bool, bool]]) -> None:
-    only_first, only_second, p = mcnemar([a for a, _ in rows], [b for _, b in rows])
-    assert only_first == sum(a and not b for a, b in rows)
-    assert only_second == sum(b and not a for a, b in rows)
-    both = only_first + only_second
-    expected = scipy_stats.binomtest(only_first, both).pvalue if both else 1.0
-    assert p == pytest.approx(expected, abs=1e-9)
-
-
-def test_one_p_of_several_is_rügers() -> None:
-    assert combined_p([0.01, 0.2, 0.04]) == pytest.approx(3 / 2 * 0.04)
-    assert combined_p([0.01, 0.2, 0.04, 0.9]) == pytest.approx(2 * 0.04)
-    assert combined_p([0.7]) == 0.7
-    assert combined_p([0.9, 0.8]) == 1.0
-    assert combined_p([]) is None
-
-
-@pytest.mark.parametrize("shared", [0.0, 0.7, 1.0])
-def test_one_p_of_several_holds_its_level_however_they_depend(shared: float) -> None:
-    draw = np.random.default_rng(0)
-    z = math.sqrt(shared) * draw.normal(size=(4000, 1)) + math.sqrt(1 - shared) * draw.normal(size=(4000, 5))
-    p = 2 * scipy_stats.norm.sf(np.abs(z))
-    below = np.mean([(combined_p(row) or 1) < 0.05 for row in p.tolist()])
-    assert below <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)

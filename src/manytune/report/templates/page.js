@@ -53,6 +53,13 @@
     button.addEventListener("click", () => sort(button.parentNode));
   }
 
+  for (const button of document.querySelectorAll(".all-columns")) {
+    button.addEventListener("click", () => {
+      const all = document.getElementById(button.dataset.table).classList.toggle("all");
+      button.setAttribute("aria-pressed", String(all));
+    });
+  }
+
   const contents = document.querySelector("nav details");
   const fold = () => { contents.open = !narrow.matches; };
   fold();
