@@ -223,7 +223,7 @@ def _as_good(
         made[one.label] = AsGood(
             one.label,
             # Holm shows more than the bound, which every claim pays for alike.
-            low=max(low or -math.inf, -judging.margin) if shown else low,
+            low=max(-math.inf if low is None else low, -judging.margin) if shown else low,
             p=adjusted[index],
             shown=shown,
             seeds_needed=needed,
@@ -314,12 +314,8 @@ def _every(groups: Mapping[str, Sequence[Configuration]]) -> Means:
 
 def _means(group: Sequence[Configuration]) -> Means:
     """Of the runs that trained."""
-    return _of_scores([list(one.scores.values()) for one in group])
-
-
-def _of_scores(scores: Sequence[Sequence[float]]) -> Means:
-    longest = max(map(len, scores))
-    return means([[*each, *([math.nan] * (longest - len(each)))] for each in scores])
+    longest = max(len(one.scores) for one in group)
+    return means([[*one.scores.values(), *([math.nan] * (longest - len(one.scores)))] for one in group])
 
 
 def _over_examples(
