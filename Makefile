@@ -35,9 +35,12 @@ demo: $(READY) ## Run examples/quickstart.yaml into out/quickstart and print its
 test: $(READY) ## Check format, lint and types, and run all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	@# mypy works beside the tests, which wait for processes of theirs now and then.
 	@# In the order of files: by default those with most tests come first, and at the end one process waits for the slow ones.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/mypy & mypy=$$!; tests=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || tests=$$?; \
+	wait $$mypy || { echo 'mypy has found errors: they are among the lines above.' >&2; exit 1; }; \
+	exit $$tests
 
 test-browser: $(READY) ## Run the tests of the report in a real browser; installs Debian's Chromium where it may
 	@if ! command -v chromium >/dev/null && [[ -z $${MANYTUNE_CHROMIUM:-} ]]; then \

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "manytune"
 PAGE = Path(__file__).with_name("modules.md")
 ORDER = [
     *("utils", "data", "methods", "config", "storage", "models", "packing", "training", "inference", "stats"),
-    *("tracking", "report", "executors", "study", "cli"),
+    *("search", "tracking", "report", "executors", "search_stage", "study", "cli"),
 ]
 """Packages and modules at the top; each imports only what stands before it."""
 

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "watch": ("timeout --signal=INT 5 manytune watch results",),
     "show": ("manytune show results tickets-bitfit-lr4e-3-s0",),
     "report": ("manytune report results",),
+    "best": ("manytune best results",),
     "extend": ('manytune extend results --seeds 6 --method "lora rank=16 learning_rate=1e-3" --dry-run',),
     "compare": ("manytune compare results short",),
     "predict": (

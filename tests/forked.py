@@ -33,13 +33,14 @@ __all__ = ["ForkedProcess", "run_forked"]
 _LIBRARIES = (
     *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.fx.experimental.symbolic_shapes"),
     *("scipy.optimize", "scipy.stats", "sklearn.feature_extraction.text", "sklearn.linear_model", "pyarrow.parquet"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "pydantic", "typer"),
 )
 """What takes long to import, and reads nothing of the environment that tests change."""
 _HUB_LIBRARIES = ("transformers.modeling_utils", "transformers.models.bert.modeling_bert", "accelerate", "peft")
 """They read the hub's variables when they are imported: for a process that has these as the tests have them."""
 
 _OF_THE_HUB = ("HF_", "TRANSFORMERS_", "TOKENIZERS_", "HUGGING")
-_OF_A_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "GOMP_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH_", "MALLOC_")
+_OF_A_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "GOMP_", "ATEN_", "ONEDNN_", "DNNL_", "TORCH_", "MALLOC_", "MPL")
 """What Python and libraries read at their start: with other values than the tests have, a process is a fresh one."""
 _HARMLESS = {"PYTHONPATH", "PYTHONBREAKPOINT"}  # the one is heeded by a fork, the other is set by Ray
 _ENVIRONMENT = dict(os.environ)
@@ -106,10 +107,20 @@ class _Server:
     def __init__(self, libraries: tuple[str, ...]) -> None:
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair()
-        command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
-        with theirs:
-            handles = [theirs.fileno()]
-            self._process = _Popen(command, pass_fds=handles, stdin=subprocess.DEVNULL, env=_ENVIRONMENT)
+        with theirs, open(os.devnull) as nothing:
+            number = theirs.fileno()
+            if libraries == _LIBRARIES:
+                command = [sys.executable, __file__, str(number), *libraries]
+                self._process = _Popen(command, pass_fds=[number], stdin=nothing, env=_ENVIRONMENT)
+            else:  # it begins as a fork of the one that has imported most of them
+                request = {
+                    "words": [sys.executable, __file__, str(number), *libraries[len(_LIBRARIES) :]],
+                    "environment": _ENVIRONMENT,
+                    "folder": os.getcwd(),
+                    "session": False,
+                    "handles": [0, 1, 2, number],
+                }
+                _Server.of(_LIBRARIES).fork(request, [nothing.fileno(), 1, 2, number])
 
     @staticmethod
     @cache

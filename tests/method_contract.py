@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+import joining
 from manytune.config import Training
 from manytune.config.plan import Run
 from manytune.data.splits import Encoded
@@ -115,6 +116,7 @@ class Lab:
     def __init__(self, root: Path) -> None:
         self.folders = {family: make_tiny(root / family, family) for family in TINY_FAMILIES}
         self.backbone = cache(lambda family: load_backbone(str(self.folders[family]), TASK.num_outputs))
+        self.neighbours = cache(lambda family: joining.neighbours(self.backbone(family)))
         self.trained = cache(lambda case: Trained(self.backbone(case.family), [(case.build(), SEED)]))
 
     def adaptation(self, case: Case) -> Adaptation:
@@ -291,6 +293,20 @@ class MethodContract:
         reference = lab.reference(case)
         theirs = peft.get_peft_model_state_dict(reference) if isinstance(reference, peft.PeftModel) else {}
         assert {f"base_model.model.{name}" for name in added} == set(theirs)
+
+    def test_joining_a_pack_on_its_way_it_trains_as_alone(self, lab: Lab, case: Case) -> None:
+        """And the runs that were there go on as they would without it."""
+        backbone = lab.backbone(case.family)
+        own = joining.entry_of(backbone, SEED, case.build(), batch_size=6, max_steps=STEPS, schedule="constant")
+        (first, _), (other, _) = lab.neighbours(case.family)
+        if own.member.adaptation.weights:
+            with pytest.raises(ValueError, match="pack of one"):
+                joining.train(backbone, [first], joining.Schedule({2: [own]}))
+            return
+        log, _ = joining.train(backbone, [first, other], joining.Schedule({2: [own]}))
+        for each, losses in (*lab.neighbours(case.family), joining.with_losses(backbone, own)):
+            assert len(losses) == each.training.max_steps
+            np.testing.assert_allclose(log.losses[each.run.id], losses, rtol=1e-5)
 
     def test_packed_it_comes_to_what_it_comes_to_alone(self, lab: Lab, case: Case) -> None:
         backbone, method = lab.backbone(case.family), case.build()

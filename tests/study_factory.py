@@ -257,7 +257,10 @@ def _write_run(
         "model": run.model,
         "method": run.method.method,
         "label": run.label,
-        "hyperparameters": {**run.method.hyperparameters(), "training": study.training.model_dump(mode="json")},
+        "hyperparameters": {
+            **run.method.hyperparameters(),
+            "training": (run.training or study.training).model_dump(mode="json"),
+        },
         "template": study.template,
         "selection": study.selection,
         "seed": run.seed,

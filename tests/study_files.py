@@ -14,7 +14,10 @@ from manytune.config import Study
 
 __all__ = ["results_in", "small_study", "small_task", "write_small_study"]
 
-_CLOCKS = {"train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes", "started", "finished"}
+_CLOCKS = {
+    *("train_seconds", "eval_seconds", "samples_per_second", "peak_memory_bytes"),
+    *("started", "finished", "began", "ended"),
+}
 """Fields of a record that are never compared."""
 
 

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.config import Study
+from manytune.config.confirm import confirm_study
 from manytune.config.plan import Pack, replan
-from manytune.executors.auto import STARTUP_SECONDS, best_executor
+from manytune.config.spaces import search_spaces
+from manytune.executors.auto import STARTUP_SECONDS, best_executor, kept_executor
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.driver import Driver
 from manytune.executors.estimate import largest_packs, makespan, seconds_of
-from manytune.executors.inline import Inline
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.executors.probe import Probe
-from manytune.executors.workers import Workers
 from manytune.report import TaskTable, tabulate
 from manytune.report.judgement import at_look
 from manytune.report.task_table import baseline_line
+from manytune.search.winners import read_winners
+from manytune.search_stage import find_winners
 from manytune.stats.looks import SeedPlan
 from manytune.storage import provenance
 from manytune.storage.artifacts import Baselines, Examples, Structure, Trained
@@ -28,6 +30,7 @@ from manytune.storage.directory import Store
 from manytune.storage.lock import Held, Lock
 from manytune.storage.record import RunRecord, RunState
 from manytune.storage.study_state import StudyState
+from manytune.storage.test_looks import note_test_look
 from manytune.tracking import Trackers
 from manytune.tracking.pack_progress import LiveFileWriter
 from manytune.tracking.progress import TerminalProgress
@@ -103,6 +106,10 @@ def run_study(
     user = CallbackList(map(GuardedCallback, (TerminalProgress(),) if callbacks is None else callbacks))
     # What is added to may change until the lock is held.
     store = Store.open(out) if additions else Store.check(out, study, accept_changes=accept_changes)
+    if study.search is not None:
+        return _search(
+            study, store, user, device, executor, wait=wait, retry_failed=retry_failed, accept_changes=accept_changes
+        )
     lock = Lock(store.root, user.on_message, wait=wait)
     lock.look()
     trackers = Trackers(study, store, lambda text: user.on_message(text, "warning"))
@@ -121,6 +128,58 @@ def run_study(
     records = tuple(store.finished_runs().values())
     shown = at_look(records, store.study().seeds, (), SeedPlan.of(store.looks()))
     return StudyResult(store.root, records, tabulate(shown, _baselines(store, records)))
+
+
+def _search(
+    study: Study,
+    store: Store,
+    user: Callback,
+    device: str,
+    executor: ExecutorSpec | None,
+    *,
+    wait: bool,
+    retry_failed: bool,
+    accept_changes: bool,
+) -> StudyResult:
+    """Run a study with a search: find the winner of each search space, train the winners again, and compare them."""
+    lock = Lock(store.root, user.on_message, wait=wait)
+    lock.look()
+    winners = read_winners(store.root) if store.holds(study) else None
+    if winners is None:
+        trackers = Trackers(study, store, lambda text: user.on_message(text, "warning"))
+        callback = CallbackList([LiveFileWriter(store.root), trackers, user])
+        with lock.held() as held:
+            Store.check(store.root, study, accept_changes=accept_changes)
+            winners = find_winners(store, study, device, executor, callback, held, accept_changes=accept_changes)
+    results: list[StudyResult] = []
+    for task in dict.fromkeys(winner.task for winner in winners) if study.confirm is not None else ():
+        spaces = {space.name: space for space in search_spaces(study, task)}
+        mine = [(spaces[winner.space], winner.settings) for winner in winners if winner.task == task]
+        confirmed = confirm_study(study, task, mine)
+        out = store.confirm_dir(task)
+        user.on_message(
+            f"{task}: {counted(len(mine), 'winner')} train again, with {counted(len(confirmed.seeds), 'seed')}."
+        )
+        results.append(
+            run_study(
+                confirmed,
+                out,
+                device=device,
+                executor=executor,
+                callbacks=[user],
+                wait=wait,
+                retry_failed=retry_failed,  # of winners: a trial that failed is a result of the search
+                accept_changes=accept_changes,
+            )
+        )
+        if study.confirm is not None and study.confirm.on == "test":
+            times = note_test_look(store.root, task, results[-1].records)
+            user.on_message(
+                f"{task}: scores on this test file could be seen {counted(times, 'time')} in this search. "
+                "Each that leads to another choice makes it less of a test."
+            )
+    records = tuple(record for result in results for record in result.records)
+    return StudyResult(store.root, records, tuple(table for result in results for table in result.tables))
 
 
 def _baselines(store: Store, records: Iterable[RunRecord]) -> dict[str, Baselines]:
@@ -173,14 +232,8 @@ def _train(
         packs = replan(state.planned, state.runs, largest_packs(state.runs, works, profile, capacity))
         left = [pack for pack in packs if any(run.id not in state.ended for run in pack.runs)]
     now = _provenance(state, works)
-    if waiting and (changed := provenance.changes(store.root, now)):
-        lines = "\n".join(f"  {line}" for line in changed)
-        if not accept_changes:
-            raise StoreError(
-                f"What the results in {store.root} rest on has changed since they were begun:\n{lines}\n"
-                "Go back to that, give another --out, or --accept-changes to go on all the same."
-            )
-        callback.on_message(f"Accepted changes:\n{lines}", "warning")
+    if waiting:
+        provenance.refuse_changes(store.root, now, callback.on_message, accept_changes=accept_changes)
     for name, work in works.items():
         store.task_artifacts(name).refuse_another(work.task, state.ended_of(name))
 
@@ -232,10 +285,7 @@ def _check_runs(state: StudyState, work: TaskWork, callback: Callback) -> None:
 
 def _default_executor(state: StudyState, device: str, works: Mapping[str, TaskWork]) -> ExecutorSpec:
     """Where packs train by default: as they did before, because another number of threads rounds differently."""
-    kept = state.store.read_executor()
-    if kept is None or device not in ("auto", "cpu"):
-        return best_executor(device, state.waiting, works)
-    return Workers(kept["count"], kept["threads"]) if kept["count"] else Inline(device)
+    return kept_executor(state.store, device) or best_executor(device, state.waiting, works)
 
 
 def _provenance(state: StudyState, works: Mapping[str, TaskWork]) -> provenance.StudyProvenance:

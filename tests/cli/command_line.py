@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from forked import run_forked
 from manytune import cli
 
 __all__ = ["Command", "Finished", "manytune"]
@@ -26,15 +26,8 @@ class Finished:
 
 def manytune(*args: object, cwd: Path, **environment: str) -> Finished:
     """Run the installed command in a process of its own."""
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("manytune")), *map(str, args)],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    command = [Path(sys.executable).with_name("manytune"), *args]
+    done = run_forked(command, cwd=cwd, env=os.environ | environment)
     return Finished(done.returncode, done.stdout, done.stderr)
 
 

@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from forked import run_forked
 from tiny import make_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = BENCHMARKS.parent / "docs" / "results"
 
 
 def run(script: str, *arguments: str | Path) -> str:
@@ -49,6 +51,18 @@ def test_speed(tiny: Path, glue_dir: Path, tmp_path: Path) -> None:
     assert sum(result["profile"]["milliseconds"].values()) == pytest.approx(result["profile"]["step_ms"])
 
 
+def test_continuous(tiny: Path, glue_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "continuous.json"
+    small = ("--rounds", "1", "--steps", "6", "--threads", "1", "--precision", "fp32")
+    printed = run("continuous.py", "--model", tiny, "--data", glue_dir, *small, "--out", out)
+    assert "of the static pack's samples/s" in printed
+    result = json.loads(out.read_text())
+    assert len(result["lengths"]) == 24
+    assert len(set(result["lengths"])) >= 8
+    assert {name: len(values) for name, values in result["shares"].items()} == {"full": 1, "whole": 1}
+    assert result["samples_per_second"]["static"][0] > 0
+
+
 def test_measurements_go_on_on_the_same_machine_alone(tmp_path: Path) -> None:
     measurements = runpy.run_path(str(BENCHMARKS / "measured.py"))["Measurements"]
     path = tmp_path / "speed.json"
@@ -62,13 +76,24 @@ def test_measurements_go_on_on_the_same_machine_alone(tmp_path: Path) -> None:
     assert measurements(path, {"machine": "another"}, resume=False).begin("growth", {}) == {}
 
 
+def named(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the cells of a simulation's result are of."""
+    return [(cell["group"], cell["row"], cell["column"]) for cell in result["cells"]]
+
+
 def test_error_rates(tmp_path: Path) -> None:
     run("error_rates.py", "--out", tmp_path / "few.json", "--studies", "80")
-    few, kept = (
-        json.loads(path.read_text())
-        for path in (tmp_path / "few.json", BENCHMARKS.parent / "docs" / "results" / "statistics.json")
-    )
-    cells = [[(cell["group"], cell["row"], cell["column"]) for cell in result["cells"]] for result in (few, kept)]
-    assert cells[0] == cells[1]
+    few, kept = (json.loads(path.read_text()) for path in (tmp_path / "few.json", RESULTS / "statistics.json"))
+    assert named(few) == named(kept)
     assert {cell["studies"] for cell in few["cells"]} == {80, 20, 8}
     assert all(0 <= cell["share"] <= 1 and cell["error"] > 0 for cell in few["cells"])
+
+
+def test_search_rates(tmp_path: Path) -> None:
+    run("search_rates.py", "--out", tmp_path / "few.json", "--studies", "8")
+    few = json.loads((tmp_path / "few.json").read_text())
+    assert named(few) == named(json.loads((RESULTS / "search-statistics.json").read_text()))
+    assert {cell["studies"] for cell in few["cells"]} == {8}
+    saved = [cell["share"] for cell in few["cells"] if cell["row"].endswith("steps saved")]
+    assert len(saved) == 24
+    assert all(0.05 < share < 0.6 for share in saved)

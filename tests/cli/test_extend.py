@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
+from forked import ForkedProcess
 from manytune.config import Study
 from manytune.config.extension import extend_study
 from manytune.storage.directory import Store
@@ -93,11 +93,11 @@ def test_two_at_once_both_take_effect(tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "manytune", "extend", str(out), "--wait", "--device", "cpu"]
     asked = {"seeds": ("--seeds", "2"), "method": ("--method", METHOD)}
     said = {name: (tmp_path / f"{name}.out", tmp_path / f"{name}.err") for name in asked}
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+    processes: dict[str, ForkedProcess] = {}
     with Lock(out, lambda text: None).held():
         for name, words in asked.items():
             with said[name][0].open("wb") as stdout, said[name][1].open("wb") as stderr:
-                processes[name] = subprocess.Popen([*command, *words], stdout=stdout, stderr=stderr)
+                processes[name] = ForkedProcess([*command, *words], stdout=stdout, stderr=stderr)
         for name, process in processes.items():
             until_brought_about(lambda file=said[name][1]: "Waiting for" in file.read_text(), process)
     assert [process.wait() for process in processes.values()] == [0, 0], [file.read_text() for _, file in said.values()]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import Command
 
-from study_files import results_in, write_small_study
+from study_files import results_in, small_task, write_small_study
 
 MIB = 2**20
 SIZE = 6 * MIB
@@ -40,7 +40,7 @@ def test_a_study_on_a_disk_that_is_full_again_and_again(
 ) -> None:
     training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 1, "precision": "fp32"}
     methods = [{"method": "full", "learning_rate": 1e-3}, {"method": "lora", "rank": 2, "learning_rate": 1e-3}]
-    study = write_small_study(tmp_path, tiny, training, methods=methods)
+    study = write_small_study(tmp_path, tiny, training, methods=methods, tasks=[small_task(tmp_path)])
     assert command("run", study, "--out", "undisturbed", "--no-report", cwd=tmp_path).code == 0
     wanted = results_in(tmp_path / "undisturbed")
 

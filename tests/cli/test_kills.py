@@ -16,6 +16,8 @@ from study_files import write_small_study
 from waiting import until_brought_about
 
 CAMPAIGN = Path(__file__).parents[1] / "faults" / "campaign.py"
+QUEUE = CAMPAIGN.with_name("joined_pack.py")
+SEARCH = CAMPAIGN.with_name("search_kills.py")
 
 
 def test_25_kills_at_random_moments_change_nothing() -> None:
@@ -25,6 +27,29 @@ def test_25_kills_at_random_moments_change_nothing() -> None:
     assert result["kills"] >= 25
     assert result["differing"] == []
     assert len(result["phases"]) >= 5
+
+
+def test_a_pack_that_runs_join_goes_on_with_the_same_runs_to_the_same_end() -> None:
+    """Ten runs with room for four; killed after a record, at a tick, before a roster and after a checkpoint."""
+    moments = ["record:2", "step:6", "roster:3", "checkpoint:4"]
+    done = subprocess.run([sys.executable, QUEUE, *moments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["codes"] == [-signal.SIGKILL] * len(moments) + [0]
+    assert result["differing"] == []
+    assert result["states"] == ["failed", *["finished"] * 9]
+    assert len(set(result["steps"])) >= 7
+
+
+def test_a_search_goes_on_as_it_would_have_whatever_it_was_killed_at() -> None:
+    """At each kind of moment once: a step, a decision, a line of the journal or half of one, a record."""
+    done = subprocess.run([sys.executable, SEARCH, "--kills", "9"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kills"] >= 9
+    assert len(result["moments"]) >= 5
+    assert result["trials"].keys() == {"finished", "pruned", "failed"}
+    assert result["differing"] == []
 
 
 def start(study: Path, out: Path) -> subprocess.Popen[str]:

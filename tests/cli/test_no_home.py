@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from study_files import write_small_study
+from study_files import small_task, write_small_study
 
 CODE = """
 import os, pwd, sys
@@ -17,7 +17,7 @@ def unknown(uid): raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = unknown
 from manytune.cli import main
 predict = "predict out --text one --text two"
-for words in ("check study.yaml", "run study.yaml --out out --quiet", "report out", predict):
+for words in ("check study.yaml", "run study.yaml --out out --quiet --no-report", "report out", predict):
     sys.argv = ["manytune", *words.split()]
     try:
         main()
@@ -43,7 +43,7 @@ def test_every_command_works(home: str | None, tiny: Path, tmp_path: Path) -> No
     work, temporary = tmp_path / "work", tmp_path / "temporary"
     work.mkdir()
     temporary.mkdir()
-    write_small_study(work, tiny, {"max_steps": 2})
+    write_small_study(work, tiny, {"max_steps": 2}, tasks=[small_task(tmp_path)])
     environment = {name: value for name, value in os.environ.items() if name not in HOMES} | {"TMPDIR": str(temporary)}
     if home is not None:
         (tmp_path / home).touch()

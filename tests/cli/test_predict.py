@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -321,7 +320,7 @@ def test_quotes_are_text_where_that_is_said(trained: Trained, command: Command, 
 
 def test_a_pipe_is_read_as_a_file(trained: Trained, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "manytune", "predict", str(trained.out), "--task", ACCEPTABILITY, "/dev/stdin"]
-    done = subprocess.run(words, input="sentence\nOne.\n", capture_output=True, text=True, check=False)
+    done = run_forked(words, input="sentence\nOne.\n")
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
 
 

@@ -16,7 +16,7 @@ import pytest
 from forked import run_forked
 
 DOCS = Path(__file__).parents[2] / "docs"
-SHORTER = "seeds=[0] training.epochs=2 methods.1.rank=[4]"
+SHORTER = "seeds=[0] training.epochs=1 methods.1.rank=[4]"
 
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```", (DOCS / "tutorial.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL

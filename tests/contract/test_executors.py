@@ -19,7 +19,7 @@ from manytune.executors import Inline, Workers
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.ray_executor import OnRay, Resources
 from manytune.storage.directory import Store
-from manytune.storage.record import RunState
+from manytune.storage.record import RunRecord, RunState
 from manytune.study import run_study
 from manytune.utils.errors import ManytuneError, StudyError
 from manytune.utils.signals import Interrupted
@@ -147,6 +147,54 @@ def test_runs_that_fail_are_recorded_and_the_others_go_on(executor: ExecutorSpec
     result = run_study(study, tmp_path, executor=executor, callbacks=[CallbackLog()])
     assert [record.state for record in result.records] == [RunState.FINISHED, RunState.FAILED]
     assert "learning rate that is too high" in (result.failed[0].failure or "")
+
+
+def test_a_search_has_the_same_trials_wherever_they_train(
+    executor: ExecutorSpec, model: Path, tmp_path: Path, searched: dict[str, RunRecord]
+) -> None:
+    """Who is pruned depends on when others arrive; those that never are come to the same scores, to rounding."""
+    run_study(search(model), tmp_path, executor=executor, callbacks=[CallbackLog()])
+    found = Store.open(tmp_path).finished_runs()
+    assert found.keys() == searched.keys()
+    for run_id, record in found.items():
+        assert record.trial is not None
+        if record.trial.unpruned:
+            assert record.best_score == pytest.approx(searched[run_id].best_score, abs=1e-4)
+        if record.state is RunState.PRUNED:
+            assert not record.trial.rungs[-1].kept
+            assert (record.steps or 0) >= record.trial.rungs[-1].step
+        else:
+            assert record.steps == record.trial.total_steps
+            late = not isinstance(executor, Inline)  # elsewhere, a run may end before it learns that it is to leave
+            assert late or all(rung.kept for rung in record.trial.rungs)
+    assert RunState.FINISHED in {record.state for record in found.values()}
+
+
+def search(model: Path) -> Study:
+    methods = [
+        {"method": "lora", "rank": 2, "learning_rate": {"low": 1e-4, "high": 1e-1}},
+        {"method": "full", "learning_rate": {"low": 1e-5, "high": 1e-3}},
+    ]
+    return Study.from_dict(
+        {
+            "name": "searched",
+            "model": str(model),
+            "tasks": ["builtin-similarity"],
+            "limit": 60,
+            "training": {"epochs": 3, "batch_size": 8, "eval_every": 7, "precision": "fp32", "max_pack": 3},
+            "methods": methods,
+            "search": {"trials": 6},
+            "confirm": "none",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunRecord]:
+    """The records of the search in one process."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    run_study(search(model), out, executor=Inline("cpu"), callbacks=[CallbackLog()])
+    return Store.open(out).finished_runs()
 
 
 def test_what_a_user_can_mend_ends_the_study(executor: ExecutorSpec, model: Path, tmp_path: Path) -> None:

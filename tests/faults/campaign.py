@@ -32,8 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import matplotlib.backends.backend_agg
 import matplotlib.backends.backend_svg
+import matplotlib.figure
 import sklearn.feature_extraction.text
+import sklearn.linear_model
 import torch
+import transformers.models.bert.modeling_bert
 
 from manytune.config import Study
 from manytune.executors import job
@@ -46,7 +49,7 @@ from manytune.utils.files import write_file
 from study_files import results_in, small_task
 from tiny import make_tiny
 
-LATE = (sklearn.feature_extraction.text, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg)
+LATE = (sklearn, matplotlib, transformers)
 """What a study and its report import when they need it, imported here once: each child would take seconds for it."""
 
 PHASES = ("start", "training", "evaluation", "checkpoint", "snapshot", "record", "report")

@@ -114,7 +114,7 @@ def killed_driver(address: str, file: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
+def campaign(packs: int, steps: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
     """Run the study both ways."""
     from ray.cluster_utils import Cluster
 
@@ -124,7 +124,7 @@ def campaign(packs: int, folder: Path, kill_driver: bool) -> dict[str, Any]:
         "model": str(make_tiny(folder / "model")),
         "tasks": [small_task(folder)],
         "seeds": list(range(packs)),
-        "training": {"max_steps": 400, "eval_every": 20, "precision": "fp32", "max_pack": 2},
+        "training": {"max_steps": steps, "eval_every": 20, "precision": "fp32", "max_pack": 2},
         "methods": [{"method": "lora", "rank": [2, 4], "learning_rate": 1e-3}],
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
@@ -171,11 +171,12 @@ def differing(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=400, help="of each pack")
     parser.add_argument("--kill-driver", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = campaign(options.packs, Path(folder), options.kill_driver)
+        result = campaign(options.packs, options.steps, Path(folder), options.kill_driver)
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

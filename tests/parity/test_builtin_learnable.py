@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from manytune import Study, run_study
+from manytune import Callback, Study, run_study
+from manytune.training.callbacks import Best
+from manytune.utils.errors import ManytuneError
+
+
+class LearnedError(ManytuneError):
+    """What was to be shown has been shown."""
+
+
+class EndWhenLearned(Callback):
+    """Ends the study once its best score is high enough: further epochs could only raise it."""
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+
+    def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, object], best: Best) -> None:
+        if best is not None and best[1] >= self.least:
+            raise LearnedError
 
 
 @pytest.mark.usefixtures("minilm_dir")
@@ -24,6 +42,5 @@ def test_full_fine_tuning_of_minilm_learns_it(task: str, epochs: int, least: flo
             "methods": [{"method": "full", "learning_rate": 1e-4}],
         }
     )
-    (record,) = run_study(study, tmp_path / "out", device="cpu").records
-    assert record.best_score is not None
-    assert record.best_score >= least
+    with pytest.raises(LearnedError):
+        run_study(study, tmp_path / "out", device="cpu", callbacks=[EndWhenLearned(least)])

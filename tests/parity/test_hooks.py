@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.activations import ACT2FN
 
+from equal_updates import EqualAdamW
 from manytune.methods.adaptation import (
     Adaptation,
     Bottleneck,
@@ -29,7 +30,7 @@ from manytune.methods.adaptation import (
 )
 from manytune.models.loading import Backbone, load_backbone
 from manytune.models.spec import ModelSpec
-from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
+from manytune.packing import Member, PackedModel, build_layout
 from manytune.packing.heads import initial_head
 from manytune.packing.layer import PackedLayer
 from tiny import make_tiny_of, random_rows
@@ -329,7 +330,7 @@ def test_scales_are_those_of_pefts_ia3(lab: Lab, family: str) -> None:
 def train(backbone: Backbone, members: Sequence[Member]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Losses [R] of each step, and each run's last tensors; dropout on."""
     model = PackedModel(backbone, members)
-    optimizer = PackedAdamW(model.bank, model.context.kernels, weight_decay=0.1, max_grad_norm=1.0)
+    optimizer = EqualAdamW(model.bank, model.context.kernels, weight_decay=0.1, max_grad_norm=1.0)
     losses = []
     for step in range(STEPS):
         rows = [np.random.default_rng((member.seed, step)).permutation(ROWS.size)[:6] for member in members]

@@ -16,6 +16,7 @@ HOOKS: Mapping[str, tuple[Any, ...]] = {
     "on_train_begin": ("p", "cola", "mae", ["a"], 10, 2),
     "on_step_end": ("p", 3, [0.5]),
     "on_evaluate": ("p", 3, {}, ("a", 0.5)),
+    "on_room": ("p", 3, 1, {"a": 0}),
     "on_checkpoint": ("p", 3),
     "on_run_end": ("p", make_record()),
     "on_pack_end": (PackEnd("p", "done"),),

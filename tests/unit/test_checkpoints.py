@@ -347,6 +347,28 @@ def test_tensors_of_an_outcome_are_written_once(
     assert best
 
 
+def test_of_an_outcome_that_was_released_no_tensors_are_kept(tmp_path: Path) -> None:
+    """Neither on the disk nor in memory; what is known of it stays."""
+    summary = EvaluationSummary({"matthews": 0.5}, 0.1, collapsed=False)
+    outcome = Outcome(RUN, best=summary, best_step=3, best_state={"a": torch.ones(2)}, steps=3)
+    keeper = kept(tmp_path, outcome)
+    assert [path.name for path in tmp_path.glob("run0.*")] == ["run0.best_state-000000003.safetensors"]
+    assert not outcome.released
+    outcome.release()
+    for joined in (1, 2):  # of two checkpoints, because two are kept
+        clock = Clock.after(3, TRAINING, ROWS.size)
+        keeper.keep(Checkpoint([RunCheckpoint(clock, outcome, False, joined)], {}, 2.0))
+    assert not list(tmp_path.glob("run0.*"))
+    assert not keeper._written
+    found = keeper.newest(pytest.fail)
+    assert found is not None
+    (run,) = found[0].runs
+    assert run.joined == 2
+    assert found[0].step == 5
+    assert run.outcome.released
+    assert run.outcome.best == summary
+
+
 def test_checkpoints_of_format_1_are_not_gone_on_from(tmp_path: Path) -> None:
     """Until a checkpoint takes their place they stay, for the version that wrote them."""
     old = {"000000009.json", "000000009.safetensors", "run0-8.safetensors"}
@@ -449,16 +471,23 @@ def test_in_a_pack_of_the_same_shape_a_moved_run_goes_on_to_the_bit(backbone: Ba
     assert moved.ends["run0"] == undisturbed.ends["run0"]
 
 
-def test_runs_at_different_steps_are_no_pack_to_go_on_with(backbone: Backbone, tmp_path: Path) -> None:
-    runs = runs_of(METHODS, 0)
+def test_runs_at_different_steps_go_on_in_one_pack(backbone: Backbone, tmp_path: Path) -> None:
+    runs = runs_of([*METHODS[:2], OTHERS[0]], 0)
+    undisturbed = Case(backbone, "head", torch.float32, tmp_path / "undisturbed")
+    in_a_pack(undisturbed, runs)
     begun = [Case(backbone, "head", torch.float32, tmp_path / name) for name in ("one", "other")]
     in_a_pack(begun[0], runs[:2], stop_after=7)
     in_a_pack(begun[1], runs[2:], stop_after=10)
     start = Checkpoint.gather(runs, [taken(case) for case in begun])
-    with pytest.raises(ValueError, match=r"go on from the same step, not from \[\(6, 6\), \(9, 9\)\]"):
-        in_a_pack(begun[0], runs, start)
+    assert [each.clock.step for each in start.runs] == [6, 6, 9]
+    assert {each.tick for each in start.runs} == {start.step} == {9}
     with pytest.raises(ValueError, match="of other runs than the pack"):
         in_a_pack(begun[0], runs[::-1], start)
+    moved = Case(backbone, "head", torch.float32, tmp_path / "moved")
+    in_a_pack(moved, runs, start)
+    for run_id, end in moved.ends.items():
+        assert_alike(end, undisturbed.ends[run_id])
+    assert len(moved.ends) == 3
 
 
 def test_a_clock_says_what_comes_next() -> None:

@@ -83,9 +83,9 @@ class TestRead:
         read = Study.from_file(write(text))
         assert (read.name, read.model, read.tasks, read.seeds) == ("s", "minilm", ("cola", "stsb"), (0,))
         assert read.training == Training(warmup_ratio=0.06, adam_epsilon=1e-6, max_grad_norm=0.0)
-        assert list(read.methods[0].expand("cola")) == [Full(learning_rate=2e-5)]
-        assert list(read.methods[1].expand("stsb")) == [
-            Lora(rank=rank, learning_rate=rate) for rank in (2, 8) for rate in (1e-4, 2e-4)
+        assert [run.method for run in plan_runs(read) if run.task == "stsb"] == [
+            Full(learning_rate=2e-5),
+            *(Lora(rank=rank, learning_rate=rate) for rank in (2, 8) for rate in (1e-4, 2e-4)),
         ]
 
     @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ class TestRefused:
                 {"template": "spacd"},
                 "template: 'spacd' is not one of: native, spaced. Did you mean 'spaced'?",
             ),
-            ({"selection": 1}, "selection: received 1; it must be one of: dev, train-split."),
+            ({"selection": 1}, "selection: received 1; it must be one of: dev, train-split, none."),
             ({"training": [1]}, "training: received [1]; it must be a mapping (key: value)."),
             ({"methods": []}, "methods: received []; it must not be empty."),
             ({"methods": {"full": 1}}, "methods: received {'full': 1}; it must be a list."),
@@ -533,13 +533,13 @@ class TestRefused:
             (
                 {"zzz": 3},
                 (
-                    "zzz: unknown key. 'zzz' is not one of: name, model, tasks, data_dir, seeds, "
+                    "zzz: unknown key. 'zzz' is not one of: name, model, tasks, data_dir, search, confirm, seeds, "
                     "template, selection, limit, training, methods, report, tracking."
                 ),
             ),
             (
                 {"methods": [{**FULL, "rank": 3}]},
-                "methods.0.rank: unknown key. It belongs to lora; full takes: method, learning_rate, head.",
+                "methods.0.rank: unknown key. It belongs to lora; full takes: method, learning_rate, head, training.",
             ),
             (
                 {"methods": [{**FULL, "epochs": 3}]},
@@ -791,6 +791,7 @@ def conforms(value, schema, root) -> bool:
         "items": lambda item: all(conforms(entry, item, root) for entry in value),
         "properties": lambda known: all(conforms(value[k], known[k], root) for k in value if k in known),
         "required": lambda keys: all(key in value for key in keys),
+        "not": lambda schema: not conforms(value, schema, root),
         "propertyNames": lambda names: all(conforms(key, names, root) for key in value),
         "additionalProperties": lambda rest: all(
             rest is not False and conforms(value[key], rest, root)
@@ -872,7 +873,7 @@ class TestJsonSchema:
 
     def test_the_examples_conform(self):
         files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).with_name("study_template.yaml")]
-        assert len(files) == 5
+        assert len(files) == 7
         for path in files:
             assert conforms(read(path).data, self.schema, self.schema), path.name
 
@@ -888,7 +889,7 @@ class TestJsonSchema:
             for key in model["properties"].values():
                 assert key["description"]
                 described += 1
-        assert described == 12 + 13 + 21 + 3 + 3 + 3 + 7 + 1 + 2
+        assert described == 14 + 16 + 19 + 4 + 4 + 4 + 8 + 15 + 6 + 4 + 2 + 1 + 2
         lora = self.schema["$defs"]["LoraSweep"]["properties"]
         assert (lora["alpha"]["default"], lora["targets"]["default"]) == (8.0, ["query", "value"])
         training = self.schema["$defs"]["Training"]["properties"]

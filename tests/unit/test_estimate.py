@@ -239,3 +239,19 @@ def test_a_size_that_was_asked_for_stays_whatever_the_places(work: TaskWork) -> 
 
 def test_a_process_has_a_size() -> None:
     assert _RESIDENT_BYTES() > 2**24
+
+
+def test_runs_with_training_of_their_own_are_estimated_by_it(work: TaskWork) -> None:
+    """A pack of two runs takes the mean of what it would take if both trained as the one, or as the other."""
+    entries = [{**LORA, "training": {"max_steps": 40}}, {**LORA, "training": {"batch_size": 32, "eval_every": 1}}]
+    longer, wider = (estimated(work, {**entry, "rank": [4, 8]}) for entry in entries)
+    both = estimated(work, *entries)
+    assert (longer.steps, wider.steps, both.steps) == (40, 10, 40)
+    assert both.evaluations == wider.evaluations == 10
+    assert both.tokens == pytest.approx((longer.tokens + wider.tokens) / 2, abs=2)
+    assert both.seconds == pytest.approx((longer.seconds + wider.seconds) / 2)
+    assert longer.memory_bytes < both.memory_bytes < wider.memory_bytes
+    asked = study(Path(work.study.model), *entries)
+    own = replace(work, study=study(Path(work.study.model), batch_size=32))
+    room = replace(profile(), free_bytes=int(1.2e9))
+    assert largest_packs(plan_runs(asked), {TASK: work}, room) == largest_packs(plan_runs(own.study), {TASK: own}, room)

@@ -98,6 +98,23 @@ def test_what_fits_into_a_batch_changes_no_prediction(
         assert layout.tokens <= budget or layout.sequence_bounds[1] == 1
 
 
+def test_a_run_without_rows_is_left_out_and_costs_no_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, batches: list[Layout]
+) -> None:
+    """In a pack whose runs are at different steps, some are evaluated and others are not."""
+    monkeypatch.setitem(module._TOKENS_PER_BATCH, "cpu", 150)
+    model, data, rows = make_model(folder, CLASSES), data_of(CLASSES), draws(3, 20)
+    everything = evaluate(model, CLASSES, data, rows)
+    batches.clear()
+    nothing = np.empty(0, dtype=np.int64)
+    some = evaluate(model, CLASSES, data, [rows[0], nothing, rows[2]])
+    assert sum(layout.tokens for layout in batches) == data.lengths[np.concatenate([rows[0], rows[2]])].sum()
+    assert max(layout.tokens for layout in batches) > 120
+    assert len(some) == 2
+    for found, expected in zip(some, (everything[0], everything[2]), strict=True):
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_go_through_the_backbone_sorted_by_length(
     folder: Path, monkeypatch: pytest.MonkeyPatch, batches: list[Layout]
 ) -> None:

@@ -15,6 +15,7 @@ import manytune
 from manytune.cli import app
 from manytune.config import OwnTask, Study, Training
 from manytune.config.plan import plan_packs, plan_runs
+from manytune.config.spaces import search_spaces
 from manytune.data.tasks import TASKS
 from manytune.methods import METHODS
 from manytune.methods.bitfit import BitFit
@@ -24,7 +25,7 @@ from manytune.methods.lora import Lora
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEMPLATE = Path(manytune.__file__).parent / "config" / "study_template.yaml"
-NAMES = ["cola-minilm", "quickstart", "roberta-glue", "stsb-minilm"]
+NAMES = ["cola-minilm", "quickstart", "roberta-glue", "search-cola-minilm", "search-stsb-minilm", "stsb-minilm"]
 
 
 def load(name: str) -> Study:
@@ -40,7 +41,11 @@ def test_each_parses_plans_and_fits_the_page(path):
     study = Study.from_file(path)
     runs = plan_runs(study)
     packs = plan_packs(runs, 16)
-    assert len(runs) == sum(len(pack.runs) for pack in packs) > 1
+    assert len(runs) == sum(len(pack.runs) for pack in packs)
+    if study.search is None:
+        assert len(runs) > 1
+    else:
+        assert [space.name for space in search_spaces(study, study.task_names[0])] == ["full", "bitfit", "lora"]
     if path != TEMPLATE:
         assert study.name == path.stem
     assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 110
@@ -48,7 +53,7 @@ def test_each_parses_plans_and_fits_the_page(path):
 
 def test_the_run_that_the_page_of_studies_shows_is_one_of_its_study(tmp_path):
     page = (EXAMPLES.parent / "docs" / "study.md").read_text(encoding="utf-8")
-    text, own = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    text, own, search = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (start,) = re.findall(r"^manytune show results (\S+)", page, re.MULTILINE)
     (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
     runs = plan_runs(Study.from_file(tmp_path / "study.yaml"))
@@ -57,6 +62,9 @@ def test_the_run_that_the_page_of_studies_shows_is_one_of_its_study(tmp_path):
     # The second block replaces the first one's tasks.
     study = {**yaml.safe_load(text), **yaml.safe_load(own), "methods": [{"method": "full", "learning_rate": 1e-5}]}
     assert Study.from_dict(study).task_names == ("tickets",)
+    (tmp_path / "search.yaml").write_text(search, encoding="utf-8")
+    spaces = search_spaces(Study.from_file(tmp_path / "search.yaml"), "cola")
+    assert [space.name for space in spaces] == ["full", "lora"]
 
 
 def test_the_template_says_where_its_schema_lies():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,16 @@ def test_predictions_are_written_as_the_server_reads_them(name: str, value: floa
     assert FILES[name].problem(text) is None
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("glue") / "glue.zip"
+    write_zip(path, {"WNLI.tsv": [1] * 146, "STS-B.tsv": [9.0] * 1379})
+    return path
+
+
 @pytest.fixture
-def right(tmp_path: Path) -> Path:
-    write_zip(tmp_path / "glue.zip", {"WNLI.tsv": [1] * 146, "STS-B.tsv": [9.0] * 1379})
-    return tmp_path / "glue.zip"
+def right(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(written, tmp_path))
 
 
 def test_what_is_written_is_right(right: Path) -> None:

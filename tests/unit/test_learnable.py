@@ -87,6 +87,11 @@ def test_a_share_that_leaves_no_class_a_row_does_not_blame_the_selection(tmp_pat
 def test_class_weights_of_another_number_of_classes(tmp_path: Path) -> None:
     message = refusal(tmp_path, CLASSES, 0.5, {"class_weights": [1, 2, 3]})
     assert "training.class_weights: 3 numbers, but own has 2 classes: a, b" in message
+    made = study(tmp_path, CLASSES, 0.5)
+    entry = {"method": "head", "learning_rate": 1e-3, "training": {"class_weights": ["none", [1, 2, 3]]}}
+    made = Study.from_dict({**made.model_dump(), "methods": [entry]})
+    with pytest.raises(StudyError, match=r"methods.0.training.class_weights: 3 numbers, but own has 2 classes"):
+        load_splits(made, "own")
 
 
 @pytest.mark.parametrize("offset", [0, 1_700_000_000, 10**12])

@@ -77,7 +77,7 @@ studies = st.fixed_dictionaries(
 def size(study: Study) -> int:
     """Runs of a study, counted without expanding it."""
     return len(study.seeds) * sum(
-        math.prod(len(sweep.values(name, task)) for name in type(sweep).model_fields if name != "method")
+        math.prod(len(sweep.values(name, task)) for name in sweep.axes)
         for task in study.tasks
         for sweep in study.methods
     )

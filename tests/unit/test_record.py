@@ -30,7 +30,7 @@ NAN = float("nan")
 
 def test_the_schema_has_every_field_that_readers_rely_on() -> None:
     fields = json.loads(make_record().to_json())
-    assert fields["schema_version"] == SCHEMA_VERSION == 2
+    assert fields["schema_version"] == SCHEMA_VERSION == 3
     assert set(fields) >= {
         *("schema_version", "run_id", "study", "task", "model", "method", "hyperparameters", "seed", "state"),
         *("primary_metric", "best_score", "best_step", "last_score", "scores"),
@@ -140,7 +140,7 @@ def changed(**values: object) -> str:
 
 def test_a_newer_schema_is_refused_with_both_versions() -> None:
     text = changed(schema_version=SCHEMA_VERSION + 1, something_new=1)
-    with pytest.raises(StoreError, match=r"here/record\.json has schema version 3.* up to 2") as caught:
+    with pytest.raises(StoreError, match=r"here/record\.json has schema version 4.* up to 3") as caught:
         RunRecord.from_json(text, where="here/record.json")
     assert "newer manytune" in str(caught.value)
 

@@ -21,7 +21,7 @@ from manytune.packing.kernels.compiled import compiled_kernels
 from manytune.storage.record import HistoryRow, RunState
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import Evaluation
-from manytune.training.loop import PackData, _forward_backward, class_weights, train_pack
+from manytune.training.loop import PackData, class_weights, forward_backward, train_pack
 from manytune.training.outcome import Outcome
 from tiny import make_tiny, random_rows
 
@@ -205,7 +205,7 @@ def test_every_micro_batch_counts_where_all_weights_train(backbone: Backbone, dt
 
     def gradients(batch_size: int) -> dict[str, Tensor]:
         model = PackedModel(backbone, [member], dtype=dtype)
-        _forward_backward(model, TASK, DATA, [np.arange(12)], None, [0], batch_size, 0)
+        forward_backward(model, TASK, DATA, [np.arange(12)], [None], [batch_size], [0])
         found = {tensor.name: tensor.grad for tensor in model.bank.tensors}
         return {name: grad.to_dense().float() for name, grad in found.items() if grad is not None}
 

@@ -178,3 +178,7 @@ def test_a_warm_up_without_end_is_said(tiny: Path) -> None:
     assert _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 20, "warmup_steps": 19})) == []
     (message,) = _warnings(work(tiny, ACCEPTABILITY, training={"max_steps": 4, "warmup_ratio": 0.99}))
     assert "Lower training.warmup_ratio, or" in message
+    head = {"method": "head", "learning_rate": 1e-3}
+    entries = [head, {**head, "training": {"max_steps": 3, "warmup_steps": 9}}]
+    (message,) = _warnings(work(tiny, ACCEPTABILITY, entries, training={"max_steps": 20}))
+    assert "9 of 3 steps, so head lr 1e-3, max_steps 3, warmup_steps 9 never reaches its learning rate." in message

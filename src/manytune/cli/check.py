@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import RenderableType
 
+from manytune.cli.dry_run_search import search_line
 from manytune.config import Study
+from manytune.config.confirm import judging_study
 from manytune.data.baselines import BaselineScore
 from manytune.data.cells import same_to_the_eye
 from manytune.data.metrics import METRICS, default_margin
@@ -76,13 +78,15 @@ class StudyCheck:
     longest: int  # most tokens that the model takes
     seeds: int
     looks: tuple[int, ...]  # numbers of seeds at which a look is planned
+    search: str | None  # what is searched, in words; None for a fixed study
     tasks: tuple[TaskCheck, ...]
 
     def render(self) -> Iterator[RenderableType]:
         """As a terminal shows it."""
         yield f"{self.model}: {self.family}, {self.parameters:,} parameters, at most {self.longest} tokens a row"
         looks = f"planned looks at {listed(self.looks)} seeds" if self.looks else "no looks planned for adding more"
-        yield f"{counted(self.seeds, 'seed')}; {looks}\n"
+        seeds = f"{counted(self.seeds, 'seed')}; {looks}"
+        yield f"{self.search or seeds}\n"
         for task in self.tasks:
             yield plain_table(
                 ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
@@ -109,6 +113,8 @@ def check_study(study: Study) -> StudyCheck:
     tasks = []
     for name in study.task_names:
         task, splits = load_splits(study, name)
+        if study.confirm is not None and study.confirm.on == "test":
+            splits["test"] = load_splits(judging_study(study, name), name)[1]["dev"]
         encoded = {split: encode_split(study, parts, tokenizer, rows) for split, rows in splits.items()}
         whole = {split: encode_split(study, parts, tokenizer, rows, whole=True) for split, rows in splits.items()}
         facts = {split: _facts(task, rows, encoded[split], whole[split]) for split, rows in splits.items()}
@@ -125,6 +131,7 @@ def check_study(study: Study) -> StudyCheck:
         longest=parts.max_length,
         seeds=len(study.seeds),
         looks=study.looks,
+        search=search_line(study) if study.search is not None else None,
         tasks=tuple(tasks),
     )
 

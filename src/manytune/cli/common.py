@@ -14,12 +14,26 @@ from typer.core import TyperGroup
 from manytune.utils.text import say, shortened
 from manytune.utils.version import __version__
 
-_ArgumentError: Any = typer.BadParameter.__base__
+ArgumentError: Any = typer.BadParameter.__base__
 """What all errors about arguments are: typer has no public name for it."""
 
 
 _ORDER = (
-    *("init", "quick", "check", "params", "plan", "run", "status", "watch", "show", "report", "extend", "compare"),
+    *(
+        "init",
+        "quick",
+        "check",
+        "params",
+        "plan",
+        "run",
+        "status",
+        "watch",
+        "show",
+        "report",
+        "best",
+        "extend",
+        "compare",
+    ),
     *("predict", "evaluate", "export", "submit", "clean", "tasks", "methods", "models", "schema"),
 )
 """Commands in the order of work, as `--help` lists them."""
@@ -46,7 +60,7 @@ class _Commands(TyperGroup):
 def _printable_errors() -> Iterator[None]:
     try:
         yield
-    except _ArgumentError as error:
+    except ArgumentError as error:
         if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the whole help
             error.message = shortened(error.message, 500)
         raise

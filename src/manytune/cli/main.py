@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from manytune.cli import (
+    best_command,
     extend_command,
     list_commands,
     plan_command,
@@ -29,6 +30,7 @@ COMMANDS = (
     quick_command,
     plan_command,
     result_commands,
+    best_command,
     extend_command,
     use_commands,
     list_commands,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from manytune.config import Study
 from manytune.config.plan import plan_runs
+from manytune.config.spaces import search_spaces
 from manytune.data.splits import load_task
 from manytune.data.tasks import Task
 from manytune.methods import METHODS, Method, ParameterCount, count_parameters
@@ -56,13 +57,17 @@ def count_for_model(model: str, labels: int, methods: Mapping[Method, bool]) -> 
 def count_for_study(study: Study) -> list[ParameterRow]:
     """Count for every task and method of a study; what differs in no size and no part of the head is one row.
 
+    Of a search these are the ends of ranges and the values of choices.
+
     Raises ManytuneError where the study's model cannot be used.
     """
     rows: dict[str, ParameterRow] = {}
     specs = {name: model_spec(study.model, _outputs(study.task(name))) for name in study.task_names}
-    for run in plan_runs(study):
-        spec = specs[run.task]
-        row = ParameterRow(run.task, run.method, count_parameters(spec, run.method.adapt(spec)))
+    methods = [(run.task, run.method) for run in plan_runs(study)]
+    for space in (each for name in study.task_names if study.search for each in search_spaces(study, name)):
+        methods += [(space.task, space.at(values)[0]) for values in space.edges]
+    for task, method in methods:
+        row = ParameterRow(task, method, count_parameters(specs[task], method.adapt(specs[task])))
         rows.setdefault(repr(row.to_dict()), row)
     return list(rows.values())
 

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manytune.cli.common import Directory, Json, app, print_json, print_result, print_rich
+from manytune.cli.common import ArgumentError, Directory, Json, app, print_json, print_result, print_rich
 from manytune.utils.errors import StoreError
 from manytune.utils.text import counted, say
+
+if TYPE_CHECKING:
+    from manytune.storage.directory import Store
 
 
 @app.command()
@@ -34,17 +37,29 @@ def status(
 @app.command()
 def show(
     directory: Directory,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the start of one.")],
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run's id, or the start of one.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one run: its record and its history."""
+    """Show one run: its record and its history.
+
+    Without RUN, of a study that searches: what its trials found, and how the winners compare.
+    """
     from manytune.report.views import facts_table, history_table, record_facts
     from manytune.storage.artifacts import PREDICTIONS
     from manytune.storage.directory import Store
     from manytune.storage.lookup import SNAPSHOT, altered, one_run
 
+    if run_id is None:
+        if as_json or not _searches(directory):
+            raise ArgumentError("Missing argument 'RUN'. `manytune status` lists the runs of a directory.")
+        _print_search(Store.open(directory))
+        return
     store = Store.open(directory)
-    run_id = one_run(run_id, [run.run_id for run in store.status().runs], directory)
+    trials = () if store.study().search is None else store.trials()
+    known = [*(run.run_id for run in store.status().runs), *(run.run_id for run in trials)]
+    run_id = one_run(run_id, list(dict.fromkeys(known)), directory)
     record = store.read_record(run_id)
     if record is None:
         raise StoreError(f"The run {run_id} has not ended yet. `manytune status {directory}` shows which have.")
@@ -58,6 +73,34 @@ def show(
         print_rich(history_table(history))
     if (snapshot := store.snapshot_dir(run_id)).exists():
         say(f"Snapshot: {snapshot}")
+
+
+def _searches(directory: Path) -> bool:
+    """Whether a directory holds a study that searches."""
+    from manytune.storage.directory import Store
+
+    try:
+        return Store.open(directory).study().search is not None
+    except StoreError:
+        return False  # what is missing on the command line is said first
+
+
+def _print_search(store: Store) -> None:
+    """What the trials of a study found, and the table and verdict of its winners."""
+    from manytune.report import render
+    from manytune.report.analysis import analyse
+    from manytune.report.answer import answer
+    from manytune.report.guard import warnings_as_lines
+    from manytune.report.report_data import read
+    from manytune.report.search_table import search_tables
+
+    if (found := search_tables(store)) is None:
+        raise StoreError(f"No trial of {store.root} has ended yet.")
+    print_rich(found)
+    with warnings_as_lines():
+        judged = analyse(read([store.root]))
+    sentences = {(each.table.task, each.table.model): answer(each).headline for each in judged}
+    print_rich(render([each.table for each in judged], sentences))
 
 
 @app.command()
@@ -79,12 +122,18 @@ def report(
     It reads what is on disk alone, also of a study that is still going on.
     """
     from manytune.report.guard import warnings_as_lines
+    from manytune.report.search_table import search_tables
     from manytune.report.views import report_lines
     from manytune.report.writing import headlines, write_report
+    from manytune.storage.directory import Store
 
     with warnings_as_lines():
         page, complete = write_report(directories, out, examples=examples)
-    say(*report_lines(page), *headlines(page).values())
+    say(*report_lines(page))
+    for store in map(Store.open, directories):
+        if (found := search_tables(store)) is not None:
+            print_rich(found)
+    say(*headlines(page).values())
     if open_page:
         typer.launch(page.resolve().as_uri())
     while watch and not complete:

@@ -178,8 +178,10 @@ def run(
     options = (executor, device, devices, workers, threads, ray_address, pack_resources, ray_storage)
     if out is None or dry_run:
         from manytune.cli.dry_run import render_dry_run
+        from manytune.cli.dry_run_search import render_search
 
-        print_rich(*render_dry_run(study, device, executor_options.executor_of(*options)))
+        show = render_dry_run if study.search is None else render_search
+        print_rich(*show(study, device, executor_options.executor_of(*options)))
         return
     train_and_report(
         study,

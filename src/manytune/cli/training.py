@@ -36,6 +36,7 @@ def train_and_report(
     """
     from manytune.report import render  # with torch, so late
     from manytune.report.guard import warnings_as_lines
+    from manytune.report.search_table import search_tables
     from manytune.report.views import closing_lines
     from manytune.report.writing import headlines, read_headlines, write_report
     from manytune.storage.directory import Store
@@ -50,7 +51,9 @@ def train_and_report(
         say("Interrupted. The same command goes on from what is kept.", error=True)
         raise typer.Exit(128 + number) from None
     page, sentences = None, {}
-    if result.records:
+    store = Store(result.directory)
+    found = search_tables(store)
+    if result.records or found is not None:
         try:
             with warnings_as_lines():
                 if report:
@@ -58,9 +61,12 @@ def train_and_report(
                 sentences = headlines(page) if page is not None else read_headlines(result.directory)
         except ManytuneError as error:  # the results are whole all the same
             say(f"warning: no {'report' if report else 'verdict'}: {error}", error=True)
+    if found is not None:
+        print_rich(found)
     print_rich(render(result.tables, sentences))
-    seeds = len(Store(result.directory).study().seeds)
-    say(*closing_lines(result.directory, result.failed, page, seeds), *then)
+    written = store.study()
+    searched = written.search is not None
+    say(*closing_lines(result.directory, result.failed, page, len(written.seeds), searched=searched), *then)
     if open_page and page is not None and can_browse():
         typer.launch(page.resolve().as_uri())
     if result.failed:

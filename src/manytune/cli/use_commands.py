@@ -87,11 +87,10 @@ def predict(
     """
     from manytune.data.rows import check_format, output_format, read_parts, writer
     from manytune.data.text_lines import FileFacts
-    from manytune.storage.directory import Store
-    from manytune.storage.lookup import chosen_records, refuse_own_folders
+    from manytune.storage.lookup import chosen_records, open_trained, refuse_own_folders
     from manytune.utils.devices import check_device
 
-    store = Store.open(directory)
+    store = open_trained(directory, task)
     records = chosen_records(store, run, task)
     check_device(device)
     texts = _rows_of(inputs, store.task(records[0].task)) if as_text else []
@@ -169,13 +168,12 @@ def evaluate(
     """
     from manytune.data.labelled import read_labelled
     from manytune.data.rows import check_format
-    from manytune.storage.directory import Store
-    from manytune.storage.lookup import chosen_records, refuse_own_folders
+    from manytune.storage.lookup import chosen_records, open_trained, refuse_own_folders
     from manytune.utils.devices import check_device
     from manytune.utils.errors import DataError
     from manytune.utils.files import check_output, output_file
 
-    store = Store.open(directory)
+    store = open_trained(directory, task)
     records = chosen_records(store, run, task)
     check_device(device)
     check_format(rows)
@@ -229,10 +227,9 @@ def export(
     With --format onnx, for onnxruntime. It is loaded again by that library and must give the recorded logits on dev, or
     nothing is written.
     """
-    from manytune.storage.directory import Store
-    from manytune.storage.lookup import chosen_records
+    from manytune.storage.lookup import chosen_records, open_trained
 
-    store = Store.open(directory)
+    store = open_trained(directory, task)
     records = chosen_records(store, run, task)
     if len(records) > 1:
         raise typer.BadParameter("--run: an export is of one run")
@@ -290,7 +287,8 @@ def submit(
         say(*(problems or [f"{directories[0]} is as GLUE's server takes it."]))
         raise typer.Exit(2 if problems else 0)
     check_device(device)
-    stores = [Store.open(directory) for directory in directories]
+    opened = [Store.open(directory) for directory in directories]
+    stores = [each for store in opened for each in (store.confirm_stores() if store.study().search else [store])]
     from manytune.inference.submission import submit as write_submission  # torch, so late
 
     made = write_submission(stores, out, run=run, data_dir=data_dir, device=device)

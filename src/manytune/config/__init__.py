@@ -4,8 +4,9 @@ study.yaml ─ study_file ─> plain data ─ schema ─> Study ─ plan ─> ru
 """
 
 from manytune.config.own_task import OwnTask
-from manytune.config.schema import MEANS, Study, Training, digest, study_json_schema
+from manytune.config.schema import Study, digest, study_json_schema
 from manytune.config.sweeps import Sweep
+from manytune.config.training_settings import MEANS, Training
 from manytune.config.values import TRACKERS
 
 __all__ = ["MEANS", "TRACKERS", "OwnTask", "Study", "Sweep", "Training", "digest", "study_json_schema"]

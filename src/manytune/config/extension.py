@@ -28,8 +28,14 @@ def extend_study(study: Study, *, seeds: str | None = None, methods: Sequence[st
         methods: Entries for `methods`, each its name and then its hyper-parameters as `key=value`.
 
     Raises:
-        StudyError: A text is not of this form, or is no method, or makes runs of which the study has some already.
+        StudyError: The study is a search, or a text is not of this form, is no method, or makes runs of which the
+            study has some already.
     """
+    if study.search is not None:
+        raise StudyError(
+            "A search is not extended by seeds or methods: for more trials, or more seeds of its winners, raise "
+            "search.trials or confirm.seeds in the study file, and give it to `manytune run` with --accept-changes."
+        )
     data = study.model_dump(mode="json", exclude_none=True)
     if seeds is not None:
         every = [*study.seeds, *_more_seeds(study.seeds, seeds)]

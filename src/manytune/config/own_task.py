@@ -127,6 +127,9 @@ class OwnTask(Frozen):
     ] = 0.1
     """The file of the rows that are scored, or, with `hub`, a split; or the share of the training rows, above 0 and
     below 1, that is set aside for it, the same rows for every run."""
+    test: PathOrName | None = None
+    """A file of labelled rows, or, with `hub`, a split, that judges the winners of a search with `confirm: {on: test}`
+    and is read for nothing else."""
     hub: Annotated[str, Field(min_length=1)] | None = None
     """A dataset on the Hugging Face hub (with @revision), instead of files."""
     config: Annotated[str, Field(min_length=1)] | None = None
@@ -185,7 +188,7 @@ class OwnTask(Frozen):
     def _as_before(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a key that earlier versions lack where it is not given: a study keeps its hash."""
         data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if key not in _OF_FILES or value is not None}
+        return {key: value for key, value in data.items() if key not in (*_OF_FILES, "test") or value is not None}
 
     def to_task(self) -> Task:
         """The task; its classes and its targets' range are known when its data is read, if they are not given."""

@@ -9,16 +9,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from manytune.config import MEANS, OwnTask, Study, Training, digest
-from manytune.methods import AnyMethod, PackKind
+from manytune.config.spaces import concrete
+from manytune.config.training_settings import TWO_FORMS
+from manytune.methods import AnyMethod, Method, PackKind
 from manytune.utils.errors import StudyError
 
+_EITHER = {*TWO_FORMS, *TWO_FORMS.values()}
 _adapter: Any = functools.cache(TypeAdapter)  # made on first use: it takes milliseconds that `--help` does not have
 
 
@@ -31,11 +34,19 @@ class Run:
     task: str
     method: AnyMethod
     seed: int
+    # How it trains, where that is not as the study says; precision, max_length, checkpoint_every and max_pack are the
+    # study's all the same
+    training: Training | None = None
+    # Names of the training settings that are not as the study says; None where all are
+    apart: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
-        """What tells this run's method from the study's others: "lora r=8, lr 4e-4"."""
-        return self.method.label
+        """What tells this run from the study's others, but for its seed: "lora r=8, lr 4e-4, epochs 10"."""
+        own = ((name, getattr(self.training, name)) for name in self.apart or ())
+        # Of a setting in two forms, the one that is given.
+        said = ((name, value) for name, value in own if value is not None or name not in _EITHER)
+        return ", ".join([self.method.label, *(f"{name} {_word(value)}" for name, value in said)])
 
 
 @dataclass(frozen=True)
@@ -50,35 +61,55 @@ class Pack:
     micro_batch: int | None = None
     # How many runs the planned pack had that this is a part of, where memory did not suffice for it
     cut_from: int | None = None
+    # How many runs train at once; the others join, in their order, as runs leave. None: all at once
+    room: int | None = None
+    # In a search: how many runs are expected to train in it in all; they join and leave as the driver orders
+    expected: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many runs train together at most."""
+        most = len(self.runs) if self.expected is None else self.expected
+        return min(self.room or most, most)
 
 
 def plan_runs(study: Study) -> tuple[Run, ...]:
-    """Every run of a study, by task, then method in the study's order, then seed.
+    """Every run of a study, by task, then method in the study's order, then seed; none of a search, which draws them.
 
     Raises StudyError where two entries under `methods` give the same run.
     """
     runs: dict[str, Run] = {}
     first: dict[str, int] = {}
-    for task in study.task_names:
-        # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
-        shared = {
-            "model": study.model,
-            "task": _task_identity(study, task),
-            "training": study.training.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
-            "template": study.template,
-            "selection": study.selection,
-            **({} if (limit := study.limit_of(task)) is None else {"limit": limit}),
-        }
+    for task in study.task_names if study.search is None else ():
         for index, sweep in enumerate(study.methods):
-            for method in sweep.expand(task):
-                given = {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method}
-                for seed in study.seeds:
-                    end = digest({**shared, "method": given, "seed": seed}, 6)
-                    run = Run(f"{task}-{method.id_stem}-s{seed}-{end}", study.model, task, method, seed)
+            for settings in sweep.combinations(task):
+                method, training = concrete(sweep.method, settings, study.training)
+                for run in make_runs(study, task, method, training, study.seeds):
                     if run.id in runs:
                         raise _repeated(runs[run.id], run, first[run.id], index)
                     runs[run.id], first[run.id] = run, index
     return tuple(runs.values())
+
+
+def make_runs(
+    study: Study, task: str, method: Method, training: Training | None, seeds: Iterable[int]
+) -> Iterator[Run]:
+    """The runs of one method on one task; `training` is given where it is not the study's."""
+    own = training or study.training
+    # Without defaults, so that a setting which a later version adds does not rename the runs of earlier ones.
+    shared = {
+        "model": study.model,
+        "task": _task_identity(study, task),
+        "training": own.model_dump(mode="json", exclude=MEANS, exclude_defaults=True),
+        "template": study.template,
+        "selection": study.selection,
+        **({} if (limit := study.limit_of(task)) is None else {"limit": limit}),
+        "method": {**method.model_dump(mode="json", exclude_defaults=True), "method": method.method},
+    }
+    apart = [name for name in Training.model_fields if getattr(own, name) != getattr(study.training, name)]
+    for seed in seeds:
+        name = f"{task}-{method.id_stem}-s{seed}-{digest({**shared, 'seed': seed}, 6)}"
+        yield Run(name, study.model, task, method, seed, training, tuple(apart) or None)
 
 
 def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack, ...]:
@@ -98,7 +129,7 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
     packs = []
     for task, kind in order:
         limit = most[task] if isinstance(most, Mapping) else most
-        ordered = sorted(groups[task, kind], key=lambda run: (run.method.pack_order, run.seed, run.id))
+        ordered = sorted(groups[task, kind], key=pack_position)
         count = math.ceil(len(ordered) / (1 if kind == "full" else limit))
         ends = [part * len(ordered) // count for part in range(count + 1)]
         for number, (start, end) in enumerate(itertools.pairwise(ends)):
@@ -107,20 +138,30 @@ def plan_packs(runs: Iterable[Run], most: int | Mapping[str, int]) -> tuple[Pack
     return tuple(packs)
 
 
+def pack_position(run: Run) -> Any:
+    """Sorts the runs of a pack: equal groups lie side by side."""
+    return run.method.pack_order, run.seed, run.id
+
+
 def smaller_packs(pack: Pack, ended: Container[str], batch_size: int) -> tuple[Pack, ...]:
     """The packs to try after memory ran out for one; `ended` holds the ids of runs that have a record.
 
-    They are its two halves; where one run is left to train, the same pack with a smaller micro-batch that divides
-    `batch_size`; none where the micro-batch is one row already.
+    They are its two halves; where one run is left to train, or runs train one by one, the same pack with a smaller
+    micro-batch that divides `batch_size`; none where the micro-batch is one row already.
     """
     left = [run for run in pack.runs if run.id not in ended]
-    cut_from = pack.cut_from or len(pack.runs)
-    if len(left) > 1:
-        second = left[len(left) // 2 :]
+    cut_from = pack.cut_from or pack.size
+    if pack.expected is not None and pack.room is not None and pack.room > 1:
+        # Its trials begin anew: they join by order, and what they were in the larger pack does not fit.
+        return (replace(pack, id=f"{pack.id}.1", runs=(), room=math.ceil(pack.room / 2), cut_from=cut_from),)
+    if min(len(left), pack.size) > 1:
+        room = None if pack.room is None else math.ceil(pack.size / 2)
+        # Of a pack that runs join, those that are in it now, and those that wait, are shared out alike.
+        second = left[len(left) // 2 :] if room is None else left[1::2]
         later = {run.id for run in second}
         first = [run for run in pack.runs if run.id not in later]
         return tuple(
-            replace(pack, id=f"{pack.id}.{number}", runs=tuple(runs), cut_from=cut_from)
+            replace(pack, id=f"{pack.id}.{number}", runs=tuple(runs), cut_from=cut_from, room=room)
             for number, runs in enumerate((first, second), 1)
         )
     now = pack.micro_batch or batch_size
@@ -143,8 +184,29 @@ def replan(packs: Iterable[Pack], runs: Iterable[Run], most: int | Mapping[str, 
 
 
 def packs_to_json(packs: Iterable[Pack]) -> Any:
-    """Packs as JSON values."""
-    return _adapter(tuple[Pack, ...]).dump_python(tuple(packs), mode="json")
+    """Packs as JSON values; what few packs and runs have is left out where it is None."""
+    values = _adapter(tuple[Pack, ...]).dump_python(tuple(packs), mode="json")
+    for entry, name in ((entry, name) for pack in values for entry, name in _optional(pack)):
+        if entry[name] is None:
+            del entry[name]
+    return values
+
+
+def _optional(pack: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    yield pack, "room"
+    yield pack, "expected"
+    yield from ((run, name) for run in pack["runs"] for name in ("training", "apart"))
+
+
+def runs_to_json(runs: Iterable[Run]) -> Any:
+    """Runs as JSON values."""
+    return _adapter(tuple[Run, ...]).dump_python(tuple(runs), mode="json")
+
+
+def runs_from_json(values: Any) -> tuple[Run, ...]:
+    """What `runs_to_json` made; raises ValueError where it is something else."""
+    runs: tuple[Run, ...] = _adapter(tuple[Run, ...]).validate_python(values)
+    return runs
 
 
 def packs_from_json(values: Any) -> tuple[Pack, ...]:
@@ -212,12 +274,20 @@ def _task_identity(study: Study, name: str) -> Any:
     if not isinstance(entry, OwnTask):
         return name
     described = entry.model_dump(mode="json", exclude_defaults=True)
-    files = {"train", "dev", "separator", "encoding"} if entry.hub is None else set()
+    files = {"train", "dev", "separator", "encoding", "test"} if entry.hub is None else {"test"}
     return {key: value for key, value in described.items() if key not in files or isinstance(value, float)}
 
 
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_word, value))
+    if value is None:
+        return "none"
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _repeated(one: Run, other: Run, first: int, second: int) -> StudyError:
-    if one.method != other.method:
+    if (one.method, one.training) != (other.method, other.training):
         return StudyError(
             f"Two runs of this study got the same id, {one.id}, by a rare chance. "
             f"Change methods.{second} in a trifle, such as its learning rate by 1 %."

@@ -12,105 +12,52 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import AliasPath, Field, ValidationError
+from pydantic import AliasPath, BeforeValidator, Field, ValidationError, WrapValidator
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticKnownError
 
 from manytune.config import values
+from manytune.config.axes import CHOICE_KEYS, RANGE_KEYS
 from manytune.config.own_task import OwnTask, TaskEntry
+from manytune.config.search import Confirm, Halving, Search
+from manytune.config.search_checks import search_problems
+from manytune.config.spaces import Choice
 from manytune.config.study_file import Source, dump, read
 from manytune.config.sweeps import AnySweep
+from manytune.config.training_settings import MEANS, STUDY_WIDE, Training
 from manytune.data.tasks import Task, get_task
 from manytune.methods import METHODS
 from manytune.utils import fields
 from manytune.utils.errors import StudyError, choices
-from manytune.utils.fields import MOST, Count, Fraction, Frozen, NotNegative, Positive, WholeNumber
+from manytune.utils.fields import Frozen
 from manytune.utils.problems import MOST_PROBLEMS, KeyPath, Problem, from_pydantic, message, show
 from manytune.utils.text import listed
-
-MEANS: set[str] = {"checkpoint_every", "max_pack"}
-"""Training settings on which no result depends, so they may change between two starts of a study."""
 
 MOST_RUNS = 100_000
 """Most runs of a study: the plan of so many takes a minute and 100 MB."""
 
 _MOST_CHARACTERS = 500_000  # a study directory keeps it with all defaults, which must be within what is read
 
-DEFAULT_EPOCHS = 3.0
-DEFAULT_WARMUP = 0
+
+_ABSENT: Any = object()  # the default of a key that only some studies need
 
 
-class Training(Frozen):
-    """How every run of a study trains. A step is one update by the optimizer."""
+def _confirm_of(value: Any, info: pydantic.ValidationInfo) -> Any:
+    if value == "none":
+        return None
+    return Confirm() if value is None and info.data.get("search") is not None else value
 
-    batch_size: Count = 16
-    """Training samples of one run in one batch."""
-    epochs: Annotated[Positive, Field(le=1e6)] | None = Field(
-        default=None, json_schema_extra={"default": DEFAULT_EPOCHS}
+
+def _unless_searched(value: Any, handler: pydantic.ValidatorFunctionWrapHandler, info: pydantic.ValidationInfo) -> Any:
+    if "search" in info.data and info.data["search"] is None:
+        if value is _ABSENT:
+            raise PydanticKnownError("missing")
+        return handler(value)
+    if value is _ABSENT or "search" not in info.data:
+        return ()
+    raise ValueError(
+        "each trial of a search has a seed of its own, and confirm.seeds counts the winners': leave it out"
     )
-    """Passes over the training data, fractions included; 3 unless `max_steps` is given."""
-    max_steps: Count | None = None
-    """Length of the training in optimizer steps, instead of `epochs`."""
-    max_length: Annotated[int, Field(strict=True, ge=4, le=MOST)] = 512
-    """Longest input in tokens, special tokens included; what is longer is cut, counted and reported."""
-    warmup_steps: WholeNumber | None = Field(default=None, json_schema_extra={"default": DEFAULT_WARMUP})
-    """Optimizer steps in which the learning rate rises from 0 to its peak; instead of `warmup_ratio`."""
-    warmup_ratio: Fraction | None = None
-    """Length of the warm-up as a share of all optimizer steps, below 1; instead of `warmup_steps`."""
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
-    """The learning rate after the warm-up: falls to 0 in a line, stays, or falls to 0 along a cosine."""
-    weight_decay: NotNegative = 0.0
-    """AdamW's decoupled weight decay; biases and norms are left out, as in transformers.Trainer."""
-    adam_beta1: Fraction = 0.9
-    """Decay of AdamW's mean of gradients."""
-    adam_beta2: Fraction = 0.999
-    """Decay of AdamW's mean of squared gradients."""
-    adam_epsilon: Positive = 1e-8
-    """What AdamW adds to its denominator."""
-    max_grad_norm: values.GradNorm = 1.0
-    """A run's gradient is scaled down to this norm where it is larger; 0 or null: never."""
-    accumulate: Count = 1
-    """Batches whose gradients make one optimizer step."""
-    eval_every: values.EvalEvery = "epoch"
-    """When to evaluate: every epoch, or every so many optimizer steps; the last step is always evaluated."""
-    early_stopping: Count | None = None
-    """Evaluations in a row without improvement after which a run ends; null: never."""
-    class_weights: values.ClassWeights = "none"
-    """Weights of the classes in a classification's loss: none, balanced (inverse to their frequency in the
-    training data), or a list with one number a class."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the backbone's computations; auto is bf16 where the hardware is fast at it."""
-    checkpoint_every: values.CheckpointEvery = "auto"
-    """When to write what a pack that is killed goes on from: every so many optimizer steps, or, auto, every five
-    minutes; and always after an evaluation and before a run ends. It changes no result."""
-    max_pack: values.MaxPack = "auto"
-    """Most runs that train together over one copy of the backbone: changes speed and memory, not results. Auto is as
-    many as make it faster and fit into memory."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        """Fill in the length of the training and of the warm-up where none is given in either form."""
-        if not isinstance(data, Mapping):
-            return data
-        filled = dict(data)
-        for one, other, default in (
-            ("epochs", "max_steps", DEFAULT_EPOCHS),
-            ("warmup_steps", "warmup_ratio", DEFAULT_WARMUP),
-        ):
-            if filled.get(one) is None and filled.get(other) is None:
-                filled[one] = default
-        return filled
-
-    @pydantic.field_validator("max_steps", "warmup_ratio")
-    @classmethod
-    def _one_form(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        other = {"max_steps": "epochs", "warmup_ratio": "warmup_steps"}[str(info.field_name)]
-        if value is not None and info.data.get(other) is not None:
-            raise ValueError(
-                f"it contradicts {other}, which is {show(info.data[other])}: give one of the two, "
-                "and leave the other out or set it to null"
-            )
-        return value
 
 
 class Reporting(Frozen):
@@ -135,7 +82,15 @@ class Study(Frozen):
     """The tasks to train on, each by itself: names of known ones, or descriptions of one's own."""
     data_dir: values.PathOrName | None = None
     """A folder of local data in GLUE's layout, instead of the hub; the built-in tasks need none."""
-    seeds: values.Seeds
+    search: Search | None = None
+    """How settings with a range or a choice are searched; not given: the study is fixed. A search has no `seeds`."""
+    confirm: Annotated[
+        Confirm | None, BeforeValidator(_confirm_of, json_schema_input_type=Literal["none"] | Confirm | None)
+    ] = Field(None, validate_default=True)
+    """How the winner of each search space is judged: trained anew, with seeds of its own; `none`: not at all."""
+    seeds: Annotated[values.Seeds, WrapValidator(_unless_searched)] = Field(
+        default_factory=lambda: _ABSENT, validate_default=True
+    )
     """Every run is repeated with each of these; a seed fixes initialization, data order and dropout. Or a mapping with
     the numbers of seeds at which the scores are to be looked at: `{looks: [5, 10, 20]}` begins with seeds 0 to 4, and
     `list` says which seeds there are instead."""
@@ -143,8 +98,9 @@ class Study(Frozen):
     """Numbers of seeds at which looks are planned, ascending; empty without a plan."""
     template: Literal["native", "spaced"] = "native"
     """How texts become tokens: as the tokenizer does it, or with a space before each special token."""
-    selection: Literal["dev", "train-split"] = "dev"
-    """What selects a run's best snapshot: the dev set itself, or a tenth of the training data, held out."""
+    selection: Literal["dev", "train-split", "none"] = "dev"
+    """What selects a run's best snapshot: the dev set itself, or a tenth of the training data, held out. With none,
+    nothing does: all training rows train, and the last step's snapshot is the result."""
     limit: values.Limit = None
     """Most training rows of each task, for trials: a number, or a mapping from tasks to numbers; all by default. The
     rows are the same for every run, each class in its share. The dev rows stay, so that scores compare."""
@@ -193,6 +149,17 @@ class Study(Frozen):
         margin = self.report.margin
         return margin.get(task) if isinstance(margin, Mapping) else margin
 
+    def class_weights(self) -> Iterator[tuple[KeyPath, Any]]:
+        """The weights of classes in the loss that the study or its entries have, and where they are said."""
+        axes: dict[KeyPath, tuple[Any, ...]] = {("training", "class_weights"): (self.training.class_weights,)}
+        for index, sweep in enumerate(self.methods):
+            axis = sweep.axes.get("training.class_weights", ())
+            for items in axis.values() if isinstance(axis, Mapping) else (axis,):
+                axes["methods", index, "training", "class_weights"] = items
+        for path, items in axes.items():
+            values = (value for item in items for value in (item.values if isinstance(item, Choice) else (item,)))
+            yield from ((path, value) for value in values if value != "none")
+
     @property
     def hash(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the study's canonical JSON.
@@ -219,7 +186,12 @@ class Study(Frozen):
             data["seeds"] = {"looks": looks, "list": data["seeds"]}
         if self.report == Reporting():
             data.pop("report", None)
-        return data
+        if self.search is None:
+            unsaid: tuple[str, ...] = ("search", "confirm")
+        else:
+            unsaid = ("seeds", "selection")
+            data["confirm"] = data.get("confirm") or "none"
+        return {key: value for key, value in data.items() if key not in unsaid}
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
@@ -246,35 +218,41 @@ def _contradictions(study: Study) -> Iterator[Problem]:
             yield Problem(("tasks", index), f"there is a task {name!r} already; give this one another name.")
     uncovered = False
     for index, sweep in enumerate(study.methods):
-        for name, axis in sweep:
-            for problem in _uncovered(axis, names, ("methods", index, name)) if isinstance(axis, Mapping) else ():
+        for name, axis in sweep.axes.items():
+            path: KeyPath = ("methods", index, *name.split("."))
+            for problem in _uncovered(axis, names, path) if isinstance(axis, Mapping) else ():
                 uncovered = True
                 yield problem  # lazily: of thousands, only those that are shown are put into words
     for path, by_task in ((("limit",), study.limit), (("report", "margin"), study.report.margin)):
         for name in by_task if isinstance(by_task, Mapping) else ():
             if name not in first:
                 yield Problem((*path, name), f"this is no task of the study. {choices(name, names)}")
-    runs = 0 if uncovered else len(study.seeds) * sum(sweep.count(name) for sweep in study.methods for name in names)
+    combinations = 0 if uncovered else sum(sweep.count(name) for sweep in study.methods for name in names)
+    if study.search is None:
+        runs = combinations * len(study.seeds)
+    else:
+        runs = combinations * ((study.search.trials or 1) + (study.confirm.seeds if study.confirm else 0))
     if runs > MOST_RUNS:
         yield Problem(
             (),
-            f"it comes to {show(runs)} runs, since lists multiply with each other, with tasks and with seeds; a "
-            f"study can have {MOST_RUNS:,}. Make several studies of it; one report can take them together.",
+            f"it comes to {show(runs)} runs, since lists multiply with each other, with tasks and with "
+            f"{'trials' if study.search else 'seeds'}; a study can have {MOST_RUNS:,}. Make several studies of it; one "
+            "report can take them together.",
         )
+    elif not uncovered:
+        yield from search_problems(study)
     if len(json.dumps(study.model_dump(mode="json"))) > _MOST_CHARACTERS:
         yield Problem((), f"with its defaults it takes more than {_MOST_CHARACTERS:,} characters. Make several of it.")
-    weights = study.training.class_weights
-    if weights == "none":
-        return
     classified = [task for task in map(study.task, names) if task.type.has_classes]
-    if not classified:
-        what = "but no task of this study is a classification. Leave it out."
-        yield Problem(("training", "class_weights"), f"received {show(weights)}, {what}")
-    for task in classified:
-        count = len(task.labels)
-        if isinstance(weights, tuple) and count and len(weights) != count:
-            what = f"received {len(weights)} numbers, but {task.name} has {count} classes. Give one number a class."
-            yield Problem(("training", "class_weights"), what)
+    for path, weights in study.class_weights():
+        if not classified:
+            what = "but no task of this study is a classification. Leave it out."
+            yield Problem(path, f"received {show(weights)}, {what}")
+        for task in classified:
+            count = len(task.labels)
+            if isinstance(weights, tuple) and count and len(weights) != count:
+                what = f"received {len(weights)} numbers, but {task.name} has {count} classes. Give one number a class."
+                yield Problem(path, what)
 
 
 def _uncovered(by_task: Mapping[str, Any], tasks: Sequence[str], path: KeyPath) -> Iterator[Problem]:
@@ -295,11 +273,22 @@ def _unknown_key(data: Any, path: KeyPath, key: str) -> str:
         "training": Training.model_fields,
         "report": Reporting.model_fields,
         "seeds": values.PlannedSeeds.model_fields,
-        **{name: method.model_fields for name, method in METHODS.items()},
+        "search": Search.model_fields,
+        "confirm": Confirm.model_fields,
+        **{name: [*method.model_fields, "training"] for name, method in METHODS.items()},
     }
-    if path and path[-1] == "<own>":
-        return choices(key, OwnTask.model_fields)
+    inside: dict[Any, Collection[str]] = {
+        **{"<own>": OwnTask.model_fields, "<range>": RANGE_KEYS, "<choice>": CHOICE_KEYS},
+        "<halving>": Halving.model_fields,
+        "<multiple>": [f"of_{other}" for method in METHODS.values() for other in method.multiples.values()],
+    }
+    if path and path[-1] in inside:
+        return choices(key, inside[path[-1]])
     here = str(path[0]) if path else ""
+    if here == "methods" and len(path) > 2:  # an entry's own training
+        if key in STUDY_WIDE:
+            return f"All runs of a study have the same {key}: it belongs under 'training' at the top level of the file."
+        return choices(key, [name for name in Training.model_fields if name not in STUDY_WIDE])
     if here == "methods":
         here = data["methods"][path[1]]["method"]
     allowed = homes[here]
@@ -308,9 +297,12 @@ def _unknown_key(data: Any, path: KeyPath, key: str) -> str:
         near = difflib.get_close_matches(key[:80], sorted(everywhere), n=1, cutoff=0.8)
         return f"Did you mean {near[0]!r}? {_unknown_key(data, path, near[0])}" if near else choices(key, allowed)
     elsewhere = [home for home, keys in homes.items() if home != here and key in keys]
-    if not elsewhere:
-        return choices(key, allowed)
-    for home in ("training", "report", "seeds"):
+    absent = all(home in ("search", "confirm") and home not in data for home in elsewhere)
+    if not elsewhere or (absent and difflib.get_close_matches(key[:80], allowed, cutoff=0.8)):
+        return choices(key, allowed)  # who writes seed without a search means seeds
+    if here == "search" and "confirm" in elsewhere:
+        return f"It belongs under 'confirm': confirm.{key}."
+    for home in ("training", "report", "search", *(() if "" in elsewhere else ("confirm",)), "seeds"):
         if home in elsewhere:
             return f"It belongs under {home!r}: {home}.{key}."
     if "" in elsewhere:
@@ -331,6 +323,7 @@ def study_json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of the study file, by which editors complete and check it."""
     schema = Study.model_json_schema(mode="validation", schema_generator=_Schema)
     del schema["properties"]["looks"]  # a part of `seeds`
+    schema["oneOf"] = [{"required": ["seeds"]}, {"required": ["search"]}]
     heading = {"title": "manytune study", "description": (Study.__doc__ or "").partition("\n")[0]}
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema, **heading}
 

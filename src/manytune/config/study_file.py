@@ -176,7 +176,7 @@ def _found_beside(folder: Path, source: Source) -> Source:
     tasks = source.data.get("tasks")
     for task in tasks if isinstance(tasks, list) else ():
         if isinstance(task, dict) and task.get("hub") is None:
-            settle(task, "train", "dev")
+            settle(task, "train", "dev", "test")
     return source
 
 

@@ -1,4 +1,4 @@
-"""The entries under `methods` in a study: a method, with one or several values for each hyper-parameter.
+"""The entries under `methods` in a study: a method, and what each of its hyper-parameters may be.
 
 Their classes are derived from the methods' own, so a hyper-parameter is declared, bounded and described once. They are
 made when an entry names the method, so a method that is registered later can be used too.
@@ -10,72 +10,103 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_type_hints
 
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from manytune.config.axes import axis
+from manytune.config.training_settings import STUDY_WIDE, TWO_FORMS, Training
 from manytune.methods import METHODS, Method
 from manytune.utils.errors import choices
-from manytune.utils.fields import Frozen, distinct
+from manytune.utils.fields import Frozen
+
+Items = tuple[Any, ...] | Mapping[str, tuple[Any, ...]]
+"""What one setting of an entry may be, for every task or by task: values, Ranges, Choices."""
 
 
-def _axis(kind: Any) -> Any:
-    """The type of a hyper-parameter in a study: a `kind`, a list of them, or either of these by task.
+class TrainingSweep(Frozen):
+    """Training settings of an entry's own, in the place of the study's; the class with all of them is derived."""
 
-    Stored as a tuple of values, or a mapping from task to one; written back as the user would write it.
-    """
-    is_list = get_origin(get_args(kind)[0] if get_origin(kind) is Annotated else kind) is tuple
+    @property
+    def axes(self) -> dict[str, Items]:
+        """The settings that are given, in the order of `Training`."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
-    def count(value: Any) -> str:
-        several = isinstance(value, (list, tuple))
-        if several and is_list:  # a list of names is one value, a list of lists is several
-            several = any(isinstance(item, (list, tuple)) for item in value)
-        return "<several>" if several else "<one>"
+    @pydantic.model_validator(mode="after")
+    def _one_form(self) -> Self:
+        for one, other in TWO_FORMS.items():
+            if all(name in self.axes and self.axes[name] != (None,) for name in (one, other)):
+                raise ValueError(f"{one} contradicts {other}: give one of the two, and leave the other out")
+        return self
 
-    def shape(value: Any) -> str:
-        return "<by task>" if isinstance(value, Mapping) else count(value)
+    @pydantic.model_serializer(mode="wrap")
+    def _given(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
-    one = Annotated[kind, AfterValidator(lambda value: (value,)), Tag("<one>")]
-    several = Annotated[tuple[kind, ...], Field(min_length=1), distinct, Tag("<several>")]
-    either = Annotated[one | several, Discriminator(count)]
-    # Any text: that it is a task, and one of the study, is the study's to say.
-    by_task = Annotated[dict[str, either], Field(min_length=1), Tag("<by task>")]
-    return Annotated[one | several | by_task, Discriminator(shape), pydantic.PlainSerializer(_as_written)]
-
-
-def _as_written(axis: Any) -> Any:
-    if isinstance(axis, Mapping):
-        return {task: _as_written(values) for task, values in axis.items()}
-    return axis[0] if len(axis) == 1 else list(axis)
+    def __reduce__(self) -> Any:
+        return _training_sweep, (self.model_dump(),)
 
 
 class Sweep(Frozen):
-    """One entry under `methods`: a method, and one or several values for each of its hyper-parameters."""
+    """One entry under `methods`: a method, and what each of its hyper-parameters may be."""
 
     method: str
     """The method's name."""
 
-    def expand(self, task: str) -> Iterator[Method]:
-        """Yield the concrete methods for `task`: all combinations, the last field changing fastest."""
-        kind = METHODS[self.method]
-        names = [name for name in kind.model_fields if name != "method"]
-        for values in itertools.product(*(self.values(name, task) for name in names)):
-            yield kind(**dict(zip(names, values, strict=True)))
+    if TYPE_CHECKING:  # the last field of each derived class
+        training: TrainingSweep | None
+
+    @property
+    def axes(self) -> dict[str, Items]:
+        """What each setting may be, the last changing fastest; those of the training are called `training.epochs`."""
+        own = {} if self.training is None else self.training.axes
+        axes = {name: axis for name, axis in self if name not in ("method", "training")}
+        return axes | {f"training.{name}": axis for name, axis in own.items()}
+
+    def combinations(self, task: str) -> Iterator[dict[str, Any]]:
+        """Each combination of what lists hold for `task`: setting → a value, or the Range or Choice to draw it from."""
+        names = [*self.axes]
+        for items in itertools.product(*(self.values(name, task) for name in names)):
+            yield dict(zip(names, items, strict=True))
 
     def count(self, task: str) -> int:
-        """The number of concrete methods for `task`."""
-        return math.prod(len(self.values(name, task)) for name in type(self).model_fields if name != "method")
+        """The number of combinations for `task`."""
+        return math.prod(len(self.values(name, task)) for name in self.axes)
 
     def values(self, name: str, task: str) -> tuple[Any, ...]:
-        """The values of one hyper-parameter for `task`."""
-        axis = getattr(self, name)
+        """What one setting may be for `task`."""
+        axis = self.axes[name]
         return tuple(axis[task] if isinstance(axis, Mapping) else axis)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without training settings where there are none: a study of before keeps its hash."""
+        data: dict[str, Any] = handler(self)
+        return {key: value for key, value in data.items() if key != "training" or value is not None}
 
     def __reduce__(self) -> Any:
         # Pickled as what a study file holds, because no module has the class of an entry as a name.
         return _sweep, (self.model_dump(),)
+
+
+@functools.cache
+def _training_sweep_class() -> type[TrainingSweep]:
+    """The class of an entry's training settings: those of `Training` that runs of a pack need not share."""
+    hints = get_type_hints(Training, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (axis(hints[name]), Field(None, description=info.description))
+        for name, info in Training.model_fields.items()
+        if name not in STUDY_WIDE
+    }
+    return pydantic.create_model(
+        "OwnTraining", __base__=TrainingSweep, __doc__=TrainingSweep.__doc__, __module__=__name__, **fields
+    )
+
+
+def _training_sweep(settings: Any) -> TrainingSweep:
+    return _training_sweep_class().model_validate(settings)
 
 
 @functools.cache
@@ -86,10 +117,15 @@ def _sweep_of(method: type[Method]) -> type[Sweep]:
     for name, info in method.model_fields.items():
         kind, options = hints[name], dict[str, Any](description=info.description)
         if name != "method":
-            kind = _axis(kind)
+            kind = axis(kind, method.multiples.get(name))
             if not info.is_required():
                 options |= {"default": (info.default,), "json_schema_extra": {"default": info.default}}
         fields[name] = (kind, Field(**options))
+    about = "Training settings of this method's own, in the place of the study's."
+    fields["training"] = (
+        Annotated[_training_sweep_class() | None, AfterValidator(lambda own: own if own and own.axes else None)],
+        Field(None, description=about),
+    )
     title = f"{method.__name__}Sweep"
     return pydantic.create_model(title, __base__=Sweep, __doc__=method.__doc__, __module__=__name__, **fields)
 

@@ -143,6 +143,12 @@ def limited(task: Task, train: Split, limit: int) -> Split:
     return replace(_part(train, np.sort(chosen)), limited_from=len(train))
 
 
+def set_aside(train: Split) -> dict[str, Split]:
+    """Training rows in two parts, on which the trials of a search train and are compared: a tenth stands in for dev."""
+    kept, aside = train_split(len(train), 0, labels=train.labels, what="search.select: train-split", cure="add rows")
+    return {"train": _part(train, kept), "dev": replace(_part(train, aside), left_out=(), notes=(), limited_from=None)}
+
+
 def leaked(train: Split, dev: Split) -> list[int]:
     """The dev rows whose texts are those of a training row, whatever its label."""
     known = set(train.texts)

@@ -11,6 +11,7 @@ from manytune.executors import estimate
 from manytune.executors.base import ExecutorSpec
 from manytune.executors.inline import Inline
 from manytune.executors.workers import Workers
+from manytune.storage.directory import Store
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
@@ -31,6 +32,14 @@ def best_executor(device: str, runs: Sequence[Run], works: Mapping[str, TaskWork
     counts = [2**power for power in range(threads.bit_length()) if threads % 2**power == 0]
     best = min(counts, key=lambda count: _seconds(count, threads // count, runs, works))
     return Workers(best, threads // best) if best > 1 else Inline(device)
+
+
+def kept_executor(store: Store, device: str) -> ExecutorSpec | None:
+    """Where packs trained before, because another number of threads rounds differently; None if that is not kept."""
+    kept = store.read_executor()
+    if kept is None or device not in ("auto", "cpu"):
+        return None
+    return Workers(kept["count"], kept["threads"]) if kept["count"] else Inline(device)
 
 
 def _seconds(count: int, threads: int, runs: Sequence[Run], works: Mapping[str, TaskWork]) -> float:

@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from manytune.config.plan import Pack
 from manytune.executors.estimate import HardwareProfile
+from manytune.executors.orders import Orders
 from manytune.executors.pack_inputs import PackInputs
 from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils.signals import StopRequest
@@ -21,6 +22,9 @@ class Executor(Protocol):
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         """Take on a pack, while fewer than `capacity` are here; `ended` holds the ids of runs that have a record."""
+
+    def send(self, orders: Orders) -> None:
+        """Give a pack of a search its orders; nothing happens where it does not train here."""
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
         """Let packs train, calling the callback, until one ends or a moment has passed; returns those that ended.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 
+from manytune.config import Training
 from manytune.config.plan import Pack, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
 from manytune.methods import PackKind, ParameterCount
 from manytune.training.workload import TaskWork
@@ -74,8 +76,8 @@ class HardwareProfile:
 class PackEstimate:
     """What one pack will take."""
 
-    steps: int  # optimizer steps, each of all runs
-    evaluations: int  # how often the runs are evaluated
+    steps: int  # optimizer steps, each of all runs; where runs have training of their own, of the longest one
+    evaluations: int  # how often the runs are evaluated, likewise
     tokens: int  # training tokens of all runs together
     seconds: float  # training and evaluation, roughly
     memory_bytes: int  # peak of the process (CPU) or of the GPU, roughly
@@ -85,42 +87,54 @@ class PackEstimate:
 
 def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackEstimate:
     """Estimate a pack from its token counts and the speed of matrix products where it trains."""
-    steps, evaluations, tokens, *_ = counts(work)
-    batch_tokens = work.study.training.batch_size * float(work.train.lengths.mean())
+    each = {training: counts(work, training) for training in trainings(pack)}
     parameters = _parameters(work, pack.runs)
     head = sum(math.prod(shape) for shape in work.model_spec.head.shapes().values())  # whole in each snapshot
     return PackEstimate(
-        steps=steps,
-        evaluations=evaluations,
-        tokens=tokens * len(pack.runs),
-        seconds=pack_seconds(work, pack.kind, len(pack.runs), profile),
+        steps=max(found.steps for found in each.values()),
+        evaluations=max(found.evaluations for found in each.values()),
+        tokens=sum(each[training].tokens * runs for training, runs in trainings(pack).items()),
+        seconds=_seconds_of(pack, work, profile),
         memory_bytes=round(
             (0 if profile.device == "cuda" else _resident_bytes())
             + _shared_bytes(work, profile)
-            + sum(_run_bytes(work, count, batch_tokens, profile.dtype) for count in parameters)
+            + sum(
+                sorted(_run_bytes(work, *run, profile.dtype) for run in _batches(work, pack.runs, parameters))[
+                    -pack.size :
+                ]
+            )
         ),
         disk_bytes=sum(4 * (count.trainable - count.head + head) for count in parameters),
         parameters=parameters,
     )
 
 
-def pack_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
-    """Seconds until a pack of `runs` runs has ended, roughly: training, its evaluations, and the scores at the end."""
+def pack_seconds(
+    work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile, training: Training | None = None
+) -> float:
+    """Seconds until a pack of `runs` runs has ended, roughly: training, its evaluations, and the scores at the end.
+
+    `training` is that of the runs, where it is not the study's.
+    """
     scores = counts(work).scored_tokens * _seconds_per_pass(work, runs, profile)
-    return training_seconds(work, kind, runs, profile) + scores
+    return training_seconds(work, kind, runs, profile, training) + scores
 
 
-def training_seconds(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
+def training_seconds(
+    work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile, training: Training | None = None
+) -> float:
     """Seconds that a pack of `runs` runs trains and is evaluated, roughly, without the scores at the end."""
-    _, evaluations, tokens, evaluated, _ = counts(work)
+    _, evaluations, tokens, evaluated, _ = counts(work, training)
     passes = tokens * _PASSES[kind] + evaluated * evaluations
     return passes * _seconds_per_pass(work, runs, profile)
 
 
-def seconds_per_step(work: TaskWork, kind: PackKind, runs: int, profile: HardwareProfile) -> float:
-    """Seconds that a pack of `runs` runs takes for an optimizer step, roughly, as `pack_seconds` has it."""
-    steps, _, tokens, *_ = counts(work)
-    return tokens / steps * _PASSES[kind] * _seconds_per_pass(work, runs, profile)
+def seconds_per_step(pack: Pack, work: TaskWork, profile: HardwareProfile) -> float:
+    """Seconds that a pack takes for an optimizer step, roughly, as `pack_seconds` has it."""
+    first = Counter(run.training for run in pack.runs[: pack.size])
+    each = {training: counts(work, training) for training in first}
+    tokens = sum(each[training].tokens / each[training].steps * runs for training, runs in first.items()) / pack.size
+    return tokens * _PASSES[pack.kind] * _seconds_per_pass(work, pack.size, profile)
 
 
 def _seconds_per_pass(work: TaskWork, runs: int, profile: HardwareProfile) -> float:
@@ -137,7 +151,22 @@ def _seconds_per_pass(work: TaskWork, runs: int, profile: HardwareProfile) -> fl
 
 def seconds_of(packs: Iterable[Pack], works: Mapping[str, TaskWork], profile: HardwareProfile) -> list[float]:
     """Seconds until each of some packs has ended, roughly."""
-    return [pack_seconds(works[pack.task], pack.kind, len(pack.runs), profile) for pack in packs]
+    return [_seconds_of(pack, works[pack.task], profile) for pack in packs]
+
+
+def _seconds_of(pack: Pack, work: TaskWork, profile: HardwareProfile) -> float:
+    """Where runs join as others leave, each takes its time in a pack that is full."""
+    return sum(
+        pack_seconds(work, pack.kind, pack.size, profile, training) * runs / pack.size
+        for training, runs in trainings(pack).items()
+    )
+
+
+def trainings(pack: Pack) -> Counter[Training | None]:
+    """How the runs of a pack train, None as the study says → how many of them."""
+    found = Counter(run.training for run in pack.runs)
+    found[None] += max((pack.expected or 0) - len(pack.runs), 0)  # trials that have not begun
+    return +found
 
 
 def largest_packs(
@@ -178,16 +207,24 @@ def _parameters(work: TaskWork, runs: Sequence[Run]) -> tuple[ParameterCount, ..
     return tuple(of_method[run.method] for run in runs)
 
 
+def _batches(
+    work: TaskWork, runs: Sequence[Run], parameters: Sequence[ParameterCount]
+) -> list[tuple[ParameterCount, float]]:
+    """The parameters of each run, and the tokens of its batch."""
+    sizes = ((run.training or work.study.training).batch_size for run in runs)
+    tokens = float(work.train.lengths.mean())
+    return [(count, size * tokens) for count, size in zip(parameters, sizes, strict=True)]
+
+
 def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile) -> int:
     training = work.study.training
     if training.max_pack != "auto":
         return training.max_pack
     if work.model_spec.padded:  # a pack would be no faster than its runs one after the other
         return 1
-    tokens = training.batch_size * float(work.train.lengths.mean())
     packed = [run for run in runs if run.method.pack_kind != "full"]
-    sizes = set(_parameters(work, packed))
-    each = max((_run_bytes(work, count, tokens, profile.dtype) for count in sizes), default=1.0)
+    sizes = set(_batches(work, packed, _parameters(work, packed)))
+    each = max((_run_bytes(work, *size, profile.dtype) for size in sizes), default=1.0)
     room = SHARE_OF_MEMORY * profile.free_bytes - _shared_bytes(work, profile)
     return max(1, min(_FASTEST[profile.device], int(room // each)))
 
@@ -202,9 +239,9 @@ class Counts(NamedTuple):
     scored_tokens: int  # of the scores at its end: of its best tensors, and of its last ones where dev selects
 
 
-def counts(work: TaskWork) -> Counts:
-    """What each run of a task goes through."""
-    training, rows = work.study.training, work.train_size
+def counts(work: TaskWork, training: Training | None = None) -> Counts:
+    """What each run of a task goes through that trains so; None: as the study says."""
+    training, rows = training or work.study.training, work.train_size
     per_epoch = steps_per_epoch(rows, training.batch_size, training.accumulate)
     steps = total_steps(training, rows)
     samples = min(steps * training.batch_size * training.accumulate, math.ceil(steps / per_epoch * rows))

@@ -12,6 +12,7 @@ import torch
 from manytune.config.plan import Pack
 from manytune.executors.estimate import HardwareProfile
 from manytune.executors.job import PackJob
+from manytune.executors.orders import Inbox, Orders
 from manytune.executors.pack_inputs import PackInputs
 from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
@@ -46,6 +47,7 @@ class InlineExecutor:
     callback: Callback
     capacity: int = 1
     _submitted: tuple[Pack, Collection[str]] | None = None
+    _inbox: tuple[str, Inbox] | None = None  # of the pack that trains
 
     def submit(self, pack: Pack, ended: Collection[str]) -> None:
         self._submitted = (pack, ended)
@@ -54,7 +56,12 @@ class InlineExecutor:
         if self._submitted is None:
             return ()
         (pack, ended), self._submitted = self._submitted, None
-        return (train_here(self.inputs, pack, ended, self.device, self.callback, stop),)
+        self._inbox = pack.id, Inbox()
+        return (train_here(self.inputs, pack, ended, self.device, self.callback, stop, self._inbox[1]),)
+
+    def send(self, orders: Orders) -> None:
+        if self._inbox is not None and self._inbox[0] == orders.pack_id:
+            self._inbox[1].put(orders)
 
     def __enter__(self) -> Self:
         hardware.keep_freed_memory()
@@ -70,16 +77,19 @@ def train_here(
     device: torch.device,
     callback: Callback,
     stop: StopRequest,
+    inbox: Inbox | None = None,
     *,
     apart: bool = False,
 ) -> PackEnd:
     """Train a pack in this process; returns how it ended.
 
-    For what the user can correct, such as a full disk, ManytuneError is raised; `apart` from the driver's process, the
-    end is "refused" instead.
+    `inbox` is where orders for a pack of a search arrive. For what the user can correct, such as a full disk,
+    ManytuneError is raised; `apart` from the driver's process, the end is "refused" instead.
     """
     try:
-        return PackEnd(pack.id, "done", seconds=PackJob(inputs, pack, ended, device, callback, stop).execute())
+        return PackEnd(
+            pack.id, "done", seconds=PackJob(inputs, pack, ended, device, callback, stop, inbox or Inbox()).execute()
+        )
     except Interrupted:
         return PackEnd(pack.id, "stopped")
     except ManytuneError as error:

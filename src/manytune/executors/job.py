@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from manytune.config import Training
-from manytune.config.plan import Pack, Run, total_steps
+from manytune.config.plan import Pack, Run, pack_position, total_steps
 from manytune.data.metrics import METRICS
 from manytune.data.splits import Encoded
+from manytune.executors.orders import Inbox, OrderedRuns
 from manytune.executors.pack_inputs import PackInputs
 from manytune.packing import Member, PackedModel
 from manytune.packing.kernels import arithmetic, kernel_path, kernel_problems
@@ -26,7 +28,8 @@ from manytune.storage.record import HistoryRow, RunRecord, RunState
 from manytune.training import snapshot
 from manytune.training.callbacks import Best, Callback, PackCallback
 from manytune.training.checkpoints import Checkpoints
-from manytune.training.evaluation import Evaluation, evaluate
+from manytune.training.evaluation import Evaluation, EvaluationSummary, evaluate
+from manytune.training.live_run import Entry, RunSource, WaitingRuns, ticks_until_end
 from manytune.training.loop import train_pack
 from manytune.training.outcome import Checkpoint, Clock, Outcome
 from manytune.training.workload import TaskWork
@@ -49,6 +52,7 @@ class PackJob(PackCallback):
     device: torch.device
     callback: Callback
     stop: StopRequest
+    inbox: Inbox = field(default_factory=Inbox)  # where orders arrive, of a pack of a search
 
     def __post_init__(self) -> None:
         self.store = Store(self.inputs.root)
@@ -76,38 +80,86 @@ class PackJob(PackCallback):
     def execute(self) -> float:
         """Train, score and report; returns the seconds it took."""
         began = time.perf_counter()
-        training, task = self.work.study.training, self.work.task
-        if (micro := self.pack.micro_batch) is not None:  # memory ran out: the same batch in several micro-batches
-            parts = training.accumulate * training.batch_size // micro
-            training = training.model_copy(update={"batch_size": micro, "accumulate": parts})
+        task = self.work.task
         for text in kernel_problems():
             self.callback.on_message(text, "warning")
-        start = self._resume(training)
-        # A pack goes on with all runs of its checkpoint, ended ones too: the others then train in the same groups as
-        # before. Without a checkpoint, only runs without a record train.
+        start = self._resume()
         pending = [run for run in self.pack.runs if run.id not in self._recorded]
-        self.runs = pending if start is None else [each.outcome.run for each in start.runs]
+        later = self._line_up(start, pending)
+        room = self.pack.size
         members = [Member(run.seed, self.work.adaptation(run)) for run in self.runs]
-        dtype = hardware.choose_dtype(training.precision, self.device)
+        dtype = hardware.choose_dtype(self.work.study.training.precision, self.device)
         model = PackedModel(self.backbone, members, dtype=dtype, device=self.device)
         data = self.work.pack_data(self.runs)
-        total = total_steps(training, len(data.train_rows[0]))
-        waiting = [run.id for run in self.runs if run.id not in self._recorded]
         first = 0 if start is None else start.step
+        total = first + ticks_until_end(self._steps_left(start, later), room)
+        waiting = [] if self.pack.expected is not None and self.pack.room else [run.id for run in pending]
         self.callback.on_train_begin(self.pack.id, task.name, task.primary_metric, waiting, total, first)
-        train_pack(model, self.runs, task, data, training, self, start, self.pack.id)
+        trainings = [self._training(run) for run in self.runs]
+        source = self._source(later)
+        train_pack(model, self.runs, task, data, trainings, self, start, self.pack.id, source, room)
         return time.perf_counter() - began
 
-    def _resume(self, training: Training) -> Checkpoint | None:
+    def _source(self, later: Sequence[Run]) -> RunSource:
+        if self.pack.expected is None:
+            return WaitingRuns(later, self._entry)
+        ask = functools.partial(self.callback.on_room, self.pack.id)
+        return OrderedRuns(self.inbox, self.pack.room or 0, self._entry, ask, self.stop)
+
+    def _line_up(self, start: Checkpoint | None, pending: Sequence[Run]) -> list[Run]:
+        """Set the runs that the model is built for; returns those that join later."""
+        if start is not None:
+            # A pack goes on with all runs of its checkpoint since one joined last, ended ones too: the others then
+            # train in the same groups as before.
+            self.runs = [start.runs[index].outcome.run for index in start.packed]
+            known = {each.outcome.run.id for each in start.runs}
+            return [run for run in pending if run.id not in known]
+        if self.pack.room is None:
+            self.runs = pending
+            return []
+        if self.pack.expected is not None:  # they all join by order
+            self.runs = []
+            return []
+        self.runs = sorted(pending[: self.pack.room], key=pack_position)  # as when a run joins
+        return list(pending[self.pack.room :])
+
+    def _training(self, run: Run) -> Training:
+        """How a run trains; where memory ran out, with the same batch in several micro-batches."""
+        training = run.training or self.work.study.training
+        if self.pack.micro_batch is None:
+            return training
+        size = training.batch_size
+        micro = next(rows for rows in range(min(size, self.pack.micro_batch), 0, -1) if size % rows == 0)
+        return training.model_copy(update={"batch_size": micro, "accumulate": training.accumulate * size // micro})
+
+    def _entry(self, run: Run) -> Entry:
+        data = self.work.pack_data([run])
+        member = Member(run.seed, self.work.adaptation(run))
+        return Entry(run, member, self._training(run), data.train_rows[0], data.select_rows[0])
+
+    def _steps_left(self, start: Checkpoint | None, later: Sequence[Run]) -> list[int]:
+        """Optimizer steps to the end of each run that is in the pack now, or joins later."""
+        begun = [] if start is None else [start.runs[index].clock for index in start.alive]
+        begin = [*(self.runs if start is None else ()), *later]
+        # Of runs that join by order, only their number is known; in room for one or more there is always a run to come.
+        known = len(self.runs) if start is None else len(start.runs)
+        unknown = max((self.pack.expected or 0) - known - len(later), 0)
+        return [
+            *(clock.total_steps - clock.step for clock in begun),
+            *(total_steps(self._training(run), self.work.train_size) for run in begin),
+            *[total_steps(self.work.study.training, self.work.train_size)] * unknown,
+        ]
+
+    def _resume(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one and nothing differs that a run may not change on its way."""
         found = self.checkpoints.newest(lambda text: self.callback.on_message(text, "warning"))
         if found is None:
             return None
         checkpoint, facts = found
         for each in checkpoint.runs:
-            now = asdict(
-                Clock.after(each.clock.step, training, self.work.train_size)
-            )  # another one where the data has changed
+            training = self._training(each.outcome.run)
+            # another one where the data has changed
+            now = asdict(Clock.after(each.clock.step, training, self.work.train_size))
             # Checkpoints of before have no arithmetic.
             here = self.checkpoints.facts | now
             begun = {"arithmetic": here["arithmetic"]} | facts | asdict(each.clock)
@@ -130,7 +182,9 @@ class PackJob(PackCallback):
         self.started = datetime.fromisoformat(facts["started"])
         self.checkpoints.facts["started"] = facts["started"]
         self.callback.on_message(f"The pack {self.pack.id} goes on from step {checkpoint.step}.")
-        return checkpoint
+        # What a run's record was made of may be gone, and then the record too: such a run begins anew.
+        runs = [each for each in checkpoint.runs if not each.outcome.released or each.outcome.run.id in self._recorded]
+        return replace(checkpoint, runs=runs)
 
     # What the training loop calls
 
@@ -149,6 +203,9 @@ class PackJob(PackCallback):
         self.callback.on_checkpoint(self.pack.id, checkpoint.step)
         self.stop.obey()
 
+    def is_recorded(self, run_id: str) -> bool:
+        return run_id in self._recorded and self.store.read_record(run_id) is not None
+
     def on_run_trained(self, outcome: Outcome) -> None:
         """Write the run's history and snapshot, score the snapshot as it was written, report the record."""
         if outcome.run.id in self._recorded:
@@ -162,7 +219,7 @@ class PackJob(PackCallback):
             self.work,
             self.pack,
             outcome,
-            pack_size=len(self.runs),
+            pack_size=len(self.runs) if self.pack.room is None else self.pack.size,
             revision=self.backbone.revision,
             device=self.device,
             started=self.started,
@@ -175,6 +232,8 @@ class PackJob(PackCallback):
 
     def _write_and_score(self, outcome: Outcome) -> Scored:
         """Write the best snapshot, and score it as it was written."""
+        if self.work.study.search is not None:  # a trial is known by what its pack saw; its winner is trained again
+            return Scored(outcome.best)
         if not outcome.best_state:
             return Scored()
         run, last = outcome.run, None
@@ -216,7 +275,7 @@ class PackJob(PackCallback):
 class Scored:
     """What a run's written snapshot is worth; nothing, of a run without one."""
 
-    best: Evaluation | None = None  # of the snapshot on dev, alone and in fp32
+    best: EvaluationSummary | None = None  # of the snapshot on dev, alone and in fp32; of a trial, in its pack
     last: Evaluation | None = None  # of the run's last tensors, likewise; None where dev does not select
     also: Mapping[str, float] = field(default_factory=dict)  # metric → score, on the splits that select nothing
     snapshot_bytes: int | None = None  # on the disk
@@ -265,7 +324,7 @@ def run_record(
         label=run.label,
         hyperparameters={
             **run.method.hyperparameters(),
-            "training": study.training.model_dump(mode="json"),
+            "training": (run.training or study.training).model_dump(mode="json"),
             **({} if work.limited_from is None else {"limit": work.train.size, "rows_before_limit": work.limited_from}),
         },
         template=study.template,

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from manytune.config.plan import Pack, packs_from_json, packs_to_json
+from manytune.config.plan import Pack, packs_from_json, packs_to_json, runs_from_json, runs_to_json
+from manytune.executors.orders import Orders
 from manytune.storage.record import HistoryRow, RunRecord
 from manytune.training.callbacks import Callback, ForwardingCallback, PackEnd
 
@@ -81,6 +82,18 @@ def pack_in(message: Mapping[str, Any]) -> tuple[Pack, list[str]]:
     """What `pack_message` holds."""
     (pack,) = packs_from_json(message["packs"])
     return pack, message["ended"]
+
+
+def orders_message(orders: Orders) -> dict[str, Any]:
+    """Orders for a pack."""
+    values = {"pack_id": orders.pack_id, "leave": dict(orders.leave), "close": orders.close}
+    return {"orders": {**values, "join": runs_to_json(orders.join)}}
+
+
+def orders_in(message: Mapping[str, Any]) -> Orders:
+    """What `orders_message` holds."""
+    values = message["orders"]
+    return Orders(values["pack_id"], runs_from_json(values["join"]), values["leave"], values["close"])
 
 
 def encoded(message: Mapping[str, Any]) -> bytes:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from manytune.config.plan import Pack, Run, total_steps
-from manytune.executors.estimate import HardwareProfile, counts, seconds_of, seconds_per_step, training_seconds
+from manytune.executors.estimate import (
+    HardwareProfile,
+    counts,
+    seconds_of,
+    seconds_per_step,
+    training_seconds,
+    trainings,
+)
 from manytune.executors.pack_inputs import Backbones
 from manytune.methods import PackKind
 from manytune.models.loading import Backbone
@@ -107,7 +114,10 @@ class Probe:
 
 def _seconds(pack: Pack, work: TaskWork, profile: HardwareProfile, pace: Pace) -> float:
     """Seconds that a pack trains and is evaluated, its runs are scored at their ends, and their files written."""
-    trained = pace.steps * training_seconds(work, pack.kind, len(pack.runs), profile)
+    trained = pace.steps * sum(
+        training_seconds(work, pack.kind, len(pack.runs), profile, training) * runs / len(pack.runs)
+        for training, runs in trainings(pack).items()
+    )
     scored = pace.score * len(pack.runs) * counts(work).scored_tokens
     return trained + scored + _bytes_written(pack, work) / _BYTES_PER_SECOND
 
@@ -121,7 +131,7 @@ def _probe(pack: Pack, work: TaskWork, profile: HardwareProfile, backbones: Back
         backbone = backbones.of(work.task.num_outputs)
         step, state = _train(pack, work, profile, backbone)
         return Pace(
-            step / seconds_per_step(work, pack.kind, len(pack.runs), profile) if step else 1.0,
+            step / seconds_per_step(pack, work, profile) if step else 1.0,
             _score(pack.runs[0], work, backbone, state),
         )
     except Exception:  # whatever it is, training meets it too, and reports it
@@ -134,14 +144,16 @@ def _train(
     pack: Pack, work: TaskWork, profile: HardwareProfile, backbone: Backbone
 ) -> tuple[float | None, dict[str, Tensor]]:
     """Seconds that a step takes, and the first run's tensors."""
-    members = [Member(run.seed, work.adaptation(run)) for run in pack.runs]
+    runs = pack.runs[: pack.size]
+    members = [Member(run.seed, work.adaptation(run)) for run in runs]
     model = PackedModel(backbone, members, dtype=profile.dtype, device=torch.device(profile.device))
     state, timer = model.bank.state(0), _Timer()
-    data, training = work.pack_data(pack.runs), work.study.training
+    data = work.pack_data(runs)
     few = PackData(data.train, data.select, data.train_rows, tuple(rows[:1] for rows in data.select_rows))
-    once = training.model_copy(update={"eval_every": total_steps(training, work.train_size)})
+    own = (run.training or work.study.training for run in runs)
+    once = [each.model_copy(update={"eval_every": total_steps(each, work.train_size)}) for each in own]
     with suppress(_EnoughError):
-        train_pack(model, pack.runs, work.task, few, once, timer)
+        train_pack(model, runs, work.task, few, once, timer)
     return timer.step, state
 
 
@@ -159,5 +171,5 @@ def _score(run: Run, work: TaskWork, backbone: Backbone, state: dict[str, Tensor
 
 def _bytes_written(pack: Pack, work: TaskWork) -> float:
     """Values and moments of the runs after each evaluation, and each run's best and last tensors."""
-    per_run = 3 * counts(work).evaluations + 2
-    return 4.0 * per_run * sum(work.parameters(run).trainable for run in pack.runs)
+    times = {training: 3 * counts(work, training).evaluations + 2 for training in trainings(pack)}
+    return sum(4.0 * times[run.training] * work.parameters(run).trainable for run in pack.runs)

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Self
 from manytune.config.plan import Pack
 from manytune.executors import ray_node
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.messages import pack_message, replay
+from manytune.executors.messages import orders_message, pack_message, replay
+from manytune.executors.orders import Orders
 from manytune.executors.pack_inputs import PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
@@ -223,6 +224,10 @@ class RayExecutor:
             {} if self._spec.storage else ray_node.files_in(self._store.pack_dir(pack.id)),
         )
         self._tasks[reference] = (pack, attempt)
+
+    def send(self, orders: Orders) -> None:
+        if (attempt := self._attempts.get(orders.pack_id)) is not None:
+            self._mailbox.order.remote(orders.pack_id, attempt, orders_message(orders))
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
         """Make the calls that tasks sent, then return the ends: a task's calls are all made before its end."""

@@ -15,7 +15,8 @@ import torch
 
 from manytune.executors.estimate import HardwareProfile
 from manytune.executors.inline import train_here
-from manytune.executors.messages import CallSender, call_message, encoded, pack_in
+from manytune.executors.messages import CallSender, call_message, encoded, orders_in, pack_in
+from manytune.executors.orders import Inbox
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.record import RunRecord
@@ -126,13 +127,15 @@ def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
     hardware.keep_freed_memory()
     root = Path(tempfile.mkdtemp(prefix="manytune-"))
     over = threading.Event()
-    threading.Thread(target=_poll_stop, args=(mailbox, stop, over), daemon=True).start()
+    inbox = Inbox()
+    poll = (mailbox, stop, over, inbox, (pack.id, task.attempt) if pack.expected is not None else None)
+    threading.Thread(target=_poll, args=poll, daemon=True).start()
     try:
         mirror(Store(root).pack_dir(pack.id), task.storage.pull() if task.storage else checkpoints, None)
         inputs = PackInputs(root, {pack.task: work}, Backbones(work.study.model, backbone))
         callback = CallSender(_mail_sender(Store(root), mailbox, task, pack.id))
         device = torch.device(task.device)
-        return _end_message(train_here(inputs, pack, ended, device, callback, stop, apart=True))
+        return _end_message(train_here(inputs, pack, ended, device, callback, stop, inbox, apart=True))
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)
@@ -142,13 +145,21 @@ def _end_message(end: PackEnd) -> bytes:
     return encoded(call_message("on_pack_end", {"end": end}))
 
 
-def _poll_stop(mailbox: Any, stop: StopRequest, over: threading.Event) -> None:
-    """Poll the mailbox for a request to stop, until there is one or the pack is `over`."""
+def _poll(
+    mailbox: Any, stop: StopRequest, over: threading.Event, inbox: Inbox, searched: tuple[str, int] | None
+) -> None:
+    """Poll the mailbox for a request to stop, until there is one or the pack is `over`.
+
+    `searched` is the pack's id and attempt where it is one of a search: its orders are polled too.
+    """
     import ray
 
     while stop.number is None and not over.wait(_ASK_SECONDS):
         with suppress(ray.exceptions.RayError):  # the driver is gone, and this process will be in a moment
             stop.number = ray.get(mailbox.stopped.remote())
+            if searched is not None:
+                for message in ray.get(mailbox.orders.remote(*searched)):
+                    inbox.put(orders_in(message))
 
 
 def _mail_sender(store: Store, mailbox: Any, task: PackTask, pack_id: str) -> Callable[[dict[str, Any]], None]:

@@ -19,7 +19,8 @@ import torch
 
 from manytune.config import Study
 from manytune.executors.inline import train_here
-from manytune.executors.messages import CallSender, encoded, pack_in
+from manytune.executors.messages import CallSender, encoded, orders_in, pack_in
+from manytune.executors.orders import Inbox
 from manytune.executors.pack_inputs import Backbones, PackInputs
 from manytune.storage.directory import Store
 from manytune.storage.lock import Held
@@ -60,7 +61,7 @@ def main(descriptor: int) -> None:
         torch.cuda.set_device(device)
     hardware.keep_freed_memory()
     stop = StopRequest()
-    packs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    packs: queue.SimpleQueue[tuple[dict[str, Any], Inbox]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, packs, stop), daemon=True).start()
 
     def send(message: dict[str, Any]) -> None:
@@ -73,12 +74,14 @@ def main(descriptor: int) -> None:
     held = Held(store.root, setup["lock"]) if setup["lock"] else None
     inputs = PackInputs(store.root, _Works(study, backbones, setup["fingerprints"]), backbones, held)
     while True:
-        pack, ended = pack_in(packs.get())
-        callback.on_pack_end(train_here(inputs, pack, ended, device, callback, stop, apart=True))
+        message, inbox = packs.get()
+        pack, ended = pack_in(message)
+        callback.on_pack_end(train_here(inputs, pack, ended, device, callback, stop, inbox, apart=True))
 
 
-def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], stop: StopRequest) -> None:
+def _listen(connection: Connection, packs: queue.SimpleQueue[tuple[dict[str, Any], Inbox]], stop: StopRequest) -> None:
     """Receive what the driver sends; where it is gone, exit: another driver may have taken the directory over."""
+    inbox = Inbox()  # of the pack that came last
     while True:
         try:
             message = json.loads(connection.recv_bytes())
@@ -86,8 +89,11 @@ def _listen(connection: Connection, packs: queue.SimpleQueue[dict[str, Any]], st
             os._exit(1)
         if "stop" in message:
             stop.number = message["stop"]
+        elif "orders" in message:
+            inbox.put(orders_in(message))
         else:
-            packs.put(message)
+            inbox = Inbox()
+            packs.put((message, inbox))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import torch
 
 from manytune.config.plan import Pack
 from manytune.executors.estimate import HardwareProfile
-from manytune.executors.messages import encoded, pack_message, replay
+from manytune.executors.messages import encoded, orders_message, pack_message, replay
+from manytune.executors.orders import Orders
 from manytune.executors.pack_inputs import PackInputs
 from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
@@ -143,6 +144,11 @@ class WorkersExecutor:
         worker = self._workers[number]
         worker.pack_id = pack.id
         worker.send(pack_message(pack, [run.id for run in pack.runs if run.id in ended]))
+
+    def send(self, orders: Orders) -> None:
+        for worker in self._workers.values():
+            if worker.pack_id == orders.pack_id:
+                worker.send(orders_message(orders))
 
     def wait(self, stop: StopRequest) -> Sequence[PackEnd]:
         busy = {worker.connection: number for number, worker in self._workers.items() if worker.pack_id}

@@ -19,7 +19,7 @@ from manytune.data.tasks import Task
 from manytune.models.loading import load_backbone, load_tokenizer
 from manytune.packing import Member, PackedModel
 from manytune.storage.directory import Store
-from manytune.storage.lookup import chosen_records, refuse_another_backbone
+from manytune.storage.lookup import chosen_records, open_trained, refuse_another_backbone
 from manytune.storage.record import RunRecord
 from manytune.training import snapshot
 from manytune.training.evaluation import predict
@@ -191,7 +191,7 @@ def load(directory: Path | str, run: str = "best", *, task: str | None = None, d
     Raises:
         ManytuneError: There is no such study or run, or it cannot be loaded.
     """
-    store = Store.open(directory)
+    store = open_trained(directory, task)
     predictor = Predictor(store, chosen_records(store, run, task), device)
     for note in predictor.notes:
         warnings.warn(note, stacklevel=2)

@@ -5,6 +5,7 @@ Configurations are read before anything heavy is imported, so no module of this 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -46,6 +47,19 @@ LEARNING_RATE = Axis("learning_rate", "learning rate", "lr ", 10, "rates", "rate
 """The one that all methods have."""
 
 
+@dataclass(frozen=True)
+class Multiple:
+    """A hyper-parameter's value, given as a multiple of another one's: `{of_rank: 2}` in a study file."""
+
+    of: str  # the other hyper-parameter
+    factor: float
+
+    @property
+    def written(self) -> dict[str, float]:
+        """As a study file holds it."""
+        return {f"of_{self.of}": self.factor}
+
+
 class Method(Frozen):
     """One way to fine-tune an encoder, with one value for each hyper-parameter; each method is a subclass of this.
 
@@ -75,6 +89,9 @@ class Method(Frozen):
     exports: ClassVar[tuple[str, ...]] = ()
     """Forms that a run can be exported in, the default first: "peft", "transformers", "onnx"."""
 
+    multiples: ClassVar[Mapping[str, str]] = {}
+    """Fields that may also be given as a multiple of another field, by its name; `{of_rank: 2}` is twice the rank."""
+
     if TYPE_CHECKING:  # each subclass declares these fields in its own order, with its own bounds
         method: str
         learning_rate: float
@@ -84,10 +101,22 @@ class Method(Frozen):
     @classmethod
     def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(data)
+            return handler(cls._with_products(data))
         except ValidationError as error:
             found = problems.from_pydantic(error, data, lambda _, key: choices(key, cls.model_fields))
             raise StudyError(problems.message(f"The method {cls.__name__}", found)) from None
+
+    @classmethod
+    def _with_products(cls, data: Any) -> Any:
+        """The data with numbers in the place of multiples of other fields."""
+        for name, other in cls.multiples.items() if isinstance(data, Mapping) else ():
+            given = data.get(name)
+            if isinstance(given, Mapping) and list(given) == [f"of_{other}"]:
+                given = Multiple(other, given[f"of_{other}"])
+            factors = (given.factor, data.get(other)) if isinstance(given, Multiple) else ()
+            if factors and all(type(factor) in (int, float) for factor in factors):
+                data = {**data, name: math.prod(factors)}
+        return data
 
     # What trains.
 

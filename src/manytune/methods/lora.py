@@ -29,13 +29,14 @@ class Lora(Method):
     axis = Axis("rank", "LoRA rank", "r=", 2, "rank")
     grid = MappingProxyType({"rank": (2, 8, 64, 256)})
     exports = ("peft", "transformers", "onnx")
+    multiples = MappingProxyType({"alpha": "rank"})
 
     method: Literal["lora"] = "lora"
     """Train a low-rank update beside chosen linear layers of the frozen backbone."""
     rank: Count
     """Columns of A and rows of B: the rank of the update."""
     alpha: Positive = 8.0
-    """The update is scaled by alpha/rank."""
+    """The update is scaled by alpha/rank; `{of_rank: 2}` is twice the rank, whichever that is."""
     dropout: Fraction = 0.0
     """Probability with which an element of the update's input is zeroed in training; at least 0, below 1."""
     targets: LayerNames = ("query", "value")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +214,12 @@ class Bank:
         for tensor in self.tensors:
             tensor.collect_grad()
 
+    def let_go(self) -> Bank:
+        """Become empty, for another set of runs; returns a bank with all that was held."""
+        held = Bank(self.groups, self.tensors)
+        self.groups, self.tensors = [], []
+        return held
+
     def keep(self, runs: Sequence[int]) -> None:
         """Shrink to some runs of the pack, given by their present numbers in ascending order."""
         for tensor in self.tensors:
@@ -224,6 +232,53 @@ class Bank:
             first = sum(run < group.first for run in runs)
             last = sum(run < group.last for run in runs)
             group.first, group.last = first, last
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """The bank in which the runs of a new one were before."""
+
+    bank: Bank = field(default_factory=Bank)
+    # For each run of the new bank its number in the earlier one, None for a run that begins; empty: all runs begin
+    numbers: Sequence[int | None] = ()
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[BankTensor]]:
+        found: dict[str, list[BankTensor]] = {}
+        for tensor in self.bank.tensors:
+            found.setdefault(tensor.name, []).append(tensor)
+        return found
+
+    def _holder(self, name: str, run: int) -> BankTensor | None:
+        """The tensor in which a run of the new bank was; None for a run that begins."""
+        number = self.numbers[run] if self.numbers else None
+        if number is None:
+            return None
+        return next(tensor for tensor in self._by_name[name] if tensor.holds(number))
+
+    def stacked(
+        self, name: str, group: Group, draw: Callable[[Sequence[int]], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """[G, ...]: a tensor of the runs of a group of the new bank, and the optimizer's moments of it, by name.
+
+        `draw` gives the tensor of runs that begin, by their numbers; their moments are zero.
+        """
+        parts: list[dict[str, Tensor]] = []
+        for _, same in groupby(range(group.first, group.last), key=lambda run: id(self._holder(name, run))):
+            runs = list(same)
+            holder = self._holder(name, runs[0])
+            if holder is None:
+                parts.append({"value": draw(runs)})
+            else:
+                rows = [(self.numbers[run] or 0) - holder.group.first for run in runs]
+                whole = {"value": holder.value.detach(), **holder.moments}
+                parts.append({part: tensor[rows] for part, tensor in whole.items()})
+        names = list(dict.fromkeys(part for each in parts for part in each))
+        joined = {
+            part: torch.cat([each[part] if part in each else torch.zeros_like(each["value"]) for each in parts])
+            for part in names
+        }
+        return joined.pop("value"), joined
 
 
 def run_of_dump(dump: Mapping[str, Tensor], run: int) -> dict[str, dict[str, Tensor]]:

@@ -52,16 +52,17 @@ def site_key(site: str, call: int) -> int:
 
 @dataclass
 class Keys:
-    """The keys of all rows (tokens or sequences) of a packed batch at one optimizer step."""
+    """The keys of all rows (tokens or sequences) of a packed batch, each run at an optimizer step of its own."""
 
     tokens: Tensor  # [T] int32
     sequences: Tensor  # [S] int32, those of each sequence's first token
     runs: Tensor  # [R] int32, for what belongs to no sequence
 
     @staticmethod
-    def build(layout: Layout, seeds: Sequence[int], step: int) -> Keys:
-        """Keys for the layout's tokens; `seeds` are the seeds of its R runs, `step` counts from 0."""
-        run_keys = [_key_of("dropout", seed, step) for seed in seeds]
+    def build(layout: Layout, seeds: Sequence[int], step: int | Sequence[int]) -> Keys:
+        """Keys for the layout's tokens; `seeds` are those of its R runs, `step` (from 0) is of all or of each."""
+        steps = [step] * len(seeds) if isinstance(step, int) else step
+        run_keys = [_key_of("dropout", seed, own) for seed, own in zip(seeds, steps, strict=True)]
         runs = torch.tensor(run_keys, dtype=torch.int32, device=layout.token_run.device)
         tokens = runs[layout.token_run]
         tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from manytune.models.loading import Backbone
 from manytune.packing import flat_attention
-from manytune.packing.bank import Bank, BankTensor, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member
 from manytune.packing.context import Context, dropped
 from manytune.packing.heads import PackedHead
-from manytune.packing.hooks import ModuleHooks, add_hooks
+from manytune.packing.hooks import HookSites, ModuleHooks
 from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, adapted
@@ -40,11 +40,14 @@ class FlatPasses:
         """Share out the backbone and put what the runs train into the bank; see `PackedModel`."""
         self.context = context
         self._backbone = backbone
+        self._adapted: set[str] = set()  # paths of the modules behind which bottlenecks may stand
         full = any(member.adaptation.weights for member in members)
         self._encoder = shared(backbone.model, full, context.dtype, device)
         self._encoder.set_attn_implementation(flat_attention.NAME)
         prefix = backbone.model_spec.prefix
-        self.hooks = add_hooks(bank, members, prefix, self._encoder, device)
+        self._sites = HookSites(prefix, self._encoder, device)
+        self.hooks = self._sites.hooks
+        self._sites.fill(bank, members)
         self._install()
         if full:
             self._train_weights(bank, prefix)
@@ -52,7 +55,15 @@ class FlatPasses:
         if backbone.pooler is not None:
             self.pooler = self._encoder.get_submodule(backbone.pooler)
             self._encoder.pooler = None  # it is to see the first tokens alone, and in fp32
-        self._layers = self._fuse() if fused and backbone.has_bert_layers else []
+        self._fused = fused and backbone.has_bert_layers
+        self._own_layers: dict[str, PackedLayer] = {}  # as far as they were needed so far
+        self._layers = self._choose_layers()
+
+    def put_in(self, bank: Bank, members: Sequence[Member], earlier: Earlier) -> None:
+        """Serve other runs from now on; those that were here before keep what `earlier` has of them."""
+        self._sites.fill(bank, members, earlier)
+        self._serve_hooks()
+        self._layers = self._choose_layers()
 
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
         """[R, B, outputs] fp32."""
@@ -93,29 +104,39 @@ class FlatPasses:
             if new is not None:
                 parent, _, child = path.rpartition(".")
                 setattr(self._encoder.get_submodule(parent), child, new)
+        self._modules = dict(self._encoder.named_modules())  # with the pooler, which is taken out of the encoder
+        self._serve_hooks()
+
+    def _serve_hooks(self) -> None:
+        """Refuse hooks that no packed module applies, and put bottlenecks behind the modules that they are for."""
         for path, hooks in self.hooks.items():
-            packed = self._encoder.get_submodule(path)
+            if not hooks.kinds:
+                continue
+            packed = self._modules[path]
             served = _SERVED.get(type(packed), {"serial"} if is_in_layers(path) else set())
             if not hooks.kinds <= served or any(not bias.name.endswith(f"{path}.bias") for bias in hooks.biases):
                 raise ValueError(f"{', '.join(hooks.kinds)}: no hooks of this kind can stand on {path}")
-            if hooks.serial:
+            if hooks.serial and path not in self._adapted:
                 packed.register_forward_hook(partial(_adapt_output, self.context, hooks))
+                self._adapted.add(path)
 
     def _packed(self, module: nn.Module, path: str) -> nn.Module | None:
         if type(module) is nn.Linear:
             # What comes before the layers makes the fp32 residuals; the pooler sees one row a sequence.
             dtype = self.context.dtype if is_in_layers(path) else torch.float32
-            return PackedLinear(module, path, self.context, dtype, self.hooks.get(path))
+            return PackedLinear(module, path, self.context, dtype, self.hooks[path])
         if type(module) is nn.LayerNorm:
-            return PackedLayerNorm(module, self.context, self.hooks.get(path))
+            return PackedLayerNorm(module, self.context, self.hooks[path])
         if type(module) is nn.Dropout:
             return _KeyedDropout(module.p, path, self.context)
         if type(module) is nn.Embedding:
             return _Embedding(module)
         return None
 
-    def _fuse(self) -> list[_Layer]:
+    def _choose_layers(self) -> list[_Layer]:
         """Our own layers, but transformers' modules where a hook asks for what ours do not know."""
+        if not self._fused:
+            return []
         found: list[_Layer] = []
         unknown = [path for path, hooks in self.hooks.items() if not hooks.kinds <= {"biases", "low_rank"}]
         layers = list(self._encoder.get_submodule("encoder.layer").named_children())
@@ -123,8 +144,10 @@ class FlatPasses:
             last = layer is layers[-1][1]
             if any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown):
                 found.append(partial(_through_modules, layer, self.context, last))
-            else:
-                found.append(PackedLayer(layer, self.context, last=last))
+                continue
+            if name not in self._own_layers:
+                self._own_layers[name] = PackedLayer(layer, self.context, last=last)
+            found.append(self._own_layers[name])
         return found
 
     def _train_weights(self, bank: Bank, prefix: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from functools import cache, partial
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from manytune.models.spec import HeadLayer, HeadSpec
-from manytune.packing.bank import Bank, BankTensor, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import dropout_scale, generator
 
@@ -53,19 +54,33 @@ def reach(spec: HeadSpec, seed: int) -> float:
 class PackedHead:
     """The heads of all runs; runs next to each other that train the same head tensors are computed together."""
 
-    def __init__(self, spec: HeadSpec, members: Sequence[Member], bank: Bank, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: HeadSpec,
+        members: Sequence[Member],
+        bank: Bank,
+        device: torch.device,
+        earlier: Earlier | None = None,  # where the heads of some runs are already
+    ) -> None:
         self.spec = spec
+        earlier = earlier or Earlier()
         self.groups: list[dict[str, BankTensor]] = []
+        fresh = cache(lambda run: initial_head(spec, members[run].seed))
+
+        def drawn(name: str, runs: Sequence[int]) -> Tensor:
+            return torch.stack([fresh(run)[name] for run in runs]).to(device)
+
         first = 0
         for names, same in groupby(members, key=lambda member: member.adaptation.head):
-            fresh = [initial_head(spec, member.seed) for member in same]
-            group = bank.group(first, first + len(fresh))
+            group = bank.group(first, first + len(list(same)))
             tensors = {}
-            for name in fresh[0]:
-                value = nn.Parameter(torch.stack([f[name] for f in fresh]).to(device), name in names)
-                tensors[name] = bank.add(BankTensor(name, "head", group, value))
+            for name in (tensor.name for tensor in spec.tensors()):
+                value, moments = earlier.stacked(name, group, partial(drawn, name))
+                tensors[name] = bank.add(
+                    BankTensor(name, "head", group, nn.Parameter(value, name in names), moments=moments)
+                )
             self.groups.append(tensors)
-            first += len(fresh)
+            first = group.last
 
     def tensors_of(self, run: int) -> dict[str, Tensor]:
         """The head's tensors of one run of the pack, views that gradients flow through."""
@@ -73,20 +88,33 @@ class PackedHead:
         return {name: tensor.of_run(run) for name, tensor in tensors.items()}
 
     def __call__(self, features: Tensor, context: Context) -> Tensor:
-        """Features [S, H] in fp32, sorted by run → logits [R, B, outputs]."""
+        """Features [S, H] in fp32, sorted by run → logits [R, B, outputs].
+
+        Where a run has fewer sequences than B, what stands behind its own logits is of no sequence.
+        """
         bounds = context.segments.bounds
-        per_run = bounds[1] - bounds[0]
+        counts = [last - first for first, last in pairwise(bounds)]
+        most = max(counts)
+        places = None
+        if min(counts) < most:  # the rows of each run are padded with the last row of all
+            firsts, lasts = torch.tensor([bounds[:-1], bounds[1:]], device=features.device)[:, :, None]
+            places = firsts + torch.arange(most, device=features.device)
+            places = torch.where(places < lasts, places, len(features))
+            features = torch.cat([features, features.new_zeros(1, features.shape[1])])
         calls = [(layer, context.site(layer.name)) for layer in self.spec.layers]
         logits = []
         for tensors in self.groups:
             group = next(iter(tensors.values())).group
             if len(group) == 0:
                 continue
-            x = features[bounds[group.first] : bounds[group.last]]
             keys = context.row_keys
-            if keys is not None:
-                keys = keys[bounds[group.first] : bounds[group.last]]
-            x = x.view(len(group), per_run, -1)
+            if places is None:
+                own: slice | Tensor = slice(bounds[group.first], bounds[group.last])
+            else:
+                own = places[group.first : group.last].flatten()
+                keys = None if keys is None else torch.cat([keys, keys.new_zeros(1)])
+            x = features[own].view(len(group), most, -1)
+            keys = None if keys is None else keys[own]
             for layer, site in calls:
                 x = self._layer(x, layer, tensors, keys, site)
             logits.append(x)

@@ -20,7 +20,7 @@ from manytune.methods.adaptation import (
     TrainBias,
     TrainGain,
 )
-from manytune.packing.bank import Bank, BankTensor, Group, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Group, Member
 from manytune.packing.dropout import generator
 
 
@@ -77,66 +77,97 @@ class ModuleHooks:
             first, last = update.group.first, update.group.last
             update.scale = update.scale[[run - first for run in runs if first <= run < last]]
 
+    def clear(self) -> None:
+        """Let go of everything, before the runs of another pack are put in."""
+        for each in fields(self):
+            setattr(self, each.name, [])
+
     def forget_empty(self) -> None:
         """Let go of what no run of the pack has any more."""
         for each in fields(self):
             setattr(self, each.name, [entry for entry in getattr(self, each.name) if len(entry.group)])
 
 
-def add_hooks(
-    bank: Bank, members: Sequence[Member], prefix: str, encoder: nn.Module, device: torch.device
-) -> defaultdict[str, ModuleHooks]:
-    """Put what the hooks of all runs train into the bank; neighbours with equal hooks form a group.
+class HookSites:
+    """The modules of transformers' own encoder on which hooks stand."""
 
-    `prefix` is the path of `encoder`, which is transformers' own, in the unpacked model.
+    def __init__(self, prefix: str, encoder: nn.Module, device: torch.device) -> None:
+        """`prefix` is the path of `encoder` in the unpacked model; its modules may be replaced later."""
+        self._prefix, self._device = prefix, device
+        self._modules = dict(encoder.named_modules())
+        self._frozen = dict(encoder.named_parameters(remove_duplicate=False))
+        self.hooks: defaultdict[str, ModuleHooks] = defaultdict(ModuleHooks)  # of each module, by its path
 
-    Returns the hooks of each module by its path, empty ones for a module that has none; raises ValueError where a hook
-    does not fit the module at its path.
-    """
-    frozen = dict(encoder.named_parameters(remove_duplicate=False))
-    found: defaultdict[str, ModuleHooks] = defaultdict(ModuleHooks)
-    first = 0
-    for hooks, same in groupby(members, _group_key):
-        group_members = list(same)
-        group = bank.group(first, first + len(group_members)) if hooks else None
-        for index, hook in enumerate(hooks):
-            assert group is not None
-            _refuse_unfit(hook, encoder.get_submodule(hook.path))
-            tensors = [
-                bank.add(
-                    BankTensor(
-                        f"{prefix}.{name}",
-                        tensor.kind,
-                        group,
-                        nn.Parameter(_initial(tensor, hook, group_members, frozen.get(name)).to(device)),
-                        transposed=len(tensor.shape) == 2,
-                        decays=tensor.decays,
-                    )
-                )
-                for name, tensor in zip(hook.names, hook.tensors, strict=True)
-            ]
-            at = found[hook.path]
-            match hook:
-                case TrainBias():
-                    at.biases += tensors
-                case TrainGain():
-                    at.gains += tensors
-                case ScaleInput():
-                    at.input_scales += tensors
-                case ScaleOutput():
-                    at.output_scales += tensors
-                case LowRank():
-                    updates = [member.adaptation.hooks[index] for member in group_members]
-                    scale = [update.alpha / update.rank for update in updates if isinstance(update, LowRank)]
-                    a, b = tensors
-                    at.low_rank.append(LowRankUpdate(a, b, torch.tensor(scale, device=device), hook.dropout))
-                case Bottleneck():
-                    down, down_bias, up, up_bias = tensors
-                    at.serial.append(SerialAdapter(down, down_bias, up, up_bias, hook.activation))
-                case _:
-                    raise ValueError(f"{type(hook).__name__} is not a hook that packs can apply")
-        first += len(group_members)
-    return found
+    def fill(self, bank: Bank, members: Sequence[Member], earlier: Earlier | None = None) -> None:
+        """Put what the hooks of all runs train into the bank, and what they do into `hooks`, which forgets other runs.
+
+        Neighbours with equal hooks form a group. `earlier` has the tensors of the runs that trained before.
+
+        Raises:
+            ValueError: A hook does not fit the module at its path, or there is no such module.
+        """
+        earlier = earlier or Earlier()
+        for hooks in self.hooks.values():
+            hooks.clear()
+        first = 0
+        for own, same in groupby(members, _group_key):
+            last = first + len(list(same))
+            group = bank.group(first, last) if own else None
+            for index, hook in enumerate(own):
+                assert group is not None
+                _refuse_unfit(hook, self._modules.get(hook.path))
+                tensors = [
+                    self._stacked(bank, group, name, tensor, hook, members, earlier)
+                    for name, tensor in zip(hook.names, hook.tensors, strict=True)
+                ]
+                each = [member.adaptation.hooks[index] for member in members[first:last]]
+                self._note(self.hooks[hook.path], hook, tensors, each)
+            first = last
+
+    def _stacked(
+        self,
+        bank: Bank,
+        group: Group,
+        name: str,
+        tensor: HookTensor,
+        hook: Hook,
+        members: Sequence[Member],
+        earlier: Earlier,
+    ) -> BankTensor:
+        """One tensor of a hook, of all runs of a group, in the bank."""
+        full_name = f"{self._prefix}.{name}"
+        value, moments = earlier.stacked(
+            full_name,
+            group,
+            lambda runs: _initial(tensor, hook, [members[run] for run in runs], self._frozen.get(name)).to(
+                self._device
+            ),
+        )
+        transposed = len(tensor.shape) == 2
+        return bank.add(
+            BankTensor(full_name, tensor.kind, group, nn.Parameter(value), True, transposed, moments, tensor.decays)
+        )
+
+    def _note(self, at: ModuleHooks, hook: Hook, tensors: list[BankTensor], each: Sequence[Hook]) -> None:
+        """Note what a group's hook does to its module; `each` has that of every run."""
+        match hook:
+            case TrainBias():
+                at.biases += tensors
+            case TrainGain():
+                at.gains += tensors
+            case ScaleInput():
+                at.input_scales += tensors
+            case ScaleOutput():
+                at.output_scales += tensors
+            case LowRank():
+                scale = [update.alpha / update.rank for update in each if isinstance(update, LowRank)]
+                a, b = tensors
+                at.low_rank.append(LowRankUpdate(a, b, torch.tensor(scale, device=self._device), hook.dropout))
+            case Bottleneck():
+                down, down_bias, up, up_bias = tensors
+                at.serial.append(SerialAdapter(down, down_bias, up, up_bias, hook.activation))
+            case _:
+                raise ValueError(f"{type(hook).__name__} is not a hook that packs can apply")
 
 
 def _group_key(member: Member) -> list[Hook]:
@@ -145,8 +176,10 @@ def _group_key(member: Member) -> list[Hook]:
     return [replace(hook, alpha=1.0) if isinstance(hook, LowRank) else hook for hook in hooks]
 
 
-def _refuse_unfit(hook: Hook, module: nn.Module) -> None:
-    """Raise a ValueError where a hook is for another linear layer than the module at its path."""
+def _refuse_unfit(hook: Hook, module: nn.Module | None) -> None:
+    """Raise a ValueError where a hook is for another linear layer than the module at its path, or there is none."""
+    if module is None:
+        raise ValueError(f"{type(hook).__name__} is for {hook.path}; the encoder has no module of this path")
     if hook.linear is None:
         return
     shape = tuple(module.weight.shape) if isinstance(module, nn.Linear) else ()

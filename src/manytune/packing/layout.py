@@ -1,7 +1,7 @@
 """Token-flat batches: the sequences of all runs of a pack laid end to end, without padding.
 
 Shape letters used throughout `packing`:
-    R runs of the pack        B sequences of one run in this batch     S = R * B sequences
+    R runs of the pack        B sequences of the run that has most in this batch     S sequences of all runs
     T tokens in all           N attention slots (tokens and padding)   H hidden width
 """
 
@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def runs(self) -> int:
-        """R, the number of runs."""
+        """R, the number of runs, with those that have no row here."""
         return len(self.token_bounds) - 1
 
     @property
@@ -105,19 +105,22 @@ def bucket_length(lengths: np.ndarray) -> np.ndarray:
 
 def build_layout(
     data: Encoded,  # the task's encoded rows
-    # for each of the R runs, the rows of its batch (int64, the same number B for every run)
+    # for each of the R runs, the rows of its batch, int64; a run that takes no part in this pass has none
     rows: Sequence[np.ndarray],
     *,
-    first_index: int = 0,  # index, in the run's batch of this optimizer step, of the first row given here
+    # index, in the run's batch of this optimizer step, of the first row given here; one for all runs or one for each
+    first_index: int | Sequence[int] = 0,
     device: torch.device | str = "cpu",  # where the tensors go
     rounded: bool = True,  # add padding rows, so that T takes few values (see `row_count`)
 ) -> Layout:
-    """Lay out the rows that each run has drawn."""
-    per_run = {len(run) for run in rows}
-    if len(per_run) != 1 or 0 in per_run:
-        raise ValueError(f"every run needs the same number of rows, at least one; got {[len(r) for r in rows]}")
+    """Lay out the rows that each run has drawn; raises ValueError where no run has any, or a row has no token."""
+    counts = np.array([len(run) for run in rows], dtype=np.int64)
+    if not counts.any():
+        raise ValueError(f"at least one run needs a row; got {counts.tolist()}")
     flat_rows = np.concatenate(rows)
-    count = len(rows[0])
+    sequence_run = np.repeat(np.arange(len(rows)), counts)
+    sequence_bounds = np.concatenate([[0], np.cumsum(counts)])
+    index_in_run = np.arange(len(flat_rows)) - (sequence_bounds[:-1] - first_index)[sequence_run]
     lengths = data.offsets[flat_rows + 1] - data.offsets[flat_rows]
     if lengths.min() < 1:
         raise ValueError("a row without tokens cannot be laid out")
@@ -149,18 +152,17 @@ def build_layout(
         )
         for first, length, members in spans
     )
-    sequence_bounds = tuple(range(0, len(flat_rows) + 1, count))
     return Layout(
         ids=put(data.ids[source][None]),
         types=put(data.types[source][None]),
         within=put(within),
-        token_bounds=(0, *(int(e) for e in ends[count - 1 :: count])),
-        sequence_bounds=sequence_bounds,
-        token_run=put(sequence_of_token // count),
-        sequence_index=put(sequence_of_token % count + first_index),
+        token_bounds=tuple(np.concatenate([[0], ends])[sequence_bounds].tolist()),
+        sequence_bounds=tuple(sequence_bounds.tolist()),
+        token_run=put(sequence_run[sequence_of_token]),
+        sequence_index=put(index_in_run[sequence_of_token]),
         starts=put(starts),
         lengths=put(lengths),
-        sequence_run=put(np.arange(len(flat_rows)) // count),
+        sequence_run=put(sequence_run),
         slot_token=put(slot_token),
         slot_padding=put(np.flatnonzero(padding)),
         token_slot=put(token_slot),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manytune.models.loading import Backbone
-from manytune.packing.bank import Bank, Member
+from manytune.packing.bank import Bank, Earlier, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys
 from manytune.packing.flat_passes import FlatPasses
@@ -31,7 +31,7 @@ class PackedModel:
         fused: bool = True,  # use our own encoder layers where the family has them; results are the same to rounding
     ) -> None:
         self.device = torch.device(device)
-        self.seeds = [member.seed for member in members]  # of the runs now in the pack, in order
+        self.members = list(members)  # the runs now in the pack, in order
         self.bank = Bank()  # every tensor that belongs to a run
         self.context = Context(dtype, choose_kernels(self.device))
         if len(members) > 1 and any(member.adaptation.weights for member in members):
@@ -44,14 +44,20 @@ class PackedModel:
         self._head = PackedHead(backbone.model_spec.head, members, self.bank, self.device)
 
     @property
+    def seeds(self) -> list[int]:
+        """Of the runs now in the pack, in order."""
+        return [member.seed for member in self.members]
+
+    @property
     def rounds_rows(self) -> bool:
         """Whether batches are to be laid out `rounded`: not for products of our own, which serve any number of rows."""
         return not (self.context.kernels.multiplies and self.context.dtype == torch.float32)
 
-    def forward(self, layout: Layout, *, step: int | None = None) -> Tensor:
+    def forward(self, layout: Layout, *, step: int | Sequence[int] | None = None) -> Tensor:
         """Logits [R, B, outputs] in fp32 of a packed batch sorted by run.
 
-        The optimizer step keys the dropout masks; None evaluates, without dropout.
+        Of a run with fewer sequences than B, what stands behind its own logits means nothing. The optimizer step, one
+        for all runs or one for each, keys the dropout masks; None evaluates, without dropout.
         """
         self.context.begin(layout, None if step is None else Keys.build(layout, self.seeds, step))
         logits = self._passes.logits(layout, self._head)
@@ -65,4 +71,18 @@ class PackedModel:
         self.bank.keep(runs)
         for hooks in self._passes.hooks.values():
             hooks.forget_empty()
-        self.seeds = [self.seeds[run] for run in runs]
+        self.members = [self.members[run] for run in runs]
+
+    def rearrange(self, members: Sequence[Member], numbers: Sequence[int | None]) -> None:
+        """Let runs join: from now on the pack is of `members`, in this order.
+
+        `numbers` has for each its present number, None for a run that begins; a run whose number is missing leaves.
+        What follows is to the bit what a new model of `members` computes with the same tensors. Raises ValueError
+        where a run trains every weight: such a run is a pack of one.
+        """
+        if any(member.adaptation.weights for member in (*self.members, *members)):
+            raise ValueError("a run that trains every weight is a pack of one: no run joins it, and it joins none")
+        earlier = Earlier(self.bank.let_go(), numbers)
+        self._passes.put_in(self.bank, members, earlier)
+        self._head = PackedHead(self._head.spec, members, self.bank, self.device, earlier)
+        self.members = list(members)

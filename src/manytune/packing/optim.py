@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from manytune.packing.bank import Bank, BankTensor
-from manytune.packing.kernels import AdamWStep, AdamWTensor, Kernels
+from manytune.packing.kernels import AdamWTensor, AdamWUpdate, Kernels
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: max(0.0, 1.0 - progress),
@@ -35,26 +35,20 @@ def schedule_factor(schedule: str, step: int, warmup: int, total: int) -> float:
 
 @dataclass
 class PackedAdamW:
-    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone."""
+    """AdamW with decoupled weight decay and gradient clipping: each run as if it were alone.
 
-    bank: Bank  # its trainable tensors are updated; it may shrink between steps
+    The moments are in the bank, and the number of a run's step comes with its update: so runs may join and leave.
+    """
+
+    bank: Bank  # its trainable tensors are updated; runs may join and leave it between steps
     kernels: Kernels  # they do the arithmetic
-    _: KW_ONLY
-    # decay of `exp_avg` and of `exp_avg_sq`, the running means of the gradient and of its square
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8  # added to the root of `exp_avg_sq`
-    weight_decay: float = 0.0  # not applied to biases and norms, see `decays`
-    max_grad_norm: float = 0.0  # A run's gradient is scaled down to this norm if it is larger; 0 for no limit
-    steps: int = 0  # updates so far, for the correction of the moments' bias
 
     @torch.no_grad()
-    def step(self, learning_rates: Sequence[float]) -> None:
-        """Update every run with its own rate from the gradients in the bank, which are then freed."""
-        self.steps += 1
+    def step(self, updates: Sequence[AdamWUpdate]) -> None:
+        """Update every run of the bank in its own way from the gradients there, which are then freed."""
         tensors = [found for found in map(_adamw_tensor, self.bank.tensors) if found is not None]
-        step = AdamWStep(self.steps, learning_rates, self.betas, self.epsilon, self.weight_decay, self.max_grad_norm)
         if tensors:
-            self.kernels.adamw_(tensors, step)
+            self.kernels.adamw_(tensors, updates)
         for tensor in self.bank.tensors:
             tensor.forget_grad()
 

@@ -14,22 +14,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from transformers.activations import ACT2FN
 
 from manytune.models.families import family_of
 from manytune.models.loading import Backbone
-from manytune.packing.bank import Bank, BankTensor, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member
 from manytune.packing.context import Context, dropped
 from manytune.packing.dropout import Drop, head_keys, numbered_keys
 from manytune.packing.heads import PackedHead
-from manytune.packing.hooks import ModuleHooks, add_hooks
+from manytune.packing.hooks import HookSites, ModuleHooks
 from manytune.packing.layout import Layout
 from manytune.packing.sharing import shared
 from manytune.utils.errors import ModelError
@@ -52,7 +54,8 @@ class PaddedPasses:
         self._turn: _Turn | None = None
         prefix = backbone.model_spec.prefix
         encoder = self.model.base_model
-        self.hooks = add_hooks(bank, members, prefix, encoder, device)
+        self._sites = HookSites(prefix, encoder, device)
+        self.hooks = self._sites.hooks
         if full:
             group = bank.group(0, 1)
             for name in backbone.model_spec.tensors:
@@ -60,24 +63,36 @@ class PaddedPasses:
                 bank.add(BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False))
         # The tensors that a run's own can stand in for; what it trains beside them is added by forward hooks.
         self._parameters = {name for name, _ in self.model.named_parameters()}
-        for path, hooks in self.hooks.items():
-            module = encoder.get_submodule(path)
-            if hooks.input_scales:
-                module.register_forward_pre_hook(partial(self._before, hooks))
-            added = any(bias.name not in self._parameters for bias in hooks.biases)
-            if added or hooks.kinds & {"low_rank", "output_scales", "serial"}:
-                module.register_forward_hook(partial(self._after, hooks, f"{path}.lora"))
+        self._registered: set[tuple[str, str]] = set()  # paths of modules, and where torch's hooks are on them
+        self.put_in(bank, members)
         if self._dtype != torch.float32:
             pooler = [child for name, child in encoder.named_children() if name == "pooler"]
             for part in [child for child in self.model.children() if child is not encoder] + pooler:
                 part.forward = _in_fp32(part.forward, device.type)
 
+    def put_in(self, bank: Bank, members: Sequence[Member], earlier: Earlier | None = None) -> None:
+        """Serve other runs from now on; those that were here before keep what `earlier` has of them."""
+        self._sites.fill(bank, members, earlier)
+        for path, hooks in self.hooks.items():
+            module = self.model.base_model.get_submodule(path)
+            if hooks.input_scales and (path, "before") not in self._registered:
+                module.register_forward_pre_hook(partial(self._before, hooks))
+                self._registered.add((path, "before"))
+            added = any(bias.name not in self._parameters for bias in hooks.biases)
+            after = added or hooks.kinds & {"low_rank", "output_scales", "serial"}
+            if after and (path, "after") not in self._registered:
+                module.register_forward_hook(partial(self._after, hooks, f"{path}.lora"))
+                self._registered.add((path, "after"))
+
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
-        """[R, B, outputs] fp32."""
+        """[R, B, outputs] fp32; behind the logits of a run with fewer sequences than B stand zeros."""
         training = self.context.keys is not None
         if self.model.training is not training:
             self.model.train(training)
-        return torch.stack([self._logits_of(layout, run, head.tensors_of(run)) for run in range(layout.runs)])
+        counts = [last - first for first, last in pairwise(layout.sequence_bounds)]
+        found = {run: self._logits_of(layout, run, head.tensors_of(run)) for run, count in enumerate(counts) if count}
+        nothing = torch.zeros(0, next(iter(found.values())).shape[1], device=self._device)
+        return pad_sequence([found.get(run, nothing) for run in range(layout.runs)], batch_first=True)
 
     def _logits_of(self, layout: Layout, run: int, head: Mapping[str, Tensor]) -> Tensor:
         """[B, outputs] fp32 of one run, with its head's tensors."""

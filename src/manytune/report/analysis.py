@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from manytune.data.metrics import Metric, is_constant
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
 from manytune.report.judgement import at_look, configurations_of, judging_of, seed_plan, sign_of
+from manytune.report.names import file_key
 from manytune.report.report_data import ReportData, StudyFacts
 from manytune.report.sheets import Field, Sheet, sheet_of
 from manytune.report.task_table import MethodRow, TaskTable, tabulate
@@ -29,7 +29,6 @@ from manytune.storage.record import HistoryRow, RunRecord
 
 Array = NDArray[Any]
 
-_LONGEST_KEY = 80  # a file's name has at most 255 bytes, and the key is only a part of some names
 _CLOSE = 1e-3  # a recorded score and the one that kept logits give differ by rounding alone
 
 
@@ -170,10 +169,7 @@ def analyse(data: ReportData, problems: list[str] | None = None) -> tuple[Analys
     problems = [] if problems is None else problems
     found: list[Analysis] = []
     for (task, model), records in groups.items():
-        name = (task if models[task] == 1 else f"{task}-{model}").lower()
-        key = re.sub(r"[^a-z0-9]+", "-", name).strip("-")[:_LONGEST_KEY] or "task"
-        used = {each.key for each in found}
-        key = next(each for each in (key, *(f"{key}-{n}" for n in range(2, len(used) + 3))) if each not in used)
+        key = file_key(task if models[task] == 1 else f"{task}-{model}", {each.key for each in found})
         made = attempt(f"Without {task} on {model}", partial(_analyse, key, records, data), None, problems)
         found += [] if made is None else [made]
     return tuple(found)

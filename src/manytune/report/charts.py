@@ -1,13 +1,8 @@
-"""An analysis → charts for plotly.js, as plain data.
-
-A colour is `@name`; the page's script replaces it by the value in the current theme, light or dark.
-"""
+"""An analysis → charts for plotly.js, as plain data; `traces` says what colours are written as."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +26,7 @@ from manytune.report.series import (
 )
 from manytune.report.sheets import show
 from manytune.report.task_table import MethodRow
+from manytune.report.traces import Chart, area, short, trace
 from manytune.utils.text import counted
 
 MOST_ROWS = 14
@@ -40,26 +36,6 @@ _MOST_LINES = 60  # runs drawn as a line each; of more, only their range can be 
 _MOST_SHOWN = 24  # configurations visible at first; the legend shows the others
 _MOST_DOTS = 1000  # dev rows in a scatter plot
 _PANELS = ("", "2", "3", "4")  # what plotly appends to "x" and "y" in the names of the panels' axes
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart, and what it shows in words."""
-
-    key: str
-    title: str
-    alt: str
-    """The text for screen readers."""
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
-    height: int
-    """In pixels."""
-    narrow: dict[str, Any] | None = None
-    """Changes of the layout, and of the height, on small screens."""
-    choices: tuple[dict[str, Any], ...] = ()
-    """Other horizontal axes to choose from: title, x of every trace, whether logarithmic."""
-    caption: str = ""
-    """What the marks mean."""
 
 
 def answer_chart(analysis: Analysis) -> Chart | None:
@@ -81,7 +57,7 @@ def score_chart(analysis: Analysis, rows: Sequence[MethodRow], key: str) -> Char
     """
     look, title, leader = looks(analysis), analysis.metric.title, analysis.leader
     # Plotly's first category is the lowest one.
-    data = [trace for row in reversed(rows) for trace in _score_traces(analysis, row, look[row.label])]
+    data = [each for row in reversed(rows) for each in _score_traces(analysis, row, look[row.label])]
     ends = _readable(analysis, rows)
     if ends is not None:
         data += _beyond(data, ends, analysis.sign)
@@ -108,14 +84,14 @@ def score_chart(analysis: Analysis, rows: Sequence[MethodRow], key: str) -> Char
         caption += f"; green: less than the margin of {show(margin, 'margin')} behind the best mean"
     baselines = [each for each in baseline_lines(analysis) if ends is None or ends[0] <= each[1] <= ends[1]]
     if baselines:
-        for trace in data:
-            trace["showlegend"] = False
+        for each in data:
+            each["showlegend"] = False
         listed = [f"{name} {show(score, 'score')}" for name, score, _ in baselines]
         for words, (_, score, dash) in zip(listed, baselines, strict=True):
             line = {"color": "@muted", "width": 2, "dash": dash}
             # Unseen markers: plotly leaves room beside these, while a line would lie on the edge.
             marks = {"marker": {"size": 12, "opacity": 0}, "line": line}
-            data.append(_trace("lines+markers", [score, score], [0, 1], words, name=words, yaxis="y2", **marks))
+            data.append(trace("lines+markers", [score, score], [0, 1], words, name=words, yaxis="y2", **marks))
         # An axis of its own lets a line go from edge to edge.
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
         layout["showlegend"] = True
@@ -152,17 +128,17 @@ def _beyond(data: Sequence[dict[str, Any]], ends: tuple[float, float], sign: int
     edge = ends[0] if sign > 0 else ends[1]
     found: dict[str, tuple[str, list[str]]] = {}
     for symbol, before in (("diamond", ""), ("circle", ""), ("x-thin-open", "×")):
-        for trace in (each for each in data if each["marker"]["symbol"] == symbol):
-            off = [(x, y) for x, y in zip(trace["x"], trace["y"], strict=True) if sign * x < sign * edge]
+        for drawn in (each for each in data if each["marker"]["symbol"] == symbol):
+            off = [(x, y) for x, y in zip(drawn["x"], drawn["y"], strict=True) if sign * x < sign * edge]
             if off and (symbol != "circle" or off[0][1] not in found):
-                paint = trace["marker"]["color"].partition("/")[0]
+                paint = drawn["marker"]["color"].partition("/")[0]
                 _, words = found.setdefault(off[0][1], (paint, []))
                 words += [f"{before}{show(x, 'score')}" for x, _ in off]
     inner = edge + 0.012 * (ends[1] - ends[0]) * sign
     place = {"textposition": "middle right"} if sign > 0 else {"textposition": "middle left"}
     symbol = "triangle-left" if sign > 0 else "triangle-right"
     return [
-        _trace(
+        trace(
             "markers+text",
             [inner],
             [name],
@@ -182,7 +158,7 @@ def _score_traces(analysis: Analysis, row: MethodRow, look: Look) -> Iterable[di
     seeds = [f"seed {run.seed}" for run, _ in scored]
     dot = {"color": f"{look.paint}/0.4", "size": 7, "symbol": "circle"}
     x = [value for _, value in scored]
-    yield _trace("markers", x, [name] * len(x), f"%{{y}}, %{{text}}{score}", name=name, text=seeds, marker=dot)
+    yield trace("markers", x, [name] * len(x), f"%{{y}}, %{{text}}{score}", name=name, text=seeds, marker=dot)
     mean, ends = row.mean, analysis.seed_interval(row.label)
     if mean is not None:
         hover = f"%{{y}}, mean of {row.primary.best.count}{score}"
@@ -191,13 +167,13 @@ def _score_traces(analysis: Analysis, row: MethodRow, look: Look) -> Iterable[di
             hover += f"<br>95 % {show(ends[0], 'score')} to {show(ends[1], 'score')}"
             arms = {"array": [ends[1] - mean], "arrayminus": [mean - ends[0]], "symmetric": False}
             marks["error_x"] = {"type": "data", **arms, "color": look.paint, "thickness": 2.5, "width": 5}
-        yield _trace("markers", [mean], [name], hover, name=f"{name}, mean", **marks)
+        yield trace("markers", [mean], [name], hover, name=f"{name}, mean", **marks)
     failed = {run.seed: run.best_score for run in row.failures if run.best_score is not None}
     if failed:
         seeds = [f"seed {seed} did not train" for seed in failed]
         cross = {"color": "@caution", "size": 10, "symbol": "x-thin-open", "line": {"width": 2.5}}
         x, y, hover = list(failed.values()), [name] * len(failed), f"%{{y}}, %{{text}}{score}"
-        yield _trace("markers", x, y, hover, name=f"{name}, did not train", text=seeds, marker=cross)
+        yield trace("markers", x, y, hover, name=f"{name}, did not train", text=seeds, marker=cross)
 
 
 def curve_chart(analysis: Analysis) -> Chart | None:
@@ -235,17 +211,17 @@ def draw_curves(
                 line = {"color": f"{drawn.paint}/0.35", "width": 1, "dash": drawn.dash}
                 hover = f"{name}, seed {seed} ({state})<br>step %{{x}}: %{{y:.4g}}"
                 facts = shared | {"name": f"{name}, seed {seed}", "showlegend": False, "line": line}
-                data.append(_trace("lines", steps, _short(values), hover, **facts))
+                data.append(trace("lines", steps, short(values), hover, **facts))
             if curve.steps and curve.low != curve.high:
-                low, high = _short(curve.low), _short(curve.high)
-                data.append(_area(curve.steps, low, high, f"@{drawn.color}/0.08", name=f"{name}, range", **shared))
+                low, high = short(curve.low), short(curve.high)
+                data.append(area(curve.steps, low, high, f"@{drawn.color}/0.08", name=f"{name}, range", **shared))
             if curve.steps:
                 mode = "lines+markers" if len(curve.steps) <= 30 else "lines"
                 hover = f"{name}, mean<br>step %{{x}}: %{{y:.4g}}"
                 facts = shared | {"name": name, "showlegend": index == 0}
                 facts["line"] = {"color": drawn.paint, "width": 2.5, "dash": drawn.dash}
                 facts["marker"] = {"symbol": drawn.symbol, "size": 6, "color": drawn.paint}
-                data.append(_trace(mode, curve.steps, _short(curve.mean), hover, **facts))
+                data.append(trace(mode, curve.steps, short(curve.mean), hover, **facts))
         line_of_panels, column = divmod(index, 2)
         across, down = [0.55 * column, 0.45 + 0.55 * column], [0.0, 0.43] if line_of_panels else [0.57, 1.0]
         heading = {"text": title, "standoff": 6}
@@ -274,19 +250,19 @@ def axis_chart(axis: Axis, analysis: Analysis) -> Chart | None:
     data: list[dict[str, Any]] = []
     for sweep in sweeps:
         look, name, x = sweep.look, sweep.look.markup, [value for value, _ in sweep.known]
-        data.append(_area(x, sweep.band(-1), sweep.band(1), f"@{look.color}/0.15", legendgroup=name))
+        data.append(area(x, sweep.band(-1), sweep.band(1), f"@{look.color}/0.15", legendgroup=name))
         facts: dict[str, Any] = {"name": name, "legendgroup": name}
         facts["text"] = [counted(best.count, "seed") for _, best in sweep.known]
         facts["line"] = {"color": f"@{look.color}", "width": 2.5, "dash": look.dash}
         facts["marker"] = {"color": f"@{look.color}", "size": 9, "symbol": look.symbol}
         hover = f"{name}, %{{x}}<br>{metric} %{{y:.4f}}, %{{text}}"
-        data.append(_trace("lines+markers", x, sweep.band(0), hover, **facts))
+        data.append(trace("lines+markers", x, sweep.band(0), hover, **facts))
     values = sorted({value for sweep in sweeps for value, _ in sweep.points})
     for look, mean, dash in references(analysis, axis):
         name = f"best {look.markup}" if " " in look.name else look.markup
         line = {"color": f"@{look.color}", "width": 2, "dash": dash}
         ends = [values[0], values[-1]]
-        data.append(_trace("lines", ends, [mean, mean], f"{look.markup}: %{{y:.4f}}", name=name, line=line))
+        data.append(trace("lines", ends, [mean, mean], f"{look.markup}: %{{y:.4f}}", name=name, line=line))
     listed = "; ".join(
         f"{sweep.name}: "
         + ", ".join(f"{axis.prefix}{show(value, axis.kind)} {show(row.mean, 'score')}" for value, row in sweep.points)
@@ -320,13 +296,13 @@ def cost_chart(analysis: Analysis) -> Chart | None:
         )
     cost, first = costs[0], choices[0]
     line = {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "linear"}
-    data = [_trace("lines", first["x"][0], first["y"][0], name="Pareto front", line=line)]
+    data = [trace("lines", first["x"][0], first["y"][0], name="Pareto front", line=line)]
     for row, x, y, text in zip(rows, first["x"][1:], first["y"][1:], first["text"][1:], strict=True):
         drawn, deviation = look[row.label], row.primary.best.deviation or 0
         hover = f"{drawn.markup}<br>%{{text}}<br>{metric.title} %{{y:.4f}}"
         bar = {"type": "data", "array": [deviation], "color": f"{drawn.paint}/0.6"}
         marker = {"color": drawn.paint, "symbol": drawn.symbol, "size": 12}
-        data.append(_trace("markers", x, y, hover, name=drawn.markup, text=text, error_y=bar, marker=marker))
+        data.append(trace("markers", x, y, hover, name=drawn.markup, text=text, error_y=bar, marker=marker))
     listed = "; ".join(
         f"{look[row.label].name} {show(cost.value(row), cost.kind)}, {show(row.mean, 'score')}" for row in rows
     )
@@ -348,30 +324,13 @@ def scatter_chart(analysis: Analysis) -> Chart | None:
     order = np.argsort(best.labels, kind="stable")
     drawn = order[np.unique(np.linspace(0, len(order) - 1, _MOST_DOTS, dtype=int))]
     look, ends = looks(analysis)[best.row.label], [float(best.labels.min()), float(best.labels.max())]
-    x, y = (_short(values[drawn].tolist()) for values in (best.labels, best.predictions.mean(0)))
+    x, y = (short(values[drawn].tolist()) for values in (best.labels, best.predictions.mean(0)))
     dots = {"color": f"{look.paint}/0.45", "size": 6, "symbol": look.symbol}
     line = {"color": "@muted", "width": 1.5, "dash": "dot"}
     data = [
-        _trace("lines", ends, ends, name="as labelled", line=line),
-        _trace("markers", x, y, "target %{x}<br>predicted %{y}", name="dev rows", marker=dots),
+        trace("lines", ends, ends, name="as labelled", line=line),
+        trace("markers", x, y, "target %{x}<br>predicted %{y}", name="dev rows", marker=dots),
     ]
     layout = {"xaxis": {"title": {"text": "target"}}, "yaxis": {"title": {"text": "prediction"}}}
     alt = f"Predictions of {look.name} against targets: {len(drawn)} dev rows, the dotted line where both are equal."
     return Chart(f"{analysis.key}-chart-scatter", "Predictions against targets", alt, data, layout, 400)
-
-
-def _trace(mode: str, x: Iterable[Any], y: Iterable[Any], hover: str = "", **rest: Any) -> dict[str, Any]:
-    """A trace of plotly; without a text in `hover`, none is shown under the pointer."""
-    shown = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
-    return {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), **shown, **rest}
-
-
-def _area(x: Sequence[float], low: Sequence[Any], high: Sequence[Any], color: str, **rest: Any) -> dict[str, Any]:
-    """The area between two lines: along the upper one and back along the lower one."""
-    fill: dict[str, Any] = {"fill": "toself", "fillcolor": color, "line": {"width": 0}, "showlegend": False}
-    return _trace("lines", [*x, *reversed(x)], [*high, *reversed(low)], **fill, **rest)
-
-
-def _short(values: Sequence[float]) -> list[float | None]:
-    """Five digits: more cannot be seen, and the page would be twice as large; what is not finite is a gap."""
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+from manytune.config.spaces import search_spaces
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, about_axis, answer
 from manytune.report.breakdown import best_predictions, breakdown_sheets
 from manytune.report.charts import (
-    Chart,
     answer_chart,
     axis_chart,
     cost_chart,
@@ -20,11 +18,11 @@ from manytune.report.charts import (
     every_score_chart,
     scatter_chart,
 )
-from manytune.report.drawing import Drawing, draw
+from manytune.report.drawing import draw
 from manytune.report.guard import attempt
 from manytune.report.mistakes import disagreement_sheet, mistake_sheet
 from manytune.report.published import published_sheet
-from manytune.report.report_data import ReportData, provenance_facts
+from manytune.report.report_data import ReportData, SearchStudy, provenance_facts
 from manytune.report.score_sheets import (
     axis_sheet,
     baseline_sheet,
@@ -37,25 +35,17 @@ from manytune.report.score_sheets import (
     score_sheets,
     standing_sheet,
 )
+from manytune.report.search_part.search_facts import SearchFacts, searches_of
+from manytune.report.search_part.search_section import SearchContent, search_content
+from manytune.report.search_part.search_words import judged_on, more_to_say, state_line, still_to_confirm
+from manytune.report.sections import Section, make_section, writable
 from manytune.report.series import looks, loss_rises, swept_axes
-from manytune.report.sheets import Column, Sheet, show, to_csv, to_markdown, to_tex
+from manytune.report.sheets import Column, Sheet, show
+from manytune.report.traces import Chart
 from manytune.report.views import status_line
 from manytune.stats.claims import LEVEL, Verdict
 from manytune.storage.record import RunRecord
 from manytune.utils.text import counted
-
-
-@dataclass(frozen=True, eq=False)
-class Section:
-    """One section of a task's report."""
-
-    key: str
-    title: str
-    text: tuple[str, ...]  # paragraphs; they say what is missing, and why
-    charts: tuple[Chart, ...] = ()
-    sheets: tuple[Sheet, ...] = ()
-    folded: tuple[Sheet, ...] = ()  # long tables, closed at first
-    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +56,8 @@ class TaskContent:
     answer: Answer
     picture: Chart | None
     """The answer, drawn."""
+    judged: str
+    """Which rows chose what is compared and which judge it, where a search chose it; else empty."""
     parts: tuple[Section, ...]
 
     @property
@@ -93,12 +85,23 @@ class Content:
     """Tables over all tasks."""
     studies: tuple[tuple[str, str], ...]
     """Name and effective YAML of each study."""
+    searches: tuple[SearchContent, ...] = ()
+    """What searched, by study and task."""
+    unconfirmed: tuple[str, ...] = ()
+    """What is still to be judged of searches, in sentences."""
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
         """All tables."""
-        parts = (part for task in self.tasks for part in task.parts)
+        parts = [part for task in self.tasks for part in task.parts]
+        parts += [part for search in self.searches for part in search.parts]
         return (*self.overall, *(sheet for part in parts for sheet in (*part.sheets, *part.folded)), *self.provenance)
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """All charts."""
+        found = [chart for task in self.tasks for chart in task.charts]
+        return (*found, *(chart for search in self.searches for chart in search.charts))
 
 
 def compose(data: ReportData) -> Content:
@@ -107,33 +110,65 @@ def compose(data: ReportData) -> Content:
     analyses = analyse(data, problems)
     planned = {(run.task, run.model): None for study in data.studies for run in study.status.runs}
     ended = {(run.task, run.model) for run in data.records}
-    overall = attempt("GLUE's average could not be made", partial(_writable, glue_sheet, analyses), (), problems)
-    provenance = attempt("Provenance could not be listed", partial(_writable, _provenance, data.records), (), problems)
+    overall = attempt("GLUE's average could not be made", partial(writable, glue_sheet, analyses), (), problems)
+    records = (*data.records, *(run for search in data.searches for run in search.trials))
+    provenance = attempt("Provenance could not be listed", partial(writable, _provenance, records), (), problems)
+    searched = [
+        (each, attempt("The search could not be read", partial(_facts, each, analyses), (), problems))
+        for each in data.searches
+    ]
+    alone = [study.study for study in data.studies if study.chosen_by is None]
+    named = (*(each.study for each in data.searches), *alone)
+    unconfirmed = tuple(
+        sentence for each in data.searches for sentence in (*still_to_confirm(each), *more_to_say(each))
+    )
+    pending = any(study.status.counts["pending"] for study in data.studies)
     return Content(
-        title=", ".join(dict.fromkeys(study.study.name for study in data.studies)),
-        state=tuple(status_line(study.status) for study in data.studies),
-        complete=not any(study.status.counts["pending"] for study in data.studies),
+        title=", ".join(dict.fromkeys(study.name for study in named)),
+        state=(
+            *(state_line(each.study.name, facts) for each, facts in searched),
+            *(status_line(study.status) for study in data.studies),
+        ),
+        complete=not pending and not any(each.unconfirmed for each in data.searches),
         tasks=tuple(map(_task, analyses)),
         waiting=tuple(f"{task} on {model}" for task, model in planned if (task, model) not in ended),
         provenance=provenance,
         problems=tuple(problems),
         overall=overall,
-        studies=tuple((study.study.name, study.study.to_yaml()) for study in data.studies),
+        studies=tuple((study.name, study.to_yaml()) for study in named),
+        searches=tuple(search_content(facts) for _, each in searched for facts in each),
+        unconfirmed=unconfirmed,
     )
+
+
+def _facts(given: SearchStudy, analyses: Sequence[Analysis]) -> tuple[SearchFacts, ...]:
+    """A study's searches, with what the study says of them, and what their winners score."""
+    study = given.study
+    spaces = {(task, space.name): space.dimensions for task in study.task_names for space in search_spaces(study, task)}
+    margins = {task: study.margin_of(task) for task in study.task_names}
+    found = searches_of(given.trials, search=study.search, confirm=study.confirm, dimensions=spaces, margins=margins)
+    rows = [
+        (each.table.task, row)
+        for each in analyses
+        for row in each.rows
+        if any(one.chosen_by is study for one in each.studies)
+    ]
+    scores = [{row.label: row.primary.best for task, row in rows if task == facts.task} for facts in found]
+    return tuple(replace(facts, confirmed=each) for facts, each in zip(found, scores, strict=True))
 
 
 def _task(analysis: Analysis) -> TaskContent:
     problems: list[str] = []
     found = attempt(f"{analysis.title}: the answer could not be made", lambda: answer(analysis), None, problems)
     failure = f"{analysis.title}: the answer could not be drawn"
-    (picture,) = attempt(failure, lambda: _writable(answer_chart, analysis), (), problems) or (None,)
+    (picture,) = attempt(failure, lambda: writable(answer_chart, analysis), (), problems) or (None,)
     found = found or Answer(problems[0], (), (), False)
     found = replace(found, notes=(*found.notes, *problems))
-    return TaskContent(analysis, found, picture, tuple(_sections(analysis)))
+    return TaskContent(analysis, found, picture, judged_on(analysis), tuple(_sections(analysis)))
 
 
 def _sections(analysis: Analysis) -> Iterable[Section]:
-    section = partial(_section, analysis)
+    section = partial(make_section, analysis, analysis.title)
     scores = (score_sheets, baseline_sheet, parts_sheet, left_out_sheet)
     yield section("scores", "Scores", charts=(every_score_chart,), sheets=scores, folded=(run_sheet,))
     yield section("statistics", "Statistics", _about_statistics, sheets=(comparison_sheet, standing_sheet))
@@ -160,49 +195,6 @@ def _sections(analysis: Analysis) -> Iterable[Section]:
     )
     none = "Mistakes cannot be shown: the dev sentences, or predictions of a run that finished, are not here."
     yield section("mistakes", "Worst mistakes", sheets=(mistake_sheet, disagreement_sheet), without=none)
-
-
-def _section(
-    analysis: Analysis,
-    key: str,
-    title: str,
-    text: Callable[[Analysis], Iterable[str]] = lambda analysis: (),
-    *,
-    charts: Sequence[Callable[[Analysis], Any]] = (),
-    sheets: Sequence[Callable[[Analysis], Any]] = (),
-    folded: Sequence[Callable[[Analysis], Any]] = (),
-    without: str = "",
-) -> Section:
-    """A section, with a sentence for each chart and table that could not be made; `without` where there is no table."""
-    problems: list[str] = []
-
-    def made(what: str, *functions: Callable[[Analysis], Any]) -> tuple[Any, ...]:
-        failure = f"{analysis.title}, {title}: {what} could not be made"
-        results = (attempt(failure, partial(_writable, make, analysis), (), problems) for make in functions)
-        return tuple(each for result in results for each in result)
-
-    paragraphs = made("the text", text)
-    drawn, tables, closed = made("a chart", *charts), made("a table", *sheets), made("a table", *folded)
-    paragraphs += tuple(problems)
-    if without and not tables and not paragraphs:
-        paragraphs = (without,)
-    return Section(key, title, paragraphs, drawn, tables, closed)
-
-
-def _writable(make: Callable[[Any], Any], given: Any) -> tuple[Any, ...]:
-    """What `make` makes (one thing, several or None), as a tuple; each is written once, in every form, as a trial.
-
-    So what cannot be written fails here, where it alone is lost, and not when the report's files are written.
-    """
-    made = make(given)
-    things = () if made is None else (made,) if isinstance(made, Sheet | Chart) else tuple(made)
-    for thing in things:
-        if isinstance(thing, Sheet):
-            for form in (to_csv, to_tex, to_markdown):
-                form(thing).encode()
-        elif isinstance(thing, Chart):
-            json.dumps(asdict(thing), ensure_ascii=False, allow_nan=False).encode()
-    return things
 
 
 def _about_statistics(analysis: Analysis) -> Iterable[str]:

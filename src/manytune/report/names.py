@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from manytune.methods import METHODS
 from manytune.utils.text import printable
+
+_LONGEST_KEY = 80  # a file's name has at most 255 bytes, and the key is only a part of some names
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,17 @@ def joined(names: Iterable[str], most: int | None = None) -> str:
 def capital(text: str) -> str:
     """Text that begins with a capital letter."""
     return text[:1].upper() + text[1:]
+
+
+def file_key(name: str, used: Container[str]) -> str:
+    """A key that is safe as a file name and as an anchor, and not among those that are used.
+
+    >>> file_key("CoLA-org/model", ()), file_key("cola", {"cola"})
+    ('cola-org-model', 'cola-2')
+    """
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_KEY] or "task"
+    numbered = (f"{key}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([key], numbered) if each not in used)
 
 
 def name_configurations(methods: Mapping[str, str]) -> tuple[dict[str, Name], str]:

@@ -28,7 +28,7 @@ def render_page(content: Content) -> str:
 
     Raises DependencyError where there is no plotly.js.
     """
-    charts = {chart.key: asdict(chart) for task in content.tasks for chart in task.charts}
+    charts = {chart.key: asdict(chart) for chart in content.charts}
     return render_template(
         "page.html",
         f"{content.title} · manytune",

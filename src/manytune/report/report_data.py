@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from manytune.config import Study
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
+from manytune.search.winners import read_winners
 from manytune.storage.artifacts import PREDICTIONS, Baselines, Examples, Structure
 from manytune.storage.directory import Store, StudyStatus
 from manytune.storage.growth import SeedGrowth
 from manytune.storage.lookup import altered
 from manytune.storage.record import HistoryRow, RunRecord
+from manytune.storage.test_looks import read_test_looks
 from manytune.utils.errors import StoreError
 from manytune.utils.text import counted
 
@@ -33,6 +35,29 @@ class StudyFacts:
     """What is added to its labels to tell them from another study's with other settings; mostly empty."""
     growth: SeedGrowth = field(default_factory=SeedGrowth)
     """When its scores could be seen while seeds were added."""
+    chosen_by: Study | None = None
+    """The study whose search chose its configurations; None of a study that is none of a confirm stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchStudy:
+    """A study that searched, and its trials; what it found is judged by the studies of its confirm stage."""
+
+    study: Study
+    trials: tuple[RunRecord, ...]
+    """Those that have ended."""
+    confirmed: tuple[str, ...]
+    """Tasks whose confirm stage has begun."""
+    without_winner: tuple[str, ...] = ()
+    """Tasks on which no trial learned anything, so that there is nothing to confirm."""
+    test_looks: Mapping[str, int] = field(default_factory=dict)
+    """Task → how often scores on its test file could be seen in this search."""
+
+    @property
+    def unconfirmed(self) -> tuple[str, ...]:
+        """Tasks whose confirm stage is still to come; none where the study wants none."""
+        settled = {*self.confirmed, *self.without_winner}
+        return tuple(name for name in self.study.task_names if self.study.confirm and name not in settled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +73,11 @@ class ReportData:
     structures: Mapping[tuple[str, str], Structure]  # (task, model) → its module tree, where it was kept
     baselines: Mapping[str, Baselines]  # task → what baselines score on its dev rows, where that was kept
     problems: tuple[str, ...] = ()  # files that exist but are not used, and why
+    searches: tuple[SearchStudy, ...] = ()
 
 
 def read(directories: Sequence[Path | str]) -> ReportData:
-    """Read study directories.
+    """Read study directories; of one that searches, the studies of its confirm stage, and its trials apart.
 
     Where several studies have a configuration of the same label with other settings, the study's name is added to the
     label, so that they are never averaged.
@@ -63,7 +89,23 @@ def read(directories: Sequence[Path | str]) -> ReportData:
     Warns:
         ReportWarning: The report goes without another file that is damaged or not the run's own.
     """
-    stores = [Store.open(directory) for directory in directories]
+    problems: list[str] = []
+    searches: list[SearchStudy] = []
+    stores: list[Store] = []
+    chosen_by: list[Study | None] = []
+    for store in map(Store.open, directories):
+        study = store.study()
+        judged = [store] if study.search is None else store.confirm_stores(study)
+        stores += judged
+        chosen_by += [None if study.search is None else study] * len(judged)
+        if study.search is not None:
+            begun = tuple(name for one in judged for name in one.study().task_names)
+            winners = attempt("Winners are not known", partial(read_winners, store.root), None, problems)
+            lacking = {*study.task_names} - {each.task for each in winners} if winners is not None else set()
+            seen = attempt("Looks at test files are not known", partial(read_test_looks, store.root), {}, problems)
+            looks = {task: len(each) for task, each in seen.items()}
+            without = tuple(name for name in study.task_names if name in lacking)
+            searches.append(SearchStudy(study, store.trials(), begun, without, looks))
     per_study = [store.finished_runs() for store in stores]
     counts = Counter(run_id for records in per_study for run_id in records)
     repeated = sorted(run_id for run_id, count in counts.items() if count > 1)
@@ -83,13 +125,12 @@ def read(directories: Sequence[Path | str]) -> ReportData:
         for run in ended.values()
     ]
     statuses = [store.status() for store in stores]
-    problems: list[str] = []
     growths = [
         # What is not known is taken for a look that was not planned.
         attempt("Seeds count as added after a look", store.looks, SeedGrowth(seen=(len(study.seeds),)), problems)
         for store, study in zip(stores, studies, strict=True)
     ]
-    facts = map(StudyFacts, studies, statuses, suffixes, growths)
+    facts = map(StudyFacts, studies, statuses, suffixes, growths, chosen_by)
     histories: dict[str, tuple[HistoryRow, ...]] = {}
     logits: dict[str, NDArray[Any]] = {}
     for store, ended in zip(stores, per_study, strict=True):
@@ -121,7 +162,16 @@ def read(directories: Sequence[Path | str]) -> ReportData:
                 there = structures.get((name, study.model), tree)
                 structures[name, study.model] = tree.model_copy(update={"trained": there.trained | tree.trained})
     return ReportData(
-        tuple(facts), tuple(records), histories, logits, tasks, examples, structures, baselines, tuple(problems)
+        tuple(facts),
+        tuple(records),
+        histories,
+        logits,
+        tasks,
+        examples,
+        structures,
+        baselines,
+        tuple(problems),
+        tuple(searches),
     )
 
 

@@ -29,6 +29,7 @@ _TRAINABLE_SHARE: Field = ("trainable_share", "of all", "share", lambda row: row
 
 _SELECTED = {
     "dev": "The best evaluation was chosen on dev itself, so its scores are optimistic.",
+    "none": "Each run is scored after its last step: no rows selected anything, so these scores are not optimistic.",
     "train-split": "The best evaluation was chosen on a tenth of train, so its scores on dev are not optimistic.",
 }
 
@@ -81,8 +82,10 @@ def _score_sheet(analysis: Analysis, index: int) -> Sheet:
         ("last_mean", "last: mean ± sd", "score", lambda row: row.metrics[index].last.mean),
         ("last_standard_deviation", "last: sd", "deviation", lambda row: row.metrics[index].last.deviation),
     ]
+    selected = any(selection != "none" for selection in analysis.selections)
     caption = (
-        "Mean and standard deviation over the seeds that trained, each at its best evaluation; last: at the last one. "
+        "Mean and standard deviation over the seeds that trained"
+        f"{', each at its best evaluation; last: at the last one' if selected else ''}. "
         f"{' '.join(_SELECTED[selection] for selection in analysis.selections if selection in _SELECTED)}"
     ).strip()
     if index > 0:

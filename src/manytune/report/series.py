@@ -32,6 +32,11 @@ _PALEST = 0.35  # the tone of a method's last configuration
 _POINTS = 240  # of one curve: more than a screen's width can tell apart
 
 
+def plotly_text(text: str) -> str:
+    """Text that plotly shows unchanged: it reads a subset of HTML, templates and formulas."""
+    return text.translate(_ENTITIES)
+
+
 @dataclass(frozen=True)
 class Look:
     """How a configuration is drawn, the same in every chart: line style and marker tell it apart without colour."""
@@ -43,8 +48,8 @@ class Look:
 
     @property
     def markup(self) -> str:
-        """The name as plotly shows it unchanged: it reads a subset of HTML, templates and formulas."""
-        return self.name.translate(_ENTITIES)
+        """The name as plotly shows it unchanged."""
+        return plotly_text(self.name)
 
     @property
     def paint(self) -> str:

@@ -142,6 +142,11 @@ def interval(low: float | None, high: float | None) -> str:
     return UNKNOWN if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
+def drawn(value: float) -> str:
+    """A value that was drawn from a range, in three digits: 3.12e-4, 0.0512, 12."""
+    return short_number(float(f"{value:.3g}")) if 0 < abs(value) < 0.01 else f"{value:.3g}"
+
+
 FORMATS: Mapping[str, Callable[[int | float], str]] = {
     "text": str,
     "label": str,
@@ -158,6 +163,7 @@ FORMATS: Mapping[str, Callable[[int | float], str]] = {
     "seconds": lambda value: f"{value:.1f} s" if value < 100 else duration(int(value)),
     "bytes": lambda value: decimal(int(value)),
     "rate": short_number,
+    "drawn": drawn,
 }
 """Kind of a column → how its numbers are shown. A `label` is a configuration's, shown as its name; a `deviation` is
 shown behind the number before it."""

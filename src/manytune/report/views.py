@@ -98,6 +98,17 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         known = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
         return f"{', '.join(known)} (step {step})" if known else None
 
+    trial = record.trial
+    rungs = (
+        ""
+        if trial is None
+        else ", ".join(
+            f"step {rung.step}: {'no number' if rung.score is None else f'{rung.score:.4f}'}"
+            f"{'' if rung.kept else ' (pruned)'}"
+            for rung in trial.rungs
+        )
+    )
+    searched = {} if trial is None else {"trial": f"{trial.number} of {trial.space}", "rungs": rungs or None}
     return {
         "run": record.run_id,
         "state": record.state,
@@ -109,6 +120,7 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
         "best": scores(record.scores, record.best_step),
         "last": scores(record.last_scores, record.steps),
         "parameters": parameters,
+        **searched,
         "training": ", ".join(fact for fact in training if fact) or None,
         "peak memory": None if peak is None else f"{decimal(peak)} (whole pack)",
         "notes": "; ".join(record.notes) or None,
@@ -127,16 +139,24 @@ def history_table(rows: Sequence[HistoryRow]) -> Table:
 
 
 def closing_lines(
-    directory: Path, failed: Sequence[RunRecord], page: Path | None = None, seeds: int | None = None
+    directory: Path,
+    failed: Sequence[RunRecord],
+    page: Path | None = None,
+    seeds: int | None = None,
+    *,
+    searched: bool = False,
 ) -> list[str]:
     """Where the results are, what to do about runs that failed, and how to get a verdict where `seeds` are too few."""
+    results = shlex.quote(str(directory))
+    each = "trial" if searched else "run"
     lines = [
         f"Results: {directory}",
         *(report_lines(page) if page else []),
-        f"Every run: manytune status {directory}; one run: manytune show {directory} RUN",
+        f"Every {each}: manytune status {results}; one {each}: manytune show {results} RUN",
     ]
-    if seeds is not None and seeds < MINIMUM_SEEDS:
-        results = shlex.quote(str(directory))
+    if searched:
+        lines.append(f"The best settings as a study file: manytune best {results}")
+    elif seeds is not None and seeds < MINIMUM_SEEDS:
         lines.append(f"Seeds enough for a verdict: manytune extend {results} --seeds {MINIMUM_SEEDS}")
     if failed:
         lines.append(f"{counted(len(failed), 'run')} failed:")

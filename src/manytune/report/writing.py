@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from manytune.report.folder import write_folder
 from manytune.report.guard import attempt
 from manytune.report.page import render_page
 from manytune.report.report_data import read, without_examples
+from manytune.report.search_part.search_summary import search_summary
+from manytune.report.sections import Section
 from manytune.report.sheets import to_csv, to_markdown, to_tex
 from manytune.report.task_table import MethodRow
 from manytune.storage.directory import Store
@@ -26,7 +28,7 @@ from manytune.utils.errors import StoreError
 from manytune.utils.files import read_text
 from manytune.utils.text import markdown, parse_json
 
-SUMMARY_VERSION = 2
+SUMMARY_VERSION = 3
 _MOST_SUMMARY = 2**30  # bytes
 
 
@@ -44,7 +46,8 @@ def write_report(
     """
     if out is None and len(directories) != 1:
         raise StoreError("--out is missing: several studies make one report together; give the directory for it.")
-    stores = [Store.open(directory) for directory in directories]
+    opened = [Store.open(directory) for directory in directories]
+    stores = [each for store in opened for each in (store, *store.confirm_stores())]
     target = Path(out) if out is not None else stores[0].report_dir
     if out is None and target.is_symlink():
         raise StoreError(f"{target} is a link, which a report does not follow by itself. Name the folder with --out.")
@@ -81,6 +84,10 @@ def files_of(content: Content) -> dict[str, str | bytes]:
     summaries = [
         attempt(f"{task.analysis.title}: no summary", partial(_summary, task), None, problems) for task in content.tasks
     ]
+    named = [
+        (f"{each.facts.title}, the search: no summary", partial(search_summary, each)) for each in content.searches
+    ]
+    searches = [found for failure, make in named if (found := attempt(failure, make, None, problems)) is not None]
     content = replace(content, problems=tuple(problems))
     files["report.md"] = _markdown(content, files)
     summary = {
@@ -88,6 +95,7 @@ def files_of(content: Content) -> dict[str, str | bytes]:
         "studies": [name for name, _ in content.studies],
         "complete": content.complete,
         "tasks": [each for each in summaries if each is not None],
+        "search": searches,
         "waiting": list(content.waiting),
         "problems": list(content.problems),
     }
@@ -99,6 +107,7 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
     lines = [f"# {markdown(content.title)}", *map(markdown, content.state), *map(markdown, content.problems)]
     if not content.complete:
         lines.append("This study is not complete: what follows is a report so far.")
+    lines += [markdown(line) for line in content.unconfirmed]
     for sheet in content.overall:
         lines += [f"## {markdown(sheet.title)}", markdown(sheet.caption), to_markdown(sheet).rstrip()]
     for task in content.tasks:
@@ -107,6 +116,7 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
         if analysis.table.constants:
             lines.append(f"Settings not in the names: {markdown(analysis.table.constants)}.")
         lines.append(f"**{markdown(task.answer.headline)}**")
+        lines.append(markdown(task.judged))
         if task.picture is not None and (figure := f"figures/{analysis.key}-scores.png") in files:
             lines.append(f"![{markdown(task.picture.alt)}]({figure})")
         lines.append("\n".join(f"- {markdown(point.text)}" for point in task.answer.points))
@@ -117,11 +127,19 @@ def _markdown(content: Content, files: Mapping[str, str | bytes]) -> str:
             if part.charts and (figure := f"figures/{analysis.key}-{part.key}.png") in files:
                 alt = next((chart.alt for chart in part.charts), part.title)
                 lines.append(f"![{markdown(alt)}]({figure})")
-            for sheet in (*part.sheets, *part.folded):
-                lines += [f"**{markdown(sheet.title)}** {markdown(sheet.caption)}", to_markdown(sheet).rstrip()]
+            lines += _tables(part)
+    for search in content.searches:
+        lines.append(f"## The search on {markdown(search.facts.title)}")
+        for part in search.parts:
+            lines += [f"### {part.title}", *map(markdown, part.text), *_tables(part)]
     for sheet in content.provenance:
         lines += [f"## {markdown(sheet.title)}", to_markdown(sheet).rstrip()]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _tables(part: Section) -> Iterable[str]:
+    for sheet in (*part.sheets, *part.folded):
+        yield from (f"**{markdown(sheet.title)}** {markdown(sheet.caption)}", to_markdown(sheet).rstrip())
 
 
 def _summary(task: TaskContent) -> Any:
@@ -135,6 +153,7 @@ def _summary(task: TaskContent) -> Any:
             "metric": analysis.metric.name,
             "higher_is_better": analysis.metric.higher_is_better,
             "selection": list(analysis.selections),
+            "judged": task.judged or None,
             "answer": {
                 "headline": task.answer.headline,
                 "decided": task.answer.decided,

@@ -10,6 +10,7 @@ OUT/runs/<run-id>/best/        the snapshot
 OUT/runs/<run-id>/predictions.npz, OUT/tasks/<task>/  see `artifacts`
 OUT/packs/<pack-id>/           what a killed pack needs to go on
 OUT/report/                    the page, tables and figures
+OUT/confirm/<task>/            of a study that searches: the study of its winners, a directory like this one
 OUT/lock                       who works on it, while someone does; see `lock`
 """
 
@@ -354,6 +355,26 @@ class Store:
         records = self._records(planned)
         return {run.id: records[run.id] for run in planned if run.id in records}
 
+    def trials(self) -> tuple[RunRecord, ...]:
+        """Records of a search's trials that have ended, by task in the study's order, and as they began."""
+        order = {task: at for at, task in enumerate(self.study().task_names)}
+        found = [(record.trial, record) for record in self._records(()).values()]
+        trials = [
+            (order.get(record.task, len(order)), trial.began, trial.number, record.run_id, record)
+            for trial, record in found
+            if trial is not None
+        ]
+        return tuple(record for *_, record in sorted(trials, key=lambda each: each[:4]))
+
+    def confirm_dir(self, task: str) -> Path:
+        """Where the winners of a task are confirmed, in a study that searches."""
+        return self.root / "confirm" / _checked_id(task, "task")
+
+    def confirm_stores(self, study: Study | None = None) -> list[Store]:
+        """Directories of the confirm stage that are there, in the order of the study's tasks."""
+        folders = (self.confirm_dir(task) for task in (study or self.study()).task_names)
+        return [Store.open(folder) for folder in folders if (folder / "study.yaml").is_file()]
+
     def reset_run(self, run_id: str) -> None:
         """Remove all that was written of a run, its record first, so that it is pending again."""
         directory = self.run_dir(run_id)
@@ -406,8 +427,8 @@ def named_directory(root: Path | str) -> Path:
 
 
 def adds_to(study: Study, other: Study) -> bool:
-    """Whether the other study has all runs of a study, whatever else it has."""
-    return {run.id for run in plan_runs(study)} <= {run.id for run in plan_runs(other)}
+    """Whether the other study has all runs of a study, whatever else it has; of a search nobody knows them before."""
+    return study.search is None and {run.id for run in plan_runs(study)} <= {run.id for run in plan_runs(other)}
 
 
 def _refuse_unwritable(root: Path) -> None:

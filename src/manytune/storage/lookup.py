@@ -35,6 +35,28 @@ def one_run(start: str, run_ids: Sequence[str], directory: object) -> str:
     raise StoreError(f"There is no run {start!r}.{hint} {see_all}")
 
 
+def open_trained(directory: Path | str, task: str | None = None) -> Store:
+    """The study directory whose runs can be used: of a study that searches, that of the winners of a task.
+
+    `task` is the one that a user named. Raises StoreError where there is none yet, StudyError where it is not clear.
+    """
+    store = Store.open(directory)
+    study = store.study()
+    if study.search is None:
+        return store
+    confirmed = {each.root.name: each for each in store.confirm_stores(study)}
+    if not confirmed:
+        raise StoreError(
+            f"{store.root} holds a search whose winners have not been trained again, and trials keep no snapshots. "
+            f"Go on with `manytune run`, or train the best settings: manytune best {store.root} > study.yaml"
+        )
+    if task is not None and task not in confirmed:
+        raise StudyError(f"--task: {choices(task, confirmed)}")
+    if task is None and len(confirmed) > 1:
+        raise StudyError(f"--task: the search is of several tasks, {listed(list(confirmed))}; name one.")
+    return confirmed[task] if task is not None else next(iter(confirmed.values()))
+
+
 def chosen_records(store: Store, runs: str, task: str | None) -> tuple[RunRecord, ...]:
     """The records of the runs that a user chose to predict with, or to export.
 
@@ -129,6 +151,6 @@ def refuse_own_folders(stores: Iterable[Store], target: Path) -> None:
     """Refuse, by a StoreError, to write what a user asked for into a folder of a study's own files."""
     real = Path(os.path.realpath(target))
     for store in stores:
-        for name in OWN_FOLDERS:
+        for name in (*OWN_FOLDERS, "confirm"):
             if real.is_relative_to(os.path.realpath(store.root / name)):
                 raise StoreError(f"{target} is among the study's own files in {store.root}; give a name elsewhere.")

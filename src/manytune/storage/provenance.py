@@ -6,8 +6,9 @@ OUT/provenance.json   kind → name → value, such as versions → torch → 2.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -32,6 +33,21 @@ def changes(root: Path, now: StudyProvenance) -> list[str]:
         for kind, names in now.items()
     }
     return differences(known, {kind: dict(names) for kind, names in now.items()})
+
+
+def refuse_changes(
+    root: Path, now: StudyProvenance, say: Callable[[str, Literal["warning"]], None], *, accept_changes: bool
+) -> None:
+    """Raise StoreError where something has changed; with `accept_changes`, say it."""
+    if not (changed := changes(root, now)):
+        return
+    lines = "\n".join(f"  {line}" for line in changed)
+    if not accept_changes:
+        raise StoreError(
+            f"What the results in {root} rest on has changed since they were begun:\n{lines}\n"
+            "Go back to that, give another --out, or --accept-changes to go on all the same."
+        )
+    say(f"Accepted changes:\n{lines}", "warning")
 
 
 def keep(root: Path, now: StudyProvenance) -> None:

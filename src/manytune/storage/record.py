@@ -28,7 +28,7 @@ from pydantic import (
 from manytune.utils.errors import StoreError
 from manytune.utils.text import counted, parse_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by every field that is added, renamed or dropped."""
 
 _FEW_STEPS = 100
@@ -149,6 +149,44 @@ class Provenance(_FrozenModel):
     """When the run ended (with time zone)."""
 
 
+class Rung(_FrozenModel):
+    """A trial at one of the steps at which a search compares trials."""
+
+    step: Whole
+    """Optimizer steps that it had taken."""
+    score: float | None
+    """The primary metric then, on the rows that select; None where it was no number."""
+    kept: bool
+    """Whether it went on."""
+
+
+class Trial(_FrozenModel):
+    """What a run is in a search: the place that it has there, and what was decided of it."""
+
+    space: str
+    """The search space that its settings are drawn from, such as "lora"."""
+    number: Whole
+    """From 0, in the order in which the trials of the space began."""
+    settings: dict[str, JsonValue]
+    """The searched settings with the values it has: `learning_rate`, `rank`, `training.epochs`, …"""
+    unpruned: bool
+    """Whether it was chosen beforehand to train to its end whatever it scores."""
+    rungs: list[Rung] = Field(default_factory=list)
+    """In the order of their steps."""
+    total_steps: Whole
+    """Optimizer steps that it takes if it is not pruned."""
+    pack: str
+    """Id of the pack that it trained in."""
+    joined: Whole
+    """Steps of the pack when it joined it."""
+    left: Whole
+    """Steps of the pack when it left it."""
+    began: float
+    """Seconds of the search's work when it joined; times in which the search was stopped do not count."""
+    ended: float
+    """Seconds of the search's work when it left."""
+
+
 class RunRecord(_FrozenModel):
     """The facts of one ended run; `record.json` holds exactly this."""
 
@@ -207,6 +245,9 @@ class RunRecord(_FrozenModel):
     """Time and memory."""
     provenance: Provenance = Provenance()
     """Where the result comes from."""
+    trial: Trial | None = None
+    """What the run is in a search; its scores are then those of its last evaluation, on the rows that select, as its
+    pack saw them. None outside a search, and before version 3."""
 
     @property
     def did_not_train(self) -> bool:

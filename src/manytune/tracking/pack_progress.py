@@ -71,6 +71,8 @@ class PackObserver(Callback):
         finite = [loss for loss in losses if math.isfinite(loss)]
         pack = self._at(pack_id, step)
         pack.loss = math.fsum(finite) / len(finite) if finite else None
+        if not pack.runs:  # runs join and leave it by order
+            pack.left = len(losses)
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
         self._at(pack_id, step).best = best

@@ -66,7 +66,8 @@ class TerminalProgress(PackObserver):
             self._lines[pack_id] = self._bar.add_task(pack_id, total=total_steps, pack=self.packs[pack_id])
             self._redraw(pack_id)
         else:
-            self.on_message(f"{pack_id}: {counted(len(runs), 'run')} on {task}, {counted(total_steps, 'step')}")
+            most = "" if runs else "at most "
+            self.on_message(f"{pack_id}: {_runs(runs)} on {task}, {most}{counted(total_steps, 'step')}")
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
         super().on_step_end(pack_id, step, losses)
@@ -101,7 +102,7 @@ class TerminalProgress(PackObserver):
         if end.how == "done" and end.seconds is not None:
             best = f", best {_title(pack)} {pack.best[1]:.3f} ({pack.best[0]})" if pack.best else ""
             steps = f"{counted(pack.step, 'step')} in {duration(end.seconds)}"
-            self.on_message(f"{pack.pack_id}: {counted(len(pack.runs), 'run')}, {steps}{best}")
+            self.on_message(f"{pack.pack_id}: {_runs(pack.runs)}, {steps}{best}")
 
     def on_message(self, text: str, level: Level = "info") -> None:
         """Print a text without wrapping it or reading brackets in it as markup."""
@@ -135,6 +136,11 @@ class _FactsColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         pack: PackProgress = task.fields["pack"]
         return Text(_facts(pack, self._seconds_since(pack)))
+
+
+def _runs(runs: Sequence[str]) -> str:
+    """How many there are; of a pack that trials join and leave, nobody knows beforehand."""
+    return counted(len(runs), "run") if runs else "trials of the search"
 
 
 def _facts(pack: PackProgress, since: float) -> str:

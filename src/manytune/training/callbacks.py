@@ -66,19 +66,26 @@ class Callback:
         """A pack begins to train, or goes on from a checkpoint after `first_step` optimizer steps.
 
         `metric` is the one that selects, `runs` are ids of its runs that have no record yet, `total_steps` is how many
-        optimizer steps it takes if no run ends early.
+        optimizer steps it takes if no run ends early: of a run, or, where runs join as others leave, from the first
+        run's first to the last run's last.
         """
 
     def on_step_end(self, pack_id: str, step: int, losses: Sequence[float]) -> None:
-        """An optimizer step was taken; from another process, at most four a second are reported.
+        """Every run in a pack took an optimizer step; from another process, at most four a second are reported.
 
-        `step` counts from 1; `losses` are the training losses of the runs still in the pack.
+        `step` counts those of the pack from 1; `losses` are the training losses of the runs in it.
         """
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
-        """The runs still in a pack were evaluated after `step` steps.
+        """Runs of a pack were evaluated after `step` steps of the pack.
 
         `rows` maps run id → its newest row of history; `best` is the best run so far, also of those that have left.
+        """
+
+    def on_room(self, pack_id: str, step: int, room: int, joined: Mapping[str, int]) -> None:
+        """A pack of a search has room for so many more runs, or none, after `step` steps; called when that changes.
+
+        `joined` maps the id of each run that it has, or had, → the pack's steps when the run joined.
         """
 
     def on_checkpoint(self, pack_id: str, step: int) -> None:
@@ -106,6 +113,10 @@ class PackCallback(Callback):
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint; may raise to stop the training there."""
+
+    def is_recorded(self, run_id: str) -> bool:
+        """Whether the end of a run is kept elsewhere for good, so that later checkpoints may do without its tensors."""
+        return False
 
     def on_run_trained(self, outcome: Outcome) -> None:
         """A run has left the pack. The newest checkpoint contains its end, so it is never trained again."""

@@ -68,6 +68,7 @@ class Checkpoints:
             for name in _tensor_fields(kind):
                 tensors: dict[str, Tensor] = getattr(outcome, name)
                 if not tensors:
+                    self._written.pop((run_id, name), None)
                     continue
                 known, file = self._written.get((run_id, name), (None, ""))
                 if known is not tensors:
@@ -78,7 +79,16 @@ class Checkpoints:
                 digests[file] = self._digests[file]
             values = _adapter(kind).dump_python(outcome, mode="json", exclude={"run", *files})
             clock = asdict(each.clock)
-            runs.append({"id": run_id, "alive": each.alive, "clock": clock, "outcome": values, "files": files})
+            runs.append(
+                {
+                    "id": run_id,
+                    "alive": each.alive,
+                    "clock": clock,
+                    "joined": each.joined,
+                    "outcome": values,
+                    "files": files,
+                }
+            )
         digests[f"state-{step}.safetensors"] = self._write(f"state-{step}.safetensors", checkpoint.tensors)
         common = {"format": _FORMAT, "seconds": checkpoint.seconds, "facts": self.facts}
         roster = {**common, "runs": runs, "digests": digests}
@@ -147,7 +157,8 @@ class Checkpoints:
             outcome = _adapter(Outcome).validate_python(values)
             self._written |= {(run.id, name): (loaded[name], file) for name, file in entry["files"].items()}
             clock = _adapter(Clock).validate_python(entry["clock"])
-            runs.append(RunCheckpoint(clock, outcome, entry["alive"]))
+            # Checkpoints of before, of packs that no run could join, do not say it.
+            runs.append(RunCheckpoint(clock, outcome, entry["alive"], entry.get("joined", 0)))
         tensors = _tensors(self.directory / f"{path.stem.replace('roster', 'state')}.safetensors")
         self._digests = roster["digests"]
         return Checkpoint(runs, tensors, roster["seconds"]), roster["facts"]

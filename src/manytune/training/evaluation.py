@@ -42,28 +42,31 @@ class Evaluation(EvaluationSummary):
 def predict(model: PackedModel, data: Encoded, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Logits [R, N, outputs] in fp32 of every run on its own N rows, in the rows' order.
 
-    Rows go through the backbone sorted by length, without padding, all runs together.
+    Rows go through the backbone sorted by length, without padding, all runs together. A run of the pack without rows is
+    left out: R counts the others.
     """
     lengths = data.lengths
     orders = [np.argsort(lengths[run_rows], kind="stable") for run_rows in rows]
     sorted_rows = [run_rows[order] for run_rows, order in zip(rows, orders, strict=True)]
-    longest = np.max([lengths[run_rows] for run_rows in sorted_rows], axis=0)
+    present = [run for run, run_rows in enumerate(rows) if len(run_rows)]
+    longest = np.max([lengths[sorted_rows[run]] for run in present], axis=0)
     parts = []
-    for first, last in _chunks(longest * len(rows), _TOKENS_PER_BATCH[model.device.type]):
+    for first, last in _chunks(longest * len(present), _TOKENS_PER_BATCH[model.device.type]):
         batch = [run_rows[first:last] for run_rows in sorted_rows]
         layout = build_layout(data, batch, device=model.device, rounded=model.rounds_rows)
-        parts.append(model.forward(layout).cpu().numpy())
+        parts.append(model.forward(layout)[present].cpu().numpy())
     found = np.concatenate(parts, axis=1)
     logits = np.empty_like(found)
-    for run, order in enumerate(orders):
-        logits[run, order] = found[run]
+    for index, run in enumerate(present):
+        logits[index, orders[run]] = found[index]
     return logits
 
 
 def evaluate(model: PackedModel, task: Task, data: Encoded, rows: Sequence[NDArray[Any]]) -> tuple[Evaluation, ...]:
-    """Score every run of the pack on its own rows."""
+    """Score every run of the pack on its own rows; a run without rows is left out."""
     logits = predict(model, data, rows)
-    return tuple(_score(task, found, data.labels[run_rows]) for found, run_rows in zip(logits, rows, strict=True))
+    present = [run_rows for run_rows in rows if len(run_rows)]
+    return tuple(_score(task, found, data.labels[run_rows]) for found, run_rows in zip(logits, present, strict=True))
 
 
 def beats(metric: str, new: EvaluationSummary, old: EvaluationSummary | None) -> bool:

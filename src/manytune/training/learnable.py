@@ -10,6 +10,7 @@ from manytune.config import Study
 from manytune.data.splits import Array, Split, all_alike, train_split
 from manytune.data.tasks import Task
 from manytune.utils.errors import DataError, StudyError
+from manytune.utils.problems import dotted
 from manytune.utils.text import listed, shortened
 
 
@@ -19,12 +20,12 @@ def refuse_unlearnable(study: Study, task: Task, splits: Mapping[str, Split]) ->
     Raises StudyError where class weights do not fit the classes, or a text column has the name of a prediction column,
     and DataError where training or dev rows are all alike, or targets are beyond fp32.
     """
-    weights = study.training.class_weights
-    if isinstance(weights, tuple) and task.type.has_classes and len(weights) != len(task.labels):
-        raise StudyError(
-            f"training.class_weights: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
-            f"{listed(task.labels)}. Give one number a class."
-        )
+    for path, weights in study.class_weights():
+        if isinstance(weights, tuple) and task.type.has_classes and len(weights) != len(task.labels):
+            raise StudyError(
+                f"{dotted(path)}: {len(weights)} numbers, but {task.name} has {len(task.labels)} classes: "
+                f"{listed(task.labels)}. Give one number a class."
+            )
     for column in task.text_columns:
         if column in task.prediction_columns:
             raise StudyError(

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from manytune.config import Training
-from manytune.config.plan import Run, evaluation_steps, steps_per_epoch, total_steps, warmup_steps
-from manytune.data.splits import Encoded, epoch_order
+from manytune.config.plan import Run, pack_position
+from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
-from manytune.packing import PackedAdamW, PackedModel, build_layout, schedule_factor
+from manytune.packing import PackedAdamW, PackedModel, build_layout
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import EvaluationSummary, beats, evaluate
-from manytune.training.outcome import Checkpoint, Clock, Outcome, RunCheckpoint
+from manytune.training.live_run import Entry, LiveRun, RunSource
+from manytune.training.outcome import Checkpoint, Outcome, RunCheckpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +30,9 @@ class PackData:
 
     train: Encoded  # the task's training split
     select: Encoded  # the split that selects snapshots: dev, or train again where a share of it selects
-    train_rows: tuple[NDArray[Any], ...]  # for each run, the rows of `train` it trains on; the same number for all
+    train_rows: tuple[NDArray[Any], ...]  # for each run, the rows of `train` it trains on
     select_rows: tuple[NDArray[Any], ...]  # for each run, the rows of `select` it is scored on; the same number for all
+    selects: bool = True  # whether the best evaluation's snapshot is kept; else the last one's
 
 
 def train_pack(
@@ -37,106 +40,196 @@ def train_pack(
     runs: Sequence[Run],
     task: Task,
     data: PackData,
-    training: Training,
+    training: Training | Sequence[Training],
     callback: PackCallback,
     start: Checkpoint | None = None,
     pack_id: str = "pack",
+    source: RunSource | None = None,
+    room: int = 0,
 ) -> list[Outcome]:
-    """Train the runs of a pack to their ends; returns one outcome for each run, in the order of `runs`.
+    """Train the runs of a pack to their ends; returns one outcome for each run that the pack had.
 
-    `model`, which shrinks as runs leave, has the runs' banks in the order of `runs` and has not been trained. `start`
-    holds checkpoints of the same runs in the same order, whatever packs they were in. A checkpoint is saved after every
-    evaluation, when a run leaves, and when `callback` asks for one. `on_run_trained` is called only after a checkpoint
-    that contains the run's end, so that no run that has ended is ever trained again. Raises ValueError where `start` is
-    of other runs, or those that have not ended are at different steps.
+    A tick of the pack is one optimizer step of every run in it. Between two ticks runs leave, and runs of `source` join
+    while there are fewer than `room`: each has a clock of its own, so it does what it would do alone.
+
+    `model`, which shrinks and grows with the pack, has the banks of `runs` in their order and has not been trained; the
+    outcomes are in that order too, where no run joins. `training` is of all `runs`, or of each. `start` is a checkpoint
+    in which `runs` are those that are `packed`. A checkpoint is saved after an evaluation of all runs (where they are
+    at different steps, once each has had one), when a run joins or leaves, and when `callback` asks for one: so no run
+    joins of which a later start would not know. `on_run_trained` is called only after a checkpoint that contains the
+    run's end, so that no run that has ended is ever trained again. Raises ValueError where `start` is of other runs.
     """
-    samples = len(data.train_rows[0])
-    epoch_steps = steps_per_epoch(samples, training.batch_size, training.accumulate)
-    total = total_steps(training, samples)
-    warmup = warmup_steps(training, total)
-    evaluations = evaluation_steps(training, epoch_steps, total)
-    optimizer = PackedAdamW(
-        model.bank,
-        model.context.kernels,
-        betas=(training.adam_beta1, training.adam_beta2),
-        epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-    )
-    outcomes = [Outcome(run) for run in runs] if start is None else [each.outcome for each in start.runs]
-    batches = _Batches(data, runs, training.batch_size * training.accumulate)
-    weights = class_weights(task, training, data)
-    alive = list(range(len(runs)))
-    first, began = 0, time.perf_counter()
+    pack = _LivePack(model, task, data, callback)
+    trainings = [training] * len(runs) if isinstance(training, Training) else training
+    for run, member, own, *rows in zip(runs, model.members, trainings, data.train_rows, data.select_rows, strict=True):
+        pack.add(Entry(run, member, own, rows[0], rows[1]))
+    tick, began = 0, time.perf_counter()
     if start is not None:
-        if [outcome.run.id for outcome in outcomes] != [run.id for run in runs]:
-            raise ValueError("the checkpoint is of other runs than the pack")
-        alive, began = start.alive, began - start.seconds
-        # The model was built with all runs and shrinks to those that are left, as it did before the stop. Built with
-        # only these, its banks could form other groups, whose products may round differently.
-        model.keep(alive)
-        clocks = {(start.runs[index].clock.step, start.runs[index].clock.optimizer_steps) for index in alive}
-        if len(clocks) > 1:
-            raise ValueError(f"the runs of a pack go on from the same step, not from {sorted(clocks)}")
-        first, optimizer.steps = next(iter(clocks), (0, 0))
-        for position, index in enumerate(alive):
-            model.bank.restore(position, start.tensors_of(index))
-        for index in set(range(len(runs))) - set(alive):
-            callback.on_run_trained(outcomes[index])
+        tick, began = start.step, began - start.seconds
+        pack.restore(start)
+        for ended in [each for each in start.runs if not each.alive]:
+            callback.on_run_trained(ended.outcome)
 
-    for step in range(first, total if alive else first):
-        started = time.perf_counter()
-        rows = batches.at(step, alive)
-        losses = _forward_backward(model, task, data.train, rows, weights, alive, training.batch_size, step)
-        factor = schedule_factor(training.schedule, step, warmup, total)
-        optimizer.step([runs[index].method.learning_rate * factor for index in alive])
-        done = step + 1
-        elapsed = time.perf_counter() - started
-        for index, loss in zip(alive, losses, strict=True):
-            outcomes[index].note_step(done, loss, elapsed / len(alive))
-        callback.on_step_end(pack_id, done, losses)
+    if source is not None and len(pack.live) < room:
+        pack.join(source.next(room - len(pack.live), pack.joined, tick), tick)
 
-        gone = [index for index, loss in zip(alive, losses, strict=True) if not math.isfinite(loss)]
-        for index in gone:
-            outcomes[index].fail(done)
-        alive = _shrink(model, alive, gone, outcomes)
+    while pack.live:
+        tick += 1
+        losses = pack.step()
+        callback.on_step_end(pack_id, tick, losses)
+        gone = [each for each, loss in zip(pack.live, losses, strict=True) if not math.isfinite(loss)]
+        for each in gone:
+            each.outcome.fail(each.outcome.steps)
+        pack.shrink(gone)
 
-        evaluated = done in evaluations and bool(alive)
-        if evaluated:
-            started = time.perf_counter()
-            found = evaluate(model, task, data.select, [data.select_rows[index] for index in alive])
-            elapsed = time.perf_counter() - started
-            for position, (index, evaluation) in enumerate(zip(alive, found, strict=True)):
-                outcome = outcomes[index]
-                outcome.eval_seconds += elapsed / len(alive)
-                outcome.note_evaluation(
-                    evaluation,
-                    learning_rate=runs[index].method.learning_rate * factor,
-                    epoch=batches.epochs(done),
-                    samples_seen=batches.seen(done),
-                    seconds=time.perf_counter() - began,
-                )
-                if outcome.improved(task.primary_metric):
-                    outcome.best, outcome.best_step = evaluation, done
-                    outcome.best_state = model.bank.state(position)
-            newest = {runs[index].id: outcomes[index].history[-1] for index in alive}
-            callback.on_evaluate(pack_id, done, newest, _best(task.primary_metric, outcomes))
-            leaving = [each for each in alive if done == total or outcomes[each].exhausted(training.early_stopping)]
-            alive = _shrink(model, alive, leaving, outcomes)
+        if due := [each for each in pack.live if each.due]:
+            pack.evaluate(due, began)
+            newest = {each.run.id: each.outcome.history[-1] for each in due}
+            callback.on_evaluate(pack_id, tick, newest, _best(task.primary_metric, pack.outcomes))
+            leaving = [each for each in due if each.at_end]
+            pack.shrink(leaving)
+            gone = [*gone, *leaving]
+        if source is not None and (ordered := source.leaving()):
+            # A pack that goes on from a checkpoint may know of them before they are so far.
+            leaving = [each for each in pack.live if each.outcome.steps >= ordered.get(each.run.id, math.inf)]
+            for each in leaving:
+                each.outcome.prune()
+            pack.shrink(leaving)
             gone = [*gone, *leaving]
 
-        if evaluated or gone or callback.should_checkpoint(done):
-            kept = [
-                RunCheckpoint(Clock.after(outcome.steps, training, samples), outcome, index in alive)
-                for index, outcome in enumerate(outcomes)
-            ]
-            callback.save_checkpoint(Checkpoint(kept, model.bank.dump(), time.perf_counter() - began))
-        for index in gone:
-            callback.on_run_trained(outcomes[index])
-        if not alive:
-            break
+        joining: Sequence[Entry] = ()
+        if source is not None:
+            for each in gone:
+                source.ended(each.outcome)
+            joining = source.next(max(room - len(pack.live), 0), pack.joined, tick)
+            pack.join(joining, tick)
+        evaluated = bool(due) and all(each.evaluated for each in pack.live)
+        if evaluated or gone or joining or callback.should_checkpoint(tick):
+            callback.save_checkpoint(pack.checkpoint(time.perf_counter() - began))
+        for each in gone:
+            callback.on_run_trained(each.outcome)
 
-    return outcomes
+    return pack.outcomes
+
+
+class _LivePack:
+    """The runs of a pack and their model."""
+
+    def __init__(self, model: PackedModel, task: Task, data: PackData, callback: PackCallback) -> None:
+        self.model, self.task, self.data = model, task, data
+        self.callback = callback
+        self.optimizer = PackedAdamW(model.bank, model.context.kernels)
+        self.before: list[RunCheckpoint] = []  # runs that had ended when one joined last
+        self.roster: list[LiveRun] = []  # the others, in the order of the banks, which those that ended since have left
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of every run that the pack has had."""
+        return [*(each.outcome for each in self.before), *(each.outcome for each in self.roster)]
+
+    @property
+    def joined(self) -> dict[str, int]:
+        """Id of each run that the pack has or had → the pack's ticks when it joined."""
+        before = {each.outcome.run.id: each.joined for each in self.before}
+        return before | {each.run.id: each.joined for each in self.roster}
+
+    @property
+    def live(self) -> list[LiveRun]:
+        """The runs that are in the pack, in the order of its banks."""
+        return [each for each in self.roster if each.alive]
+
+    def add(self, entry: Entry, joined: int = 0) -> LiveRun:
+        """Note a run that the model has."""
+        own = PackData(self.data.train, self.data.select, (entry.train_rows,), (entry.select_rows,))
+        weights = class_weights(self.task, entry.training, own)
+        self.roster.append(LiveRun(entry, Outcome(entry.run), joined, True, None if weights is None else weights[0]))
+        return self.roster[-1]
+
+    def restore(self, start: Checkpoint) -> None:
+        """Take over what a checkpoint has."""
+        packed = [start.runs[index] for index in start.packed]
+        if [each.outcome.run.id for each in packed] != [each.run.id for each in self.roster]:
+            raise ValueError("the checkpoint is of other runs than the pack")
+        for each, found in zip(self.roster, packed, strict=True):
+            each.outcome, each.alive, each.joined = found.outcome, found.alive, found.joined
+        # The model was built with all packed runs and shrinks to those that are left, as it did before the stop. Built
+        # with only these, its banks could form other groups, whose products may round differently.
+        self.model.keep([number for number, each in enumerate(packed) if each.alive])
+        for position, index in enumerate(start.alive):
+            self.model.bank.restore(position, start.tensors_of(index))
+        self.before = [each for index, each in enumerate(start.runs) if index not in start.packed]
+
+    def step(self) -> list[float]:
+        """One optimizer step of every run; returns their losses."""
+        live, started = self.live, time.perf_counter()
+        steps = [each.outcome.steps for each in live]
+        rows = [each.rows() for each in live]
+        micro = [each.entry.training.batch_size for each in live]
+        weights = [each.class_weights for each in live]
+        losses = forward_backward(self.model, self.task, self.data.train, rows, weights, micro, steps)
+        self.optimizer.step([each.update() for each in live])
+        share = (time.perf_counter() - started) / sum(map(len, rows))
+        for each, loss, own in zip(live, losses, rows, strict=True):
+            each.outcome.note_step(each.outcome.steps + 1, loss, share * len(own))
+        return losses
+
+    def evaluate(self, due: Sequence[LiveRun], began: float) -> None:
+        """Evaluate some of the runs; `began` is when the pack did, by the clock of `time.perf_counter`."""
+        live, started = self.live, time.perf_counter()
+        nothing = np.empty(0, dtype=np.int64)
+        rows = [each.entry.select_rows if each in due else nothing for each in live]
+        found = evaluate(self.model, self.task, self.data.select, rows)
+        elapsed = time.perf_counter() - started
+        for each, evaluation in zip(due, found, strict=True):
+            outcome, steps = each.outcome, each.outcome.steps
+            each.evaluated = True
+            outcome.eval_seconds += elapsed / len(due)
+            outcome.note_evaluation(
+                evaluation,
+                learning_rate=each.rate(steps - 1),
+                epoch=each.samples_seen / each.samples,
+                samples_seen=each.samples_seen,
+                seconds=time.perf_counter() - began,
+            )
+            if outcome.improved(self.task.primary_metric) or not self.data.selects:
+                outcome.best, outcome.best_step = evaluation, steps
+                outcome.best_state = self.model.bank.state(live.index(each))
+
+    def shrink(self, leaving: Sequence[LiveRun]) -> None:
+        """Let runs leave; the others go on in a smaller pack."""
+        if not leaving:
+            return
+        live = self.live
+        for position, each in enumerate(live):
+            if each in leaving and each.outcome.best_step != each.outcome.steps:
+                each.outcome.last_state = self.model.bank.state(position)
+        self.model.keep([position for position, each in enumerate(live) if each not in leaving])
+        for each in leaving:
+            each.alive = False
+            each.outcome.close()
+
+    def join(self, entries: Sequence[Entry], tick: int) -> None:
+        """Let runs join, among the others so that equal groups lie side by side."""
+        if not entries:
+            return
+        live = self.live
+        self.before += [each.checkpoint() for each in self.roster if not each.alive]
+        for outcome in [each.outcome for each in self.before]:
+            if (outcome.best_state or outcome.last_state) and self.callback.is_recorded(outcome.run.id):
+                outcome.release()
+        self.roster = list(live)
+        for entry in entries:
+            self.add(entry, tick)
+        self.roster.sort(key=lambda each: pack_position(each.run))
+        numbers = [live.index(each) if each in live else None for each in self.roster]
+        self.model.rearrange([each.entry.member for each in self.roster], numbers)
+
+    def checkpoint(self, seconds: float) -> Checkpoint:
+        """All that a later start needs, `seconds` after the pack started."""
+        for each in self.live:
+            each.evaluated = False
+        runs = [*self.before, *(each.checkpoint() for each in self.roster)]
+        return Checkpoint(runs, self.model.bank.dump(), seconds)
 
 
 def _best(metric: str, outcomes: Sequence[Outcome]) -> tuple[str, float] | None:
@@ -164,82 +257,51 @@ def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any
     return np.tile(np.array(training.class_weights, dtype=np.float32), (len(data.train_rows), 1))
 
 
-def _forward_backward(
+def forward_backward(
     model: PackedModel,
     task: Task,
     data: Encoded,
     rows: Sequence[NDArray[Any]],
-    class_weights: NDArray[Any] | None,
-    alive: Sequence[int],
-    batch_size: int,
-    step: int,
+    class_weights: Sequence[NDArray[Any] | None],
+    micro_batches: Sequence[int],
+    steps: Sequence[int],
 ) -> list[float]:
-    """Gradients of each run's mean loss over its rows of one optimizer step; returns those losses.
+    """Gradients of each run's mean loss over its `rows` of one optimizer step; returns those losses.
 
-    The mean is over all rows of the step, however they are cut into micro-batches. The runs' losses are added
-    up: each depends on its own parameters alone, so every run gets the gradient of its own loss.
+    Each run has its own number of rows, of which `micro_batches` are computed at once, and its own step, from 0. The
+    mean is over all rows of the step, however they are cut into micro-batches. The runs' losses are added up: each
+    depends on its own parameters alone, so every run gets the gradient of its own loss.
     """
-    drawn = np.stack([data.labels[run_rows] for run_rows in rows])
+    counts = np.array([len(own) for own in rows])
+    # [R, the most rows of a run]; behind its own rows, a run has its last one again, whose share in the loss is zero.
+    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+    drawn = np.stack([data.labels[own[at]] for own, at in zip(rows, places, strict=True)])
     labels = torch.from_numpy(task.type.loss_labels(task, drawn)).to(model.device)
-    share = torch.ones(labels.shape, device=model.device)
-    if class_weights is not None:
-        share = torch.from_numpy(class_weights[list(alive)]).to(model.device).gather(1, labels)
+    share = _weights(labels, class_weights, counts)
     share = share / share.sum(1, keepdim=True)
     losses = torch.zeros(len(rows), device=model.device)
-    for first in range(0, len(rows[0]), batch_size):
+    micro = np.array(micro_batches)
+    for number in range(int((-(-counts // micro)).max())):
         model.bank.collect_grads()
-        micro = slice(first, first + batch_size)
-        micro_rows = [run_rows[micro] for run_rows in rows]
-        layout = build_layout(data, micro_rows, first_index=first, device=model.device, rounded=model.rounds_rows)
-        logits = model.forward(layout, step=step)
-        per_run = (task.type.losses(logits, labels[:, micro]) * share[:, micro]).sum(1)
+        firsts = number * micro
+        part = [own[first : first + most] for own, first, most in zip(rows, firsts, micro, strict=True)]
+        layout = build_layout(data, part, first_index=firsts.tolist(), device=model.device, rounded=model.rounds_rows)
+        logits = model.forward(layout, step=steps)
+        within = np.arange(max(map(len, part)))
+        at = torch.from_numpy(np.minimum(firsts[:, None] + within, places.shape[1] - 1)).to(model.device)
+        inside = torch.from_numpy(within < np.array([len(own) for own in part])[:, None]).to(model.device)
+        own_share = share.gather(1, at) * inside
+        per_run = (task.type.losses(logits, labels.gather(1, at)) * own_share).sum(1)
         per_run.sum().backward()
         losses += per_run.detach()
     return losses.tolist()
 
 
-def _shrink(model: PackedModel, alive: list[int], leaving: Sequence[int], outcomes: Sequence[Outcome]) -> list[int]:
-    """Let runs leave the pack; returns the positions of the others, which go on in a smaller one."""
-    if not leaving:
-        return alive
-    for position, index in enumerate(alive):
-        if index in leaving and outcomes[index].best_step != outcomes[index].steps:
-            outcomes[index].last_state = model.bank.state(position)
-    model.keep([position for position, index in enumerate(alive) if index not in leaving])
-    for index in leaving:
-        outcomes[index].close()
-    return [index for index in alive if index not in leaving]
-
-
-class _Batches:
-    """The rows that every run sees at every step: its own order, epoch by epoch."""
-
-    def __init__(self, data: PackData, runs: Sequence[Run], per_step: int) -> None:
-        self.data = data
-        self.seeds = [run.seed for run in runs]
-        self.per_step = per_step
-        self.samples = len(data.train_rows[0])
-        self.epoch_steps = math.ceil(self.samples / per_step)
-        self._epoch = -1
-        self._orders: dict[int, NDArray[Any]] = {}
-
-    def at(self, step: int, alive: Sequence[int]) -> list[NDArray[Any]]:
-        """The rows of each run in `alive` for the update number `step`, from 0."""
-        epoch, position = divmod(step, self.epoch_steps)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._orders = {
-                index: self.data.train_rows[index][epoch_order(self.samples, self.seeds[index], epoch)]
-                for index in alive
-            }
-        window = slice(position * self.per_step, (position + 1) * self.per_step)
-        return [self._orders[index][window] for index in alive]
-
-    def seen(self, steps: int) -> int:
-        """Samples of one run that `steps` updates have used."""
-        epochs, rest = divmod(steps, self.epoch_steps)
-        return epochs * self.samples + min(rest * self.per_step, self.samples)
-
-    def epochs(self, steps: int) -> float:
-        """Passes over the training rows in `steps` updates."""
-        return self.seen(steps) / self.samples
+def _weights(labels: Tensor, class_weights: Sequence[NDArray[Any] | None], counts: NDArray[Any]) -> Tensor:
+    """[R, N] fp32: the weight of each row, by its label; zero behind a run's own rows."""
+    weights = torch.ones(labels.shape, device=labels.device)
+    for run, of_classes in enumerate(class_weights):
+        if of_classes is not None:
+            weights[run] = torch.from_numpy(of_classes).to(labels.device)[labels[run]]
+        weights[run, counts[run] :] = 0.0
+    return weights

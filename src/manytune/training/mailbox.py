@@ -21,12 +21,13 @@ class Mail:
 
 
 class Mailbox:
-    """An actor that carries the calls of tasks to the driver, and the driver's request to stop to tasks."""
+    """An actor that carries the calls of tasks to the driver, and the driver's orders and request to stop to tasks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._mail: list[Mail] = []
         self._begun: list[tuple[str, int]] = []
+        self._orders: dict[tuple[str, int], list[dict[str, Any]]] = {}
         self._stop: int | None = None
 
     def put(self, mail: Mail) -> None:
@@ -50,6 +51,16 @@ class Mailbox:
         """Tasks that have begun."""
         with self._lock:
             return list(self._begun)
+
+    def order(self, pack_id: str, attempt: int, orders: dict[str, Any]) -> None:
+        """Leave orders for a task."""
+        with self._lock:
+            self._orders.setdefault((pack_id, attempt), []).append(orders)
+
+    def orders(self, pack_id: str, attempt: int) -> list[dict[str, Any]]:
+        """Take the orders that were left for a task, in their order."""
+        with self._lock:
+            return self._orders.pop((pack_id, attempt), [])
 
     def stop(self, number: int) -> None:
         """Ask all tasks to stop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -27,7 +27,7 @@ class Outcome:
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     run: Run
-    # How it ended: finished or failed. Whether it collapsed, only the last score of its snapshot says.
+    # How it ended: finished, pruned or failed. Whether it collapsed, only the last score of its snapshot says.
     state: RunState = RunState.FINISHED
     failure: str | None = None  # why it failed, if it did
     history: list[HistoryRow] = field(default_factory=list)  # one row an evaluation
@@ -89,6 +89,22 @@ class Outcome:
             f"is too high (it was {rate} at its peak): use a lower one, a longer warm-up, or max_grad_norm."
         )
 
+    def prune(self) -> None:
+        """End the run because a search wants it to."""
+        self.state = RunState.PRUNED
+
+    @property
+    def released(self) -> bool:
+        """Whether `release` was called."""
+        return self.best is not None and not self.best_state
+
+    def release(self) -> None:
+        """Let go of all that its record was made of, once that is kept elsewhere."""
+        self.best_state, self.last_state = {}, {}
+        if self.best is not None:
+            self.best = EvaluationSummary(self.best.scores, self.best.loss, self.best.collapsed)
+        self.last = None
+
     def close(self) -> None:
         """Settle the state of a run that has come to its end."""
         if self.state is RunState.FINISHED and self.best is None:
@@ -123,25 +139,38 @@ class RunCheckpoint:
     clock: Clock
     outcome: Outcome
     alive: bool  # it has not ended, so it has tensors to go on with
+    joined: int = 0  # ticks of the pack before the run joined it; with each tick it took a step since
+
+    @property
+    def tick(self) -> int:
+        """The pack's ticks after the run's last step."""
+        return self.joined + self.clock.step
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """All that is needed to go on with the runs of a pack after a step, to the bit, and with any of them elsewhere."""
 
-    runs: list[RunCheckpoint]  # in the order of the pack
+    # Every run that the pack has had; those in `packed` are in the order of the pack
+    runs: list[RunCheckpoint]
     tensors: dict[str, Tensor]  # what `Bank.dump` gives of a bank of the runs that are alive, in their order
     seconds: float  # since the pack started
 
     @property
     def step(self) -> int:
-        """Optimizer steps of the run that is farthest."""
-        return max(each.clock.step for each in self.runs)
+        """Ticks of the pack; one in which no run joined has taken as many optimizer steps."""
+        return max(each.tick for each in self.runs)
 
     @property
     def alive(self) -> list[int]:
         """Positions of the runs that have not ended."""
         return [index for index, each in enumerate(self.runs) if each.alive]
+
+    @property
+    def packed(self) -> list[int]:
+        """Positions of the runs that the pack's banks were built for: those there when a run joined last."""
+        built = max(each.joined for each in self.runs)
+        return [index for index, each in enumerate(self.runs) if each.alive or each.tick > built]
 
     def tensors_of(self, index: int) -> dict[str, dict[str, Tensor]]:
         """What a bank holds of the run at a position that is alive; see `run_of_dump`."""
@@ -158,4 +187,8 @@ class Checkpoint:
         alive = [(each, index) for each, index in found if each.runs[index].alive]
         tensors = join_dumps([each.tensors_of(index) for each, index in alive])
         seconds = max(each.seconds for each, _ in found)
-        return cls([each.runs[index] for each, index in found], tensors, seconds)
+        # They go on as if they had joined at such ticks that each has taken its steps by now.
+        now = max(each.step for each, _ in found)
+        joined = [each.runs[index] for each, index in found]
+        joined = [replace(run, joined=now - run.clock.step) if run.alive else run for run in joined]
+        return cls(joined, tensors, seconds)

@@ -15,7 +15,17 @@ from manytune.config import Study
 from manytune.config.plan import Run, total_steps, warmup_steps
 from manytune.data.baselines import SETTINGS, score_baselines
 from manytune.data.encodings import encode_cached
-from manytune.data.splits import Encoded, Split, encode, leaked, limited, load_task, train_split, uneven_classes
+from manytune.data.splits import (
+    Encoded,
+    Split,
+    encode,
+    leaked,
+    limited,
+    load_task,
+    set_aside,
+    train_split,
+    uneven_classes,
+)
 from manytune.data.tasks import SPLITS, Task
 from manytune.methods import Adaptation, ParameterCount, count_parameters
 from manytune.models.loading import load_tokenizer, model_spec
@@ -67,10 +77,12 @@ class TaskWork:
 
     @property
     def rows_used(self) -> str:
-        """The training rows, in words: "800 of 8,551 rows"; those that `selection: train-split` holds out included."""
+        """The training rows, in words: "800 of 8,551 rows"; those that are set aside to select or compare included."""
+        search = self.study.search
+        used = self.train.size + (self.dev.size if search is not None and search.select == "train-split" else 0)
         if self.limited_from is None:
-            return counted(self.train.size, "row")
-        return f"{self.train.size:,} of {counted(self.limited_from, 'row')}"
+            return counted(used, "row")
+        return f"{used:,} of {counted(self.limited_from, 'row')}"
 
     @property
     def width(self) -> int:
@@ -85,7 +97,7 @@ class TaskWork:
     @cached_property
     def evaluated_tokens(self) -> int:
         """Tokens of the rows that select a run's snapshot, which each evaluation goes through."""
-        selecting = self.dev if self.study.selection == "dev" else self.train
+        selecting = self.train if self.study.selection == "train-split" else self.dev
         return int(selecting.lengths[self._split(seed=0)[1]].sum())
 
     def adaptation(self, run: Run) -> Adaptation:
@@ -98,20 +110,25 @@ class TaskWork:
 
     def pack_data(self, runs: Sequence[Run]) -> PackData:
         """The rows that each run trains on and is selected by."""
-        if self.study.selection == "dev":  # all runs share two arrays
-            return PackData(self.train, self.dev, *((rows,) * len(runs) for rows in self._split(seed=0)))
+        if self.study.selection != "train-split":  # all runs share two arrays
+            train, select = self._split(seed=0)
+            # A search compares what trials come to at their ends, because its winners train again to theirs.
+            selects = self.study.selection == "dev" and self.study.search is None
+            return PackData(self.train, self.dev, (train,) * len(runs), (select,) * len(runs), selects)
         return PackData(self.train, self.train, *zip(*(self._split(run.seed) for run in runs), strict=True))
 
     def warnings(self, runs: Sequence[Run]) -> Iterator[str]:
         """Settings that cannot work as they are meant, for the user to know before training."""
-        training = self.study.training
-        total = total_steps(training, self.train_size)
-        if (warmup := warmup_steps(training, total)) >= total:
-            key = "warmup_steps" if training.warmup_ratio is None else "warmup_ratio"
-            yield (
-                f"{self.task.name}: the warm-up takes {counted(warmup, 'step', of=total)}, so no run reaches its "
-                f"learning rate. Lower training.{key}, or train longer."
-            )
+        alike = {run.training or self.study.training: run.label for run in reversed(runs)}
+        for training, label in reversed(alike.items()):
+            total = total_steps(training, self.train_size)
+            if (warmup := warmup_steps(training, total)) >= total:
+                whose = "no run" if len(alike) == 1 else f"{label} never"
+                key = "warmup_steps" if training.warmup_ratio is None else "warmup_ratio"
+                yield (
+                    f"{self.task.name}: the warm-up takes {counted(warmup, 'step', of=total)}, so {whose} reaches its "
+                    f"learning rate. Lower training.{key}, or train longer."
+                )
         yield from self._limited_heads(runs)
         notes = dict.fromkeys(note for run in runs for note in run.method.notes(self.model_spec))
         yield from (f"{self.task.name}: {note}" for note in notes)
@@ -137,7 +154,7 @@ class TaskWork:
 
 def selection_rows(study: Study, labels: np.ndarray, dev_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows that a run trains on, of those with `labels`, and those that select its snapshot, of dev or of train."""
-    if study.selection == "dev":
+    if study.selection != "train-split":
         return np.arange(len(labels)), np.arange(dev_size)
     return train_split(len(labels), seed, labels=labels)
 
@@ -147,6 +164,8 @@ def load_splits(study: Study, name: str) -> tuple[Task, dict[str, Split]]:
     task, splits = load_task(study.task(name), study.data_dir)
     if (limit := study.limit_of(name)) is not None:
         splits["train"] = limited(task, splits["train"], limit)
+    if study.search is not None and study.search.select == "train-split":
+        splits = set_aside(splits["train"])
     refuse_unlearnable(study, task, splits)
     return task, splits
 
@@ -226,7 +245,8 @@ def _data_notes(study: Study, task: Task, splits: Mapping[str, Split]) -> Iterat
             yield f"{task.name}: {counted(len(rows.left_out), f'{name} row', 'was|were')} left out ({some})."
     if task.own is None:
         return
-    if shared := leaked(splits["train"], splits["dev"]):
+    set_aside_too = study.search is not None and study.search.select == "train-split"
+    if not set_aside_too and (shared := leaked(splits["train"], splits["dev"])):
         yield (
             f"{task.name}: {counted(len(shared), 'dev row', 'has|have', of=len(splits['dev']))} the text of a training "
             "row, so scores "

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,17 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of those that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("manytune", *_PACKAGES):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in ("manytune", *_PACKAGES)}
+    installed = {package: version for package, version in found.items() if version is not None}
+    return {"python": platform.python_version(), **installed}
+
+
+@cache  # every record holds them, and finding them takes longer than writing one
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:

@@ -17,6 +17,7 @@ from manytune.storage.directory import Store
 from manytune.study import run_study
 from manytune.training.workload import TaskWork, prepare
 from manytune.utils import hardware
+from study_files import small_study, small_task
 from tiny import make_tiny
 
 TASK = "builtin-similarity"
@@ -79,9 +80,10 @@ def test_one_thread_is_one_process(model: Path, machine: pytest.MonkeyPatch) -> 
 def test_a_study_that_goes_on_does_so_as_it_was_begun(
     model: Path, tmp_path: Path, machine: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = study(model, seeds=2, steps=1)
-    run_study(what, tmp_path, executor=Inline("cpu"), callbacks=[])
-    store = Store.open(tmp_path)
+    out = tmp_path / "out"
+    what = small_study(model, tasks=[small_task(tmp_path)], training={"max_steps": 1, "precision": "fp32"})
+    run_study(what, out, executor=Inline("cpu"), callbacks=[])
+    store = Store.open(out)
     assert store.read_executor() == {"count": 0, "threads": 2}
     store.write_plan(store.read_plan() or (), {"count": 3, "threads": 1})
     store.reset_run(plan_runs(what)[0].id)
@@ -92,6 +94,6 @@ def test_a_study_that_goes_on_does_so_as_it_was_begun(
         return Inline("cpu").open(inputs, callback)
 
     monkeypatch.setattr(Workers, "open", instead)
-    run_study(what, tmp_path, callbacks=[])
+    run_study(what, out, callbacks=[])
     assert opened == [Workers(3, 1)]
     assert store.read_executor() == {"count": 3, "threads": 1}

@@ -108,7 +108,8 @@ def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Pat
 
 def test_a_node_that_is_killed_and_one_that_joins_change_nothing() -> None:
     pytest.importorskip("ray", reason="ray is not here: install the extra, `pip install manytune[ray]`")
-    done = subprocess.run([sys.executable, CAMPAIGN, "--packs", "4"], capture_output=True, text=True, check=False)
+    command = [sys.executable, CAMPAIGN, "--packs", "4", "--steps", "200"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["packs"] == 4

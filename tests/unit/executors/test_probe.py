@@ -19,6 +19,7 @@ from manytune.executors.estimate import (
     counts,
     pack_seconds,
     seconds_of,
+    seconds_per_step,
     training_seconds,
 )
 from manytune.executors.pack_inputs import Backbones
@@ -150,3 +151,21 @@ def test_slow_steps_end_a_probe_early(monkeypatch: pytest.MonkeyPatch) -> None:
             break
     assert steps == probe._WARM_UP + probe._STEPS
     assert quick.step == pytest.approx(0.3)
+
+
+def test_a_pack_of_mixed_training_is_probed_by_what_its_runs_do(model: Path) -> None:
+    entries = [
+        {**METHODS[0], "training": {"max_steps": steps, "batch_size": rows}} for steps, rows in ((20, 4), (9, 8))
+    ]
+    study = small_study(model, methods=entries, seeds=[0], training={"max_steps": 100, "precision": "fp32"})
+    work = prepare(study, "builtin-similarity")
+    (pack,) = plan_packs(plan_runs(study), 16)
+    profile = HardwareProfile("cpu", torch.float32, 10**12, 1e9, 1)
+    short, long = (counts(work, run.training) for run in pack.runs)
+    assert {short.steps, long.steps} == {20, 9}
+    each = [training_seconds(work, pack.kind, 2, profile, run.training) for run in pack.runs]
+    (paced,) = Probe({(pack.kind, 1): Pace(2.0, 0.0)}).measured([pack], {pack.task: work}, profile, Backbones("none"))
+    assert paced == pytest.approx(sum(each), rel=1e-3)
+    alike = [seconds_per_step(replace(pack, runs=(run, run)), work, profile) for run in pack.runs]
+    assert alike[0] != alike[1]
+    assert seconds_per_step(pack, work, profile) == pytest.approx(sum(alike) / 2)

@@ -338,7 +338,7 @@ def needing(rows: dict[int, int], error: Exception) -> Callable[..., list[Outcom
     most_runs, most_rows = next(iter(rows.items()))
 
     def train(model: Any, runs: Sequence[Run], task: Any, data: PackData, training: Any, *others: Any) -> list[Outcome]:
-        if len(runs) > most_runs or training.batch_size > most_rows:
+        if len(runs) > most_runs or any(each.batch_size > most_rows for each in training):
             raise error
         return train_pack(model, runs, task, data, training, *others)
 

@@ -138,7 +138,7 @@ def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path
     file = write_small_study(tmp_path, model, {"max_steps": 100_000, "eval_every": 50_000, "checkpoint_every": 10})
     out = tmp_path / "out"
     command = [sys.executable, "-m", "manytune", "run", str(file), "--out", str(out), "--workers", "2", "--quiet"]
-    with subprocess.Popen([*command, "training.max_pack=1"], stderr=subprocess.PIPE) as driver:
+    with ForkedProcess([*command, "training.max_pack=1"], stderr=subprocess.PIPE) as driver:
         until_brought_about(lambda: len(list(out.glob("packs/*/*.json"))) >= 2, driver)
         workers = workers_of(driver.pid)
         assert len(workers) == 2

@@ -110,6 +110,31 @@ def test_logits_equal_those_of_a_plain_head(spec: HeadSpec, train: bool) -> None
         torch.testing.assert_close(logits[run], pack.plain(run), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("counts", [(1, 3, 2, 3), (3, 0, 1, 0), (0, 0, 0, 2)], ids=str)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_runs_of_different_numbers_of_rows(spec: HeadSpec, counts: tuple[int, ...]) -> None:
+    """Each gets the logits, and the gradients, of its own rows; a run without rows a gradient of zero."""
+    seeds, modes = [0, 1, 2, 3], ["full", "full", "bias", "full"]
+    pack, even = (Pack(spec, seeds, modes, train=True) for _ in range(2))  # type: ignore[arg-type]
+    data = random_rows(20, longest=4)
+    rows = [np.random.default_rng(seed).integers(0, 20, PER_RUN)[:n] for seed, n in zip(seeds, counts, strict=True)]
+    layout = build_layout(data, rows)
+    pack.context.begin(layout, Keys.build(layout, seeds, 1))
+    pack.context.rows = "sequences"
+    first = [run * PER_RUN for run in range(4)]
+    kept = [row for start, count in zip(first, counts, strict=True) for row in range(start, start + count)]
+    logits = pack.head(pack.features[kept], pack.context)
+    assert logits.shape == (4, max(counts), spec.layers[-1].outputs)
+    expected = even.logits()
+    for run, count in enumerate(counts):
+        torch.testing.assert_close(logits[run, :count], expected[run, :count], rtol=1e-6, atol=1e-6)
+    sum(logits[run, :count].square().sum() for run, count in enumerate(counts)).backward()  # type: ignore[union-attr]
+    sum(expected[run, :count].square().sum() for run, count in enumerate(counts)).backward()  # type: ignore[union-attr]
+    for own, other in zip(pack.bank.tensors, even.bank.tensors, strict=True):
+        if own.value.requires_grad:
+            torch.testing.assert_close(own.value.grad, other.value.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_changes_the_logits() -> None:
     with_dropout, without = (Pack(ROBERTA, [0, 1], ["full", "full"], train=train) for train in (True, False))
     assert not torch.allclose(with_dropout.logits(), without.logits())

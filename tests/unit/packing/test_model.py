@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from equal_updates import EqualAdamW
 from manytune.methods import make_method
 from manytune.models.loading import Backbone, load_backbone
-from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
+from manytune.packing import Member, PackedModel, build_layout
 from tiny import make_tiny, random_rows
 
 ROWS = random_rows(6, longest=9)
@@ -98,7 +99,7 @@ def test_full_fine_tuning_in_bf16_trains_fp32_weights_of_which_products_read_a_c
     copies = {t.name: t for t in model.bank.tensors if t.compute_copy is not None}
     assert copies.keys() == {name for name in products if "pooler" not in name}
     assert all(tensor.value.dtype == torch.float32 for tensor in model.bank.tensors)
-    optimizer = PackedAdamW(model.bank, model.context.kernels)
+    optimizer = EqualAdamW(model.bank, model.context.kernels)
     layout, labels = build_layout(ROWS, [np.arange(6)]), torch.tensor([0, 1, 0, 1, 0, 1])
     losses = []
     for _ in range(3):

@@ -18,9 +18,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from equal_updates import EqualAdamW
 from manytune.packing.bank import Bank, BankTensor, Group, decays
 from manytune.packing.dropout import generator
-from manytune.packing.kernels import Kernels, reference
+from manytune.packing.kernels import AdamWUpdate, Kernels, reference
 from manytune.packing.optim import SCHEDULES, PackedAdamW, schedule_factor
 
 STEPS = 20
@@ -98,12 +99,54 @@ def assert_states_equal(bank: Bank, run: int, expected: dict[str, Tensor], toler
 def test_every_run_moves_as_by_torchs_adamw(kernels: Kernels, max_grad_norm: float, tolerance: float) -> None:
     bank = make_bank()
     expected = [torchs(bank, run, max_grad_norm, STEPS) for run in range(len(RATES))]
-    optimizer = PackedAdamW(bank, kernels, max_grad_norm=max_grad_norm, **SETTINGS)
+    optimizer = EqualAdamW(bank, kernels, max_grad_norm=max_grad_norm, **SETTINGS)
     for step in range(STEPS):
         put_gradients(bank, step, range(len(RATES)))
         optimizer.step(rates_at(step))
     for run, wanted in enumerate(expected):
         assert_states_equal(bank, run, wanted, tolerance if kernels.name == "plain" else 3e-7)
+
+
+def test_runs_of_other_ages_and_settings_step_together_as_each_would_alone(kernels: Kernels) -> None:
+    """To the bit: what stands beside a run does not count."""
+    ages = (0, 7, 2, 30, 1)
+    norms = (1.0, 0.0, 0.5, 1.0, 0.0)
+    decays = (0.1, 0.0, 0.2, 0.3, 0.0)
+    betas = ((0.9, 0.999), (0.8, 0.99), (0.9, 0.9), (0.5, 0.999), (0.9, 0.95))
+
+    def updates(step: int) -> list[AdamWUpdate]:
+        return [
+            AdamWUpdate(ages[run] + step + 1, rates_at(step)[run], betas[run], 10.0 ** (-8 + run), decay, norms[run])
+            for run, decay in enumerate(decays)
+        ]
+
+    together = make_bank()
+    for step in range(3):
+        put_gradients(together, step, range(len(ages)))
+        PackedAdamW(together, kernels).step(updates(step))
+    for run in range(len(ages)):
+        alone = make_bank()
+        alone.keep([run])
+        for step in range(3):
+            put_gradients(alone, step, [run])
+            PackedAdamW(alone, kernels).step([updates(step)[run]])
+        assert_states_equal(together, run, alone.state(0), 0.0)
+        for tensor in alone.of(0):  # and as torch does a step of that number
+            parameter = nn.Parameter(make_bank().state(run)[tensor.name])
+            if norms[run] == 0.0 and not tensor.transposed:
+                own = updates(0)[run]
+                weight_decay = own.weight_decay if tensor.decays else 0.0
+                theirs = torch.optim.AdamW(
+                    [parameter], own.rate, own.betas, own.epsilon, weight_decay=weight_decay, fused=True
+                )
+                zeros = torch.zeros_like(parameter)
+                theirs.state[parameter] = {"step": torch.tensor(own.number - 1.0), "exp_avg": zeros.clone()}
+                theirs.state[parameter]["exp_avg_sq"] = zeros.clone()
+                for step in range(3):
+                    theirs.param_groups[0]["lr"] = rates_at(step)[run]
+                    parameter.grad = gradients(step, run, tensor.name, parameter.shape)
+                    theirs.step()
+                torch.testing.assert_close(tensor.data(0), parameter.detach(), rtol=3e-7, atol=3e-7)
 
 
 def test_neighbours_of_one_rate_are_stepped_as_one_where_operations_are_launches(
@@ -116,7 +159,7 @@ def test_neighbours_of_one_rate_are_stepped_as_one_where_operations_are_launches
     for where in (torch.device("cpu"), gpu):
         monkeypatch.setattr(reference, "_stretches", lambda own, _, where=where: stretches(own, where))
         bank = make_bank()
-        optimizer = PackedAdamW(bank, reference.ReferenceKernels(), max_grad_norm=1.0, **SETTINGS)
+        optimizer = EqualAdamW(bank, reference.ReferenceKernels(), max_grad_norm=1.0, **SETTINGS)
         for step in range(3):
             put_gradients(bank, step, range(len(rates)))
             optimizer.step(rates)
@@ -136,7 +179,7 @@ def test_large_tensors_and_a_copy_in_bf16(kernels: Kernels) -> None:
     reference = torch.optim.AdamW(
         [theirs], lr=1e-2, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], weight_decay=0.1, fused=True
     )
-    optimizer = PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
+    optimizer = EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
     for step in range(3):
         grad = gradients(step, 2, "large", shape).bfloat16()
         tensor.compute_copy.grad, theirs.grad = grad.clone(), grad.float()
@@ -174,7 +217,7 @@ def test_a_pack_of_one_over_tensors_of_their_own(kernels: Kernels) -> None:
         stacked.add(BankTensor(name, "backbone", group, nn.Parameter(value[None].clone())))
         plain.add(BankTensor(name, "backbone", alone, nn.Parameter(value.clone()), stacked=False))
     for bank in (stacked, plain):
-        optimizer = PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
+        optimizer = EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
         for step in range(5):
             for tensor in bank.tensors:
                 grad = gradients(step, 3, tensor.name, tensor.data(0).shape)
@@ -191,7 +234,7 @@ def test_an_embedding_moves_as_by_a_dense_adamw_whatever_rows_a_batch_has(kernel
     name = "embeddings.word_embeddings.weight"
     value = nn.Parameter(start.clone())
     bank.add(BankTensor(name, "backbone", bank.group(0, 1), value, stacked=False))
-    optimizer = PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
+    optimizer = EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
     dense = nn.Parameter(start.clone())
     theirs = torch.optim.AdamW(
         [dense], lr=1e-2, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], weight_decay=0.1, fused=True
@@ -213,7 +256,7 @@ def test_an_embedding_moves_as_by_a_dense_adamw_whatever_rows_a_batch_has(kernel
 def test_a_bank_that_shrank_goes_on_exactly(kernels: Kernels, kept: list[int]) -> None:
     whole, shrinking = make_bank(), make_bank()
     runs = list(range(len(RATES)))
-    optimizers = [PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS) for bank in (whole, shrinking)]
+    optimizers = [EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS) for bank in (whole, shrinking)]
     for step in range(10):
         if step == 4:
             shrinking.keep(kept)
@@ -229,7 +272,7 @@ def test_a_bank_that_shrank_goes_on_exactly(kernels: Kernels, kept: list[int]) -
 def test_one_runs_bad_gradient_stays_its_own(kernels: Kernels) -> None:
     clean, spoilt = make_bank(), make_bank()
     for bank in (clean, spoilt):
-        optimizer = PackedAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
+        optimizer = EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
         for step in range(2):
             put_gradients(bank, step, range(len(RATES)))
             if bank is spoilt:
@@ -245,7 +288,7 @@ def test_one_runs_bad_gradient_stays_its_own(kernels: Kernels) -> None:
 def test_gradients_are_let_go_and_frozen_tensors_stay(kernels: Kernels) -> None:
     bank = make_bank()
     frozen = bank.add(BankTensor("dense.weight", "head", bank.groups[0], nn.Parameter(torch.ones(2, 3), False)))
-    optimizer = PackedAdamW(bank, kernels, **SETTINGS)
+    optimizer = EqualAdamW(bank, kernels, **SETTINGS)
     for _ in range(2):
         put_gradients(bank, 0, range(len(RATES)))
         frozen.value.grad = None

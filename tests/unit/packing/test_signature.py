@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels import AdamWStep, AdamWTensor
+from manytune.packing.kernels import AdamWTensor, AdamWUpdate
 from manytune.packing.kernels import compiled as module
 from manytune.packing.kernels.compiled import KERNELS, CompiledKernels
 from manytune.packing.kernels.signature import AdamWArgs, DropArgs, Pointer, Signature
@@ -304,8 +304,8 @@ def adamw_tensor(**changes: Any) -> AdamWTensor:
 
 
 def adamw(compiled: CompiledKernels, tensor: AdamWTensor, runs: int = 2) -> None:
-    step = AdamWStep(1, [1e-3] * runs, (0.9, 0.999), 1e-8, 0.1, 1.0)
-    compiled.adamw_([adamw_tensor(), tensor], step)
+    update = AdamWUpdate(1, 1e-3, weight_decay=0.1, max_grad_norm=1.0)
+    compiled.adamw_([adamw_tensor(), tensor], [update] * runs)
 
 
 TOUCHED = torch.zeros(4, dtype=torch.uint8)

@@ -7,6 +7,7 @@ import pytest
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.content import Content, compose
 from manytune.report.report_data import ReportData, read
+from search_factory import make_search_directory
 from study_factory import GLUE_LIKE, make_study_directory
 
 STATES = {
@@ -20,6 +21,17 @@ STATES = {
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of the kind that the project is for: 70 runs, three of which did not finish."""
     return make_study_directory(tmp_path_factory.mktemp("studies") / "glue", states=STATES).root
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of three spaces with 24 trials each, whose winners were trained again with 10 seeds."""
+    return make_search_directory(tmp_path_factory.mktemp("studies") / "searched").root
+
+
+@pytest.fixture(scope="session")
+def search_report(searched: Path) -> Content:
+    return compose(read([searched]))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from manytune.report.analysis import Analysis
 from manytune.report.drawing import draw
 from manytune.report.figures import PALETTE, draw_figures
 from manytune.report.series import COSTS, Look, curves, front, looks, loss_rises, quantities, thinned
+from manytune.report.traces import Chart
 from manytune.storage.artifacts import Structure, Trained
 
 RANK = Lora.axis
@@ -91,7 +92,7 @@ def test_nothing_is_cheaper_and_better_than_what_is_on_the_front(
     assert [points[at][0] for at in kept] == sorted(points[at][0] for at in kept)
 
 
-def every_chart(analysis: Analysis) -> list[charts.Chart]:
+def every_chart(analysis: Analysis) -> list[Chart]:
     made = [
         charts.answer_chart(analysis),
         charts.curve_chart(analysis),

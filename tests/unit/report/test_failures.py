@@ -17,11 +17,12 @@ from manytune.data.baselines import BaselineScore
 from manytune.data.metrics import METRICS
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import answer
-from manytune.report.charts import Chart, answer_chart
+from manytune.report.charts import answer_chart
 from manytune.report.report_data import read
 from manytune.report.score_sheets import left_out_sheet, score_sheets
 from manytune.report.sheets import Sheet
 from manytune.report.task_table import floor_of, stalled, tabulate
+from manytune.report.traces import Chart
 from manytune.stats.claims import Verdict
 from manytune.storage.artifacts import Baselines
 from manytune.storage.record import LOSS_FAILURE, SCORE_FAILURE, RunRecord

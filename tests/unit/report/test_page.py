@@ -346,11 +346,11 @@ class TestWrite:
 
     def test_the_summary_is_for_programs(self, content: Content, files: dict[str, str | bytes]) -> None:
         summary: dict[str, Any] = json.loads(str(files["summary.json"]))
-        assert [*summary] == ["schema_version", "studies", "complete", "tasks", "waiting", "problems"]
-        assert (summary["schema_version"], summary["complete"]) == (2, True)
+        assert [*summary] == ["schema_version", "studies", "complete", "tasks", "search", "waiting", "problems"]
+        assert (summary["schema_version"], summary["complete"], summary["search"]) == (3, True, [])
         cola, analysis = summary["tasks"][0], content.tasks[0].analysis
         assert [*cola] == [
-            *("key", "task", "model", "metric", "higher_is_better", "selection", "answer", "configurations"),
+            *("key", "task", "model", "metric", "higher_is_better", "selection", "judged", "answer", "configurations"),
             *("baselines", "margin", "level", "leader", "recommended", "comparisons", "pending"),
         ]
         assert [*cola["answer"]] == ["headline", "decided", "points", "notes"]

@@ -1,12 +1,12 @@
 """The fused work of an encoder layer: one set of functions, compiled for CPUs and in plain torch for any device."""
 
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, Kernels, LoraCall, NormCall, Segments
+from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, Kernels, LoraCall, NormCall, Segments
 from manytune.packing.kernels.build import kernel_problems
 from manytune.packing.kernels.select import arithmetic, choose_kernels, kernel_path
 
 __all__ = [
-    "AdamWStep",
     "AdamWTensor",
+    "AdamWUpdate",
     "AttentionCall",
     "Kernels",
     "LoraCall",

@@ -96,16 +96,16 @@ class NormCall:
     epsilon: float  # added to the variance
 
 
-@dataclass(frozen=True, eq=False)
-class AdamWStep:
-    """One optimizer step of all runs of a pack."""
+@dataclass(frozen=True)
+class AdamWUpdate:
+    """One optimizer step of one run."""
 
-    number: int  # counts from 1, for the correction of the moments' bias
-    rates: Sequence[float]  # [R] the learning rate of each run
-    betas: tuple[float, float]  # decay of `exp_avg` and of `exp_avg_sq`
-    epsilon: float  # added to the root of `exp_avg_sq`
-    weight_decay: float  # for the tensors whose `decays` is set
-    max_grad_norm: float  # each run's gradient is scaled to at most this norm; 0 leaves it alone
+    number: int  # of the run's steps, from 1, for the correction of the moments' bias
+    rate: float  # the learning rate
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of `exp_avg` and of `exp_avg_sq`
+    epsilon: float = 1e-8  # added to the root of `exp_avg_sq`
+    weight_decay: float = 0.0  # for the tensors whose `decays` is set
+    max_grad_norm: float = 0.0  # the run's gradient is scaled down to this norm if it is larger; 0 for no limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,5 +197,8 @@ class Kernels(Protocol):
     def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of W, gᵀ x [out, in], from that of the product; rows of both may be strided."""
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
-        """One step of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after clipping, in place."""
+    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after clipping, in place.
+
+        `updates` has one for each run of the pack.
+        """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, NormCall, Segments
+from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import kernel_target, load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
@@ -58,9 +58,7 @@ KERNELS = {
     "product_backward": "grad: f32 [rows, outputs] strided; weight: f32 [outputs, inputs]; grad_x: f32! [rows, inputs]",
     "product_weight_grad": """
         grad: f32 [rows, outputs] strided; x: f32 [rows, inputs] strided; grad_weight: f32! [outputs, inputs]""",
-    "adamw": """
-        tensors: AdamWArgs [count]; rates: f64 [runs]; number: int64; beta1: double; beta2: double; epsilon: double;
-        decay: double; max_norm: double""",
+    "adamw": "tensors: AdamWArgs [count]; updates: f64 [runs, settings]",
 }
 """What each function of kernels.cpp and products.cpp takes; see `signature`."""
 
@@ -198,11 +196,10 @@ class CompiledKernels:
     def _multiplies(self, x: Tensor) -> bool:
         return self.multiplies and x.dtype == torch.float32
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
+    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
         structs = (AdamWArgs * len(tensors))(*map(_adamw_args, tensors))
-        rates = torch.tensor(step.rates, dtype=torch.float64)
-        numbers = (step.number, *step.betas, step.epsilon, step.weight_decay, step.max_grad_norm)
-        self._kernels["adamw"](torch.float32, structs, rates, *numbers)
+        rows = [(u.number, u.rate, *u.betas, u.epsilon, u.weight_decay, u.max_grad_norm) for u in updates]
+        self._kernels["adamw"](torch.float32, structs, torch.tensor(rows, dtype=torch.float64))
 
 
 def _adamw_args(tensor: AdamWTensor) -> AdamWArgs:

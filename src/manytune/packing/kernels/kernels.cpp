@@ -929,15 +929,22 @@ std::vector<Chunk> chunks_of(const AdamWArgs* tensors, int64_t count, bool gradi
   return chunks;
 }
 
-const char* adamw(const AdamWArgs* tensors, const double* rates, int64_t count, int64_t runs, int64_t number,
-                  double beta1, double beta2, double epsilon, double decay, double max_norm, int threads) {
+// One optimizer step of one run, as it comes from Python.
+struct AdamWUpdate {
+  double number, rate, beta1, beta2, epsilon, decay, max_norm;
+};
+
+const char* adamw(const AdamWArgs* tensors, const double* updates, int64_t count, int64_t runs, int64_t settings,
+                  int threads) {
+  if (settings * sizeof(double) != sizeof(AdamWUpdate)) return "updates";
   for (const AdamWArgs* s = tensors; s != tensors + count; ++s) {
     if (s->first < 0 || s->first + s->runs > runs || (s->rows && s->runs != 1)) return "tensors";
     for (int64_t i = 0; s->rows && i < s->found; ++i)
       if (s->rows[i] < (i ? s->rows[i - 1] + 1 : 0) || s->rows[i] >= s->size / s->width) return "rows";
   }
+  const AdamWUpdate* own = reinterpret_cast<const AdamWUpdate*>(updates);
   std::vector<double> squares(runs, 0.0);
-  if (max_norm > 0) {
+  if (std::any_of(own, own + runs, [](const AdamWUpdate& u) { return u.max_norm > 0; })) {
     const std::vector<Chunk> chunks = chunks_of(tensors, count, true);
     std::vector<double> sums(chunks.size());
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
@@ -946,13 +953,14 @@ const char* adamw(const AdamWArgs* tensors, const double* rates, int64_t count, 
   }
   std::vector<Rates> all(2 * runs);  // without and with decay
   for (int64_t r = 0; r < runs; ++r) {
-    const float factor = float(max_norm / (std::sqrt(squares[r]) + 1e-6));
+    const AdamWUpdate& u = own[r];
+    const float factor = float(u.max_norm / (std::sqrt(squares[r]) + 1e-6));
     for (int decays = 0; decays < 2; ++decays)
-      all[2 * r + decays] = {decays ? float(1.0 - rates[r] * decay) : 1.0f, float(1.0 - beta1), float(beta2),
-                             float(1.0 - beta2),
-                             float(rates[r] / (1.0 - std::pow(beta1, double(number)))),
-                             float(std::sqrt(1.0 - std::pow(beta2, double(number)))), float(epsilon),
-                             max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
+      all[2 * r + decays] = {decays ? float(1.0 - u.rate * u.decay) : 1.0f, float(1.0 - u.beta1), float(u.beta2),
+                             float(1.0 - u.beta2),
+                             float(u.rate / (1.0 - std::pow(u.beta1, u.number))),
+                             float(std::sqrt(1.0 - std::pow(u.beta2, u.number))), float(u.epsilon),
+                             u.max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
   }
   // From the last one on: its gradient was read last for the norm, and the next step begins with the first tensors.
   const std::vector<Chunk> chunks = chunks_of(tensors, count, false);

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
 from manytune.packing.dropout import Drop, dropout_scale
-from manytune.packing.kernels.base import AdamWStep, AdamWTensor, AttentionCall, LoraCall, NormCall, Segments
+from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 
 
@@ -104,22 +104,22 @@ class ReferenceKernels:
     def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         return torch.mm(grad.t(), x)
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], step: AdamWStep) -> None:
-        # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same rate.
+    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
+        # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same update.
         grads = [(t.grad.to_dense()[None] if t.grad.is_sparse else t.grad).float() for t in tensors]
-        if step.max_grad_norm > 0:
-            _clip_(tensors, grads, step)
-        slices: defaultdict[tuple[float, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
+        if any(update.max_grad_norm > 0 for update in updates):
+            _clip_(tensors, grads, updates)
+        slices: defaultdict[tuple[AdamWUpdate, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensor, grad in zip(tensors, grads, strict=True):
-            rates, counts = _stretches(step.rates[tensor.first : tensor.first + len(grad)], grad.device)
+            own, counts = _stretches(updates[tensor.first : tensor.first + len(grad)], grad.device)
             whole = (tensor.value, grad, tensor.exp_avg, tensor.exp_avg_sq)
-            for rate, *part in zip(rates, *(x.split(counts) for x in whole), strict=True):
-                slices[rate, tensor.decays].append(tuple(part))
-        for (rate, decay), parts in slices.items():
-            before = torch.full((len(parts),), step.number - 1.0, device=parts[0][0].device)
+            for update, *part in zip(own, *(x.split(counts) for x in whole), strict=True):
+                slices[update, tensor.decays].append(tuple(part))
+        for (update, decay), parts in slices.items():
+            before = torch.full((len(parts),), update.number - 1.0, device=parts[0][0].device)
             values, slopes, exp_avgs, exp_avg_sqs = map(list, zip(*parts, strict=True))
-            options: dict[str, Any] = {"lr": rate, "weight_decay": step.weight_decay if decay else 0.0}
-            options |= {"beta1": step.betas[0], "beta2": step.betas[1], "eps": step.epsilon}
+            options: dict[str, Any] = {"lr": update.rate, "weight_decay": update.weight_decay if decay else 0.0}
+            options |= {"beta1": update.betas[0], "beta2": update.betas[1], "eps": update.epsilon}
             options |= {"fused": True, "amsgrad": False, "maximize": False}
             adamw(values, slopes, exp_avgs, exp_avg_sqs, [], list(before.unbind()), **options)
         for tensor in tensors:
@@ -127,24 +127,25 @@ class ReferenceKernels:
                 tensor.value_bf16.copy_(tensor.value)
 
 
-def _stretches(rates: Sequence[float], device: torch.device) -> tuple[list[float], list[int]]:
-    """Neighbouring runs of one rate, which are stepped as one slice: the rates, and how many runs have each.
+def _stretches(updates: Sequence[AdamWUpdate], device: torch.device) -> tuple[list[AdamWUpdate], list[int]]:
+    """Neighbouring runs of one update, which are stepped as one slice: the updates, and how many runs have each.
 
     On a CPU every run is a slice of its own. There torch rounds the last elements of a tensor, which fill no vector,
     in another way than the others, and what a run's update comes to must not depend on its pack.
     """
     if device.type == "cpu":
-        return list(rates), [1] * len(rates)
-    found = [(rate, len(list(runs))) for rate, runs in groupby(rates)]
-    return [rate for rate, _ in found], [count for _, count in found]
+        return list(updates), [1] * len(updates)
+    found = [(update, len(list(runs))) for update, runs in groupby(updates)]
+    return [update for update, _ in found], [count for _, count in found]
 
 
-def _clip_(tensors: Sequence[AdamWTensor], grads: Sequence[Tensor], step: AdamWStep) -> None:
+def _clip_(tensors: Sequence[AdamWTensor], grads: Sequence[Tensor], updates: Sequence[AdamWUpdate]) -> None:
     """Scale each run's gradient, as `torch.nn.utils.clip_grad_norm_` does."""
-    squares = torch.zeros(len(step.rates), device=grads[0].device)
+    squares = torch.zeros(len(updates), device=grads[0].device)
     for tensor, grad in zip(tensors, grads, strict=True):
         squares[tensor.first : tensor.first + len(grad)] += grad.flatten(1).norm(dim=1).square()
-    factors = (step.max_grad_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    most = torch.tensor([update.max_grad_norm or math.inf for update in updates], device=squares.device)
+    factors = (most / (squares.sqrt() + 1e-6)).clamp(max=1.0)
     for tensor, grad in zip(tensors, grads, strict=True):
         run_factors = factors[tensor.first : tensor.first + len(grad)]
         grad.mul_(run_factors.view(-1, *[1] * (grad.dim() - 1)))

@@ -43,7 +43,7 @@ const manytuneCharts = (charts, chosen = {}) => {
     const choice = chart.choices[chosen[key] || 0];
     if (choice) {
       data.forEach((trace, place) => Object.assign(trace, { x: choice.x[place], y: choice.y[place], text: choice.text[place] }));
-      layout.xaxis = { ...layout.xaxis, title: { text: choice.title }, type: choice.log ? "log" : "linear" };
+      layout.xaxis = { ...layout.xaxis, title: { text: choice.title }, type: choice.log ? "log" : "linear", ...choice.axis };
     }
     for (const name of Object.keys(layout)) if (/^[xy]axis/.test(name)) layout[name] = axis(layout[name]);
     Plotly.react(key, data, {
