@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,19 @@ def planned(studies: int) -> Iterator[Cell]:
                     yield {**measured("seeds by plan", row, column, found), "seeds": seeds}
 
 
+def write_cells(out: Path, cells: Sequence[Cell]) -> None:
+    """Write what was found, with versions and processor; print the cells that are above their limits."""
+    versions = {"manytune": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    facts: Cell = {
+        "versions": versions | {"python": platform.python_version()},
+        "processor": hardware.describe(torch.device("cpu"))["processor"],
+    }
+    out.write_text(json.dumps({**facts, "level": LEVEL, "cells": [*cells]}, indent=1) + "\n")
+    for cell in cells:
+        if cell["limit"] is not None and cell["share"] > cell["limit"] + 3 * cell["error"]:
+            print(f"above its limit: {cell}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -241,15 +254,7 @@ def main() -> None:
     for judged in (failing, examples):
         cells += judged(given.studies // 10)
         print(f"{judged.__name__}: {len(cells)} cells", flush=True)
-    versions = {"manytune": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
-    facts: Cell = {
-        "versions": versions | {"python": platform.python_version()},
-        "processor": hardware.describe(torch.device("cpu"))["processor"],
-    }
-    given.out.write_text(json.dumps({**facts, "level": LEVEL, "cells": cells}, indent=1) + "\n")
-    for cell in cells:
-        if cell["limit"] is not None and cell["share"] > cell["limit"] + 3 * cell["error"]:
-            print(f"above its limit: {cell}")
+    write_cells(given.out, cells)
 
 
 if __name__ == "__main__":

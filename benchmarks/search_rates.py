@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import math
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,16 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import scipy
-import torch
-from error_rates import Array, Cell, measured
+from error_rates import Array, Cell, measured, write_cells
 
 from manytune.config.search import Halving
 from manytune.search.halving import SpaceHalving
 from manytune.stats.budget import LEVEL, TrialFacts, best_of_n
 from manytune.stats.tuning import near_best, octaves
 from manytune.storage.record import RunState
-from manytune.utils import hardware
-from manytune.utils.version import __version__
 
 PEAK, CENTRE, CURVATURE, NOISE = 0.6, 0.2, 0.3, 0.01
 ROOM = 8  # trials that train at once
@@ -230,15 +225,7 @@ def main() -> None:
     for simulate in (pruning, best_scores, tuning):
         cells += simulate(given.studies)
         print(f"{simulate.__name__}: {len(cells)} cells", flush=True)
-    versions = {"manytune": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
-    facts: Cell = {
-        "versions": versions | {"python": platform.python_version()},
-        "processor": hardware.describe(torch.device("cpu"))["processor"],
-    }
-    given.out.write_text(json.dumps({**facts, "level": LEVEL, "cells": cells}, indent=1) + "\n")
-    for cell in cells:
-        if cell["limit"] is not None and cell["share"] > cell["limit"] + 3 * cell["error"]:
-            print(f"above its limit: {cell}")
+    write_cells(given.out, cells)
 
 
 if __name__ == "__main__":

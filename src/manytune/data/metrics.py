@@ -46,6 +46,11 @@ class Metric:
     compute: Callable[[Array, Array], float]
     """`compute(predictions [N], labels [N])`: class indices, or numbers."""
 
+    @property
+    def sign(self) -> int:
+        """1 where a higher score is the better one, else -1: times it, higher is always better."""
+        return 1 if self.higher_is_better else -1
+
 
 def is_constant(predictions: Array, scale: Scale | None = None) -> bool:
     """Say whether a model predicts the same thing for every row: one class, or one number.

@@ -113,11 +113,7 @@ class Driver(Callback):
     def _note_trials(self, pack: Pack) -> None:
         """Keep in the plan which trials a pack has, so that commands show them."""
         assert self._search is not None
-        runs = self._search.assigned(pack.id)
-        numbers = [number for number, each in enumerate(self._packs) if each.id == pack.id]
-        if self._packs[numbers[0]].runs != runs:
-            self._packs[numbers[0]] = replace(pack, runs=runs)
-            self._store.write_plan(self._packs)
+        self._replan(pack.id, [replace(pack, runs=self._search.assigned(pack.id))])
 
     def on_evaluate(self, pack_id: str, step: int, rows: Mapping[str, HistoryRow], best: Best) -> None:
         """Let trials leave that are not among the best."""
@@ -170,10 +166,15 @@ class Driver(Callback):
             return
         if pack.id.count(".again") + 1 < _MOST_DEATHS:
             again = replace(pack, id=f"{pack.id}.again", runs=())
-            index = next(index for index, each in enumerate(self._packs) if each.id == pack.id)
-            self._packs[index : index + 1] = [self._closed(pack), again]
-            self._store.write_plan(self._packs)
+            self._replan(pack.id, [self._closed(pack), again])
             self._queue.insert(0, again)
+
+    def _replan(self, pack_id: str, packs: Sequence[Pack]) -> None:
+        """Put other packs in the place of one, and keep the plan if it is another now."""
+        index = next(index for index, each in enumerate(self._packs) if each.id == pack_id)
+        if self._packs[index : index + 1] != [*packs]:
+            self._packs[index : index + 1] = packs
+            self._store.write_plan(self._packs)
 
     def _closed(self, pack: Pack) -> Pack:
         """A pack of a search that trains no more, with the trials that ended in it: the plan keeps them."""
@@ -222,9 +223,7 @@ class Driver(Callback):
             smaller = (self._closed(pack), *smaller)
         else:
             self._hand_checkpoint_on(pack, to_train)
-        index = next(index for index, each in enumerate(self._packs) if each.id == pack.id)
-        self._packs[index : index + 1] = smaller
-        self._store.write_plan(self._packs)
+        self._replan(pack.id, smaller)
         self._store.remove_pack(pack.id)
         self._queue[:0] = to_train
         return True

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from manytune.data.metrics import Metric, is_constant
 from manytune.data.tasks import Task
 from manytune.report.guard import attempt
-from manytune.report.judgement import at_look, configurations_of, judging_of, seed_plan, sign_of
+from manytune.report.judgement import at_look, configurations_of, judging_of, seed_plan
 from manytune.report.names import file_key
 from manytune.report.report_data import ReportData, StudyFacts
 from manytune.report.sheets import Field, Sheet, sheet_of
@@ -105,7 +105,7 @@ class Analysis:
     @property
     def sign(self) -> int:
         """1 where a higher score is better, -1 where a lower one is: what the verdict's scores are multiplied by."""
-        return sign_of(self.metric)
+        return self.metric.sign
 
     @property
     def leader(self) -> MethodRow | None:

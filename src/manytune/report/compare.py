@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.data.metrics import METRICS
-from manytune.report.judgement import configurations_of, sign_of
+from manytune.report.judgement import configurations_of
 from manytune.report.report_data import provenance_facts
 from manytune.report.sheets import UNKNOWN, interval, show
 from manytune.report.task_table import MethodRow, tabulate
@@ -105,7 +105,7 @@ def _change(key: tuple[str, str, str], first: MethodRow, second: MethodRow, plan
     for found in judge(sides, Judging(seeds=plan)).comparisons:
         if min(found.seeds) >= MINIMUM_SEEDS and found.low is not None and found.high is not None:
             # The comparison names the better one first; a change is the second study less the first.
-            turned = sign_of(metric) if found.first == "second" else -sign_of(metric)
+            turned = metric.sign if found.first == "second" else -metric.sign
             low, high = sorted((turned * found.low, turned * found.high))
             verdict = "within noise" if low <= 0 <= high else "changed"
     return ConfigurationChange(

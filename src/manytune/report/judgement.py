@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from manytune.data.metrics import Metric, default_margin
+from manytune.data.metrics import default_margin
 from manytune.report.report_data import StudyFacts
 from manytune.report.task_table import MethodRow, TaskTable, floor_of
 from manytune.stats.claims import Configuration, Judging
@@ -16,11 +16,6 @@ from manytune.stats.looks import SeedPlan
 from manytune.storage.record import RunRecord
 
 Array = NDArray[Any]
-
-
-def sign_of(metric: Metric) -> int:
-    """What scores are multiplied by so that higher is better."""
-    return 1 if metric.higher_is_better else -1
 
 
 def given_margin(task: str, studies: Iterable[StudyFacts]) -> float | None:
@@ -53,7 +48,7 @@ def at_look(
 def judging_of(table: TaskTable, studies: Sequence[StudyFacts]) -> Judging:
     """What the verdict on a task depends on besides its scores."""
     metric = table.rows[0].primary.metric
-    sign, floor = sign_of(metric), floor_of(metric.name, table.baselines)
+    sign, floor = metric.sign, floor_of(metric.name, table.baselines)
     margin = given_margin(table.task, studies)
     if margin is None:
         # Before baselines were kept, a constant's error was not known.
@@ -73,7 +68,7 @@ def configurations_of(rows: Iterable[MethodRow], draws: Mapping[str, Array] | No
     found = []
     for row in rows:
         metric = row.primary.metric
-        sign, drawn = sign_of(metric), (draws or {}).get(row.label)
+        sign, drawn = metric.sign, (draws or {}).get(row.label)
         found.append(
             Configuration(
                 row.method,

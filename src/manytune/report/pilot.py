@@ -122,7 +122,7 @@ def _spread(method: str, group: Sequence[Configuration], table: TaskTable) -> Sp
         degrees += len(scores) - 1
     labels = {one.label for one in group}
     costs = [run.cost for row in table.rows if row.label in labels for run in row.runs]
-    seconds = [cost.train_seconds + (cost.eval_seconds or 0.0) for cost in costs if cost.train_seconds is not None]
+    seconds = [cost.seconds for cost in costs if cost.train_seconds is not None]
     return Spread(
         method_title(method),
         configurations=len(group),

@@ -41,7 +41,7 @@ def score_sheets(analysis: Analysis) -> tuple[Sheet, ...]:
 
 def _score_sheet(analysis: Analysis, index: int) -> Sheet:
     metric = analysis.rows[0].metrics[index].metric
-    sign = 1 if metric.higher_is_better else -1
+    sign = metric.sign
 
     def scores(row: MethodRow) -> list[float]:
         return [score for _, score in row.scored(metric.name)]

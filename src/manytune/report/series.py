@@ -195,7 +195,7 @@ def loss_rises(analysis: Analysis) -> tuple[str, ...]:
     """Labels of configurations whose evaluation loss rises by 5 % or more while their score rises too."""
     score, loss, *_ = quantities(analysis.metric).values()
     scores = {curve.label: dict(zip(curve.steps, curve.mean, strict=True)) for curve in curves(analysis, score)}
-    sign = 1 if analysis.metric.higher_is_better else -1
+    sign = analysis.metric.sign
     found = []
     for curve in curves(analysis, loss):
         lowest = min(curve.mean, default=0.0)

@@ -172,7 +172,7 @@ class TaskTable:
     @property
     def by_mean(self) -> tuple[MethodRow, ...]:
         """The rows, the best mean first; those without one last."""
-        sign = -1 if self.rows[0].primary.metric.higher_is_better else 1
+        sign = -self.rows[0].primary.metric.sign
         return tuple(sorted(self.rows, key=lambda row: (row.mean is None, sign * (row.mean or 0.0))))
 
     @property
@@ -185,7 +185,7 @@ class TaskTable:
         """What sentences call the best baseline, and its score in the metric that ranks; None where none has one."""
         metric = self.rows[0].primary.metric
         known = [(each.title, score) for each in self.baselines if (score := each.scores.get(metric.name)) is not None]
-        sign = 1 if metric.higher_is_better else -1
+        sign = metric.sign
         return max(known, key=lambda one: sign * one[1], default=None)
 
     @property
@@ -193,7 +193,7 @@ class TaskTable:
         """The methods of which no configuration has a better mean than the best baseline."""
         if self.bar is None:
             return ()
-        sign = 1 if self.rows[0].primary.metric.higher_is_better else -1
+        sign = self.rows[0].primary.metric.sign
         known = [(row.method, sign * row.mean > sign * self.bar[1]) for row in self.rows if row.mean is not None]
         above = {method for method, better in known if better}
         return tuple(dict.fromkeys(method for method, _ in known if method not in above))
@@ -271,7 +271,7 @@ def stalled(runs: Sequence[RunRecord], floor: float | None, metric: Metric) -> t
     others (so that they may be many), and lies far below those above that half (so that where all score little, and
     scatter, a low score is no failure). Among fewer than 3 runs nothing is said.
     """
-    sign = 1.0 if metric.higher_is_better else -1.0
+    sign = metric.sign
     finished = [(run, run.best_score) for run in runs if run.state is RunState.FINISHED]
     scored = [(run, sign * score) for run, score in finished if score is not None]
     if floor is None or len(scored) < 3:

@@ -3,8 +3,7 @@
 OUT/search/journal.log   a line for each thing that was decided or happened, on the disk before anything follows from it
 
 Each search space is a study of optuna. What optuna has no word for are user attributes of a trial: `run_id`, `method`,
-`seed`, `pack`, `joined`, `began`, `order`, `unpruned`, `total_steps`; `rung STEP` for each decision; and at its end
-`seconds`, `steps` and `state`.
+`seed`, `pack`, `joined`, `began`, `order`, `unpruned`, `total_steps`; `rung STEP` for each decision; and `ended`.
 """
 
 from __future__ import annotations

@@ -10,12 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from manytune.config import Study, digest
-from manytune.config.plan import (
-    Pack,
-    Run,
-    make_runs,
-    total_steps,
-)
+from manytune.config.plan import Pack, Run, make_runs, total_steps
 from manytune.config.search import Search
 from manytune.config.spaces import Space
 from manytune.data.metrics import METRICS
@@ -71,8 +66,7 @@ class LiveTrial:
     @property
     def seconds(self) -> float:
         """What it took, if it has ended."""
-        cost = None if self.record is None else self.record.cost
-        return 0.0 if cost is None else (cost.train_seconds or 0.0) + (cost.eval_seconds or 0.0)
+        return 0.0 if self.record is None else self.record.cost.seconds
 
 
 class Scheduler:
@@ -240,16 +234,11 @@ class Scheduler:
         if trial.record is None:
             trial.record = record
             self._order += 1
-            self._journal.note(trial.key, "ended", self._order)
-            self._close(trial, record)
-
-    def _close(self, trial: LiveTrial, record: RunRecord) -> None:
-        """Note in the journal how a trial ended."""
-        self._tell_rungs(trial, record)
-        self._journal.note(trial.key, "seconds", trial.seconds)
-        self._journal.note(trial.key, "steps", record.steps or 0)
-        self._journal.note(trial.key, "state", str(record.state))
-        self._journal.end(trial.key, str(record.state), record.best_score)
+            state = str(record.state)
+            facts = {"order": self._order, "state": state, "steps": trial.steps, "seconds": trial.seconds}
+            self._journal.note(trial.key, "ended", facts)
+            self._tell_rungs(trial, record)
+            self._journal.end(trial.key, state, record.best_score)
 
     # How that is found.
 
@@ -340,7 +329,7 @@ class Scheduler:
 
     def _drawn(self, trial: LiveTrial) -> Drawn:
         """A trial as a sampler sees it."""
-        sign = 1.0 if METRICS[self._facts[trial.space.task].metric].higher_is_better else -1.0
+        sign = METRICS[self._facts[trial.space.task].metric].sign
         values = dict(trial.values)
         if trial.record is None:
             return Drawn(values, "running")
@@ -367,12 +356,11 @@ class Scheduler:
                         trial.decided[step] = value["score"], value["kept"]
                         trial.losses[step] = value["loss"]
                         events.append((value["order"], step, trial))
-                if trial.record is not None and "ended" in kept.attributes:
-                    events.append((kept.attributes["ended"], None, trial))
-                elif trial.record is not None:
-                    late.append(trial)
-                if trial.record is not None and "ended" in kept.attributes and not kept.finished:
-                    late.append(trial)
+                if trial.record is not None:
+                    if "ended" in kept.attributes:
+                        events.append((kept.attributes["ended"]["order"], None, trial))
+                    if not kept.finished:
+                        late.append(trial)
         self._by_run = dict(sorted(self._by_run.items(), key=lambda item: item[1].order))
         self._order = max([0, *(order for order, _, _ in events), *(each.order for each in self._by_run.values())])
         for (_, step), group in groupby(sorted(events, key=lambda each: each[0]), key=lambda each: each[:2]):

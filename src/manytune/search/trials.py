@@ -29,7 +29,7 @@ def trial_facts(record: RunRecord) -> TrialFacts:
     trial = record.trial
     if trial is None:
         raise ValueError(f"{record.run_id} is no trial of a search")
-    sign = 1 if METRICS[record.primary_metric].higher_is_better else -1
+    sign = METRICS[record.primary_metric].sign
     ended = record.state in (RunState.FINISHED, RunState.COLLAPSED)
     score = record.best_score if ended else None
     trained = True if record.state is RunState.FINISHED else False if record.did_not_train else None
@@ -37,7 +37,7 @@ def trial_facts(record: RunRecord) -> TrialFacts:
         number=trial.number,
         state=record.state,
         score=None if score is None else sign * score,
-        seconds=(record.cost.train_seconds or 0.0) + (record.cost.eval_seconds or 0.0),
+        seconds=record.cost.seconds,
         steps=record.steps or 0,
         total_steps=trial.total_steps,
         unpruned=trial.unpruned,

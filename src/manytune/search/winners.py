@@ -41,7 +41,7 @@ def best_trial(records: Iterable[RunRecord]) -> RunRecord | None:
     ended = [(record, record.trial.number) for record in records if record.trial is not None and _counts(record)]
     if not ended:
         return None
-    sign = 1.0 if METRICS[ended[0][0].primary_metric].higher_is_better else -1.0
+    sign = METRICS[ended[0][0].primary_metric].sign
     return max(ended, key=lambda each: (sign * (each[0].best_score or 0.0), -each[1]))[0]
 
 

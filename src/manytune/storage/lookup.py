@@ -131,7 +131,7 @@ def _best(records: Mapping[str, RunRecord], task: str | None, tasks: Sequence[st
     metric = scored[0][1].primary_metric
     if metric not in METRICS:
         raise StoreError(f"The record of {scored[0][1].run_id} has a metric that {choices(metric, METRICS)}")
-    sign = 1 if METRICS[metric].higher_is_better else -1
+    sign = METRICS[metric].sign
     return max(scored, key=lambda one: sign * one[0])[1]
 
 

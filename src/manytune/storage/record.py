@@ -129,6 +129,11 @@ class Cost(_FrozenModel):
     pack_size: Whole | None = None
     """Runs that started in the pack."""
 
+    @property
+    def seconds(self) -> float:
+        """Of training and evaluation; what is not known counts as none."""
+        return (self.train_seconds or 0.0) + (self.eval_seconds or 0.0)
+
 
 class Provenance(_FrozenModel):
     """Where the result comes from: enough to repeat it."""

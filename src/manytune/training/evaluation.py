@@ -79,7 +79,7 @@ def beats(metric: str, new: EvaluationSummary, old: EvaluationSummary | None) ->
         return False
     if old is None or new.collapsed is not old.collapsed:
         return old is None or old.collapsed
-    sign = 1 if metrics.METRICS[metric].higher_is_better else -1
+    sign = metrics.METRICS[metric].sign
     return sign * new.scores[metric] > sign * old.scores[metric]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manytune.report.search_part.search_facts import SearchFacts, seconds_of
+from manytune.report.search_part.search_facts import SearchFacts
 from manytune.report.search_part.trial_dots import DOTS_CAPTION, dots
 from manytune.report.series import front
 from manytune.report.sheets import show
@@ -14,7 +14,7 @@ from manytune.storage.record import RunRecord
 
 _COSTS: Sequence[tuple[str, str, Callable[[RunRecord], float | None]]] = (
     ("trainable parameters", "count", lambda run: run.parameters.trainable),
-    ("seconds of the trial", "seconds", lambda run: seconds_of(run) or None),
+    ("seconds of the trial", "seconds", lambda run: run.cost.seconds or None),
 )
 
 

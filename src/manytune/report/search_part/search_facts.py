@@ -95,7 +95,7 @@ class SpaceFacts:
     @property
     def seconds(self) -> float:
         """What its trials took, pruned ones included: training and evaluation, shares of their packs' time."""
-        return sum(map(seconds_of, self.trials))
+        return sum(run.cost.seconds for run in self.trials)
 
     def settings(self, run: RunRecord) -> str:
         """The searched settings of a trial in words: "lr 3.1e-4, r=8"."""
@@ -132,7 +132,7 @@ class SearchFacts:
     @property
     def sign(self) -> int:
         """1 where a higher score is better, -1 where a lower one is."""
-        return 1 if self.metric.higher_is_better else -1
+        return self.metric.sign
 
     @property
     def trials(self) -> tuple[RunRecord, ...]:
@@ -175,11 +175,6 @@ def score_then(run: RunRecord) -> float | None:
     return rungs[-1].score if run.state is RunState.PRUNED and rungs else run.best_score
 
 
-def seconds_of(run: RunRecord) -> float:
-    """Seconds of training and evaluation, 0 where they are not known."""
-    return (run.cost.train_seconds or 0.0) + (run.cost.eval_seconds or 0.0)
-
-
 def searches_of(
     records: Iterable[RunRecord],
     *,
@@ -217,7 +212,7 @@ def searches_of(
                 looks[name],
                 _dimensions(runs, (dimensions or {}).get((task, name), {})),
                 tuple(sorted(runs, key=lambda run: trial_of(run).number)),
-                1 if metric.higher_is_better else -1,
+                metric.sign,
             )
             for name, runs in spaces.items()
         )

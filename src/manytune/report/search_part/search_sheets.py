@@ -10,7 +10,6 @@ from manytune.report.search_part.search_facts import (
     SearchFacts,
     SpaceFacts,
     score_then,
-    seconds_of,
     trial_of,
 )
 from manytune.report.sheets import Cell, Field, Sheet, sheet_of, show
@@ -298,7 +297,7 @@ def trial_sheet(search: SearchFacts) -> Sheet | None:
         ("state", "state", "text", lambda row: str(run(row).state)),
         ("score", "score", "score", lambda row: score_then(run(row))),
         ("steps", "steps", "count", lambda row: run(row).steps),
-        ("seconds", "seconds", "seconds", lambda row: seconds_of(run(row)) or None),
+        ("seconds", "seconds", "seconds", lambda row: run(row).cost.seconds or None),
         ("rungs", "rungs", "text", lambda row: _rungs(run(row))),
     ]
     searched: dict[str, Dimension] = {}

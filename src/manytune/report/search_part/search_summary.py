@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from manytune.report.search_part.importance import importances
-from manytune.report.search_part.search_facts import SearchFacts, SpaceFacts, score_then, seconds_of, trial_of
+from manytune.report.search_part.search_facts import SearchFacts, SpaceFacts, score_then, trial_of
 from manytune.report.search_part.search_section import SearchContent
 from manytune.report.search_part.search_sheets import near_the_best
 from manytune.search.trials import rung_facts, stopped_pruning
@@ -68,5 +68,5 @@ def _trial(run: RunRecord) -> dict[str, Any]:
         "state": str(run.state),
         "score": score_then(run),
         "steps": run.steps,
-        "seconds": seconds_of(run),
+        "seconds": run.cost.seconds,
     }
