@@ -370,9 +370,9 @@ def start(kept: Measurements, settings: Settings) -> None:
                 )
             )
             code = (
-                "import sys, time; from manytune import cli; from manytune.training import loop\n"
+                "import sys, time; from manytune import cli; from manytune.training import step\n"
                 "def first(*a, **k):\n    print(time.time(), flush=True); sys.stdout.flush(); import os; os._exit(0)\n"
-                "loop.forward_backward = first\n"
+                "step.forward_backward = first\n"
                 f"sys.argv = ['manytune', 'run', {str(study)!r}, '--out', {folder + '/out'!r}]\n"
                 "cli.main()"
             )

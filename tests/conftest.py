@@ -29,6 +29,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HOME=_CACHES.name,
+    # Triton's kernels run in numpy, on the CPU. What compiles them starts a process without it.
+    TRITON_INTERPRET="1",
 )
 # What a process has compiled of manytune's modules is there for the next one.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -247,6 +247,9 @@ def _train(
     if spec is None:
         return
 
+    if profile.device == "cuda" and (note := hardware.gpu_note()):
+        callback.on_message(note)
+
     # Expect: how long that will take, on this machine from a short training.
     here = profile.device == "cpu" and spec.to_plan() is not None
     # Of packs that go on, nobody knows yet how much is left.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from manytune.executors.estimate import (
     makespan,
     pack_seconds,
 )
+from manytune.executors.saturation import full_rows, saturated
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel
 from manytune.training import snapshot
@@ -156,6 +158,9 @@ def test_half_precision_takes_three_copies_of_the_matrices_more(
         for batch_size in (1, 2, 64)
     }
     saved = more[1] - more[2]  # what the activations of one row take less
+    longest = int(work.dev.lengths.max())
+    fp32, bf16 = (work.model_spec.evaluated_bytes(size, longest) for size in (4, 2))
+    saved += (fp32 - bf16) * min(4096, work.evaluated_tokens)
     assert more[1] == pytest.approx((3 * 2 if avx512 else 3 * 2 - 4) * frozen - saved, abs=2)
     assert more[64] < 0
 
@@ -173,6 +178,49 @@ def test_packs_are_sized_by_what_is_asked_for_or_by_speed_and_memory(work: TaskW
     assert largest(free=some) == 10
     assert largest(free=some / 2) < largest(free=some)
     assert largest({**LORA, "rank": 256}, free=some) < 10
+
+
+def test_on_a_gpu_packs_hold_as_many_runs_as_fill_it(work: TaskWork) -> None:
+    def largest(full_rows: int, free: float = 1e15, *methods: Mapping[str, Any]) -> int:
+        gpu = HardwareProfile("cuda", torch.bfloat16, int(free), 1e12, full_rows=full_rows)
+        asked = study(Path(work.study.model), *methods)
+        return largest_packs(plan_runs(asked), {TASK: replace(work, study=asked)}, gpu)[TASK]
+
+    batch = 16 * float(work.train.lengths.mean())
+    assert largest(round(80.5 * batch)) == 81
+    assert largest(round(4.5 * batch)) == 5
+    assert largest(1) == 1
+    assert largest(round(80.5 * batch), 1e8) < 81, "its memory is a bound too"
+    half = {**LORA, "training": {"batch_size": 8}}
+    assert largest(round(40.5 * batch), 1e15, half) == 81
+
+
+def test_an_evaluation_takes_memory_too(work: TaskWork) -> None:
+    (pack,) = plan_packs(plan_runs(work.study), 1)
+    long = replace(work, dev=replace(work.dev, offsets=np.concatenate([work.dev.offsets[:1], work.dev.offsets[-1:]])))
+    each = [made.model_spec.evaluated_bytes(4, int(made.dev.lengths.max())) for made in (work, long)]
+    more = estimate_pack(long, pack, profile()).memory_bytes - estimate_pack(work, pack, profile()).memory_bytes
+    assert more == pytest.approx((each[1] - each[0]) * min(4096, work.evaluated_tokens), rel=1e-6)
+    gpu = HardwareProfile("cuda", torch.float32, 10_000_000, 1e12, full_rows=1)
+    tight, roomy = (estimate_pack(long, pack, replace(gpu, free_bytes=free)).memory_bytes for free in (10**7, 10**12))
+    assert tight < roomy, "its batches follow the memory that is left"
+
+
+class TestSaturation:
+    def test_rows_are_doubled_while_that_is_faster(self) -> None:
+        def speed(rows: int) -> float:
+            return rows / (3.0 + rows / 1000)  # seconds: launches, and the work itself
+
+        asked: list[int] = []
+        assert saturated(lambda rows: asked.append(rows) or speed(rows), 65536) == 16384  # type: ignore[func-returns-value]
+        assert asked == [256 * 2**power for power in range(8)]
+        assert saturated(speed, 5000) == 4096
+        assert saturated(lambda rows: 1.0, 65536) == 256
+        assert saturated(speed, 0) == 256, "one size is always there"
+
+    def test_a_measurement_comes_to_one_of_the_sizes(self) -> None:
+        assert full_rows(8, torch.float32, CPU, 4 * 48 * 8 * 1024) in (256, 512, 1024)
+        assert HardwareProfile.measure(CPU, "fp32", 8).full_rows is None
 
 
 def test_runs_that_take_turns_are_packed_one_by_one(work: TaskWork) -> None:

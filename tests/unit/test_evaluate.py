@@ -98,6 +98,62 @@ def test_what_fits_into_a_batch_changes_no_prediction(
         assert layout.tokens <= budget or layout.sequence_bounds[1] == 1
 
 
+class TestMemoryThatRunsOut:
+    def test_a_batch_is_cut_in_halves(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, data, rows = make_model(folder, CLASSES), data_of(CLASSES), draws(3, 20)
+        whole, tried = predict(model, data, rows), self.room_for(monkeypatch, model, 150)
+        np.testing.assert_allclose(predict(model, data, rows), whole, rtol=1e-4, atol=1e-5)
+        too_large = [tokens for tokens in tried if tokens > 150]
+        assert too_large == sorted(too_large, reverse=True)
+        assert sum(tokens for tokens in tried if tokens <= 150) == sum(data.lengths[own].sum() for own in rows)
+        assert tried[: len(too_large)] == too_large, "what was found to fit is kept"
+
+    def test_a_single_row_cannot_be_cut(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = make_model(folder, CLASSES)
+        tried = self.room_for(monkeypatch, model, 0)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            predict(model, data_of(CLASSES), draws(3, 20))
+        assert len(tried) > 3
+
+    def test_another_failure_is_not_taken_for_it(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = make_model(folder, CLASSES)
+        tried = self.room_for(monkeypatch, model, 0, "no such kernel")
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            predict(model, data_of(CLASSES), draws(3, 20))
+        assert len(tried) == 1
+
+    def room_for(
+        self, monkeypatch: pytest.MonkeyPatch, model: PackedModel, tokens: int, text: str = "CUDA out of memory."
+    ) -> list[int]:
+        """Let larger batches fail; returns the tokens of each batch, as they are tried."""
+        tried: list[int] = []
+        forward = model.forward
+
+        def limited(layout: Layout, **named: Any) -> torch.Tensor:
+            tried.append(layout.tokens)
+            if layout.tokens > tokens:
+                raise RuntimeError(text)
+            return forward(layout, **named)
+
+        monkeypatch.setattr(model, "forward", limited)
+        return tried
+
+
+def test_on_a_gpu_a_batch_follows_the_memory_that_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(folder, CLASSES)
+    monkeypatch.setattr(model, "device", torch.device("cuda"))
+    each = model.spec.evaluated_bytes(4, 30)
+    assert model.spec.evaluated_bytes(4, 300) > each > model.spec.evaluated_bytes(2, 30)
+
+    def tokens(free: float) -> int:
+        monkeypatch.setattr(module.hardware, "free_memory", lambda device: int(free))
+        return module._tokens_per_batch(model, 30)
+
+    assert tokens(1e12) == tokens(2.01 * 65536 * each) == 65536
+    assert tokens(1.9 * 65536 * each) == tokens(1.1 * 65536 * each) == 32768, "few sizes: they decide how sums round"
+    assert tokens(0) == 1024
+
+
 def test_a_run_without_rows_is_left_out_and_costs_no_token(
     folder: Path, monkeypatch: pytest.MonkeyPatch, batches: list[Layout]
 ) -> None:

@@ -4,19 +4,26 @@ import mmap
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from forked import run_forked
+from manytune.models.loading import load_backbone
+from manytune.packing import PackedModel
 from manytune.utils import hardware
 from manytune.utils.devices import DEVICES
 from manytune.utils.errors import StudyError
 from manytune.utils.hardware import PeakMemory, choose_device, choose_dtype
 from manytune.utils.version import __version__
+from tiny import make_tiny
 
 CPU = torch.device("cpu")
 
@@ -208,3 +215,138 @@ def test_the_systems_count_of_processes_killed_for_memory() -> None:
     boot, count = found.split()
     assert boot
     assert int(count) >= 0
+
+
+class TestErrorsOfAGpu:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+            RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            RuntimeError("CUDA driver error: cudaErrorMemoryAllocation"),
+            RuntimeError("Triton Error [CUDA]: out of memory"),
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        ],
+        ids=str,
+    )
+    def test_memory_that_ran_out_costs_no_process(self, error: Exception) -> None:
+        assert hardware.is_out_of_memory(error)
+        assert not hardware.has_lost_device(error)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported"),
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            RuntimeError("CUDA error: misaligned address"),
+            RuntimeError("CUDA error: unspecified launch failure"),
+            RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa)`"),
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        ],
+        ids=str,
+    )
+    def test_after_some_the_process_cannot_go_on(self, error: Exception) -> None:
+        assert hardware.has_lost_device(error)
+        assert not hardware.is_out_of_memory(error)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"),
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+            ValueError("CUDA error: misaligned address"),
+            KeyError("misaligned address"),
+        ],
+        ids=str,
+    )
+    def test_others_are_of_the_pack_alone(self, error: Exception) -> None:
+        assert not hardware.has_lost_device(error)
+        assert not hardware.is_out_of_memory(error)
+
+
+_SETTINGS = """
+import sys, torch
+from manytune.utils.hardware import use_exact_products
+backends, program = torch.backends, sys.argv[1]
+exec(program)
+use_exact_products()
+use_exact_products()
+precisions = [backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision]
+precisions += [backends.cudnn.rnn.fp32_precision, backends.mkldnn.matmul.fp32_precision]
+assert precisions == ["ieee"] * 4, precisions
+assert torch.get_float32_matmul_precision() == "highest"
+assert not backends.cuda.matmul.allow_tf32 and not backends.cudnn.allow_tf32
+assert not backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+assert not backends.cuda.cudnn_sdp_enabled()
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "",
+        "torch.set_float32_matmul_precision('medium')",
+        "backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True",
+        "backends.fp32_precision = 'tf32'",
+        "backends.cudnn.fp32_precision = 'tf32'",
+        "backends.cuda.matmul.fp32_precision = backends.cudnn.conv.fp32_precision = 'tf32'",
+    ],
+)
+def test_products_are_exact_whatever_the_program_asked_for(program: str) -> None:
+    run_forked([sys.executable, "-W", "error", "-c", _SETTINGS, program], check=True)
+
+
+def test_products_are_exact_whatever_the_environment_asks_for() -> None:
+    """Torch reads the variable when it is imported."""
+    asked = {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
+    code = f"import os\n{_SETTINGS}\nassert os.environ['NVIDIA_TF32_OVERRIDE'] == '0'"
+    program = "assert backends.cuda.matmul.allow_tf32, 'the environment is heeded'"
+    subprocess.run([sys.executable, "-c", code, program], env={**os.environ, **asked}, check=True)
+
+
+def test_who_builds_a_pack_has_exact_products(tmp_path: Path) -> None:
+    backbone = load_backbone(str(make_tiny(tmp_path)), 2)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    PackedModel(backbone, [])
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+class TestGpu:
+    """What is known of a GPU; none is here, so torch is asked for one that it makes up."""
+
+    DEVICE = torch.device("cuda", 0)
+
+    @pytest.fixture(autouse=True)
+    def _gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        facts = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30, major=9, minor=0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: facts.name)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(hardware, "_version", {"triton": "3.6.0"}.get)
+
+    def test_a_record_names_it(self) -> None:
+        facts = hardware.describe(self.DEVICE)
+        assert (facts["device"], facts["accelerator"], facts["capability"]) == ("cuda", "NVIDIA H100", "9.0")
+        assert (facts["cuda"], facts["triton"], facts["accelerator_memory_bytes"]) == ("13.0", "3.6.0", 80 * 2**30)
+        assert "driver" in facts
+
+    def test_what_decides_how_it_adds_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert hardware.accelerator_arithmetic(self.DEVICE) == "NVIDIA H100, CUDA 13.0, triton 3.6.0"
+        assert hardware.accelerator_arithmetic(CPU) is None
+        monkeypatch.setattr(hardware, "_version", {}.get)
+        assert hardware.accelerator_arithmetic(self.DEVICE) == "NVIDIA H100, CUDA 13.0"
+
+    def test_memory_that_torch_keeps_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+
+        def segment(device: int, pool: tuple[int, int]) -> dict[str, Any]:
+            return {"device": device, "segment_pool_id": pool, "total_size": 70, "allocated_size": 50}
+
+        # Of recorded steps, and of another GPU, what is not in use serves nobody here.
+        segments = [segment(0, (0, 0)), segment(0, (0, 3)), segment(1, (0, 0))]
+        monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+        assert hardware.free_memory(self.DEVICE) == 120

@@ -16,13 +16,16 @@ from manytune.data.splits import Encoded, epoch_order
 from manytune.data.tasks import get_task
 from manytune.methods import Method, make_method
 from manytune.models.loading import Backbone, load_backbone
-from manytune.packing import Layout, Member, PackedModel, build_layout
+from manytune.packing import Layout, Member, PackedModel, build_layout, plan_batch
 from manytune.packing.kernels.compiled import compiled_kernels
+from manytune.packing.layout import Plan
+from manytune.packing.transfer import put_all
 from manytune.storage.record import HistoryRow, RunState
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import Evaluation
-from manytune.training.loop import PackData, class_weights, forward_backward, train_pack
+from manytune.training.loop import PackData, class_weights, train_pack
 from manytune.training.outcome import Outcome
+from manytune.training.step import RunBatch, forward_backward, plan_step
 from tiny import make_tiny, random_rows
 
 RATE = 1e-2
@@ -125,11 +128,11 @@ def seen_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
     """The rows of every run in each batch that is laid out for training."""
     seen: list[list[list[int]]] = []
 
-    def build(data: Encoded, rows: Sequence[np.ndarray], **options: Any) -> Layout:
+    def plan(data: Encoded, rows: Sequence[np.ndarray], **options: Any) -> Plan:
         seen.append([own.tolist() for own in rows])
-        return build_layout(data, rows, **options)
+        return plan_batch(data, rows, **options)
 
-    monkeypatch.setattr("manytune.training.loop.build_layout", build)
+    monkeypatch.setattr("manytune.training.step.plan_batch", plan)
     return seen
 
 
@@ -169,9 +172,9 @@ def test_where_kernels_multiply_training_is_the_same_without_padding_rows(
         pack = Pack(backbone, [(method, 0)], rows=24)
         forward, layouts = pack.model.forward, list[Layout]()
 
-        def noted(layout: Layout, *, step: int | None = None, forward: Any = forward, seen: Any = layouts) -> Tensor:
+        def noted(layout: Layout, forward: Any = forward, seen: Any = layouts, **options: Any) -> Tensor:
             seen.append(layout)
-            found: Tensor = forward(layout, step=step)
+            found: Tensor = forward(layout, **options)
             return found
 
         monkeypatch.setattr(pack.model, "forward", noted)
@@ -205,7 +208,8 @@ def test_every_micro_batch_counts_where_all_weights_train(backbone: Backbone, dt
 
     def gradients(batch_size: int) -> dict[str, Tensor]:
         model = PackedModel(backbone, [member], dtype=dtype)
-        forward_backward(model, TASK, DATA, [np.arange(12)], [None], [batch_size], [0])
+        plan = plan_step(model, TASK, DATA, [RunBatch(np.arange(12), batch_size, 0)])
+        forward_backward(model, TASK, plan, put_all(plan.arrays, model.device))
         found = {tensor.name: tensor.grad for tensor in model.bank.tensors}
         return {name: grad.to_dense().float() for name, grad in found.items() if grad is not None}
 

@@ -21,6 +21,7 @@ from manytune.models.loading import check_weights, load_config, load_tokenizer, 
 from manytune.models.spec import ModelSpec
 from manytune.report.views import percent, plain_table
 from manytune.training.workload import blank_rows, encode_split, load_splits, longest, measure_baselines
+from manytune.utils.hardware import gpu_note
 from manytune.utils.text import counted, listed, shortened
 
 _SHOWN = 5  # examples of a finding
@@ -79,6 +80,7 @@ class StudyCheck:
     seeds: int
     looks: tuple[int, ...]  # numbers of seeds at which a look is planned
     search: str | None  # what is searched, in words; None for a fixed study
+    gpu: str | None  # what to know of training on this machine's GPU; None without one
     tasks: tuple[TaskCheck, ...]
 
     def render(self) -> Iterator[RenderableType]:
@@ -87,6 +89,8 @@ class StudyCheck:
         looks = f"planned looks at {listed(self.looks)} seeds" if self.looks else "no looks planned for adding more"
         seeds = f"{counted(self.seeds, 'seed')}; {looks}"
         yield f"{self.search or seeds}\n"
+        if self.gpu:
+            yield f"{self.gpu}\n"
         for task in self.tasks:
             yield plain_table(
                 ("split", "rows", "left out", "tokens: median", "95 %", "longest", "cut", "from"),
@@ -132,6 +136,7 @@ def check_study(study: Study) -> StudyCheck:
         seeds=len(study.seeds),
         looks=study.looks,
         search=search_line(study) if study.search is not None else None,
+        gpu=gpu_note(),
         tasks=tuple(tasks),
     )
 

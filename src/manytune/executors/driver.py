@@ -152,6 +152,8 @@ class Driver(Callback):
             self._fail(pack, reason)
             self._go_on_searching(pack)
         elif end.how == "lost":
+            if end.traceback:
+                self._store.write_traceback(pack.id, end.traceback)
             self._deaths[pack.id] += 1
             if (times := self._deaths[pack.id]) >= _MOST_DEATHS:
                 self._fail(pack, f"What trained it died {times} times, the last time because {reason}.")

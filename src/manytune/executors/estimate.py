@@ -14,10 +14,13 @@ from typing import NamedTuple, Self
 import numpy as np
 import psutil
 import torch
+from torch.nn import functional
 
 from manytune.config import Training
 from manytune.config.plan import Pack, Run, evaluation_steps, plan_packs, steps_per_epoch, total_steps
+from manytune.executors.saturation import finish, full_rows
 from manytune.methods import PackKind, ParameterCount
+from manytune.training.evaluation import most_tokens
 from manytune.training.workload import TaskWork
 from manytune.utils import hardware
 
@@ -38,8 +41,8 @@ _LEAST_PRODUCTS = 20
 
 _BYTES_PER_TRAINED = 16  # a trained parameter in fp32, its gradient and its two moments
 
-_FASTEST = {"cpu": 16, "cuda": 64, "mps": 16}
-"""Runs of a pack beyond which training gets little faster: on a CPU 4 % from 16 to 32 (docs/performance.md)."""
+_FASTEST = 16
+"""Runs of a pack beyond which training gets little faster on a CPU: 4 % from 16 to 32 (docs/performance.md)."""
 
 SHARE_OF_MEMORY = 0.7
 """Part of the free memory that a pack sized by `max_pack: auto` may take: estimates are rough."""
@@ -54,6 +57,7 @@ class HardwareProfile:
     free_bytes: int  # memory that is free there, of the GPU or of the machine
     products_per_second: float  # floating-point operations a second of matrix products of the backbone's width
     threads: int = 1  # of a pack on a CPU
+    full_rows: int | None = None  # rows of a batch beyond which a GPU gets little faster; None where 16 runs are enough
 
     @classmethod
     def measure(cls, device: torch.device, precision: str, width: int, *, threads: int = 0, sharing: int = 1) -> Self:
@@ -61,6 +65,7 @@ class HardwareProfile:
 
         `threads` are a pack's, 0 for as many as torch uses; `sharing` packs train at once in the same memory.
         """
+        hardware.use_exact_products()
         dtype = hardware.choose_dtype(precision, device)
         before = torch.get_num_threads()
         used = threads or before
@@ -69,7 +74,9 @@ class HardwareProfile:
             speed = _products_per_second(width, dtype, device, used)
         finally:
             torch.set_num_threads(before)
-        return cls(device.type, dtype, hardware.free_memory(device) // sharing, speed, used)
+        free = hardware.free_memory(device) // sharing
+        full = full_rows(width, dtype, device, free) if device.type == "cuda" else None
+        return cls(device.type, dtype, free, speed, used, full)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def estimate_pack(work: TaskWork, pack: Pack, profile: HardwareProfile) -> PackE
         memory_bytes=round(
             (0 if profile.device == "cuda" else _resident_bytes())
             + _shared_bytes(work, profile)
+            + _evaluation_bytes(work, profile)
             + sum(
                 sorted(_run_bytes(work, *run, profile.dtype) for run in _batches(work, pack.runs, parameters))[
                     -pack.size :
@@ -225,8 +233,13 @@ def _largest_pack(runs: Sequence[Run], work: TaskWork, profile: HardwareProfile)
     packed = [run for run in runs if run.method.pack_kind != "full"]
     sizes = set(_batches(work, packed, _parameters(work, packed)))
     each = max((_run_bytes(work, *size, profile.dtype) for size in sizes), default=1.0)
-    room = SHARE_OF_MEMORY * profile.free_bytes - _shared_bytes(work, profile)
-    return max(1, min(_FASTEST[profile.device], int(room // each)))
+    taken = _shared_bytes(work, profile) + _evaluation_bytes(work, profile)
+    room = SHARE_OF_MEMORY * profile.free_bytes - taken
+    fastest = _FASTEST
+    if profile.full_rows is not None:  # that many runs fill the device, by their mean batch
+        tokens = [size for _, size in sizes] or [float(training.batch_size)]
+        fastest = math.ceil(profile.full_rows * len(tokens) / sum(tokens))
+    return max(1, min(fastest, int(room // each)))
 
 
 class Counts(NamedTuple):
@@ -282,9 +295,23 @@ def _shared_bytes(work: TaskWork, profile: HardwareProfile) -> float:
 
 def _run_bytes(work: TaskWork, parameters: ParameterCount, batch_tokens: float, dtype: torch.dtype) -> float:
     """What one run adds: what it trains, and the activations of its part of a batch."""
-    outputs = sum(sum(widths) for widths in work.model_spec.linears.values())
-    kept_per_token = outputs * work.model_spec.passes * dtype.itemsize
+    linears = work.model_spec.linears
+    outputs = sum(sum(widths) for widths in linears.values())
+    # Of each layer, which has one widest product, both norms keep what they have normalized in fp32.
+    width, widest = min(inputs for inputs, _ in linears.values()), max(wide for _, wide in linears.values())
+    normed = 2 * 4 * width * sum(wide == widest for _, wide in linears.values())
+    kept_per_token = (outputs * dtype.itemsize + normed) * work.model_spec.passes
     return parameters.trainable * _BYTES_PER_TRAINED + batch_tokens * kept_per_token
+
+
+def _evaluation_bytes(work: TaskWork, profile: HardwareProfile) -> float:
+    """What an evaluation takes beside that: what a step has freed is kept for the next step, in pieces of its sizes.
+
+    On a GPU its batches follow the memory that is left; a tenth of what is free is left to them at most.
+    """
+    each = work.model_spec.evaluated_bytes(profile.dtype.itemsize, int(work.dev.lengths.max()))
+    most = float(each * min(most_tokens(profile.device), work.evaluated_tokens))
+    return min(most, 0.1 * profile.free_bytes) if profile.device == "cuda" else most
 
 
 def _resident_bytes() -> int:
@@ -296,12 +323,11 @@ def _products_per_second(width: int, dtype: torch.dtype, device: torch.device, t
     """Floating-point operations a second of [1024, width] x [width, 4 width] on the device, in about 0.1 s."""
     x = torch.randn(1024, width, device=device, dtype=dtype)
     weight = torch.randn(4 * width, width, device=device, dtype=dtype)
-    torch.nn.functional.linear(x, weight)
+    functional.linear(x, weight)
     done, started = 0, time.perf_counter()
     # On a busy machine, 0.1 s may see few products, and the one that had to wait would count for all.
     while time.perf_counter() - started < 0.1 or done < _LEAST_PRODUCTS:
-        torch.nn.functional.linear(x, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        functional.linear(x, weight)
+        finish(device)
         done += 1
     return done * 2 * 1024 * width * 4 * width / (time.perf_counter() - started)

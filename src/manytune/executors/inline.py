@@ -14,11 +14,17 @@ from manytune.executors.estimate import HardwareProfile
 from manytune.executors.job import PackJob
 from manytune.executors.orders import Inbox, Orders
 from manytune.executors.pack_inputs import PackInputs
+from manytune.storage.directory import Store
 from manytune.training.callbacks import Callback, PackEnd
 from manytune.utils import hardware
 from manytune.utils.errors import ManytuneError
 from manytune.utils.signals import Interrupted, StopRequest
 
+_GOES_ON = (
+    "After such an error a GPU refuses whatever a process asks of it. Start the same command again, and the study goes "
+    "on from its checkpoints. With --devices {device} packs train in a process of their own, and a fresh one goes on "
+    "by itself."
+)
 _MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
 
 
@@ -83,8 +89,9 @@ def train_here(
 ) -> PackEnd:
     """Train a pack in this process; returns how it ended.
 
-    `inbox` is where orders for a pack of a search arrive. For what the user can correct, such as a full disk,
-    ManytuneError is raised; `apart` from the driver's process, the end is "refused" instead.
+    `inbox` is where orders for a pack of a search arrive. ManytuneError is raised for what the user can correct, such
+    as a full disk, and where the GPU serves this process no more; `apart` from the driver's process, the end is
+    "refused" instead, or "lost": then this process is to end.
     """
     try:
         return PackEnd(
@@ -98,6 +105,8 @@ def train_here(
         return PackEnd(pack.id, "refused", reason=str(error))
     except Exception as error:  # whatever it is, the other packs can still train
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+        if hardware.has_lost_device(error):
+            return _lost(inputs, pack, device, reason, apart=apart)
         lacking = hardware.is_out_of_memory(error)
         if lacking:
             reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
@@ -105,3 +114,14 @@ def train_here(
     if end.out_of_memory:
         hardware.let_go_of_memory(device)  # only now: inside the except block, the error's frames still hold tensors
     return end
+
+
+def _lost(inputs: PackInputs, pack: Pack, device: torch.device, reason: str, *, apart: bool) -> PackEnd:
+    """What follows from an error that has just lost the GPU to this process; see `train_here`."""
+    end = PackEnd(pack.id, "lost", reason=f"the GPU failed: {reason}", traceback=traceback.format_exc())
+    if apart:
+        return end
+    inputs.check()
+    Store(inputs.root).write_traceback(pack.id, end.traceback or reason)
+    name = f"{device.type}:{device.index or 0}"
+    raise ManytuneError(f"{pack.id}: {end.reason}\n{_GOES_ON.format(device=name)}")

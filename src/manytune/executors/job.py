@@ -19,7 +19,7 @@ from manytune.data.splits import Encoded
 from manytune.executors.orders import Inbox, OrderedRuns
 from manytune.executors.pack_inputs import PackInputs
 from manytune.packing import Member, PackedModel
-from manytune.packing.kernels import arithmetic, kernel_path, kernel_problems
+from manytune.packing.kernels import arithmetic, kernel_path, problems
 from manytune.storage import record
 from manytune.storage.artifacts import Learned
 from manytune.storage.directory import Store
@@ -57,7 +57,7 @@ class PackJob(PackCallback):
     def __post_init__(self) -> None:
         self.store = Store(self.inputs.root)
         self.work = self.inputs.works[self.pack.task]
-        self.backbone = self.inputs.backbones.of(self.work.task.num_outputs)
+        self.backbone = self.inputs.backbones.on(self.device, self.work.task.num_outputs)
         self.runs: Sequence[Run] = self.pack.runs
         self.started = datetime.now(UTC)
         self.memory = hardware.PeakMemory(self.device)
@@ -71,6 +71,7 @@ class PackJob(PackCallback):
                 self.device, hardware.choose_dtype(self.work.study.training.precision, self.device)
             ),
             "device": self.device.type,
+            "accelerator": hardware.accelerator_arithmetic(self.device),
             "threads": torch.get_num_threads(),
             "started": self.started.isoformat(),
         }
@@ -81,7 +82,7 @@ class PackJob(PackCallback):
         """Train, score and report; returns the seconds it took."""
         began = time.perf_counter()
         task = self.work.task
-        for text in kernel_problems():
+        for text in problems(self.device):
             self.callback.on_message(text, "warning")
         start = self._resume()
         pending = [run for run in self.pack.runs if run.id not in self._recorded]
@@ -160,10 +161,10 @@ class PackJob(PackCallback):
             training = self._training(each.outcome.run)
             # another one where the data has changed
             now = asdict(Clock.after(each.clock.step, training, self.work.train_size))
-            # Checkpoints of before have no arithmetic.
+            # Checkpoints of before have not all of these facts.
             here = self.checkpoints.facts | now
-            begun = {"arithmetic": here["arithmetic"]} | facts | asdict(each.clock)
-            for name in ("kernels", "arithmetic", "device", *now):
+            begun = {name: here[name] for name in ("arithmetic", "accelerator")} | facts | asdict(each.clock)
+            for name in ("kernels", "arithmetic", "device", "accelerator", *now):
                 if begun[name] != here[name]:
                     self.callback.on_message(
                         f"The pack {self.pack.id} was begun with {name}: {begun[name]}, and here it is {here[name]}. "

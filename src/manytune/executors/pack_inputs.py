@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from manytune.models.loading import Backbone, load_backbone
 from manytune.models.spec import ModelSpec
+from manytune.packing.sharing import on_device
 from manytune.storage.lock import Held
 from manytune.training.workload import TaskWork
 
@@ -18,12 +21,20 @@ class Backbones:
     def __init__(self, model: str, loaded: Backbone | None = None) -> None:
         self._model = model
         self._loaded = loaded
+        self._placed: tuple[Backbone, torch.device, Backbone] | None = None  # what was loaded, where it is, and as what
 
     def of(self, outputs: int) -> Backbone:
         """The backbone with `outputs` outputs; raises what `load_backbone` raises."""
         if self._loaded is None or self._loaded.config.num_labels != outputs:
             self._loaded = load_backbone(self._model, outputs)
         return self._loaded
+
+    def on(self, device: torch.device, outputs: int) -> Backbone:
+        """The same on a device, where it stays: packs train from it, and their runs are scored from it in fp32."""
+        loaded = self.of(outputs)
+        if self._placed is None or self._placed[0] is not loaded or self._placed[1] != device:
+            self._placed = loaded, device, on_device(loaded, device)
+        return self._placed[2]
 
     def spec(self, outputs: int) -> ModelSpec:
         """Its tensors and head; only the loaded weights say whether a pooler is the backbone's or the head's."""

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -71,6 +71,11 @@ class Resources:
         asked = {"CPU": self.cpu, "GPU": self.gpu, "memory": float(self.memory)}
         return min(int(node.get(name, 0.0) / wanted + 1e-9) for name, wanted in asked.items() if wanted)
 
+    def sharing(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """Packs that share memory at most: that of a GPU, where they have one or a part of one, else that of a node."""
+        on_a_node = max(map(self.fit, nodes))
+        return min(on_a_node, max(int(1 / self.gpu + 1e-9), 1)) if self.gpu else on_a_node
+
     def options(self) -> dict[str, Any]:
         """As Ray's tasks take them."""
         return {"num_cpus": self.cpu, "num_gpus": self.gpu, **({"memory": self.memory} if self.memory else {})}
@@ -100,7 +105,7 @@ class OnRay:
                 has = "; ".join(", ".join(f"{kind.lower()}={node.get(kind, 0):g}" for kind in kinds) for node in nodes)
                 raise StudyError(f"--pack-resources: no node has room for one pack; the nodes have {has}.")
             self._refuse_unlike_nodes(ray)
-            most = max(map(self.resources.fit, nodes))
+            most = self.resources.sharing(nodes)
             task = ray.remote(max_retries=0, **self.resources.options())(ray_node.measure)
             there = task.remote(precision, width, int(self.resources.cpu), self._device, most)
             return capacity, ray.get(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -135,7 +136,12 @@ def train(task: PackTask, mailbox: Any, checkpoints: Files) -> bytes:
         inputs = PackInputs(root, {pack.task: work}, Backbones(work.study.model, backbone))
         callback = CallSender(_mail_sender(Store(root), mailbox, task, pack.id))
         device = torch.device(task.device)
-        return _end_message(train_here(inputs, pack, ended, device, callback, stop, inbox, apart=True))
+        end = train_here(inputs, pack, ended, device, callback, stop, inbox, apart=True)
+        if end.how == "lost":  # Ray would give this process, whose GPU serves it no more, the next pack
+            callback.on_message(f"{pack.id}: {end.reason}", "warning")
+            shutil.rmtree(root, ignore_errors=True)
+            os._exit(1)
+        return _end_message(end)
     finally:
         over.set()
         shutil.rmtree(root, ignore_errors=True)

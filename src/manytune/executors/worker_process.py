@@ -56,9 +56,7 @@ def main(descriptor: int) -> None:
     if setup["cores"]:
         os.sched_setaffinity(0, setup["cores"])
     torch.set_num_threads(setup["threads"])
-    device = torch.device(setup["device"])
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = hardware.choose_device(setup["device"])
     hardware.keep_freed_memory()
     stop = StopRequest()
     packs: queue.SimpleQueue[tuple[dict[str, Any], Inbox]] = queue.SimpleQueue()

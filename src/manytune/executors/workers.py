@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -50,7 +51,7 @@ class Workers:
     def profile(self, precision: str, width: int) -> tuple[int, HardwareProfile]:
         """Each worker has its threads, or its device, and its share of the memory."""
         devices = self._devices()
-        sharing = max(devices.count(device) for device in devices)
+        sharing = max(Counter((device.type, device.index or 0) for device in devices).values())
         profile = HardwareProfile.measure(devices[0], precision, width, threads=self._threads(), sharing=sharing)
         return len(devices), profile
 
@@ -170,6 +171,8 @@ class WorkersExecutor:
         end = replay(message, self._callback)
         if end is not None:
             worker.pack_id = None
+        if end is not None and end.how == "lost":  # the process lives, but its GPU serves it no more
+            self._workers.pop(number).end(_GRACE_SECONDS)
         return end
 
     def __enter__(self) -> Self:

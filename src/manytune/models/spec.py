@@ -108,6 +108,18 @@ class ModelSpec:
         """The layer that holds query, key and value all together; None where they are three."""
         return self.targets["query"] if len(set(self.targets.values())) == 1 else None
 
+    def evaluated_bytes(self, itemsize: int, longest: int) -> int:
+        """Bytes a token that a forward pass without gradients holds at most at once, roughly.
+
+        Activations have `itemsize` bytes, and the longest sequence `longest` tokens. That is one layer's: the residual
+        and what its norms make of it in fp32, q, k and v twice, the widest product in fp32 and as products read it, and
+        the scores of attention with heads of 64 channels, where these are written out.
+        """
+        width = min(inputs for inputs, _ in self.linears.values())
+        widest = max(outputs for _, outputs in self.linears.values())
+        scores = 3 * 4 * longest * -(-width // 64)
+        return (6 * 4 + 8 * itemsize) * width + (3 * 4 + 2 * itemsize) * widest + scores
+
 
 def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:
     """Look at a sequence-classification model of transformers, which may be on the meta device.

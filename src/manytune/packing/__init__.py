@@ -5,7 +5,8 @@ padded_passes (each run in its turn) ─> heads ─> logits; bank and hooks hold
 """
 
 from manytune.packing.bank import Bank, BankTensor, Member
-from manytune.packing.layout import Layout, build_layout
+from manytune.packing.dropout import run_keys
+from manytune.packing.layout import Layout, build_layout, plan_batch
 from manytune.packing.model import PackedModel
 from manytune.packing.optim import PackedAdamW, schedule_factor
 
@@ -17,5 +18,7 @@ __all__ = [
     "PackedAdamW",
     "PackedModel",
     "build_layout",
+    "plan_batch",
+    "run_keys",
     "schedule_factor",
 ]

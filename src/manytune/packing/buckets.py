@@ -27,29 +27,43 @@ def attend(
     window: int | None = None,  # tokens farther apart than this do not see each other; None: all of a sequence do
 ) -> Tensor:
     """[T, heads * d]: every token's weighted sum of the values of its own sequence."""
+    # SDPA would draw its dropout from the global generator, and on a GPU its gradient adds up in an order of chance.
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    written_out = drop is not None or (trains and q.device.type != "cpu")
     slots = [_Regroup.apply(x, layout, True) for x in (q, k, v)]
-    keys = None if drop is None else drop.keys[layout.slot_token]
+    keys = None if drop is None else drop.keys[layout.slots.slot_token]
     outputs = []
-    for bucket in layout.buckets:
+    for bucket in layout.slots.buckets:
         span = slice(bucket.first, bucket.first + bucket.sequences * bucket.length)
         shape = bucket.sequences, bucket.length, heads, -1
         q_part, k_part, v_part = (x[span].view(shape).transpose(1, 2) for x in slots)  # [S, heads, L, d]
         near = _near(bucket, window, q.device)
-        if drop is None or keys is None:
+        if written_out:
+            added = bucket.barrier if near is None else barrier(near)
+            factors = None
+            if drop is not None and keys is not None:
+                sizes = bucket.sequences, heads, bucket.length
+                factors = attention_dropout_scale(keys[span], drop.site, sizes, drop.p, torch.float32)
+            out = _attend(q_part, k_part, v_part, scale, added, factors)
+        else:
             mask = bucket.mask if near is None else near
             out = F.scaled_dot_product_attention(q_part, k_part, v_part, attn_mask=mask, scale=scale)
-        else:
-            # Attention written out: SDPA would draw its dropout from the global generator.
-            sizes = bucket.sequences, heads, bucket.length
-            factors = attention_dropout_scale(keys[span], drop.site, sizes, drop.p, torch.float32)
-            scores = torch.matmul(q_part * scale, k_part.mT)
-            added = bucket.barrier if near is None else barrier(near)
-            if added is not None:  # not filled in: filling by a mask that is broadcast is several times slower
-                scores.add_(added)
-            out = torch.matmul((scores.softmax(-1) * factors).to(v_part.dtype), v_part)
         outputs.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
     flat: Tensor = _Regroup.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), layout, False)
     return flat
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, added: Tensor | None, factors: Tensor | None) -> Tensor:
+    """[S, heads, L, d]: attention written out, with scores and softmax in fp32 as in SDPA.
+
+    `added` is broadcast over the scores [S, heads, L, L], `factors` are dropout's of the weights.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.matmul(q.to(dtype) * scale, k.to(dtype).mT)
+    if added is not None:  # not filled in: filling by a mask that is broadcast is several times slower
+        scores.add_(added)
+    weights = scores.softmax(-1)
+    return torch.matmul((weights if factors is None else weights * factors).to(v.dtype), v)
 
 
 def _near(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | None:
@@ -67,12 +81,12 @@ def _near(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | 
 
 def _gather(tokens: Tensor, layout: Layout) -> Tensor:
     """[T, c] → [N, c]; padding slots hold zeros, whatever the tokens hold."""
-    return tokens.index_select(0, layout.slot_token).index_fill_(0, layout.slot_padding, 0)
+    return tokens.index_select(0, layout.slots.slot_token).index_fill_(0, layout.slots.slot_padding, 0)
 
 
 def _rows(slots: Tensor, layout: Layout) -> Tensor:
     """[N, c] → [T, c]; padding rows get zeros."""
-    return F.pad(slots.index_select(0, layout.token_slot), (0, 0, 0, layout.rows - layout.tokens))
+    return F.pad(slots.index_select(0, layout.slots.token_slot), (0, 0, 0, layout.rows - layout.tokens))
 
 
 class _Regroup(torch.autograd.Function):

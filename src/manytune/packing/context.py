@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manytune.packing.dropout import Drop, Keys, site_key
 from manytune.packing.kernels import Kernels, Segments
-from manytune.packing.layout import Layout
-
-Rows = Literal["tokens", "sequences"]
+from manytune.packing.layout import Layout, Rows
 
 
 @dataclass
@@ -68,9 +66,18 @@ class Context:
         assert layout is not None
         key = (first, last, tail, self.rows)
         if key not in self._parts:
-            bounds = layout.token_bounds if self.rows == "tokens" else layout.sequence_bounds
+            bounds, offsets, runs, reach = layout.of_runs(self.rows)
             from_first = tuple(bound - bounds[first] for bound in bounds[first : last + 1])
-            self._parts[key] = Segments(from_first, layout.ids.device, tail)
+            whole = (first, last) == (0, layout.runs)
+            self._parts[key] = Segments(
+                from_first,
+                layout.ids.device,
+                tail,
+                bounds[first],
+                reach,
+                offsets[first : last + 1],
+                runs[: from_first[-1] + tail] if whole else None,
+            )
         return self._parts[key]
 
     @property

@@ -19,11 +19,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manytune.packing.layout import Layout
+
+if TYPE_CHECKING:  # which need the keys of this module
+    from manytune.packing.kernels import Kernels
 
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)
@@ -61,13 +66,31 @@ class Keys:
     @staticmethod
     def build(layout: Layout, seeds: Sequence[int], step: int | Sequence[int]) -> Keys:
         """Keys for the layout's tokens; `seeds` are those of its R runs, `step` (from 0) is of all or of each."""
-        steps = [step] * len(seeds) if isinstance(step, int) else step
-        run_keys = [_key_of("dropout", seed, own) for seed, own in zip(seeds, steps, strict=True)]
-        runs = torch.tensor(run_keys, dtype=torch.int32, device=layout.token_run.device)
-        tokens = runs[layout.token_run]
-        tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
-        tokens = _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
+        runs = torch.from_numpy(run_keys(seeds, step)).to(layout.token_run.device)
+        return Keys.of_tokens(layout, runs, token_keys(layout, runs))
+
+    @staticmethod
+    def of_runs(layout: Layout, runs: Tensor, kernels: Kernels) -> Keys:
+        """Keys for the layout's tokens from those of its runs, [R] int32 on its device."""
+        return Keys.of_tokens(layout, runs, kernels.token_keys(layout, runs))
+
+    @staticmethod
+    def of_tokens(layout: Layout, runs: Tensor, tokens: Tensor) -> Keys:
+        """Those whose `tokens` were made of `runs`."""
         return Keys(tokens, tokens[layout.starts], runs)
+
+
+def run_keys(seeds: Sequence[int], step: int | Sequence[int]) -> np.ndarray:
+    """[R] int32 keys of runs from their seeds; the optimizer step, from 0, is of all or of each."""
+    steps = [step] * len(seeds) if isinstance(step, int) else step
+    return np.array([_key_of("dropout", seed, own) for seed, own in zip(seeds, steps, strict=True)], dtype=np.int32)
+
+
+def token_keys(layout: Layout, runs: Tensor) -> Tensor:
+    """[T] int32 keys of a layout's tokens from those of its runs, [R] int32."""
+    tokens = runs[layout.token_run]
+    tokens = _mix(tokens ^ (layout.sequence_index.to(torch.int32) * _GOLDEN))
+    return _mix(tokens ^ (layout.within.to(torch.int32) * _GOLDEN))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,12 @@ class FlatPasses:
         self._serve_hooks()
         self._layers = self._choose_layers()
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether every layer is one of ours, and no bottleneck walks over the bounds of runs."""
+        own = bool(self._layers) and all(isinstance(layer, PackedLayer) for layer in self._layers)
+        return own and not any(hooks.serial for hooks in self.hooks.values())
+
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
         """[R, B, outputs] fp32."""
         context = self.context
@@ -87,7 +93,7 @@ class FlatPasses:
             hidden: Tensor = self._encoder(**inputs, pack=self.context).last_hidden_state[0].float()
             if not self._backbone.mean_pooling:
                 return hidden.index_select(0, layout.starts)
-            return torch.segment_reduce(hidden[: layout.tokens], "mean", lengths=layout.lengths)
+            return torch.segment_reduce(hidden[: layout.tokens], "mean", lengths=layout.lengths, unsafe=True)
         children = dict(self._encoder.named_children())
         residual: Tensor = children["embeddings"](**inputs)[0]
         if "embeddings_project" in children:  # ELECTRA's, where its embeddings are narrower than its layers
@@ -203,7 +209,10 @@ class _KeyedDropout(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """An embedding whose gradient is sparse: few of its rows are in a batch; see PackedAdamW."""
+    """An embedding whose gradient is sparse on a CPU: few of its rows are in a batch; see PackedAdamW.
+
+    A GPU updates all rows in less time than it takes to find those of the batch, for which the host has to wait.
+    """
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -211,4 +220,6 @@ class _Embedding(nn.Module):
         self.padding_idx = embedding.padding_idx
 
     def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight, self.padding_idx, sparse=self.weight.requires_grad)
+        return nn.functional.embedding(
+            ids, self.weight, self.padding_idx, sparse=self.weight.requires_grad and self.weight.device.type == "cpu"
+        )

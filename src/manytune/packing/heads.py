@@ -13,8 +13,9 @@ from transformers.activations import ACT2FN
 
 from manytune.models.spec import HeadLayer, HeadSpec
 from manytune.packing.bank import Bank, BankTensor, Earlier, Member
-from manytune.packing.context import Context
-from manytune.packing.dropout import dropout_scale, generator
+from manytune.packing.context import Context, dropped
+from manytune.packing.dropout import Drop, generator
+from manytune.packing.kernels import Kernels
 
 
 def initial_head(spec: HeadSpec, seed: int) -> dict[str, Tensor]:
@@ -97,7 +98,8 @@ class PackedHead:
         most = max(counts)
         places = None
         if min(counts) < most:  # the rows of each run are padded with the last row of all
-            firsts, lasts = torch.tensor([bounds[:-1], bounds[1:]], device=features.device)[:, :, None]
+            offsets = context.segments.offsets[:, None]
+            firsts, lasts = offsets[:-1], offsets[1:]
             places = firsts + torch.arange(most, device=features.device)
             places = torch.where(places < lasts, places, len(features))
             features = torch.cat([features, features.new_zeros(1, features.shape[1])])
@@ -116,16 +118,22 @@ class PackedHead:
             x = features[own].view(len(group), most, -1)
             keys = None if keys is None else keys[own]
             for layer, site in calls:
-                x = self._layer(x, layer, tensors, keys, site)
+                x = self._layer(x, layer, tensors, keys, site, context.kernels)
             logits.append(x)
         return torch.cat(logits)
 
     def _layer(
-        self, x: Tensor, layer: HeadLayer, tensors: dict[str, BankTensor], keys: Tensor | None, site: int
+        self,
+        x: Tensor,
+        layer: HeadLayer,
+        tensors: dict[str, BankTensor],
+        keys: Tensor | None,
+        site: int,
+        kernels: Kernels,
     ) -> Tensor:
         """[G, B, in] → [G, B, out]."""
         if layer.dropout > 0 and keys is not None:
-            x = x * dropout_scale(keys, site, x.shape[-1], layer.dropout, x.dtype).view(x.shape)
+            x = dropped(x, Drop(keys, site, layer.dropout), kernels)
         y = torch.bmm(x, tensors[f"{layer.name}.weight"].value.mT)
         if layer.bias:
             y = y + tensors[f"{layer.name}.bias"].value[:, None, :]

@@ -130,7 +130,7 @@ class _LayerNode(torch.autograd.Function):
 
         # The kernels turn it into the residual's in place. Only the last layer's may be held by others, by the head;
         # that of another layer is a sum over the uses of its output, which autograd has just made.
-        grad = grad.clone() if layer.last else grad
+        grad = grad.clone(memory_format=torch.contiguous_format) if layer.last else grad
         grad, grad_fc2 = layer.norm_grad("norm2", grad, grad_hidden, normed2, rstd2)
         grad_fc1 = layer.product_grad("fc2", grad_fc2, active)
         grad_fc1 = kernels.gelu_grad_(grad_fc1, fc1, layer.tensors["fc1.bias"], layer.rows)

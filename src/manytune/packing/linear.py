@@ -23,17 +23,15 @@ from manytune.packing.kernels import Kernels, LoraCall, Segments
 
 @dataclass(frozen=True, eq=False)
 class LoraUse:
-    """How a group's update is applied in one forward pass: to the rows `first` to `last` - 1."""
+    """How a group's update is applied in one forward pass."""
 
-    first: int  # the group's first row
-    last: int  # one past its last row
-    segments: Segments  # the rows of each of its runs, counted from `first`
-    drop: Drop | None  # dropout of the update's input
+    segments: Segments  # the rows of each of its runs
+    drop: Drop | None  # dropout of the update's input, keyed for the rows of all runs
     scale: Tensor  # [G], alpha / rank of each run
 
     def call(self, x: Tensor, a: Tensor, b: Tensor) -> LoraCall:
         """The update by A [G, in, r] and B [G, r, out] of this use's rows of x [n, in]."""
-        return LoraCall(x[self.first : self.last], self.segments, self.drop, a, b, self.scale)
+        return LoraCall(x, self.segments, self.drop, a, b, self.scale)
 
 
 def lora_forward(
@@ -43,10 +41,7 @@ def lora_forward(
 
     `factors` are A [G, in, r] and B [G, r, out] of each group in turn. Returns what `lora_backward` needs of drop(x) A.
     """
-    return [
-        kernels.lora_(y[use.first : use.last], use.call(x, a, b))
-        for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True)
-    ]
+    return [kernels.lora_(y, use.call(x, a, b)) for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True)]
 
 
 def lora_backward(
@@ -61,9 +56,7 @@ def lora_backward(
     """The gradients of A and B of each group in turn, from `lora_forward`'s `inner`; adds that of x to `grad_x`."""
     found: list[Tensor] = []
     for use, products, a, b in zip(uses, inner, factors[::2], factors[1::2], strict=True):
-        rows = slice(use.first, use.last)
-        grad_rows = None if grad_x is None else grad_x[rows]
-        found += kernels.lora_grad(grad[rows], products, use.call(x, a, b), grad_rows)
+        found += kernels.lora_grad(grad, products, use.call(x, a, b), grad_x)
     return found
 
 
@@ -118,16 +111,11 @@ class PackedLinear(nn.Module):
         if not self.hooks.low_rank:
             return []
         context = self.context
-        segments, keys = context.segments, context.row_keys
-        site_key = context.site(self.path + ".lora")
+        keys, site_key = context.row_keys, context.site(self.path + ".lora")
         uses = []
         for update in self.hooks.low_rank:
-            first, last = update.group.first, update.group.last
-            start, end = segments.bounds[first], segments.bounds[last]
-            drop = None
-            if keys is not None and update.dropout > 0:
-                drop = Drop(keys[start:end], site_key, update.dropout)
-            uses.append(LoraUse(start, end, context.part(first, last), drop, update.scale))
+            drop = Drop(keys, site_key, update.dropout) if keys is not None and update.dropout > 0 else None
+            uses.append(LoraUse(context.part(update.group.first, update.group.last), drop, update.scale))
         return uses
 
 
@@ -204,7 +192,7 @@ class _RunLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         y = x.new_zeros(len(x), weight.shape[2])
         kernels.unpad_add_(y, torch.bmm(kernels.pad(x, segments, None), weight.to(x.dtype)), segments, None)
-        _add_run_rows_(y, bias, segments)
+        _add_run_rows_(y, bias, segments, kernels)
         return y
 
     @staticmethod
@@ -240,7 +228,7 @@ class _BankedLinear(torch.autograd.Function):
         y = F.linear(x, weight)
         ctx.segments, ctx.kernels, ctx.uses = context.segments, context.kernels, uses
         if bias is not None:
-            _add_run_rows_(y, bias, ctx.segments)
+            _add_run_rows_(y, bias, ctx.segments, ctx.kernels)
         inner = lora_forward(y, x, uses, factors, ctx.kernels)
         ctx.save_for_backward(x, weight, *factors, *inner)
         return y
@@ -263,7 +251,7 @@ class _AddRunRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rows: Tensor, context: Context) -> Tensor:
         ctx.segments, ctx.kernels = context.segments, context.kernels
         y = x.clone()
-        _add_run_rows_(y, rows, ctx.segments)
+        _add_run_rows_(y, rows, ctx.segments, ctx.kernels)
         return y
 
     @staticmethod
@@ -274,13 +262,13 @@ class _AddRunRows(torch.autograd.Function):
 
 
 class _ScaleRuns(torch.autograd.Function):
-    """x [n, c] times each run's own row of [R, c]; padding rows stay as they are."""
+    """x [n, c] times each run's own row of [R, c]; padding rows stay finite."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, context: Context) -> Tensor:
         ctx.segments, ctx.kernels = context.segments, context.kernels
         ctx.save_for_backward(x, rows)
-        return _scaled(x, rows, ctx.segments)
+        return _scaled(x, rows, ctx.segments, ctx.kernels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -288,20 +276,28 @@ class _ScaleRuns(torch.autograd.Function):
         grad_rows = None
         if ctx.needs_input_grad[1]:
             grad_rows = ctx.kernels.segment_sums((grad.to(rows.dtype) * x).contiguous(), ctx.segments)
-        return _scaled(grad, rows, ctx.segments), grad_rows, None
+        return _scaled(grad, rows, ctx.segments, ctx.kernels), grad_rows, None
 
 
-def _scaled(x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
+def _scaled(x: Tensor, rows: Tensor, segments: Segments, kernels: Kernels) -> Tensor:
+    if kernels.fuses:  # every slice is a launch, and reads bounds of the host
+        return (x * rows[segments.runs]).to(x.dtype)
     y = x.clone()
     for row, first, last in zip(rows, segments.bounds, segments.bounds[1:], strict=False):
         y[first:last] *= row
     return y
 
 
-def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments) -> None:
-    """Y [n, c] += each run's row of [R or 1, c]; by slices: indexing by run is slower by an order of magnitude."""
+def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments, kernels: Kernels) -> None:
+    """Y [n, c] += each run's row of [R or 1, c].
+
+    On a CPU by slices: indexing by run is slower there by an order of magnitude. On a GPU every slice is a launch.
+    """
     if len(run_bias) == 1:
         y += run_bias[0]
+        return
+    if kernels.fuses:
+        y += run_bias[segments.runs]
         return
     for row, first, last in zip(run_bias, segments.bounds, segments.bounds[1:], strict=False):
         y[first:last] += row

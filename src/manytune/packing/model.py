@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from manytune.models.loading import Backbone
+from manytune.packing import dropout
 from manytune.packing.bank import Bank, Earlier, Member
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys
@@ -16,6 +17,7 @@ from manytune.packing.heads import PackedHead
 from manytune.packing.kernels import choose_kernels
 from manytune.packing.layout import Layout
 from manytune.packing.padded_passes import PaddedPasses
+from manytune.utils.hardware import use_exact_products
 
 
 class PackedModel:
@@ -30,8 +32,13 @@ class PackedModel:
         device: torch.device | str = "cpu",
         fused: bool = True,  # use our own encoder layers where the family has them; results are the same to rounding
     ) -> None:
+        use_exact_products()
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # Triton launches on the current one, wherever the tensors are
+        self.spec = backbone.model_spec
         self.members = list(members)  # the runs now in the pack, in order
+        self.version = 0  # grows with every change of the runs, which moves the bank's tensors
         self.bank = Bank()  # every tensor that belongs to a run
         self.context = Context(dtype, choose_kernels(self.device))
         if len(members) > 1 and any(member.adaptation.weights for member in members):
@@ -53,13 +60,24 @@ class PackedModel:
         """Whether batches are to be laid out `rounded`: not for products of our own, which serve any number of rows."""
         return not (self.context.kernels.multiplies and self.context.dtype == torch.float32)
 
-    def forward(self, layout: Layout, *, step: int | Sequence[int] | None = None) -> Tensor:
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a step reads nothing of its batch on the host but `Plan.shape`."""
+        return self.context.kernels.fuses and self._passes.can_be_recorded
+
+    def forward(
+        self, layout: Layout, *, step: int | Sequence[int] | None = None, run_keys: Tensor | None = None
+    ) -> Tensor:
         """Logits [R, B, outputs] in fp32 of a packed batch sorted by run.
 
         Of a run with fewer sequences than B, what stands behind its own logits means nothing. The optimizer step, one
-        for all runs or one for each, keys the dropout masks; None evaluates, without dropout.
+        for all runs or one for each, keys the dropout masks; so do `run_keys` [R] int32, what `dropout.run_keys` makes
+        of it, on the device. Without either it evaluates, without dropout.
         """
-        self.context.begin(layout, None if step is None else Keys.build(layout, self.seeds, step))
+        if run_keys is None and step is not None:
+            run_keys = torch.from_numpy(dropout.run_keys(self.seeds, step)).to(self.device)
+        keys = None if run_keys is None else Keys.of_runs(layout, run_keys, self.context.kernels)
+        self.context.begin(layout, keys)
         logits = self._passes.logits(layout, self._head)
         self.context.end()
         return logits
@@ -72,6 +90,7 @@ class PackedModel:
         for hooks in self._passes.hooks.values():
             hooks.forget_empty()
         self.members = [self.members[run] for run in runs]
+        self.version += 1
 
     def rearrange(self, members: Sequence[Member], numbers: Sequence[int | None]) -> None:
         """Let runs join: from now on the pack is of `members`, in this order.
@@ -86,3 +105,4 @@ class PackedModel:
         self._passes.put_in(self.bank, members, earlier)
         self._head = PackedHead(self._head.spec, members, self.bank, self.device, earlier)
         self.members = list(members)
+        self.version += 1

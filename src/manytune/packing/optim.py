@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.kernels import AdamWTensor, AdamWUpdate, Kernels
@@ -44,11 +45,14 @@ class PackedAdamW:
     kernels: Kernels  # they do the arithmetic
 
     @torch.no_grad()
-    def step(self, updates: Sequence[AdamWUpdate]) -> None:
-        """Update every run of the bank in its own way from the gradients there, which are then freed."""
+    def step(self, updates: Sequence[AdamWUpdate], settings: Tensor | None = None, alive: Tensor | None = None) -> None:
+        """Update every run of the bank in its own way from the gradients there, which are then freed.
+
+        `settings` and `alive` are those of `Kernels.adamw_`.
+        """
         tensors = [found for found in map(_adamw_tensor, self.bank.tensors) if found is not None]
         if tensors:
-            self.kernels.adamw_(tensors, updates)
+            self.kernels.adamw_(tensors, updates, settings, alive)
         for tensor in self.bank.tensors:
             tensor.forget_grad()
 

@@ -70,6 +70,11 @@ class PaddedPasses:
             for part in [child for child in self.model.children() if child is not encoder] + pooler:
                 part.forward = _in_fp32(part.forward, device.type)
 
+    @property
+    def can_be_recorded(self) -> bool:
+        """Never: the host has to know each run's longest sequence."""
+        return False
+
     def put_in(self, bank: Bank, members: Sequence[Member], earlier: Earlier | None = None) -> None:
         """Serve other runs from now on; those that were here before keep what `earlier` has of them."""
         self._sites.fill(bank, members, earlier)
@@ -114,7 +119,7 @@ class PaddedPasses:
         self.context.next_turn()
         sequences = slice(layout.sequence_bounds[run], layout.sequence_bounds[run + 1])
         starts, lengths = layout.starts[sequences], layout.lengths[sequences]
-        positions = torch.arange(int(lengths.max()), device=lengths.device)
+        positions = torch.arange(int(layout.plan.arrays["lengths"][sequences].max()), device=lengths.device)
         mask = positions < lengths[:, None]
         token = starts[:, None] + positions * mask  # a padding slot reads its sequence's first token
         keys = self.context.keys

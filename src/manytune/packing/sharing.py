@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from manytune.models.loading import Backbone
 
 
 def is_in_layers(path: str) -> bool:
@@ -15,6 +18,14 @@ def is_in_layers(path: str) -> bool:
     What is not, such as a projection of the embeddings or a pooler, works in fp32.
     """
     return any(part.isdigit() for part in path.split("."))
+
+
+def on_device(backbone: Backbone, device: torch.device) -> Backbone:
+    """The backbone with its tensors on a device, in fp32: every pack that is built there shares them."""
+    if device.type == "cpu":
+        return backbone
+    whole = shared(backbone.whole, False, torch.float32, device)
+    return replace(backbone, whole=whole, model=whole.base_model)
 
 
 def shared(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

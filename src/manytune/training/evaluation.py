@@ -15,9 +15,16 @@ from manytune.data import metrics
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
 from manytune.packing import PackedModel, build_layout
+from manytune.utils import hardware
 
-# Tokens that go through the backbone at once: enough to fill the device; on a CPU few enough for its caches.
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536, "mps": 16384}
+_TOKENS_PER_BATCH = {"cpu": 4096, "mps": 16384}
+"""Tokens that go through the backbone at once: enough to fill the device; on a CPU few enough for its caches."""
+
+_MOST_TOKENS, _LEAST_TOKENS = 65536, 1024
+"""Likewise on a GPU, whose memory decides: the former fill any, with fewer than the latter none is busy."""
+
+_SHARE_OF_MEMORY = 0.5
+"""Part of a GPU's free memory that a batch may take, by a rough estimate."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,18 @@ def predict(model: PackedModel, data: Encoded, rows: Sequence[NDArray[Any]]) -> 
     sorted_rows = [run_rows[order] for run_rows, order in zip(rows, orders, strict=True)]
     present = [run for run, run_rows in enumerate(rows) if len(run_rows)]
     longest = np.max([lengths[sorted_rows[run]] for run in present], axis=0)
-    parts = []
-    for first, last in _chunks(longest * len(present), _TOKENS_PER_BATCH[model.device.type]):
+    ends = np.concatenate([[0], np.cumsum(longest * len(present))])
+    budget, first, parts = _tokens_per_batch(model, int(longest[-1])), 0, []
+    while first < len(longest):
+        last = max(int(np.searchsorted(ends, ends[first] + budget, side="right")) - 1, first + 1)
         batch = [run_rows[first:last] for run_rows in sorted_rows]
-        layout = build_layout(data, batch, device=model.device, rounded=model.rounds_rows)
-        parts.append(model.forward(layout)[present].cpu().numpy())
+        logits = _logits(model, data, batch, alone=last - first == 1)
+        if logits is None:
+            budget = int(ends[last] - ends[first]) // 2
+            hardware.let_go_of_memory(model.device)
+            continue
+        parts.append(logits[present])
+        first = last
     found = np.concatenate(parts, axis=1)
     logits = np.empty_like(found)
     for index, run in enumerate(present):
@@ -100,12 +114,34 @@ def _score(task: Task, logits: NDArray[Any], labels: NDArray[Any]) -> Evaluation
     )
 
 
-def _chunks(tokens: NDArray[Any], budget: int) -> list[tuple[int, int]]:
-    """Cut rising token counts into stretches of at most `budget` tokens, at least one row each."""
-    chunks, first, used = [], 0, 0
-    for index, count in enumerate(tokens.tolist()):
-        if index > first and used + count > budget:
-            chunks.append((first, index))
-            first, used = index, 0
-        used += count
-    return [*chunks, (first, len(tokens))]
+def _logits(model: PackedModel, data: Encoded, batch: Sequence[NDArray[Any]], *, alone: bool) -> NDArray[Any] | None:
+    """Logits of one batch; None where memory ran out, unless it is one row of each run, which cannot be cut."""
+    try:
+        layout = build_layout(data, batch, device=model.device, rounded=model.rounds_rows)
+        return model.forward(layout).cpu().numpy()
+    except Exception as error:
+        if alone or not hardware.is_out_of_memory(error):
+            raise
+        return None
+
+
+def most_tokens(device: str) -> int:
+    """Tokens that go through the backbone at once in an evaluation on a type of device, if memory suffices."""
+    return _TOKENS_PER_BATCH.get(device, _MOST_TOKENS)
+
+
+def _tokens_per_batch(model: PackedModel, longest: int) -> int:
+    """Tokens that go through the backbone at once; `longest` are those of the longest row."""
+    if model.device.type != "cuda":
+        return most_tokens(model.device.type)
+    each = model.spec.evaluated_bytes(model.context.dtype.itemsize, longest)
+    return _fitting(_SHARE_OF_MEMORY * hardware.free_memory(model.device) / each)
+
+
+def _fitting(tokens: float) -> int:
+    """The tokens of a batch where there is memory for `tokens`: halves of halves of `_MOST_TOKENS`.
+
+    Few sizes, because another one may round differently: a little more or less of free memory changes no score.
+    """
+    halvings = math.ceil(math.log2(_MOST_TOKENS / min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)))
+    return _MOST_TOKENS >> halvings

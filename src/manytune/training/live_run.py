@@ -16,6 +16,7 @@ from manytune.config.plan import EvaluationSteps, Run, evaluation_steps, steps_p
 from manytune.data.splits import epoch_order
 from manytune.packing import Member, schedule_factor
 from manytune.packing.kernels import AdamWUpdate
+from manytune.storage.record import RunState
 from manytune.training.outcome import Clock, Outcome, RunCheckpoint
 
 
@@ -140,16 +141,27 @@ class LiveRun:
         factor = schedule_factor(self.entry.training.schedule, step, self._warmup, self.total)
         return self.run.method.learning_rate * factor
 
-    def update(self) -> AdamWUpdate:
-        """The optimizer step that comes next."""
-        step, training = self.outcome.steps, self.entry.training
+    @property
+    def failed(self) -> bool:
+        """Whether its loss was no finite number."""
+        return self.outcome.state is RunState.FAILED
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether nothing but another step can come after the one that comes next."""
+        after = self.outcome.steps + 1
+        return not self.failed and after < self.total and after not in self._evaluations
+
+    def update(self, step: int) -> AdamWUpdate:
+        """The optimizer step number `step`, from 0."""
+        training = self.entry.training
         betas = training.adam_beta1, training.adam_beta2
         decay, norm = training.weight_decay, training.max_grad_norm
         return AdamWUpdate(step + 1, self.rate(step), betas, training.adam_epsilon, decay, norm)
 
-    def rows(self) -> NDArray[Any]:
-        """The rows of the optimizer step that comes next: of its own order, epoch by epoch."""
-        epoch, position = divmod(self.outcome.steps, self.epoch_steps)
+    def rows(self, step: int) -> NDArray[Any]:
+        """The rows of the optimizer step number `step`, from 0: of its own order, epoch by epoch."""
+        epoch, position = divmod(step, self.epoch_steps)
         if epoch != self._order[0]:
             order = epoch_order(self.samples, self.run.seed, epoch)
             self._order = epoch, self.entry.train_rows[order]

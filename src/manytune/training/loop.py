@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from manytune.config import Training
 from manytune.config.plan import Run, pack_position
 from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
-from manytune.packing import PackedAdamW, PackedModel, build_layout
+from manytune.packing import PackedAdamW, PackedModel
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import EvaluationSummary, beats, evaluate
 from manytune.training.live_run import Entry, LiveRun, RunSource
 from manytune.training.outcome import Checkpoint, Outcome, RunCheckpoint
+from manytune.training.step import Losses, RunBatch, Stepper, StepPlan, plan_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +74,14 @@ def train_pack(
 
     while pack.live:
         tick += 1
-        losses = pack.step()
+        # A step that is queued ahead is part of whatever is done next: where that may be more than a step, none is.
+        checkpoint_due = callback.should_checkpoint(tick) if pack.can_run_ahead else None
+        losses = pack.step(ahead=source is None and checkpoint_due is False)
         callback.on_step_end(pack_id, tick, losses)
-        gone = [each for each, loss in zip(pack.live, losses, strict=True) if not math.isfinite(loss)]
-        for each in gone:
-            each.outcome.fail(each.outcome.steps)
+        for each, loss in zip(pack.live, losses, strict=True):
+            if not math.isfinite(loss) and not each.failed:
+                each.outcome.fail(each.outcome.steps)
+        gone = [] if pack.is_ahead else [each for each in pack.live if each.failed]
         pack.shrink(gone)
 
         if due := [each for each in pack.live if each.due]:
@@ -104,12 +106,23 @@ def train_pack(
             joining = source.next(max(room - len(pack.live), 0), pack.joined, tick)
             pack.join(joining, tick)
         evaluated = bool(due) and all(each.evaluated for each in pack.live)
-        if evaluated or gone or joining or callback.should_checkpoint(tick):
+        checkpoint_due = callback.should_checkpoint(tick) if checkpoint_due is None else checkpoint_due
+        if evaluated or gone or joining or checkpoint_due:
             callback.save_checkpoint(pack.checkpoint(time.perf_counter() - began))
         for each in gone:
             callback.on_run_trained(each.outcome)
 
     return pack.outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class _PlannedStep:
+    """A step of some runs that have taken so many `steps` before."""
+
+    live: list[LiveRun]
+    steps: list[int]
+    batches: list[RunBatch]
+    plan: StepPlan
 
 
 class _LivePack:
@@ -118,7 +131,11 @@ class _LivePack:
     def __init__(self, model: PackedModel, task: Task, data: PackData, callback: PackCallback) -> None:
         self.model, self.task, self.data = model, task, data
         self.callback = callback
-        self.optimizer = PackedAdamW(model.bank, model.context.kernels)
+        self._stepper = Stepper(model, PackedAdamW(model.bank, model.context.kernels), task)
+        # Whether a step may be queued before the losses of the one before are known; see `Stepper`
+        self.can_run_ahead = model.context.kernels.fuses
+        self._planned: _PlannedStep | None = None  # the step that comes next, if it is planned already
+        self._queued: tuple[_PlannedStep, Losses] | None = None  # the step that was queued ahead
         self.before: list[RunCheckpoint] = []  # runs that had ended when one joined last
         self.roster: list[LiveRun] = []  # the others, in the order of the banks, which those that ended since have left
 
@@ -159,19 +176,49 @@ class _LivePack:
             self.model.bank.restore(position, start.tensors_of(index))
         self.before = [each for index, each in enumerate(start.runs) if index not in start.packed]
 
-    def step(self) -> list[float]:
-        """One optimizer step of every run; returns their losses."""
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the device has been given a step that the clocks of the runs do not count yet."""
+        return self._queued is not None
+
+    def step(self, *, ahead: bool = False) -> list[float]:
+        """One optimizer step of every run; returns their losses.
+
+        With `ahead`, the step behind it may be queued before the device has taken it, if nothing but that step can come
+        next. A run that has failed by then takes part in it, but its tensors stay as they are (see `Stepper`).
+        """
         live, started = self.live, time.perf_counter()
         steps = [each.outcome.steps for each in live]
-        rows = [each.rows() for each in live]
-        micro = [each.entry.training.batch_size for each in live]
-        weights = [each.class_weights for each in live]
-        losses = forward_backward(self.model, self.task, self.data.train, rows, weights, micro, steps)
-        self.optimizer.step([each.update() for each in live])
-        share = (time.perf_counter() - started) / sum(map(len, rows))
-        for each, loss, own in zip(live, losses, rows, strict=True):
-            each.outcome.note_step(each.outcome.steps + 1, loss, share * len(own))
-        return losses
+        planned, losses = self._queued or self._queue(live, steps)
+        self._queued = None
+        free = all(each.runs_on for each in live)
+        if self.can_run_ahead and free:  # planned while the device is at work
+            after = [step + 1 for step in steps]
+            if ahead:
+                self._queued = self._queue(live, after)
+            else:
+                self._planned = self._plan(live, after)
+        found = losses.read()
+        share = (time.perf_counter() - started) / sum(len(own.rows) for own in planned.batches)
+        for each, loss, own in zip(live, found, planned.batches, strict=True):
+            if not each.failed:
+                each.outcome.note_step(each.outcome.steps + 1, loss, share * len(own.rows))
+        return found
+
+    def _queue(self, live: list[LiveRun], steps: list[int]) -> tuple[_PlannedStep, Losses]:
+        """Give the device the step of `live` runs that have taken so many `steps` before."""
+        planned, self._planned = self._planned, None
+        if planned is None or (planned.live, planned.steps) != (live, steps):
+            planned = self._plan(live, steps)
+        return planned, Losses(self._stepper.take(planned.plan))
+
+    def _plan(self, live: list[LiveRun], steps: list[int]) -> _PlannedStep:
+        batches = [
+            RunBatch(each.rows(step), each.entry.training.batch_size, step, each.class_weights)
+            for each, step in zip(live, steps, strict=True)
+        ]
+        updates = [each.update(step) for each, step in zip(live, steps, strict=True)]
+        return _PlannedStep(live, steps, batches, plan_step(self.model, self.task, self.data.train, batches, updates))
 
     def evaluate(self, due: Sequence[LiveRun], began: float) -> None:
         """Evaluate some of the runs; `began` is when the pack did, by the clock of `time.perf_counter`."""
@@ -255,53 +302,3 @@ def class_weights(task: Task, training: Training, data: PackData) -> NDArray[Any
         balanced: NDArray[Any] = counts.sum(1, keepdims=True) / (len(task.labels) * np.maximum(counts, 1))
         return balanced.astype(np.float32)
     return np.tile(np.array(training.class_weights, dtype=np.float32), (len(data.train_rows), 1))
-
-
-def forward_backward(
-    model: PackedModel,
-    task: Task,
-    data: Encoded,
-    rows: Sequence[NDArray[Any]],
-    class_weights: Sequence[NDArray[Any] | None],
-    micro_batches: Sequence[int],
-    steps: Sequence[int],
-) -> list[float]:
-    """Gradients of each run's mean loss over its `rows` of one optimizer step; returns those losses.
-
-    Each run has its own number of rows, of which `micro_batches` are computed at once, and its own step, from 0. The
-    mean is over all rows of the step, however they are cut into micro-batches. The runs' losses are added up: each
-    depends on its own parameters alone, so every run gets the gradient of its own loss.
-    """
-    counts = np.array([len(own) for own in rows])
-    # [R, the most rows of a run]; behind its own rows, a run has its last one again, whose share in the loss is zero.
-    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
-    drawn = np.stack([data.labels[own[at]] for own, at in zip(rows, places, strict=True)])
-    labels = torch.from_numpy(task.type.loss_labels(task, drawn)).to(model.device)
-    share = _weights(labels, class_weights, counts)
-    share = share / share.sum(1, keepdim=True)
-    losses = torch.zeros(len(rows), device=model.device)
-    micro = np.array(micro_batches)
-    for number in range(int((-(-counts // micro)).max())):
-        model.bank.collect_grads()
-        firsts = number * micro
-        part = [own[first : first + most] for own, first, most in zip(rows, firsts, micro, strict=True)]
-        layout = build_layout(data, part, first_index=firsts.tolist(), device=model.device, rounded=model.rounds_rows)
-        logits = model.forward(layout, step=steps)
-        within = np.arange(max(map(len, part)))
-        at = torch.from_numpy(np.minimum(firsts[:, None] + within, places.shape[1] - 1)).to(model.device)
-        inside = torch.from_numpy(within < np.array([len(own) for own in part])[:, None]).to(model.device)
-        own_share = share.gather(1, at) * inside
-        per_run = (task.type.losses(logits, labels.gather(1, at)) * own_share).sum(1)
-        per_run.sum().backward()
-        losses += per_run.detach()
-    return losses.tolist()
-
-
-def _weights(labels: Tensor, class_weights: Sequence[NDArray[Any] | None], counts: NDArray[Any]) -> Tensor:
-    """[R, N] fp32: the weight of each row, by its label; zero behind a run's own rows."""
-    weights = torch.ones(labels.shape, device=labels.device)
-    for run, of_classes in enumerate(class_weights):
-        if of_classes is not None:
-            weights[run] = torch.from_numpy(of_classes).to(labels.device)[labels[run]]
-        weights[run, counts[run] :] = 0.0
-    return weights

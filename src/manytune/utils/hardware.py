@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
@@ -32,8 +33,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Values of ONEDNN_MAX_CPU_ISA, a variable of oneDNN, with which its bf16 products are no faster than fp32 ones."""
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch's allocators say."""
+_NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "out of memory"),  # torch's allocators and Triton
+    *("_status_alloc_failed", "allocation_failed", "cudaerrormemoryallocation", "cuda_error_out_of_memory"),
+    # cuBLAS makes its handle, and with it its memory, at a process's first product.
+    "cublas_status_not_initialized when calling `cublascreate",
+)
+"""What says that an allocation failed, in small letters: texts of torch, and names of CUDA's libraries."""
+
+_LOST_DEVICE = (
+    *("device-side assert", "illegal memory access", "misaligned address", "launch failure", "illegal instruction"),
+    *("invalid program counter", "hardware stack error", "uncorrectable ecc error", "launch timed out"),
+    *("unknown error", "_status_execution_failed"),
+)
+"""What says that a GPU serves this process no more, in small letters; of errors that speak of CUDA."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "datasets")
 
@@ -47,7 +60,7 @@ def choose_device(name: str, option: str = "--device") -> torch.device:
     if not _AVAILABLE[kind]() or (number and int(number) >= torch.cuda.device_count()):
         here = ", ".join(device for device, available in _AVAILABLE.items() if available())
         raise StudyError(f"{option}: {name} is not available on this machine; available are: auto, {here}.")
-    return torch.device(name)
+    return torch.device("cuda:0" if name == "cuda" else name)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -68,6 +81,25 @@ def _onednn_is_limited() -> bool:
     return limit in _WITHOUT_BF16
 
 
+def use_exact_products() -> None:
+    """Have torch compute products of fp32 in fp32, and add up those of bf16 in fp32, on every device of this process.
+
+    Whatever the environment or the program says: results must not depend on it. TF32 would round what is multiplied to
+    10 bits. cuDNN's attention is left out, because it plans anew for every shape of a batch.
+    """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # it is stronger than what torch asks for, and read at the first product
+    with warnings.catch_warnings(action="ignore"):  # some versions of torch call these names deprecated
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    # The newer names of the same settings, for those who have set them: torch refuses to read a mixture of both.
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def has_avx512() -> bool:
     """Whether torch computes with AVX-512 here: the processor has it, and ATEN_CPU_CAPABILITY does not forbid it."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
@@ -77,13 +109,47 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Facts about the machine for provenance; what cannot be found out is None."""
     return {
         "device": device.type,
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        **_accelerator(device),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def gpu_note() -> str | None:
+    """What a user of a GPU should know of how far manytune has been tried on one; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    return (
+        f"GPU: {torch.cuda.get_device_name()}. manytune's kernels have been compared with its CPU kernels on one H100 "
+        "and agree; whole studies and speed have not been measured on a GPU (docs/performance.md)."
+    )
+
+
+def _accelerator(device: torch.device) -> dict[str, Any]:
+    """The GPU, and what drives it."""
+    if device.type != "cuda":
+        return {"accelerator": None}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "accelerator": properties.name,
+        "accelerator_memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "triton": _version("triton"),
+    }
+
+
+def accelerator_arithmetic(device: torch.device) -> str | None:
+    """What decides how a GPU adds up: "NVIDIA H100 80GB HBM3, CUDA 13.0, triton 3.6.0"; None of other devices."""
+    if device.type != "cuda":
+        return None
+    triton = _version("triton")
+    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return ", ".join([torch.cuda.get_device_name(device), runtime, *([f"triton {triton}"] if triton else [])])
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +205,11 @@ def give_back_memory() -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken: of the GPU, else of the machine, swap left aside."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch keeps serves the next tensor, but for what recorded steps write to when they are taken again.
+        segments = [each for each in torch.cuda.memory_snapshot() if each["device"] == (device.index or 0)]
+        kept = [each for each in segments if tuple(each["segment_pool_id"]) == (0, 0)]
+        spare = sum(each["total_size"] - each["allocated_size"] for each in kept)
+        return torch.cuda.mem_get_info(device)[0] + int(spare)
     return int(psutil.virtual_memory().available)
 
 
@@ -147,8 +217,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # What torch raises on a CPU is a RuntimeError like any other.
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    # What torch raises on a CPU is a RuntimeError like any other, and so is what CUDA's libraries report.
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+
+
+def has_lost_device(error: BaseException) -> bool:
+    """Whether after this error the GPU refuses whatever this process asks of it, so that only a fresh one can go on."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    speaks_of_cuda = "cuda" in text or "cublas" in text or "cudnn" in text
+    return isinstance(error, torch.AcceleratorError) or (
+        speaks_of_cuda and any(words in text for words in _LOST_DEVICE)
+    )
 
 
 def let_go_of_memory(device: torch.device) -> None:
@@ -220,6 +302,14 @@ def _figure(path: Path, name: str) -> str | None:
     except OSError:
         return None
     return next((word[1] for word in words if word[:1] == [name]), None)
+
+
+def _driver() -> str | None:
+    """The version of the kernel module that drives NVIDIA's GPUs, such as "580.82.07"."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _processor() -> str | None:

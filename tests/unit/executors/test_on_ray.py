@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from callback_log import CallbackLog
+from manytune.executors import Inline, ray_executor
 from manytune.executors.ray_executor import OnRay, Resources
 from manytune.executors.ray_node import Storage, files_in, mirror, node_problem
 from manytune.study import run_study
 from manytune.training.mailbox import Mail, Mailbox
 from manytune.utils.errors import StudyError
 from manytune.utils.hardware import versions
-from study_files import small_study
+from study_files import results_in, small_study
 from tiny import make_tiny
 
 CAMPAIGN = Path(__file__).parents[2] / "faults" / "cluster.py"
@@ -44,6 +46,14 @@ class TestResources:
         assert Resources(cpu=1, gpu=0.5).fit(node) == 4
         assert Resources(cpu=1, memory=30_000_000_000).fit(node) == 2
         assert Resources(cpu=1, gpu=1).fit({"CPU": 16.0}) == 0
+
+    def test_packs_share_the_memory_of_a_gpu_or_of_a_node(self) -> None:
+        nodes = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 2.0}]
+        assert Resources(cpu=2).sharing(nodes) == 8
+        assert Resources(cpu=1, gpu=1).sharing(nodes) == 1
+        assert Resources(cpu=1, gpu=2).sharing(nodes) == 1
+        assert Resources(cpu=1, gpu=0.25).sharing(nodes) == 4
+        assert Resources(cpu=8, gpu=0.1).sharing(nodes) == 2, "no node has room for more"
 
 
 class TestFiles:
@@ -104,6 +114,52 @@ def test_a_pack_that_no_node_has_room_for_is_refused(cluster: Any, tmp_path: Pat
     assert not (tmp_path / "out").exists()
     assert ray.is_initialized() is connected  # a connection of the caller's own is left alone
     ray.shutdown()
+
+
+def test_a_process_whose_gpu_fails_ends_and_the_pack_goes_on_in_a_fresh_one(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    training = {"max_steps": 6, "eval_every": 2, "precision": "fp32", "max_pack": 2}
+    study, marker = small_study(make_tiny(tmp_path / "model"), training=training), str(tmp_path / "failed")
+    run_study(study, tmp_path / "undisturbed", executor=Inline("cpu"), callbacks=[])
+
+    def train(task: Any, mailbox: Any, checkpoints: Any) -> bytes:
+        """In a process of a node, whose GPU fails once, in the fifth step."""
+        from pathlib import Path
+
+        import torch
+
+        from manytune.executors import ray_node
+        from manytune.packing import PackedModel
+
+        forward, failed, steps = PackedModel.forward, Path(marker), list[Any]()
+
+        def failing(self: Any, layout: Any, *, step: Any = None, run_keys: Any = None) -> Any:
+            steps.extend([] if run_keys is None else [run_keys])
+            if len(steps) == 5 and not failed.exists():
+                failed.touch()
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+            return forward(self, layout, step=step, run_keys=run_keys)
+
+        PackedModel.forward = failing  # type: ignore[method-assign]
+        try:
+            return ray_node.train(task, mailbox, checkpoints)
+        finally:
+            PackedModel.forward = forward  # type: ignore[method-assign]
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no node knows this module
+    monkeypatch.setattr(ray_executor.ray_node, "train", train)
+    log = CallbackLog()
+    result = run_study(study, tmp_path / "out", executor=OnRay(cluster.address), callbacks=[log])
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert result.failed == ()
+    assert [end.how for end in log.ends] == ["lost", "done"]
+    said = [text for text in log.messages if "the GPU failed: AcceleratorError: CUDA error: device-side assert" in text]
+    assert len(said) == 1
+    assert any("It goes on elsewhere." in text for text in log.messages)
+    assert any("goes on from step 4." in text for text in log.messages)
+    assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
 
 
 def test_a_node_that_is_killed_and_one_that_joins_change_nothing() -> None:

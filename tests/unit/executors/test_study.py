@@ -272,8 +272,16 @@ def test_a_checkpoint_that_is_of_no_use_any_more_is_removed(tiny: Path, tmp_path
     assert not (tmp_path / "lock").exists()
 
 
+@pytest.mark.parametrize(
+    ("fact", "source", "first", "second"),
+    [
+        ("kernels", "kernel_path", "compiled", "plain"),
+        ("accelerator", "hardware.accelerator_arithmetic", "NVIDIA A100, CUDA 13.0", "NVIDIA H100, CUDA 13.0"),
+    ],
+    ids=["kernels", "GPU"],
+)
 def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: str, source: str, first: str, second: str
 ) -> None:
     training = {"max_steps": 6, "eval_every": 2, "precision": "fp32"}
     study = small(tiny, training=training)
@@ -284,19 +292,19 @@ def test_under_other_kernels_a_pack_starts_anew_and_keeps_its_own_checkpoints(
             if step == stopping_at[0] + 1:
                 raise KeyboardInterrupt
 
-    def start(kernels: str) -> Stopping:
-        monkeypatch.setattr("manytune.executors.job.kernel_path", lambda device: kernels)
+    def start(here: str) -> Stopping:
+        monkeypatch.setattr(f"manytune.executors.job.{source}", lambda device: here)
         log = Stopping()
         with suppress(KeyboardInterrupt):
             run_study(study, tmp_path / "out", device="cpu", callbacks=[log])
         return log
 
-    start("compiled")
+    start(first)
     stopping_at[0] = 2
-    (message,) = start("plain").messages
-    assert "was begun with kernels: compiled, and here it is plain" in message
+    (message,) = start(second).messages
+    assert f"was begun with {fact}: {first}, and here it is {second}" in message
     stopping_at[0] = 6
-    (message,) = start("plain").messages
+    (message,) = start(second).messages
     assert message.endswith("goes on from step 2.")
     undisturbed, _ = run(study, tmp_path / "undisturbed")
     records = Store.open(tmp_path / "out").finished_runs().values()

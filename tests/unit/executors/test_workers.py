@@ -20,16 +20,18 @@ from forked import ForkedProcess
 from manytune.config import Study
 from manytune.config.plan import plan_packs, plan_runs
 from manytune.executors import Inline, Workers
+from manytune.executors.estimate import HardwareProfile
 from manytune.executors.inline import train_here
 from manytune.executors.messages import CallSender, encoded, replay
 from manytune.executors.pack_inputs import Backbones, PackInputs
+from manytune.packing import PackedModel
 from manytune.storage.directory import Store
 from manytune.storage.record import HistoryRow, RunState
 from manytune.study import StudyResult, run_study
 from manytune.training.callbacks import Callback, ForwardingCallback, PackEnd
 from manytune.training.workload import prepare
 from manytune.utils import hardware
-from manytune.utils.errors import StudyError
+from manytune.utils.errors import ManytuneError, StudyError
 from manytune.utils.signals import StopRequest
 from record_factory import make_record
 from study_files import results_in, small_study, write_small_study
@@ -134,6 +136,79 @@ def test_a_pack_whose_process_the_system_killed_for_memory_is_cut(
     assert any("because memory ran out. It is tried again in 2 packs of 1 run and 1 run." in t for t in log.messages)
 
 
+_FAILING_WORKER = """
+import sys
+from pathlib import Path
+import torch
+from manytune.executors import worker_process
+from manytune.packing import PackedModel
+
+marker, forward, steps = Path(sys.argv[2]), PackedModel.forward, []
+
+def failing(self, layout, *, step=None, run_keys=None):
+    steps.extend([] if run_keys is None else [run_keys])
+    if len(steps) == 5 and not marker.exists():
+        marker.touch()
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    return forward(self, layout, step=step, run_keys=run_keys)
+
+PackedModel.forward = failing
+worker_process.main(int(sys.argv[1]))
+"""
+"""A worker process whose GPU fails once, in the fifth step; given the pipe, and a file that says that it has failed."""
+
+
+class TestGpuThatFails:
+    """After some errors a GPU refuses whatever the process asks of it: `hardware.has_lost_device`."""
+
+    def test_a_fresh_worker_goes_on_with_the_pack(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study, failed = small_study(model), tmp_path / "failed"
+        run_study(study, tmp_path / "undisturbed", executor=Inline("cpu"), callbacks=[])
+        started: list[int] = []
+
+        class Failing(ForkedProcess):
+            def __init__(self, command: list[str], **named: Any) -> None:
+                if "manytune.executors.worker_process" in command:
+                    command = [sys.executable, "-c", _FAILING_WORKER, command[-1], str(failed)]
+                super().__init__(command, **named)
+                started.append(self.pid)
+
+        monkeypatch.setattr(subprocess, "Popen", Failing)
+        result, log = run(study, tmp_path / "out", lambda pack_id, step: None, Workers(1, threads=1))
+        assert failed.exists()
+        assert result.failed == ()
+        assert [end.how for end in log.ends] == ["lost", "done"]
+        assert "device-side assert" in (log.ends[0].traceback or "")
+        said = "the GPU failed: AcceleratorError: CUDA error: device-side assert triggered. It goes on elsewhere."
+        assert any(text.endswith(said) for text in log.messages)
+        assert any("goes on from step 4." in text for text in log.messages)
+        assert len(set(started)) == 2
+        assert results_in(tmp_path / "out") == results_in(tmp_path / "undisturbed")
+
+    def test_in_this_process_the_study_ends_and_says_how_it_goes_on(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        study, log = small_study(model, methods=[FULL, LORA], seeds=[0]), CallbackLog()
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedModel, "forward", _fail)
+            with pytest.raises(
+                ManytuneError, match=r"illegal memory access(?s:.*)Start the same command again"
+            ) as raised:
+                run_study(study, tmp_path, executor=Inline("cpu"), callbacks=[log])
+        assert "--devices cpu:0 " in str(raised.value)
+        assert len(log.started) == 1, "no other pack was tried"
+        assert log.records == {}
+        (kept,) = tmp_path.glob("packs/*/traceback.txt")
+        assert "illegal memory access" in kept.read_text()
+        assert run_study(study, tmp_path, executor=Inline("cpu"), callbacks=[]).failed == ()
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+
+
 def test_when_the_driver_is_killed_its_workers_end_at_once(model: Path, tmp_path: Path) -> None:
     file = write_small_study(tmp_path, model, {"max_steps": 100_000, "eval_every": 50_000, "checkpoint_every": 10})
     out = tmp_path / "out"
@@ -152,6 +227,19 @@ def test_one_worker_a_device_and_a_share_of_the_cores_each() -> None:
     assert (capacity, profile.device) == (3, "cpu")
     whole = Inline("cpu").profile("fp32", 32)[1]
     assert profile.free_bytes == pytest.approx(whole.free_bytes / 3, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sharing"), [(("cuda:0", "cuda:1"), 1), (("cuda", "cuda:0", "cuda:1"), 2), (("cuda:1",) * 3, 3)]
+)
+def test_workers_on_one_gpu_share_its_memory(
+    devices: tuple[str, ...], sharing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "choose_device", lambda name, option: torch.device(name))
+    asked: list[int] = []
+    monkeypatch.setattr(HardwareProfile, "measure", lambda *_, threads, sharing: asked.append(sharing))
+    Workers(devices=devices).profile("fp32", 32)
+    assert asked == [sharing]
 
 
 @pytest.mark.parametrize(

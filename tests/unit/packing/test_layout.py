@@ -40,14 +40,14 @@ def stretches(layout: Layout) -> list[tuple[int, range]]:
     """(padded length, slots) of every sequence's stretch of attention slots."""
     return [
         (bucket.length, range(first, first + bucket.length))
-        for bucket in layout.buckets
+        for bucket in layout.slots.buckets
         for first in range(bucket.first, bucket.first + bucket.sequences * bucket.length, bucket.length)
     ]
 
 
 def padding_of(layout: Layout) -> list[bool]:
-    padding = [False] * len(layout.slot_token)
-    for slot in layout.slot_padding.tolist():
+    padding = [False] * len(layout.slots.slot_token)
+    for slot in layout.slots.slot_padding.tolist():
         padding[slot] = True
     return padding
 
@@ -100,13 +100,13 @@ def test_slots_and_tokens_are_inverse_where_there_is_no_padding(
 ) -> None:
     layout = build_layout(*batch)
     padding = padding_of(layout)
-    assert layout.slot_token[layout.token_slot].tolist() == list(range(layout.tokens))
+    assert layout.slots.slot_token[layout.slots.token_slot].tolist() == list(range(layout.tokens))
     real = [slot for slot, padded in enumerate(padding) if not padded]
-    assert sorted(layout.token_slot.tolist()) == real
-    assert layout.token_slot[layout.slot_token[real]].tolist() == real
+    assert sorted(layout.slots.token_slot.tolist()) == real
+    assert layout.slots.token_slot[layout.slots.slot_token[real]].tolist() == real
     # Padding may read any token, but one there is.
-    assert int(layout.slot_token.min()) >= 0
-    assert int(layout.slot_token.max()) < layout.tokens
+    assert int(layout.slots.slot_token.min()) >= 0
+    assert int(layout.slots.slot_token.max()) < layout.tokens
 
 
 @given(batches())
@@ -120,26 +120,26 @@ def test_each_sequence_has_one_stretch_of_slots_of_its_own_padded_length(
     sequence_of_start = {start: index for index, start in enumerate(layout.starts.tolist())}
     seen = []
     for length, slots in stretches(layout):
-        sequence = sequence_of_start[int(layout.slot_token[slots[0]])]
+        sequence = sequence_of_start[int(layout.slots.slot_token[slots[0]])]
         seen.append(sequence)
         own = int(data.lengths[flat[sequence]])
         start = int(layout.starts[sequence])
-        assert layout.slot_token[slots[0] : slots[0] + own].tolist() == list(range(start, start + own))
+        assert layout.slots.slot_token[slots[0] : slots[0] + own].tolist() == list(range(start, start + own))
         assert padding[slots.start : slots.stop] == [False] * own + [True] * (length - own)
         assert length == bucket_length(np.array([own]))[0]
     assert sorted(seen) == list(range(len(flat)))
     # Together the stretches are all slots, without gap or overlap.
     everything = [slot for _, slots in stretches(layout) for slot in slots]
-    assert everything == list(range(len(layout.slot_token)))
+    assert everything == list(range(len(layout.slots.slot_token)))
 
 
 @given(batches())
 def test_masks_hide_padding_and_nothing_else(batch: tuple[Encoded, list[np.ndarray]]) -> None:
     layout = build_layout(*batch)
     padding = torch.tensor(padding_of(layout))
-    lengths = [bucket.length for bucket in layout.buckets]
+    lengths = [bucket.length for bucket in layout.slots.buckets]
     assert lengths == sorted(set(lengths))
-    for bucket in layout.buckets:
+    for bucket in layout.slots.buckets:
         own = padding[bucket.first : bucket.first + bucket.sequences * bucket.length]
         assert (bucket.mask is None) == (not own.any())
         if bucket.mask is not None:
@@ -151,9 +151,9 @@ def test_masks_hide_padding_and_nothing_else(batch: tuple[Encoded, list[np.ndarr
 def test_neighbours_do_not_change_a_sequences_padded_length(batch: tuple[Encoded, list[np.ndarray]]) -> None:
     data, rows = batch
     together = build_layout(data, rows)
-    lengths = {int(together.slot_token[slots[0]]): length for length, slots in stretches(together)}
+    lengths = {int(together.slots.slot_token[slots[0]]): length for length, slots in stretches(together)}
     for start, row in zip(together.starts.tolist(), np.concatenate(rows), strict=True):
-        (alone,) = build_layout(data, [np.array([row])]).buckets
+        (alone,) = build_layout(data, [np.array([row])]).slots.buckets
         assert alone.sequences == 1
         assert alone.length == lengths[start]
 

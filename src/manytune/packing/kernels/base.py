@@ -6,11 +6,13 @@ residual stream in the dtype of activations, which products read; the stream its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ class Segments:
     bounds: tuple[int, ...]  # R + 1 ints; run r has the rows `bounds[r]:bounds[r + 1]`; `bounds[0]` is 0
     device: torch.device  # where the rows are
     tail: int = 0  # padding rows behind them, of no run; they get the last run's bias and enter no sum
+    first: int = 0  # which row of the batch the row 0 of `bounds` is
+    reach: int = 0  # no run of the batch has more rows; the same for many batches, so that grids may be made of it
+    # [R + 1] int64, `bounds` + `first`, and [n] int64, the run of each row, where they are on the device already
+    own_offsets: Tensor | None = None
+    own_runs: Tensor | None = None
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -37,8 +44,15 @@ class Segments:
         return self.tensor.diff().to(self.device)
 
     @cached_property
+    def offsets(self) -> Tensor:
+        """[R + 1] int64 on the device; run r has the rows `offsets[r]:offsets[r + 1]` of the batch."""
+        return (self.tensor + self.first).to(self.device) if self.own_offsets is None else self.own_offsets
+
+    @cached_property
     def runs(self) -> Tensor:
         """[n] int64, the run of each row."""
+        if self.own_runs is not None:
+            return self.own_runs
         counts = self.tensor.diff()
         counts[-1] += self.tail
         return torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
@@ -53,6 +67,10 @@ class Segments:
     def longest(self) -> int:
         """The most rows that a run has, rounded up by `row_count`."""
         return row_count(int(self.tensor.diff().max()))
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The runs' own rows of those of the batch."""
+        return rows[self.first : self.first + self.bounds[-1]]
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -75,7 +93,10 @@ class AttentionCall:
 
 @dataclass(frozen=True, eq=False)
 class LoraCall:
-    """The update scale * drop(x) A B of one linear layer, by G neighbouring runs, each for its own rows."""
+    """The update scale * drop(x) A B of one linear layer, by G neighbouring runs, each for its own rows.
+
+    What is given of rows is given of those of all runs; `own` takes these runs' part.
+    """
 
     x: Tensor  # [n, in]; its rows may be strided
     segments: Segments  # the rows of each of the G runs
@@ -83,6 +104,12 @@ class LoraCall:
     a: Tensor  # [G, in, r] fp32
     b: Tensor  # [G, r, out] fp32
     scale: Tensor  # [G] fp32
+
+    def own(self) -> LoraCall:
+        """The same call over these runs' rows alone, counted from their first."""
+        segments = self.segments
+        drop = None if self.drop is None else replace(self.drop, keys=segments.of(self.drop.keys))
+        return replace(self, x=segments.of(self.x), drop=drop, segments=replace(segments, first=0, own_offsets=None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +151,34 @@ class AdamWTensor:
     touched: Tensor | None  # [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one
 
 
+def adamw_settings(updates: Sequence[AdamWUpdate]) -> np.ndarray:
+    """[R, 8] fp32: the numbers of each run's step that do not depend on its tensors.
+
+    rate / (1 - beta1 ** t), 1 - beta1, beta2, 1 - beta2, epsilon, rate * weight_decay, max_grad_norm, and
+    sqrt(1 - beta2 ** t); computed in double precision.
+    """
+    rows = [
+        (
+            u.rate / (1 - u.betas[0] ** u.number),
+            1 - u.betas[0],
+            u.betas[1],
+            1 - u.betas[1],
+            u.epsilon,
+            u.rate * u.weight_decay,
+            u.max_grad_norm,
+            math.sqrt(1 - u.betas[1] ** u.number),
+        )
+        for u in updates
+    ]
+    return np.array(rows, dtype=np.float32)
+
+
 class Kernels(Protocol):
     """The functions that a packed encoder layer is made of; activations and their gradients are fp32 or bf16."""
 
     name: str
     lanes: int  # fp32 numbers in a vector of compiled kernels; 0 where torch decides
+    fuses: bool  # whether a step needs nothing of the host, so that it can be recorded and run again as a whole
     multiplies: bool  # whether the products of rows and weights in fp32 are kernels too, rather than torch's
 
     def attention(self, call: AttentionCall) -> Tensor:
@@ -177,7 +227,7 @@ class Kernels(Protocol):
         """Add drop(rows of padded [R, longest, c]) to y [n, c]: the adjoint of `pad`."""
 
     def lora_(self, y: Tensor, call: LoraCall) -> Tensor:
-        """Add the update to y [n, out], whose rows may be strided; returns drop(x) A, for `lora_grad`."""
+        """Add the update to the runs' rows of y [n, out], which may be strided; returns drop(x) A, for `lora_grad`."""
 
     def lora_grad(self, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients of A and B, given that of y and `xa` from `lora_`; that of x is added to `grad_x`.
@@ -188,6 +238,9 @@ class Kernels(Protocol):
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         """[n, c]: dropout of x."""
 
+    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
+        """[T] int32: the dropout keys of a batch's tokens from those of its runs, [R] int32; see `packing.dropout`."""
+
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """X Wᵀ [n, out] of x [n, in], whose rows may be strided, and W [out, in]."""
 
@@ -197,8 +250,21 @@ class Kernels(Protocol):
     def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of W, gᵀ x [out, in], from that of the product; rows of both may be strided."""
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
+    def before_recording(self) -> None:
+        """Called before a step is recorded, where `fuses`; one of its shape has been taken before."""
+
+    def after_recording(self, *, failed: bool = False) -> object:
+        """Called after a step has been recorded; returns what must not be freed while it may be taken again."""
+
+    def adamw_(
+        self,
+        tensors: Sequence[AdamWTensor],
+        updates: Sequence[AdamWUpdate],
+        settings: Tensor | None = None,
+        alive: Tensor | None = None,
+    ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after clipping, in place.
 
-        `updates` has one for each run of the pack.
+        `updates` has one for each run of the pack. Where the kernels `fuse`, `settings` [R, 8] fp32 may be what
+        `adamw_settings` makes of them, on the device already, and runs that are 0 in `alive` [R] fp32 are left alone.
         """

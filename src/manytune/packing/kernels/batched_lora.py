@@ -10,6 +10,8 @@ from manytune.packing.kernels.base import Kernels, LoraCall
 
 def padded_lora(kernels: Kernels, y: Tensor, call: LoraCall) -> Tensor:
     """See `Kernels.lora_`; returns drop(x) A, [G, longest, r]."""
+    y = call.segments.of(y)
+    call = call.own()
     x, segments = call.x, call.segments
     xa = torch.bmm(kernels.pad(x, segments, call.drop), call.a.to(x.dtype))
     update = torch.bmm(xa, (call.b * call.scale[:, None, None]).to(x.dtype))
@@ -21,6 +23,8 @@ def padded_lora_grad(
     kernels: Kernels, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.lora_grad`."""
+    grad, grad_x = call.segments.of(grad), None if grad_x is None else call.segments.of(grad_x)
+    call = call.own()
     x, segments, a, b = call.x, call.segments, call.a, call.b
     factor = call.scale[:, None, None]
     inputs, outer = kernels.pad(x, segments, call.drop), kernels.pad(grad, segments, None)

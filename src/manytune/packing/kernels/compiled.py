@@ -9,11 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from manytune.packing.dropout import Drop
+from manytune.packing.dropout import Drop, token_keys
 from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import kernel_target, load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
+from manytune.packing.layout import Layout
 from manytune.utils.hardware import has_avx512
 
 _ATTENTION = """
@@ -73,6 +74,8 @@ _SPARSE = Signature(
 
 class CompiledKernels:
     """The functions of kernels.cpp and products.cpp; see `Kernels` for what they compute."""
+
+    fuses = False
 
     def __init__(self, library: ctypes.CDLL) -> None:
         target = kernel_target()
@@ -152,18 +155,20 @@ class CompiledKernels:
         rank = call.a.shape[2]
         if rank > self._max_rank:
             return padded_lora(self, y, call)
-        xa = torch.empty(call.x.shape[0], rank)
-        self._lora("lora_forward", call, y, xa)
+        xa = torch.empty(call.segments.bounds[-1], rank)
+        self._lora("lora_forward", call, call.segments.of(y), xa)
         return xa
 
     def lora_grad(self, grad: Tensor, xa: Tensor, call: LoraCall, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
         if call.a.shape[2] > self._max_rank:
             return padded_lora_grad(self, grad, xa, call, grad_x)
         grad_a, grad_b = torch.empty(call.a.shape), torch.empty(call.b.shape)
-        self._lora("lora_backward", call, grad, xa, grad_x, grad_a, grad_b)
+        own = call.segments.of
+        self._lora("lora_backward", call, own(grad), xa, None if grad_x is None else own(grad_x), grad_a, grad_b)
         return grad_a, grad_b
 
     def _lora(self, name: str, call: LoraCall, *rest: Tensor | None) -> None:
+        call = call.own()
         a, b, scale = call.a.contiguous(), call.b.contiguous(), call.scale.contiguous()
         self._kernels[name](call.x.dtype, call.x, a, b, scale, call.drop, *rest, call.segments.tensor)
 
@@ -171,6 +176,9 @@ class CompiledKernels:
         out = torch.empty_like(x)
         self._kernels["drop"](x.dtype, x, drop, out)
         return out
+
+    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
+        return token_keys(layout, runs)
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self._multiplies(x):
@@ -196,7 +204,19 @@ class CompiledKernels:
     def _multiplies(self, x: Tensor) -> bool:
         return self.multiplies and x.dtype == torch.float32
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
+    def before_recording(self) -> None:
+        pass
+
+    def after_recording(self, *, failed: bool = False) -> object:
+        return None
+
+    def adamw_(
+        self,
+        tensors: Sequence[AdamWTensor],
+        updates: Sequence[AdamWUpdate],
+        settings: Tensor | None = None,
+        alive: Tensor | None = None,
+    ) -> None:
         structs = (AdamWArgs * len(tensors))(*map(_adamw_args, tensors))
         rows = [(u.number, u.rate, *u.betas, u.epsilon, u.weight_decay, u.max_grad_norm) for u in updates]
         self._kernels["adamw"](torch.float32, structs, torch.tensor(rows, dtype=torch.float64))

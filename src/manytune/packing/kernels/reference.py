@@ -1,4 +1,4 @@
-"""The kernels in plain torch, which define what every other set computes; used on GPUs and without a C++ compiler."""
+"""The kernels in plain torch, which define what every other set computes; used where no other set can be."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
-from manytune.packing.dropout import Drop, dropout_scale
+from manytune.packing.dropout import Drop, dropout_scale, token_keys
 from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
+from manytune.packing.layout import Layout
 
 
 class ReferenceKernels:
@@ -24,6 +25,7 @@ class ReferenceKernels:
 
     name = "plain"
     lanes = 0
+    fuses = False
     multiplies = False
 
     def attention(self, call: AttentionCall) -> Tensor:
@@ -95,6 +97,9 @@ class ReferenceKernels:
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         return _dropped(x, drop)
 
+    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
+        return token_keys(layout, runs)
+
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(x, weight.t())
 
@@ -104,7 +109,19 @@ class ReferenceKernels:
     def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         return torch.mm(grad.t(), x)
 
-    def adamw_(self, tensors: Sequence[AdamWTensor], updates: Sequence[AdamWUpdate]) -> None:
+    def before_recording(self) -> None:
+        pass
+
+    def after_recording(self, *, failed: bool = False) -> object:
+        return None
+
+    def adamw_(
+        self,
+        tensors: Sequence[AdamWTensor],
+        updates: Sequence[AdamWUpdate],
+        settings: Tensor | None = None,
+        alive: Tensor | None = None,
+    ) -> None:
         # torch's own fused AdamW takes one rate a call: one call for all slices of runs that have the same update.
         grads = [(t.grad.to_dense()[None] if t.grad.is_sparse else t.grad).float() for t in tensors]
         if any(update.max_grad_norm > 0 for update in updates):
