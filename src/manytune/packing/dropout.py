@@ -19,16 +19,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manytune.packing.layout import Layout
-
-if TYPE_CHECKING:  # which need the keys of this module
-    from manytune.packing.kernels import Kernels
 
 _MULTIPLY_1 = 0x7FEB352D
 _MULTIPLY_2 = 0x846CA68B - (1 << 32)
@@ -70,13 +66,8 @@ class Keys:
         return Keys.of_tokens(layout, runs, token_keys(layout, runs))
 
     @staticmethod
-    def of_runs(layout: Layout, runs: Tensor, kernels: Kernels) -> Keys:
-        """Keys for the layout's tokens from those of its runs, [R] int32 on its device."""
-        return Keys.of_tokens(layout, runs, kernels.token_keys(layout, runs))
-
-    @staticmethod
     def of_tokens(layout: Layout, runs: Tensor, tokens: Tensor) -> Keys:
-        """Those whose `tokens` were made of `runs`."""
+        """Those of a layout's rows; `tokens` [T] are what a set of kernels made of `runs` [R]."""
         return Keys(tokens, tokens[layout.starts], runs)
 
 

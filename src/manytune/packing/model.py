@@ -76,7 +76,9 @@ class PackedModel:
         """
         if run_keys is None and step is not None:
             run_keys = torch.from_numpy(dropout.run_keys(self.seeds, step)).to(self.device)
-        keys = None if run_keys is None else Keys.of_runs(layout, run_keys, self.context.kernels)
+        keys = None
+        if run_keys is not None:
+            keys = Keys.of_tokens(layout, run_keys, self.context.kernels.token_keys(layout, run_keys))
         self.context.begin(layout, keys)
         logits = self._passes.logits(layout, self._head)
         self.context.end()
