@@ -21,9 +21,12 @@ from transformers import (
 
 from manytune.data.splits import Encoded
 
-__all__ = ["TINY_FAMILIES", "make_tiny", "make_tiny_of", "random_rows"]
+__all__ = ["FLAT_FAMILIES", "TINY_FAMILIES", "make_small", "make_tiny", "make_tiny_of", "random_rows"]
 
 TINY_FAMILIES = ("bert", "roberta")
+FLAT_FAMILIES = (*TINY_FAMILIES, "mpnet")
+"""Families with layers of our own, that differ in what embeddings, attention and head do."""
+
 """Those that most tests run over; `make_tiny_of` makes one of any family."""
 
 _CHARACTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
@@ -127,6 +130,12 @@ def make_tiny_of(folder: Path, family: str, *, dropout: float = 0.1, **figures: 
     model.save_pretrained(folder)
     BertTokenizerFast(vocab={token: index for index, token in enumerate(_VOCABULARY)}).save_pretrained(folder)
     return folder
+
+
+def make_small(folder: Path, family: str, *, dropout: float = 0.1) -> Path:
+    """Any of `FLAT_FAMILIES`."""
+    make = make_tiny if family in TINY_FAMILIES else make_tiny_of
+    return make(folder, family, dropout=dropout)
 
 
 def random_rows(count: int, *, outputs: int = 2, seed: int = 0, longest: int = 30, types: bool = False) -> Encoded:

@@ -23,7 +23,7 @@ from manytune.packing import Member, PackedModel
 from manytune.packing.heads import initial_head
 from manytune.training.callbacks import PackCallback
 from manytune.training.loop import PackData, train_pack
-from tiny import TINY_FAMILIES, make_tiny, random_rows
+from tiny import FLAT_FAMILIES, make_small, make_tiny, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -119,9 +119,8 @@ def theirs(
     model.load_state_dict(initial_head(backbone.model_spec.head, SEED), strict=False)
     trained = {tensor.name for tensor in ours.bank.of(0) if tensor.value.requires_grad}
     if method.method == "lora":
-        config = peft.LoraConfig(
-            r=method.rank, lora_alpha=method.alpha, target_modules=list(method.targets), lora_dropout=0.0
-        )
+        targets = [backbone.model_spec.targets[word] for word in method.targets]
+        config = peft.LoraConfig(r=method.rank, lora_alpha=method.alpha, target_modules=targets, lora_dropout=0.0)
         model = peft.get_peft_model(model, config)
         for tensor in ours.bank.of(0):
             if tensor.kind == "adapter":
@@ -166,12 +165,12 @@ def our_losses(model: PackedModel, method: Method, task: Task, data: Encoded) ->
     return seen.values
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", FLAT_FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_equal_trainers(family: str, name: str, tmp_path: Path) -> None:
     method = METHODS[name]
     task = get_task("builtin-acceptability")
-    folder = make_tiny(tmp_path / family, family, dropout=0.0)
+    folder = make_small(tmp_path / family, family, dropout=0.0)
     backbone = load_backbone(str(folder), task.num_outputs)
     data = random_rows(ROWS, outputs=2, seed=8)
     model = PackedModel(backbone, [Member(SEED, method.adapt(backbone.model_spec))])

@@ -14,7 +14,7 @@ from manytune.methods import make_method
 from manytune.models.loading import Backbone, load_backbone
 from manytune.packing import Member, PackedModel, build_layout
 from manytune.packing.heads import initial_head
-from tiny import TINY_FAMILIES, make_tiny, random_rows
+from tiny import FLAT_FAMILIES, make_small, random_rows
 
 
 def reference(folder: Path, backbone: Backbone, seed: int) -> torch.nn.Module:
@@ -36,9 +36,9 @@ def padded(data: Encoded, rows: np.ndarray) -> dict[str, torch.Tensor]:
     return batch
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", FLAT_FAMILIES)
 def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
-    folder = make_tiny(tmp_path / family, family)
+    folder = make_small(tmp_path / family, family)
     backbone = load_backbone(str(folder), 2)
     data = random_rows(12, longest=100, types=family == "bert")
     rows = np.arange(12)
@@ -59,9 +59,9 @@ def test_logits_and_gradients_equal_those_of_transformers(family: str, tmp_path:
         torch.testing.assert_close(own, wanted[name].grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize("family", FLAT_FAMILIES)
 def test_every_run_of_a_pack_equals_transformers_on_its_own_rows(family: str, tmp_path: Path) -> None:
-    folder = make_tiny(tmp_path / family, family)
+    folder = make_small(tmp_path / family, family)
     backbone = load_backbone(str(folder), 2)
     data = random_rows(40)
     draws = [np.random.default_rng(seed).permutation(40)[:7] for seed in range(4)]

@@ -36,7 +36,7 @@ from manytune.packing.layer import PackedLayer
 from tiny import make_tiny_of, random_rows
 
 FAMILIES = ("bert", "roberta", "deberta-v2")
-FUSED = ("bert", "roberta")
+FUSED = ("bert", "roberta", "mpnet")
 ROWS = random_rows(24, longest=20, seed=3)
 STEPS, RATE = 30, 1e-2
 LAYER = "encoder.layer.1"
@@ -66,9 +66,9 @@ KINDS: Mapping[str, Hooks] = {
     "gain": lambda spec: (TrainGain(f"{LAYER}.output.LayerNorm", 32),),
     "low rank": lambda spec: (LowRank(linear(spec, "query"), 32, 32, rank=3, alpha=6.0, dropout=0.2),),
     "houlsby": lambda spec: tuple(
-        Bottleneck(f"encoder.layer.{layer}.{part}output.dropout", 32, 5)
+        Bottleneck(f"encoder.layer.{layer}.{path}", 32, 5)
         for layer in (0, 1)
-        for part in ("attention.", "")
+        for path in ("attention.dropout" if spec.prefix == "mpnet" else "attention.output.dropout", "output.dropout")
     ),
     "pfeiffer": lambda spec: (Bottleneck(f"{LAYER}.output", 32, 4, "gelu"),),
     "behind the layer": lambda spec: (Bottleneck(LAYER, 32, 4, "silu"),),
@@ -310,7 +310,8 @@ def test_scales_are_those_of_pefts_ia3(lab: Lab, family: str) -> None:
     ours = passed(model, members, None)
     state = model.bank.state(1)
     feedforward = [f"{prefix}.encoder.layer.{layer}.output.dense" for layer in (0, 1)]
-    config = peft.IA3Config(target_modules=["key", "value", *feedforward], feedforward_modules=feedforward)
+    scaled = [backbone.model_spec.targets[word] for word in ("key", "value")]
+    config = peft.IA3Config(target_modules=[*scaled, *feedforward], feedforward_modules=feedforward)
     base = lab.theirs(family, 0)
     base.load_state_dict(state, strict=False)
     theirs = peft.get_peft_model(base, config).eval()

@@ -30,11 +30,51 @@ class HeadRow:
 
 
 @dataclass(frozen=True)
+class LayerNames:
+    """The paths, in a layer of `encoder.layer`, of the parts that an encoder layer built like BERT's is made of."""
+
+    attention: str  # the module that computes queries, keys, values and what their attention gives
+    attention_dropout: str  # of the weights
+    query: str
+    key: str
+    value: str
+    attn_out: str  # the product behind attention
+    dropout1: str  # behind that product
+    norm1: str = "attention.LayerNorm"
+    fc1: str = "intermediate.dense"
+    fc2: str = "output.dense"
+    dropout2: str = "output.dropout"
+    norm2: str = "output.LayerNorm"
+
+
+_BERT_LAYER = LayerNames(
+    attention="attention.self",
+    attention_dropout="attention.self.dropout",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attn_out="attention.output.dense",
+    dropout1="attention.output.dropout",
+    norm1="attention.output.LayerNorm",
+)
+_MPNET_LAYER = LayerNames(
+    attention="attention.attn",
+    attention_dropout="attention.attn.dropout",
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    attn_out="attention.attn.o",
+    dropout1="attention.dropout",
+)
+
+
+@dataclass(frozen=True)
 class Family:
     """How an architecture is used."""
 
     checkpoint: str  # a well-known model on the hub
-    # `flat`: all runs in one pass, their sequences end to end, where attention goes through transformers' interface;
+    # `flat`: all runs in one pass, their sequences end to end, where attention goes through transformers' interface
+    # or is replaced by ours (`position_bias`);
     # `padded`: one run after the other, its sequences padded to the longest of its batch
     path: Literal["flat", "padded"]
     # the layers of the head, in the order of computation; empty where transformers' own modules compute it
@@ -48,7 +88,10 @@ class Family:
     pooling: str | None = None  # config key that holds `cls` or `mean`; None: the head sees the first token
     # config key of the number of standard deviations at which fresh weights of the head are cut off
     cutoff: str | None = None
-    bert_layers: bool = False  # `encoder.layer` holds layers built like BERT's
+    layer: LayerNames | None = None  # where `encoder.layer` holds layers built like BERT's
+    # path of an embedding of relative positions, a column for each head, that all layers add to attention's scores;
+    # `relative_position_bucket` of the module around it says which row a key's place less the query's has
+    position_bias: str | None = None
     # whether transformers' own modules can work in bf16; else they compute in fp32 whatever is asked for
     bf16: bool = True
 
@@ -83,7 +126,7 @@ def _roberta(checkpoint: str) -> Family:
             HeadRow("classifier.out_proj", dropout=_OWN_OR_HIDDEN),
         ),
         first_position=None,
-        bert_layers=True,
+        layer=_BERT_LAYER,
     )
 
 
@@ -93,7 +136,7 @@ FAMILIES: Mapping[str, Family] = {
         "flat",
         head=(HeadRow("classifier", dropout=_OWN_OR_HIDDEN),),
         pooler="pooler.dense",
-        bert_layers=True,
+        layer=_BERT_LAYER,
     ),
     "roberta": _roberta("FacebookAI/roberta-base"),
     "xlm-roberta": _roberta("FacebookAI/xlm-roberta-base"),
@@ -105,7 +148,7 @@ FAMILIES: Mapping[str, Family] = {
             HeadRow("classifier.dense", "gelu", _OWN_OR_HIDDEN),
             HeadRow("classifier.out_proj", dropout=_OWN_OR_HIDDEN),
         ),
-        bert_layers=True,
+        layer=_BERT_LAYER,
     ),
     "distilbert": Family(
         "distilbert/distilbert-base-uncased",
@@ -130,7 +173,18 @@ FAMILIES: Mapping[str, Family] = {
         pooling="classifier_pooling",
         cutoff="initializer_cutoff_factor",
     ),
-    "mpnet": Family("microsoft/mpnet-base", "padded", targets=_named("attn.q", "attn.k", "attn.v"), first_position=2),
+    "mpnet": Family(
+        "microsoft/mpnet-base",
+        "flat",
+        head=(
+            HeadRow("classifier.dense", "tanh", ("hidden_dropout_prob",)),
+            HeadRow("classifier.out_proj", dropout=("hidden_dropout_prob",)),
+        ),
+        targets=_named("attn.q", "attn.k", "attn.v"),
+        first_position=2,
+        layer=_MPNET_LAYER,
+        position_bias="encoder.relative_attention_bias",
+    ),
     "deberta": Family("microsoft/deberta-base", "padded", targets=_named("in_proj", "in_proj", "in_proj"), bf16=False),
     "deberta-v2": Family("microsoft/deberta-v3-base", "padded", targets=_named("query_proj", "key_proj", "value_proj")),
 }

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from manytune.models.conversions import safetensors_revision
-from manytune.models.families import FAMILIES, family_of
+from manytune.models.families import FAMILIES, LayerNames, family_of
 from manytune.models.spec import ModelSpec, describe, first_position
 from manytune.models.weight_files import (
     MOST_TOKENS,
@@ -67,9 +67,15 @@ class Backbone:
     name: str  # as the user wrote it
 
     @property
-    def has_bert_layers(self) -> bool:
-        """Whether `encoder.layer` holds layers built like BERT's, with the exact GELU."""
-        return family_of(self.family).bert_layers and self.config.hidden_act == "gelu"
+    def layer_names(self) -> LayerNames | None:
+        """The parts of `encoder.layer`'s layers, where these are built like BERT's, with the exact GELU."""
+        names = family_of(self.family).layer
+        return names if names is not None and self.config.hidden_act == "gelu" else None
+
+    @property
+    def position_bias(self) -> str | None:
+        """Path of the embedding of relative positions that attention adds to its scores; None where there is none."""
+        return family_of(self.family).position_bias
 
     @property
     def pooler(self) -> str | None:

@@ -25,11 +25,12 @@ def attend(
     scale: float,  # factor on the scores
     drop: Drop | None,  # of the weights, keyed by the queries' tokens; None while evaluating
     window: int | None = None,  # tokens farther apart than this do not see each other; None: all of a sequence do
+    position_bias: Tensor | None = None,  # [heads, 2 M - 1], added to scores; see `AttentionCall`
 ) -> Tensor:
     """[T, heads * d]: every token's weighted sum of the values of its own sequence."""
     # SDPA would draw its dropout from the global generator, and on a GPU its gradient adds up in an order of chance.
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    written_out = drop is not None or (trains and q.device.type != "cpu")
+    written_out = drop is not None or position_bias is not None or (trains and q.device.type != "cpu")
     slots = [_Regroup.apply(x, layout, True) for x in (q, k, v)]
     keys = None if drop is None else drop.keys[layout.slots.slot_token]
     outputs = []
@@ -40,6 +41,9 @@ def attend(
         near = _near(bucket, window, q.device)
         if written_out:
             added = bucket.barrier if near is None else barrier(near)
+            if position_bias is not None:
+                by_place = _by_place(position_bias, bucket.length)
+                added = by_place if added is None else by_place + added
             factors = None
             if drop is not None and keys is not None:
                 sizes = bucket.sequences, heads, bucket.length
@@ -64,6 +68,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, added: Tensor | None,
         scores.add_(added)
     weights = scores.softmax(-1)
     return torch.matmul((weights if factors is None else weights * factors).to(v.dtype), v)
+
+
+def _by_place(position_bias: Tensor, length: int) -> Tensor:
+    """[heads, L, L] of [heads, 2 M - 1]; of slots beyond M, which are padding, that of the farthest place."""
+    most = (position_bias.shape[1] + 1) // 2
+    place = torch.arange(length, device=position_bias.device)
+    offsets = place[:, None] - place[None, :] + most - 1
+    return position_bias[:, offsets.clamp_(0, 2 * most - 2)]
 
 
 def _near(bucket: Bucket, window: int | None, device: torch.device) -> Tensor | None:

@@ -22,6 +22,8 @@ class Context:
     kernels: Kernels
     layout: Layout | None = None  # of the present batch; None between passes
     keys: Keys | None = None  # for dropout; None while evaluating
+    # what attention adds to its scores in this pass, as `AttentionCall` says; None where the family has no such thing
+    position_bias: Tensor | None = None
     rows: Rows = "tokens"  # whether modules now see one row a token or (last layer, pooler and head) one row a sequence
     _calls: Counter[str] = field(default_factory=Counter)
     _parts: dict[tuple[int, int, int, Rows], Segments] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class Context:
 
     def end(self) -> None:
         """Let go of the batch."""
-        self.layout = self.keys = None
+        self.layout = self.keys = self.position_bias = None
         self._parts.clear()
 
     def site(self, path: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manytune.models.families import family_of
 from manytune.models.loading import Backbone
 from manytune.packing import flat_attention
 from manytune.packing.bank import Bank, BankTensor, Earlier, Member
@@ -18,6 +19,7 @@ from manytune.packing.hooks import HookSites, ModuleHooks
 from manytune.packing.layer import PackedLayer
 from manytune.packing.layout import Layout
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, adapted
+from manytune.packing.positions import PositionBias, PositionedAttention
 from manytune.packing.sharing import is_in_layers, shared
 
 _Layer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -40,10 +42,12 @@ class FlatPasses:
         """Share out the backbone and put what the runs train into the bank; see `PackedModel`."""
         self.context = context
         self._backbone = backbone
+        self._positions: PositionBias | None = None
         self._adapted: set[str] = set()  # paths of the modules behind which bottlenecks may stand
         full = any(member.adaptation.weights for member in members)
         self._encoder = shared(backbone.model, full, context.dtype, device)
-        self._encoder.set_attn_implementation(flat_attention.NAME)
+        if backbone.position_bias is None:
+            self._encoder.set_attn_implementation(flat_attention.NAME)
         prefix = backbone.model_spec.prefix
         self._sites = HookSites(prefix, self._encoder, device)
         self.hooks = self._sites.hooks
@@ -55,7 +59,7 @@ class FlatPasses:
         if backbone.pooler is not None:
             self.pooler = self._encoder.get_submodule(backbone.pooler)
             self._encoder.pooler = None  # it is to see the first tokens alone, and in fp32
-        self._fused = fused and backbone.has_bert_layers
+        self._names = backbone.layer_names if fused else None
         self._own_layers: dict[str, PackedLayer] = {}  # as far as they were needed so far
         self._layers = self._choose_layers()
 
@@ -77,6 +81,8 @@ class FlatPasses:
         training = context.keys is not None
         if self._encoder.training is not training:  # telling every module takes a while
             self._encoder.train(training)
+        if self._positions is not None:
+            context.position_bias = self._positions()
         features = self._features(layout)
         context.rows = "sequences"
         if self.pooler is not None:
@@ -105,11 +111,12 @@ class FlatPasses:
 
     def _install(self) -> None:
         """Put packed modules in the place of transformers' own, and the bottlenecks behind the modules they are for."""
+        if self._backbone.position_bias is not None:
+            self._add_positions(self._backbone.position_bias)
         for path, module in list(self._encoder.named_modules()):
             new = self._packed(module, path)
             if new is not None:
-                parent, _, child = path.rpartition(".")
-                setattr(self._encoder.get_submodule(parent), child, new)
+                self._encoder.set_submodule(path, new)
         self._modules = dict(self._encoder.named_modules())  # with the pooler, which is taken out of the encoder
         self._serve_hooks()
 
@@ -126,6 +133,19 @@ class FlatPasses:
                 packed.register_forward_hook(partial(_adapt_output, self.context, hooks))
                 self._adapted.add(path)
 
+    def _add_positions(self, path: str) -> None:
+        """Let attention add a bias by relative position: transformers' own modules for it take padded batches alone."""
+        family, encoder = family_of(self._backbone.family), self._encoder
+        assert family.layer is not None
+        buckets = encoder.get_submodule(path.rpartition(".")[0]).relative_position_bucket
+        table = encoder.get_submodule(path).weight
+        self._positions = PositionBias(table, buckets, self._backbone.model_spec.max_length)
+        encoder.set_submodule(path, self._positions)
+        heads = self._backbone.config.num_attention_heads
+        for name, layer in encoder.get_submodule("encoder.layer").named_children():
+            attention = PositionedAttention(layer, family.layer, self.context, heads)
+            encoder.set_submodule(f"encoder.layer.{name}.{family.layer.attention}", attention)
+
     def _packed(self, module: nn.Module, path: str) -> nn.Module | None:
         if type(module) is nn.Linear:
             # What comes before the layers makes the fp32 residuals; the pooler sees one row a sequence.
@@ -141,18 +161,19 @@ class FlatPasses:
 
     def _choose_layers(self) -> list[_Layer]:
         """Our own layers, but transformers' modules where a hook asks for what ours do not know."""
-        if not self._fused:
+        if self._names is None and self._positions is None:
             return []
         found: list[_Layer] = []
         unknown = [path for path, hooks in self.hooks.items() if not hooks.kinds <= {"biases", "low_rank"}]
         layers = list(self._encoder.get_submodule("encoder.layer").named_children())
         for name, layer in layers:
             last = layer is layers[-1][1]
-            if any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown):
+            if self._names is None or any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown):
                 found.append(partial(_through_modules, layer, self.context, last))
                 continue
             if name not in self._own_layers:
-                self._own_layers[name] = PackedLayer(layer, self.context, last=last)
+                heads = self._backbone.config.num_attention_heads
+                self._own_layers[name] = PackedLayer(layer, self._names, self.context, heads=heads, last=last)
             found.append(self._own_layers[name])
         return found
 
@@ -179,7 +200,8 @@ def _through_modules(
     layer: nn.Module, context: Context, last: bool, residual: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One layer of the encoder by transformers' modules with packed ones inside; see `PackedLayer.__call__`."""
-    out = layer(residual[None], pack=context)[0]
+    out = layer(residual[None], pack=context)
+    out = (out[0] if isinstance(out, tuple) else out)[0]
     if last:
         assert context.layout is not None
         context.rows = "sequences"

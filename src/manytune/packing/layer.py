@@ -1,4 +1,4 @@
-"""An encoder layer of the BERT and RoBERTa families for a pack of runs, forward and backward in one autograd node.
+"""An encoder layer of BERT's, RoBERTa's or MPNet's kind for a pack of runs: one autograd node, forward and backward.
 
     q, k, v  = x W_q + b_q, x W_k + b_k, x W_v + b_v         [T, H] each
     attn_out = attention(q, k, v) W_o + b_o                  [T, H]
@@ -17,12 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from manytune.models.families import LayerNames
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
 from manytune.packing.kernels import AttentionCall, NormCall, Segments
-from manytune.packing.linear import PackedLayerNorm, PackedLinear, lora_backward, lora_forward, run_rows
+from manytune.packing.linear import lora_backward, lora_forward, run_rows
 from manytune.packing.products import Product
 
 _QKV = ("query", "key", "value")
@@ -37,19 +38,17 @@ _LINEARS = (
 class PackedLayer:
     """One layer of the encoder, made of the packed modules of transformers' layer."""
 
-    def __init__(self, layer: Any, context: Context, *, last: bool) -> None:
+    def __init__(self, layer: nn.Module, names: LayerNames, context: Context, *, heads: int, last: bool) -> None:
         """Take over a `BertLayer`, or one built like it, whose linear layers and norms are packed already."""
-        attention, output = layer.attention, layer.output
-        inner = attention.self
-        modules = (inner.query, inner.key, inner.value, attention.output.dense, layer.intermediate.dense, output.dense)
+        part = layer.get_submodule
         self.context = context
         self.last = last  # whether only each sequence's first token is wanted
-        self.heads: int = inner.num_attention_heads
-        self.scale: float = inner.scaling
-        self.linears: dict[str, PackedLinear] = dict(zip(_LINEARS, modules, strict=True))
-        self.norms: dict[str, PackedLayerNorm] = {"norm1": attention.output.LayerNorm, "norm2": output.LayerNorm}
-        self.attention_dropout: float = inner.dropout.p
-        self.dropouts = {"norm1": attention.output.dropout, "norm2": output.dropout}
+        self.heads = heads
+        self.linears: dict[str, Any] = {name: part(getattr(names, name)) for name in _LINEARS}  # `PackedLinear`s
+        self.scale = (len(self.linears["query"].weight) // heads) ** -0.5
+        self.norms: dict[str, Any] = {name: part(getattr(names, name)) for name in ("norm1", "norm2")}
+        self.attention_dropout = float(part(names.attention_dropout).p)  # type: ignore[arg-type]
+        self.dropouts: dict[str, Any] = {"norm1": part(names.dropout1), "norm2": part(names.dropout2)}
         self.products = self._products()
 
     def __call__(self, residual: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +65,8 @@ class PackedLayer:
         for name, norm in self.norms.items():
             tensors[f"{name}.weight"] = norm.weight
             tensors[f"{name}.bias"] = run_rows(norm.bias, norm.hooks.biases, self.context)
+        if self.context.position_bias is not None:
+            tensors["position_bias"] = self.context.position_bias
         arithmetic = _LayerArithmetic(self, tuple(tensors), hidden.dtype)
         out: tuple[Tensor, Tensor] = _LayerNode.apply(arithmetic, residual, hidden, *tensors.values())
         return out
@@ -213,7 +214,10 @@ class _LayerArithmetic:
         else:
             joined = hidden.new_empty(len(hidden), 3 * width)
             dq, dk, dv = joined.chunk(3, 1)
-        self.kernels.attention_grad(self.attention(q, k, v), grad, dq, dk, dv)
+        of_positions = "position_bias" in self.needs
+        by_place = self.kernels.attention_grad(self.attention(q, k, v), grad, dq, dk, dv, of_positions=of_positions)
+        if by_place is not None:
+            self.grads["position_bias"] = by_place
         grad_hidden = grad_queries = None
         if needs_input_grad:
             grad_hidden = products["key_value" if self.last else "joined"].backward(joined)
@@ -234,7 +238,9 @@ class _LayerArithmetic:
         runs = max(len(bias) for bias in biases)
         bias = torch.cat([bias.expand(runs, -1) for bias in biases], 1)
         layer = self.layer
-        return AttentionCall(self.layout, layer.heads, q, k, v, bias, layer.scale, self.attention_drop, self.last)
+        by_place = self.tensors.get("position_bias")
+        drop, last = self.attention_drop, self.last
+        return AttentionCall(self.layout, layer.heads, q, k, v, bias, layer.scale, drop, last, by_place)
 
     def norm_call(self, name: str) -> NormCall:
         """One of the two norms, with the dropout before it."""

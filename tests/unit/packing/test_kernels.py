@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +293,7 @@ class Heads:
         *,
         first_only: bool = False,
         longest: int = 21,
+        positions: bool = False,
     ) -> None:
         self.layout = layout_of(runs, longest=longest)
         draw = generator("attention", runs, heads, width)
@@ -305,17 +306,19 @@ class Heads:
         bias = torch.randn(runs, 3 * hidden, generator=draw)
         keys = Keys.build(self.layout, list(range(runs)), 3)
         drop = Drop(keys.tokens, site_key("attention", 1), p) if p else None
-        self.call = AttentionCall(self.layout, heads, q, k, v, bias, width**-0.5, drop, first_only)
+        by_place = torch.randn(heads, 2 * longest + 3, generator=draw) if positions else None
+        self.call = AttentionCall(self.layout, heads, q, k, v, bias, width**-0.5, drop, first_only, by_place)
         self.grad = torch.randn(q.shape, generator=draw).to(dtype)
 
     def run(self, kernels: Kernels) -> list[Tensor]:
-        """The output and the gradients of q, k and v."""
+        """The output and the gradients of q, k and v, and of the position bias if there is one."""
         grads = [torch.empty_like(x.contiguous()) for x in (self.call.q, self.call.k, self.call.v)]
         out = kernels.attention(self.call)
-        kernels.attention_grad(self.call, self.grad, *grads)
-        return [out, *grads]
+        of_positions = kernels.attention_grad(self.call, self.grad, *grads, of_positions=True)
+        return [out, *grads, *([] if of_positions is None else [of_positions])]
 
 
+@pytest.mark.parametrize("positions", [False, True], ids=["", "with a position bias"])
 @pytest.mark.parametrize("first_only", [False, True], ids=["all ask", "first asks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.2])
@@ -331,15 +334,19 @@ def test_attention(
     p: float,
     dtype: torch.dtype,
     first_only: bool,
+    positions: bool,
 ) -> None:
-    case = Heads(runs, heads, width, dtype, p, first_only=first_only, longest=longest)
-    for ours, plain in zip(case.run(compiled), case.run(PLAIN), strict=True):
+    case = Heads(runs, heads, width, dtype, p, first_only=first_only, longest=longest, positions=positions)
+    found = case.run(compiled)
+    assert len(found) == 4 + positions
+    for ours, plain in zip(found, case.run(PLAIN), strict=True):
         limit = (1e-5 if dtype == torch.float32 else 2e-2) * float(plain.abs().max())
         torch.testing.assert_close(ours, plain, rtol=0, atol=limit)
 
 
-def test_attention_is_that_of_each_sequence_alone(kernels: Kernels) -> None:
-    case = Heads(3, 2, 8)
+@pytest.mark.parametrize("positions", [False, True])
+def test_attention_is_that_of_each_sequence_alone(kernels: Kernels, positions: bool) -> None:
+    case = Heads(3, 2, 8, positions=positions)
     out = kernels.attention(case.call)
     layout, call = case.layout, case.call
     assert (out[layout.tokens :] == 0).all()
@@ -351,7 +358,12 @@ def test_attention_is_that_of_each_sequence_alone(kernels: Kernels) -> None:
             (x + b)[rows].view(length, 2, 8).transpose(0, 1)
             for x, b in zip((call.q, call.k, call.v), bias, strict=True)
         )
-        alone = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        added = None
+        if call.position_bias is not None:
+            middle = call.position_bias.shape[1] // 2
+            place = torch.arange(length)
+            added = call.position_bias[:, middle + place[:, None] - place]
+        alone = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added)
         torch.testing.assert_close(out[rows], alone.transpose(0, 1).reshape(length, 16), rtol=1e-5, atol=1e-5)
 
 
@@ -367,6 +379,19 @@ def test_attention_keeps_nan_in_its_sequence(kernels: Kernels) -> None:
     for before, after in zip(clean, spoilt, strict=True):
         assert torch.equal(after[others], before[others])
         assert after[~others].isnan().all()
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_a_position_bias_for_shorter_sequences_is_refused(compiled: CompiledKernels, first_only: bool) -> None:
+    case = Heads(first_only=first_only, positions=True)
+    longest = int(case.layout.lengths.max())
+    for size in (2 * longest - 3, 2 * longest):
+        by_place = torch.zeros(2, size)
+        with pytest.raises(ValueError, match="position_bias"):
+            compiled.attention(replace(case.call, position_bias=by_place))
+    exact = replace(case.call, position_bias=torch.zeros(2, 2 * longest - 1))
+    bare = replace(case.call, position_bias=None)
+    torch.testing.assert_close(compiled.attention(exact), compiled.attention(bare))
 
 
 def test_attention_to_far_scores_is_finite(kernels: Kernels) -> None:

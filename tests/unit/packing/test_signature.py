@@ -108,8 +108,10 @@ SIZES = {
     "sequences": 2,
     "longest": 4,
     "count": 1,
+    "heads": 2,
+    "offsets": 7,
 }
-NUMBERS = {"heads": 2, "scale": 0.5, "epsilon": 1e-5, "first_only": 0}
+NUMBERS = {"scale": 0.5, "epsilon": 1e-5, "first_only": 0}
 INDICES = {"starts": [0, 2], "lengths": [2, 4], "bounds": [0, 2, 6]}
 DTYPES = {"f32": torch.float32, "i64": torch.int64, "f64": torch.float64}
 NAMES = [name for name in KERNELS if name != "adamw"]
@@ -132,7 +134,8 @@ class Call:
                 kind = dtype if pointer.kind == "T" else DTYPES[pointer.kind]
                 self.given[pointer.name] = torch.zeros(shape, dtype=kind)
         self.numbers = [NUMBERS[name] for name, _ in self.signature.numbers]
-        plain = {dim.size for pointer in self.signature.pointers for dim in pointer.dims if dim[1:] == (1, 0, False)}
+        needed = [dim for pointer in self.signature.pointers for dim in pointer.dims if not pointer.optional]
+        plain = {dim.size for dim in needed if dim[1:] == (1, 0, False)}
         self.sizes = {name: SIZES[name] for name in self.signature.sizes if name not in plain}
 
     def make(self, compiled: CompiledKernels) -> None:
@@ -261,10 +264,11 @@ def test_a_run_of_more_rows_than_are_padded_is_refused(compiled: CompiledKernels
 def test_attention_refuses_heads_and_queries_that_do_not_fit(compiled: CompiledKernels, name: str) -> None:
     for heads in (0, 3, -2):
         call = Call(name)
-        call.numbers[0] = heads
+        call.given |= dict.fromkeys(call.given.keys() & {"position_bias", "position_grad"})
+        call.sizes["heads"] = heads
         call.is_refused(compiled, "heads")
     call = Call(name)
-    call.numbers[2] = 1  # one query a sequence, and here it is one a token
+    call.numbers[1] = 1  # one query a sequence, and here it is one a token
     call.is_refused(compiled, "q")
 
 

@@ -231,13 +231,39 @@ LENGTHS = {
 def test_attention(
     frames: Frames, dtype: torch.dtype, first_only: bool, lengths: str, heads: int, width: int, p: float
 ) -> None:
+    check_attention(frames, dtype, first_only, lengths, heads, width, p)
+
+
+@pytest.mark.parametrize(("dtype", "first_only", "lengths", "heads", "p"), [
+    (torch.float32, False, "16", 2, 0.1), (torch.float32, True, "32", 2, 0.0), (torch.bfloat16, False, "64", 2, 0.1),
+    (torch.float32, False, "blocks", 1, 0.1), (torch.bfloat16, True, "blocks", 2, 0.0),
+])  # fmt: skip
+def test_attention_with_a_position_bias(
+    frames: Frames, dtype: torch.dtype, first_only: bool, lengths: str, heads: int, p: float
+) -> None:
+    check_attention(frames, dtype, first_only, lengths, heads, 16, p, positions=True)
+
+
+def check_attention(
+    frames: Frames,
+    dtype: torch.dtype,
+    first_only: bool,
+    lengths: str,
+    heads: int,
+    width: int,
+    p: float,
+    *,
+    positions: bool = False,
+) -> None:
     case, columns = Case(frames, LENGTHS[lengths], p), heads * width
     rows, tokens = case.rows, case.layout.tokens
     q, k, v = case.fresh(rows, 3 * columns, dtype=dtype).chunk(3, 1)
     if first_only:
         q = frames.of(q[case.layout.starts])
     bias = case.fresh(case.layout.runs if p else 1, 3 * columns)
-    call = AttentionCall(case.layout, heads, q, k, v, bias, width**-0.5, case.drop, first_only)
+    most = int(case.layout.lengths.max()) + 3
+    by_place = case.fresh(heads, 2 * most - 1) if positions else None
+    call = AttentionCall(case.layout, heads, q, k, v, bias, width**-0.5, case.drop, first_only, by_place)
     exact = replace(call, q=q.float(), k=k.float(), v=v.float())  # the reference in bf16 rounds at other places
     out = TRITON.attention(call)
     assert_near(out, PLAIN.attention(exact), NEAR[dtype])
@@ -249,8 +275,9 @@ def test_attention(
     for kernels, of, to, to_grad in ((TRITON, call, found, grad), (PLAIN, exact, wanted, grad.float())):
         dq, dk, dv = to[0].chunk(3, 1)
         dq = torch.empty(q.shape, dtype=dtype) if first_only else dq
-        kernels.attention_grad(of, to_grad, dq, dk, dv)
-        made.append((dq, dk, dv))
+        of_positions = kernels.attention_grad(of, to_grad, dq, dk, dv, of_positions=positions)
+        assert (of_positions is not None) is positions
+        made.append((dq, dk, dv, *([] if of_positions is None else [of_positions])))
     all_near(*made, NEAR[dtype])
     padded = [made[0][1], made[0][2]] if first_only else [out, *made[0]]
     assert all(not each[tokens:].any() for each in padded), "padding rows are zeros"

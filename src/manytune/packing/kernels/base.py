@@ -89,6 +89,9 @@ class AttentionCall:
     scale: float  # factor on the scores
     drop: Drop | None  # dropout of the attention weights, keyed by the queries' tokens; None while evaluating
     first_only: bool  # whether there is one query for each sequence
+    # [heads, 2 M - 1] fp32, for sequences of up to M tokens: what is added to the scaled score of the query in place i
+    # of its sequence and the key in place j, at i - j + M - 1
+    position_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +187,13 @@ class Kernels(Protocol):
     def attention(self, call: AttentionCall) -> Tensor:
         """[rows of q, heads * d]: softmax(scale q kᵀ) v of each head, within each sequence."""
 
-    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        """Write the gradients of q, k and v into dq, dk and dv, given that of the output."""
+    def attention_grad(
+        self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, *, of_positions: bool = False
+    ) -> Tensor | None:
+        """Write the gradients of q, k and v into dq, dk and dv, given that of the output.
+
+        With `of_positions`, returns that of `position_bias`, summed over all sequences.
+        """
 
     def residual_norm(
         self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall

@@ -20,16 +20,16 @@ from manytune.utils.hardware import has_avx512
 _ATTENTION = """
     q: T [queries, hidden] strided; k: T [rows, hidden] strided; v: T [rows, hidden] strided;
     bias: f32 [runs|1, 3*hidden]; starts: i64 [sequences]; lengths: i64 [sequences]; run_of: i64 [sequences];
-    drop: Drop? [rows]"""
+    drop: Drop? [rows]; position_bias: f32? [heads, offsets]"""
 _LORA = """
     x: T [rows, inputs] strided; a: f32 [runs, inputs, rank]; b: f32 [runs, rank, outputs]; scale: f32 [runs];
     drop: Drop? [rows, inputs]"""
 KERNELS = {
     "attention_forward": f"""{_ATTENTION}; out: T! [queries, hidden] strided;
-        heads: int64; scale: float; first_only: int32""",
+        scale: float; first_only: int32""",
     "attention_backward": f"""{_ATTENTION}; grad: T [queries, hidden] strided;
         dq: T! [queries, hidden] strided; dk: T! [rows, hidden] strided; dv: T! [rows, hidden] strided;
-        heads: int64; scale: float; first_only: int32""",
+        position_grad: f32!? [sequences, heads, offsets]; scale: float; first_only: int32""",
     "residual_norm_forward": """
         y: T [rows, width]; bias: f32 [runs|1, width]; residual: f32 [rows, width]; run_of: i64 [rows];
         drop: Drop? [rows, width]; norm_weight: f32 [width]; norm_bias: f32 [runs|1, width];
@@ -93,15 +93,22 @@ class CompiledKernels:
         self._attend("attention_forward", call, out)
         return out
 
-    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+    def attention_grad(
+        self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, *, of_positions: bool = False
+    ) -> Tensor | None:
         _clear_tail(call, dq, dk, dv)
-        self._attend("attention_backward", call, grad, dq, dk, dv)
+        by_sequence = None
+        if of_positions and call.position_bias is not None:
+            by_sequence = torch.zeros(len(call.layout.starts), *call.position_bias.shape)
+        self._attend("attention_backward", call, grad, dq, dk, dv, by_sequence)
+        return None if by_sequence is None else by_sequence.sum(0)
 
-    def _attend(self, name: str, call: AttentionCall, *rest: Tensor) -> None:
+    def _attend(self, name: str, call: AttentionCall, *rest: Tensor | None) -> None:
         layout = call.layout
         given = (call.q, call.k, call.v, call.bias, layout.starts, layout.lengths, layout.sequence_run, call.drop)
-        numbers = (call.heads, call.scale, call.first_only)
-        self._kernels[name](call.q.dtype, *given, *rest, *numbers, runs=layout.runs)
+        offsets = 0 if call.position_bias is None else call.position_bias.shape[1]
+        sizes = {"runs": layout.runs, "heads": call.heads, "offsets": offsets}
+        self._kernels[name](call.q.dtype, *given, call.position_bias, *rest, call.scale, call.first_only, **sizes)
 
     def residual_norm(
         self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall

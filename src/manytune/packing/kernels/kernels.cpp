@@ -190,6 +190,8 @@ struct Attention {
   int64_t bias_ld;
   const int64_t *starts, *lengths, *run_of;  // [sequences]: first row, tokens, run
   const DropArgs& drop;        // of the weights, keyed by the queries' tokens
+  const float* position_bias;  // [heads, offsets], added to scaled scores by the query's place less the key's; or null
+  int64_t offsets;             // 2 * most - 1 for sequences of up to `most` tokens; place 0 is in the middle
   int64_t sequences, heads, width;
   int32_t first_only;          // one query a sequence, its first token, in row s of q and of the output
   float scale;
@@ -201,6 +203,7 @@ struct Attention {
     for (int64_t s = 0; s < sequences; ++s) {
       if (starts[s] < 0 || starts[s] >= rows) return "starts";
       if (lengths[s] < 1 || lengths[s] > rows - starts[s]) return "lengths";
+      if (position_bias && (offsets % 2 == 0 || lengths[s] > (offsets + 1) / 2)) return "position_bias";
     }
     return all_below(run_of, sequences, runs) ? nullptr : "run_of";
   }
@@ -212,12 +215,15 @@ struct AttentionSpace {
   int64_t whole_width;
   std::vector<float> memory;
   float *q, *k, *v, *d, *t, *p, *m, *g, *out;
+  float *b, *b_grad;  // [length - 1 + queries, padded] the position bias from the lowest place on, and its gradient
   AttentionSpace(int64_t longest, int64_t width) : whole_width(whole(width)) {
     const int64_t flat = whole(longest) * whole_width, square = whole(longest) * whole(longest);
-    memory.assign(6 * flat + 3 * square, 0.0f);
+    const int64_t places = 2 * whole(longest);
+    memory.assign(6 * flat + 3 * square + 2 * places, 0.0f);
     float* at = memory.data();
     for (float** part : {&q, &k, &v, &d, &t, &out}) *part = at, at += flat;
     for (float** part : {&p, &m, &g}) *part = at, at += square;
+    for (float** part : {&b, &b_grad}) *part = at, at += places;
   }
 };
 
@@ -261,12 +267,24 @@ void weights(const Attention<T>& a, int64_t s, int64_t head, AttentionSpace& w) 
   fetch(a.v + first * a.v_ld + column, a.v_ld, bias + 2 * hidden, length, a.width, w.whole_width, w.v);
   transpose(w.q, queries, w.whole_width, w.t, padded);
   product(length, padded, a.width, w.k, w.whole_width, 1, w.t, padded, w.p, padded);
+  float scale = a.scale;
+  if (a.position_bias) {
+    const int64_t places = length - 1 + queries, lowest = (a.offsets + 1) / 2 - length;
+    std::copy_n(a.position_bias + head * a.offsets + lowest, places, w.b);
+    std::fill(w.b + places, w.b + length - 1 + padded, 0.0f);
+    for (int64_t j = 0; j < length; ++j)
+      for (int64_t i = 0; i < padded; i += kLanes) {
+        float* p = w.p + j * padded + i;
+        save(p, load(p) * scale + load(w.b + length - 1 + i - j));
+      }
+    scale = 1.0f;
+  }
   for (int64_t block = 0; block < padded; block += kLanes) {
     float* p = w.p + block;
     vfloat top = load(p), sum = vfloat{};
     for (int64_t j = 1; j < length; ++j) top = larger(load(p + j * padded), top);
     for (int64_t j = 0; j < length; ++j) {
-      const vfloat x = exponential((load(p + j * padded) - top) * a.scale);
+      const vfloat x = exponential((load(p + j * padded) - top) * scale);
       sum += x;
       save(p + j * padded, x);
     }
@@ -299,11 +317,11 @@ inline void store(const float* from, int64_t rows, int64_t width, int64_t whole_
 template <typename T>
 const char* attention_forward(const T* q, int64_t q_ld, const T* k, int64_t k_ld, const T* v, int64_t v_ld,
                               const float* bias, int64_t bias_ld, const int64_t* starts, const int64_t* lengths,
-                              const int64_t* run_of, const DropArgs& drop, T* out, int64_t out_ld, int64_t queries,
+                              const int64_t* run_of, const DropArgs& drop, const float* position_bias, T* out, int64_t out_ld, int64_t queries,
                               int64_t hidden, int64_t rows, int64_t runs, int64_t sequences, int64_t heads,
-                              float scale, int32_t first_only, int threads) {
-  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, sequences, heads,
-                       hidden / std::max<int64_t>(heads, 1), first_only, scale};
+                              int64_t offsets, float scale, int32_t first_only, int threads) {
+  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, position_bias,
+                       offsets, sequences, heads, hidden / std::max<int64_t>(heads, 1), first_only, scale};
   if (const char* fault = a.fault(queries, hidden, rows, runs)) return fault;
   const int64_t longest = *std::max_element(lengths, lengths + sequences);
 #pragma omp parallel num_threads(threads)
@@ -327,12 +345,13 @@ const char* attention_forward(const T* q, int64_t q_ld, const T* k, int64_t k_ld
 template <typename T>
 const char* attention_backward(const T* q, int64_t q_ld, const T* k, int64_t k_ld, const T* v, int64_t v_ld,
                                const float* bias, int64_t bias_ld, const int64_t* starts, const int64_t* lengths,
-                               const int64_t* run_of, const DropArgs& drop, const T* grad, int64_t grad_ld, T* dq,
-                               int64_t dq_ld, T* dk, int64_t dk_ld, T* dv, int64_t dv_ld, int64_t queries,
-                               int64_t hidden, int64_t rows, int64_t runs, int64_t sequences, int64_t heads,
-                               float scale, int32_t first_only, int threads) {
-  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, sequences, heads,
-                       hidden / std::max<int64_t>(heads, 1), first_only, scale};
+                               const int64_t* run_of, const DropArgs& drop, const float* position_bias, const T* grad,
+                               int64_t grad_ld, T* dq, int64_t dq_ld, T* dk, int64_t dk_ld, T* dv, int64_t dv_ld,
+                               float* position_grad, int64_t queries, int64_t hidden, int64_t rows, int64_t runs,
+                               int64_t sequences, int64_t heads, int64_t offsets, float scale, int32_t first_only,
+                               int threads) {
+  const Attention<T> a{q, q_ld, k, k_ld, v, v_ld, bias, bias_ld, starts, lengths, run_of, drop, position_bias,
+                       offsets, sequences, heads, hidden / std::max<int64_t>(heads, 1), first_only, scale};
   if (const char* fault = a.fault(queries, hidden, rows, runs)) return fault;
   const int64_t longest = *std::max_element(lengths, lengths + sequences);
 #pragma omp parallel num_threads(threads)
@@ -359,6 +378,16 @@ const char* attention_backward(const T* q, int64_t q_ld, const T* k, int64_t k_l
           save(g + at, load(p + at) * (load(g + at) - dot));
           if (a.drop.keys) save(p + at, load(p + at) * load(m + at));
         }
+      }
+      if (position_grad) {
+        const int64_t places = length - 1 + queries, lowest = (a.offsets + 1) / 2 - length;
+        std::fill(w.b_grad, w.b_grad + length - 1 + padded, 0.0f);
+        for (int64_t j = 0; j < length; ++j)
+          for (int64_t i = 0; i < padded; i += kLanes) {
+            float* at = w.b_grad + length - 1 + i - j;
+            save(at, load(at) + load(w.g + j * padded + i));
+          }
+        std::copy_n(w.b_grad, places, position_grad + task * a.offsets + lowest);
       }
       product(length, w.whole_width, queries, w.p, padded, 1, w.d, w.whole_width, w.out, w.whole_width);
       store(w.out, length, a.width, w.whole_width, 1.0f, dv + first * dv_ld + column, dv_ld);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -31,12 +32,19 @@ class ReferenceKernels:
     def attention(self, call: AttentionCall) -> Tensor:
         return _attention(call, call.q, call.k, call.v)
 
-    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+    def attention_grad(
+        self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, *, of_positions: bool = False
+    ) -> Tensor | None:
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in (call.q, call.k, call.v)]
-            out = _attention(call, *inputs)
-        for to, found in zip((dq, dk, dv), torch.autograd.grad(out, inputs, grad), strict=True):
-            to.copy_(found)
+            if of_positions and call.position_bias is not None:
+                inputs.append(call.position_bias.detach().requires_grad_())
+                call = replace(call, position_bias=inputs[-1])
+            out = _attention(call, *inputs[:3])
+        found = torch.autograd.grad(out, inputs, grad)
+        for to, part in zip((dq, dk, dv), found, strict=False):
+            to.copy_(part)
+        return found[3] if len(found) > 3 else None
 
     def residual_norm(
         self, y: Tensor, bias: Tensor, residual: Tensor, norm: NormCall
@@ -175,7 +183,7 @@ def _attention(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if call.first_only:  # queries of every token, zeros but for the first ones, whose outputs alone are used
         q = q.new_zeros(k.shape).index_copy(0, layout.starts, q)
     q, k, v = (x + _rows(b, runs).to(x.dtype) for x, b in zip((q, k, v), biases, strict=True))
-    out = attend(q, k, v, layout, call.heads, call.scale, call.drop)
+    out = attend(q, k, v, layout, call.heads, call.scale, call.drop, position_bias=call.position_bias)
     return out.index_select(0, layout.starts) if call.first_only else out
 
 

@@ -42,6 +42,10 @@ _LORA_ROWS = 32
 """Rows of a tile of LoRA's products: a run of CoLA has some 180 tokens in a batch of 16 rows."""
 
 
+_DIAGONALS = 32
+"""Differences of places whose position bias a program computes the gradient of."""
+
+
 class TritonKernels(ReferenceKernels):
     """The functions of the four modules beside this one; what has no kernel there is the reference's."""
 
@@ -54,34 +58,49 @@ class TritonKernels(ReferenceKernels):
     def attention(self, call: AttentionCall) -> Tensor:
         out = torch.empty(call.q.shape, dtype=call.q.dtype, device=call.q.device)
         made = (out, out.stride(0))
-        self._attend(call, made, triton_attention.attention_tile, [(triton_attention.attention_blocks, made)])
+        self._attend(call, made, triton_attention.attention_tile, {}, [(triton_attention.attention_blocks, made)])
         return out
 
-    def attention_grad(self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        _, _, _, tiles, _ = call.layout.plan.shape
-        shape = (call.layout.rows, call.heads) if any(tiles[len(_tiles(grad.dtype)) :]) else (0,)
+    def attention_grad(
+        self, call: AttentionCall, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, *, of_positions: bool = False
+    ) -> Tensor | None:
+        _, _, _, tiles, longest = call.layout.plan.shape
+        keeps = of_positions and call.position_bias is not None
+        shape = (call.layout.rows, call.heads) if keeps or any(tiles[len(_tiles(grad.dtype)) :]) else (0,)
         scratch = tuple(torch.empty(shape, dtype=torch.float32, device=grad.device) for _ in range(2))
         of_grad, of_queries, of_keys = (grad, grad.stride(0)), (dq, dq.stride(0)), (dk, dv, dk.stride(0))
         steps = [
             (triton_attention.attention_blocks_grad_queries, (*of_grad, *of_queries, *scratch)),
             (triton_attention.attention_blocks_grad_keys, (*of_grad, *of_keys, *scratch)),
         ]
-        tile = triton_attention.attention_tile_grad
-        self._attend(call, (*of_grad, *of_queries, *of_keys), tile, steps)
+        made = (*of_grad, *of_queries, *of_keys, *scratch)
+        self._attend(call, made, triton_attention.attention_tile_grad, {"KEEP": keeps}, steps)
+        if call.position_bias is None or not keeps:
+            return None
+        rows, options, common = _attention_arguments(call)
+        sequences = len(call.layout.starts)
+        found = torch.zeros((sequences, *call.position_bias.shape), dtype=torch.float32, device=grad.device)
+        grid = sequences, call.heads, triton.cdiv(2 * longest - 1, _DIAGONALS)
+        del common["POSITIONS"], common["UPCAST"]
+        triton_attention.attention_position_grad[grid](
+            *rows, *options, *of_grad, *scratch, found, BLOCK=_DIAGONALS, **common
+        )
+        return found.sum(0)
 
     def _attend(
-        self, call: AttentionCall, made: tuple[Any, ...], tile: Any, blocks: Sequence[tuple[Any, tuple[Any, ...]]]
+        self,
+        call: AttentionCall,
+        made: tuple[Any, ...],
+        tile: Any,
+        tile_options: dict[str, Any],
+        blocks: Sequence[tuple[Any, tuple[Any, ...]]],
     ) -> None:
         """Launch `tile` for each kind of tile that there are sequences for, and `blocks` for longer ones."""
         layout = call.layout
         _, bounds, _, kinds, longest = layout.plan.shape
-        sequences, width = bounds[-1], call.q.shape[1] // call.heads
-        rows = (call.q, call.k, call.v, call.q.stride(0), call.k.stride(0), call.bias, _stride(call.bias))
-        given = (*rows, layout.starts, layout.lengths, layout.sequence_run)
+        sequences = bounds[-1]
+        rows, options, common = _attention_arguments(call)
         last = (sequences, layout.token_offsets, layout.runs, layout.rows)
-        of_drop, has_drop = _dropout(call.drop, layout.starts)
-        common = {"HEADS": call.heads, "D": width, "BD": max(16, triton.next_power_of_2(width))}
-        common |= {"DROP": has_drop, "FIRST": call.first_only, "UPCAST": _upcast(call.q)}
         cleared = False
         sizes, exact = _tiles(call.q.dtype), call.q.dtype == torch.float32
         for least, most, any_such in zip((0, *sizes), sizes, kinds, strict=False):
@@ -90,8 +109,8 @@ class TritonKernels(ReferenceKernels):
             if not any_such and not clear:
                 continue
             tile[(sequences + clear, call.heads)](
-                *given, *last, *of_drop, call.scale, *made, L=most, LQ=16 if call.first_only else most, LEAST=least,
-                CLEAR=clear, num_warps=most // (4 if exact else 16), **common,
+                *rows, *last, *options, *made, L=most, LQ=16 if call.first_only else most, LEAST=least,
+                CLEAR=clear, num_warps=most // (4 if exact else 16), **common, **tile_options,
             )  # fmt: skip
             cleared = True
         if any(kinds[len(sizes) :]):
@@ -99,7 +118,7 @@ class TritonKernels(ReferenceKernels):
             block = 32 if exact or common["BD"] > 128 else 64
             for kernel, to in blocks:
                 kernel[(sequences, call.heads, -(-longest // block))](
-                    *given, *of_drop, call.scale, *to, BLOCK=block, LEAST=sizes[-1], num_warps=8 if exact else 4,
+                    *rows, *options, *to, BLOCK=block, LEAST=sizes[-1], num_warps=8 if exact else 4,
                     num_stages=1, **common,
                 )  # fmt: skip
 
@@ -364,6 +383,21 @@ def _dropout(drop: Drop | None, any_tensor: Tensor) -> tuple[tuple[Any, ...], bo
     if drop is None:
         return (any_tensor, 0, 0, 1.0), False
     return (drop.keys, drop.site, threshold_of(drop.p) + 32768, 1.0 / (1.0 - drop.p)), True
+
+
+def _attention_arguments(call: AttentionCall) -> tuple[tuple[Any, ...], tuple[Any, ...], dict[str, Any]]:
+    """What every kernel of attention takes: the rows and their runs; dropout, position bias and scale; constants."""
+    layout, by_place = call.layout, call.position_bias
+    width = call.q.shape[1] // call.heads
+    strides = call.q.stride(0), call.k.stride(0)
+    rows = call.q, call.k, call.v, *strides, call.bias, _stride(call.bias)
+    of_drop, has_drop = _dropout(call.drop, layout.starts)
+    most = 1 if by_place is None else (by_place.shape[1] + 1) // 2
+    of_positions = call.bias if by_place is None else by_place, most
+    common = {"HEADS": call.heads, "D": width, "BD": max(16, triton.next_power_of_2(width))}
+    common |= {"POSITIONS": by_place is not None, "DROP": has_drop, "FIRST": call.first_only, "UPCAST": _upcast(call.q)}
+    given = *rows, layout.starts, layout.lengths, layout.sequence_run
+    return given, (*of_drop, *of_positions, call.scale), common
 
 
 def _stride(by_run: Tensor) -> int:

@@ -48,6 +48,18 @@ def _times(a, b, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def _scores(
+    q, k, i, j, i_here, j_here, head, positions, most, scale, POSITIONS: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """[n, L] scores of queries and keys in the places i and j, with the bias by their difference if there is one."""
+    found = _times(q, tl.trans(k), UPCAST) * scale
+    if POSITIONS:
+        at = head * (2 * most - 1) + i[:, None] - j[None, :] + most - 1
+        found += tl.load(positions + at, mask=i_here[:, None] & j_here[None, :], other=0.0)
+    return found
+
+
+@triton.jit
 def _weight_factors(keys, rows, here, site, head, j, level, kept):
     """[n, L] dropout factors of the weights that queries, known by their tokens, give to the keys j."""
     own = tl.load(keys + rows, mask=here, other=0).to(tl.uint32, bitcast=True)
@@ -66,9 +78,9 @@ def _zero_rows(x, stride, first, last, head, D: tl.constexpr, BD: tl.constexpr):
 @triton.jit(do_not_specialize=["site", "level"])
 def attention_tile(
     q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs, sequences, bounds, bound_count, row_count,
-    keys, site, level, kept, scale, out, out_stride,
+    keys, site, level, kept, positions, most_tokens, scale, out, out_stride,
     HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, L: tl.constexpr, LQ: tl.constexpr, LEAST: tl.constexpr,
-    DROP: tl.constexpr, FIRST: tl.constexpr, CLEAR: tl.constexpr, UPCAST: tl.constexpr,
+    POSITIONS: tl.constexpr, DROP: tl.constexpr, FIRST: tl.constexpr, CLEAR: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     s, head = tl.program_id(0), tl.program_id(1)
     if s == sequences:
@@ -86,7 +98,7 @@ def attention_tile(
             qq = _rows_of(q, q_rows, q_stride, i_here, own_bias, head, D, BD)
             kk = _rows_of(k, first + j, k_stride, j_here, own_bias + HEADS * D, head, D, BD)
             vv = _rows_of(v, first + j, k_stride, j_here, own_bias + 2 * HEADS * D, head, D, BD)
-            p = _times(qq, tl.trans(kk), UPCAST) * scale
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.where(j_here[None, :], p, float("-inf"))
             p = tl.exp(p - tl.max(p, 1)[:, None])
             p = p / tl.sum(p, 1)[:, None]
@@ -98,9 +110,11 @@ def attention_tile(
 @triton.jit(do_not_specialize=["site", "level"])
 def attention_tile_grad(
     q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs, sequences, bounds, bound_count, row_count,
-    keys, site, level, kept, scale, grad, grad_stride, dq, dq_stride, dk, dv, dk_stride,
+    keys, site, level, kept, positions, most_tokens, scale, grad, grad_stride, dq, dq_stride, dk, dv, dk_stride,
+    sums, deltas,
     HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, L: tl.constexpr, LQ: tl.constexpr, LEAST: tl.constexpr,
-    DROP: tl.constexpr, FIRST: tl.constexpr, CLEAR: tl.constexpr, UPCAST: tl.constexpr,
+    POSITIONS: tl.constexpr, DROP: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr, CLEAR: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     s, head = tl.program_id(0), tl.program_id(1)
     if s == sequences:
@@ -123,10 +137,12 @@ def attention_tile_grad(
             kk = _rows_of(k, first + j, k_stride, j_here, own_bias + HEADS * D, head, D, BD)
             vv = _rows_of(v, first + j, k_stride, j_here, own_bias + 2 * HEADS * D, head, D, BD)
             do = _plain_rows(grad, q_rows, grad_stride, i_here, head, D, BD)
-            p = _times(qq, tl.trans(kk), UPCAST) * scale
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.where(j_here[None, :], p, float("-inf"))
-            p = tl.exp(p - tl.max(p, 1)[:, None])
-            p = p / tl.sum(p, 1)[:, None]
+            most = tl.max(p, 1)
+            p = tl.exp(p - most[:, None])
+            total = tl.sum(p, 1)
+            p = p / total[:, None]
             p = tl.where(i_here[:, None], p, 0.0)
             dp = _times(do, tl.trans(vv), UPCAST)
             dropped = p
@@ -134,7 +150,11 @@ def attention_tile_grad(
                 f = _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
                 dp *= f
                 dropped = p * f
-            ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * scale
+            delta = tl.sum(p * dp, 1)
+            if KEEP:
+                tl.store(sums + (first + i) * HEADS + head, most + tl.log(total), mask=i_here)
+                tl.store(deltas + (first + i) * HEADS + head, delta, mask=i_here)
+            ds = p * (dp - delta[:, None]) * scale
             low = ds.to(qq.dtype)
             j_rows = first + j
             _store_rows(dv, j_rows, dk_stride, j_here, head, _times(tl.trans(dropped.to(do.dtype)), do, UPCAST), D, BD)
@@ -145,9 +165,9 @@ def attention_tile_grad(
 @triton.jit(do_not_specialize=["site", "level"])
 def attention_blocks(
     q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs,
-    keys, site, level, kept, scale, out, out_stride,
+    keys, site, level, kept, positions, most_tokens, scale, out, out_stride,
     HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
-    DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
+    POSITIONS: tl.constexpr, DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     s, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + s)
@@ -170,7 +190,7 @@ def attention_blocks(
             j_here = j < length
             kk = _rows_of(k, first + j, k_stride, j_here, own_bias + HEADS * D, head, D, BD)
             vv = _rows_of(v, first + j, k_stride, j_here, own_bias + 2 * HEADS * D, head, D, BD)
-            p = _times(qq, tl.trans(kk), UPCAST) * scale
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.where(j_here[None, :], p, float("-inf"))
             new = tl.maximum(most, tl.max(p, 1))
             p = tl.exp(p - new[:, None])
@@ -186,9 +206,9 @@ def attention_blocks(
 @triton.jit(do_not_specialize=["site", "level"])
 def attention_blocks_grad_queries(
     q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs,
-    keys, site, level, kept, scale, grad, grad_stride, dq, dq_stride, sums, deltas,
+    keys, site, level, kept, positions, most_tokens, scale, grad, grad_stride, dq, dq_stride, sums, deltas,
     HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
-    DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
+    POSITIONS: tl.constexpr, DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dq; and for the keys' gradients, of each query and head the log of the softmax's sum, and Σ p dp."""
     s, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -213,7 +233,7 @@ def attention_blocks_grad_queries(
             j_here = j < length
             kk = _rows_of(k, first + j, k_stride, j_here, own_bias + HEADS * D, head, D, BD)
             vv = _rows_of(v, first + j, k_stride, j_here, own_bias + 2 * HEADS * D, head, D, BD)
-            p = _times(qq, tl.trans(kk), UPCAST) * scale
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.where(j_here[None, :], p, float("-inf"))
             new = tl.maximum(most, tl.max(p, 1))
             p = tl.exp(p - new[:, None])
@@ -232,7 +252,8 @@ def attention_blocks_grad_queries(
             j_here = j < length
             kk = _rows_of(k, first + j, k_stride, j_here, own_bias + HEADS * D, head, D, BD)
             vv = _rows_of(v, first + j, k_stride, j_here, own_bias + 2 * HEADS * D, head, D, BD)
-            p = tl.exp(_times(qq, tl.trans(kk), UPCAST) * scale - log_sum[:, None])
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
+            p = tl.exp(p - log_sum[:, None])
             p = tl.where(j_here[None, :] & i_here[:, None], p, 0.0)
             dp = _times(do, tl.trans(vv), UPCAST)
             if DROP:
@@ -247,9 +268,9 @@ def attention_blocks_grad_queries(
 @triton.jit(do_not_specialize=["site", "level"])
 def attention_blocks_grad_keys(
     q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs,
-    keys, site, level, kept, scale, grad, grad_stride, dk, dv, dk_stride, sums, deltas,
+    keys, site, level, kept, positions, most_tokens, scale, grad, grad_stride, dk, dv, dk_stride, sums, deltas,
     HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
-    DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
+    POSITIONS: tl.constexpr, DROP: tl.constexpr, FIRST: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     s, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + s)
@@ -274,7 +295,8 @@ def attention_blocks_grad_keys(
             do = _plain_rows(grad, q_rows, grad_stride, i_here, head, D, BD)
             log_sum = tl.load(sums + (first + i) * HEADS + head, mask=i_here, other=0.0)
             delta = tl.load(deltas + (first + i) * HEADS + head, mask=i_here, other=0.0)
-            p = tl.exp(_times(qq, tl.trans(kk), UPCAST) * scale - log_sum[:, None])
+            p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
+            p = tl.exp(p - log_sum[:, None])
             p = tl.where(j_here[None, :] & i_here[:, None], p, 0.0)
             dp = _times(do, tl.trans(vv), UPCAST)
             dropped = p
@@ -287,3 +309,48 @@ def attention_blocks_grad_keys(
             acc_k += _times(tl.trans(ds.to(qq.dtype)), qq, UPCAST)
         _store_rows(dk, first + j, dk_stride, j_here, head, acc_k, D, BD)
         _store_rows(dv, first + j, dk_stride, j_here, head, acc_v, D, BD)
+
+
+@triton.jit(do_not_specialize=["site", "level"])
+def attention_position_grad(
+    q, k, v, q_stride, k_stride, bias, bias_stride, starts, lengths, runs,
+    keys, site, level, kept, positions, most_tokens, scale, grad, grad_stride, sums, deltas, out,
+    HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr,
+    DROP: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """Of each sequence and head, the gradient of the position bias: sums along the diagonals of the scores' gradient.
+
+    A program adds up BLOCK diagonals, query after query, so that the order is always the same.
+    `sums` and `deltas` are what the other kernels keep of each query and head.
+    """
+    s, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lengths + s)
+    queries = length
+    if FIRST:
+        queries = tl.minimum(length, 1)
+    if block * BLOCK < length - 1 + queries:
+        first, own_bias = tl.load(starts + s), bias + tl.load(runs + s) * bias_stride
+        apart = block * BLOCK + tl.arange(0, BLOCK) - (length - 1)  # a query's place less its key's
+        acc = tl.zeros((BLOCK,), tl.float32)
+        at = head * (2 * most_tokens - 1) + apart + most_tokens - 1
+        added = tl.load(positions + at, mask=apart < queries, other=0.0)
+        one = tl.arange(0, 1)
+        for i in range(0, queries):
+            j = i - apart
+            here = (j >= 0) & (j < length)
+            q_row = first + i
+            if FIRST:
+                q_row = s + i
+            qq = _rows_of(q, q_row + one, q_stride, one < 1, own_bias, head, D, BD).to(tl.float32)
+            do = _plain_rows(grad, q_row + one, grad_stride, one < 1, head, D, BD).to(tl.float32)
+            kk = _rows_of(k, first + j, k_stride, here, own_bias + HEADS * D, head, D, BD).to(tl.float32)
+            vv = _rows_of(v, first + j, k_stride, here, own_bias + 2 * HEADS * D, head, D, BD).to(tl.float32)
+            log_sum = tl.load(sums + (first + i) * HEADS + head)
+            delta = tl.load(deltas + (first + i) * HEADS + head)
+            p = tl.exp(tl.sum(qq * kk, 1) * scale + added - log_sum)
+            dp = tl.sum(do * vv, 1)
+            if DROP:
+                dp *= tl.sum(_weight_factors(keys, first + i + one, one < 1, site, head, j, level, kept), 0)
+            acc += tl.where(here, p * (dp - delta), 0.0)
+        size = 2 * most_tokens - 1
+        tl.store(out + s * HEADS * size + at, acc, mask=apart < queries)
