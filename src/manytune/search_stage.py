@@ -82,6 +82,10 @@ def find_winners(
     scheduler = Scheduler(study, spaces, facts, Journal(store.root, spaces, better), records, waiting)
     scheduler.rehome(packs)
     left = [*(pack for pack in packs if pack.room is not None and scheduler.has_work(pack)), *own]
+    for pack in packs:  # a process that was killed may not have removed what a pack that had ended needed
+        ended = [records.get(run.id) for run in scheduler.assigned(pack.id)]
+        if pack not in left and ended and all(record is not None and not record.failure for record in ended):
+            store.remove_pack(pack.id)
 
     # Execute.
     try:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,13 +26,24 @@ def status(
     every_run: Annotated[bool, typer.Option("--all", help="A line a run, however many there are.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show how far a study is: a line a run, or, of more than a hundred, a line a method."""
+    """Show how far a study is: a line a run, or, of more than a hundred, a line a method.
+
+    Of a study that searches: how many trials of each method have ended, are under way and wait,
+    and how far its winners are.
+    """
+    from manytune.report.search_progress import progress_table, search_progress
     from manytune.report.views import MANY, status_line, status_summary, status_table
     from manytune.storage.directory import Store
 
-    found = Store.open(directory).status()
+    store = Store.open(directory)
+    found = store.status()
     table = status_table if every_run or found.planned <= MANY else status_summary
-    print_result(found.to_dict(), status_line(found), table(found), as_json=as_json)
+    search = search_progress(store)
+    facts = found.to_dict() | ({"search": [asdict(each) for each in search]} if search else {})
+    # Each trial has settings of its own, so a line a method would be a line a trial.
+    tables = [progress_table(search)] if search else []
+    tables += [] if search and (table is status_summary or not found.planned) else [table(found)]
+    print_result(facts, status_line(found), *tables, as_json=as_json)
 
 
 @app.command()
@@ -94,7 +106,7 @@ def _print_search(store: Store) -> None:
     from manytune.report.report_data import read
     from manytune.report.search_table import search_tables
 
-    if (found := search_tables(store)) is None:
+    if (found := search_tables(store, remarks=True)) is None:
         raise StoreError(f"No trial of {store.root} has ended yet.")
     print_rich(found)
     with warnings_as_lines():

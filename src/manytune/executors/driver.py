@@ -26,6 +26,7 @@ from manytune.utils.errors import ManytuneError
 from manytune.utils.signals import stop_requests
 from manytune.utils.text import counted
 
+_MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
 _MOST_DEATHS = 3  # times that the process which trains a pack may die before the pack is given up
 
 
@@ -90,8 +91,8 @@ class Driver(Callback):
         """The pack to train next: of those that wait, or of a trial that has a pack of its own."""
         if self._queue:
             pack = self._queue.pop(0)
-            if self._search is not None and pack.room is not None:  # with the runs that its checkpoints know
-                pack = replace(pack, runs=self._search.assigned(pack.id))
+            if (search := self._search_of(pack)) is not None:  # with the runs that its checkpoints know
+                pack = replace(pack, runs=search.assigned(pack.id))
             return pack
         if self._search is None or (found := self._search.next_full()) is None:
             return None
@@ -141,13 +142,15 @@ class Driver(Callback):
         if end.how == "done":
             self._store.remove_pack(pack.id)
             # Under a budget of seconds, what pruning gives back may allow another trial after the pack was told to end.
-            if self._search is not None and pack.room is not None and self._search.has_work(pack):
+            if (search := self._search_of(pack)) is not None and search.has_work(pack):
                 self._queue.append(pack)
         self._callback.on_pack_end(end)
         reason = end.reason or ""
         if end.how == "refused":
             raise ManytuneError(reason)
         if end.how == "broken" and not (end.out_of_memory and self._split(pack, reason)):
+            if end.out_of_memory:
+                reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
             self._store.write_traceback(pack.id, end.traceback or reason)
             self._fail(pack, reason)
             self._go_on_searching(pack)
@@ -164,11 +167,12 @@ class Driver(Callback):
 
     def _go_on_searching(self, pack: Pack) -> None:
         """After a pack of a search broke, and its trials failed, let others train in a new one, a few times."""
-        if self._search is None or pack.room is None or not self._search.has_work(pack):
+        search = self._search_of(pack)
+        if search is None or not search.has_work(pack):
             return
         if pack.id.count(".again") + 1 < _MOST_DEATHS:
             again = replace(pack, id=f"{pack.id}.again", runs=())
-            self._replan(pack.id, [self._closed(pack), again])
+            self._replan(pack.id, [_closed(search, pack), again])
             self._queue.insert(0, again)
 
     def _replan(self, pack_id: str, packs: Sequence[Pack]) -> None:
@@ -178,10 +182,9 @@ class Driver(Callback):
             self._packs[index : index + 1] = packs
             self._store.write_plan(self._packs)
 
-    def _closed(self, pack: Pack) -> Pack:
-        """A pack of a search that trains no more, with the trials that ended in it: the plan keeps them."""
-        assert self._search is not None
-        return replace(pack, runs=self._search.assigned(pack.id), room=None)
+    def _search_of(self, pack: Pack) -> Scheduler | None:
+        """The search whose trials join and leave a pack; None where the pack's runs are known beforehand."""
+        return None if pack.room is None else self._search
 
     def _fail(self, pack: Pack, reason: str) -> None:
         """Record the runs of a pack that have no record yet as failed."""
@@ -220,9 +223,9 @@ class Driver(Callback):
         to_train = [each for each in smaller if any(run.id not in self._ended for run in each.runs)]
         if self._search is not None:
             self._search.move(pack.id, smaller[0].id)
-        if self._search is not None and pack.room is not None:
+        if (search := self._search_of(pack)) is not None:
             to_train = [*smaller]
-            smaller = (self._closed(pack), *smaller)
+            smaller = (_closed(search, pack), *smaller)
         else:
             self._hand_checkpoint_on(pack, to_train)
         self._replan(pack.id, smaller)
@@ -267,3 +270,8 @@ class _TrialCallback(ForwardingCallback):
         if hook == "on_run_end":
             given["record"] = self._search.with_trial(given["record"])
         getattr(self._callback, hook)(**given)
+
+
+def _closed(search: Scheduler, pack: Pack) -> Pack:
+    """A pack of a search that trains no more, with the trials that ended in it: the plan keeps them."""
+    return replace(pack, runs=search.assigned(pack.id), room=None)

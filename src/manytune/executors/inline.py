@@ -25,7 +25,6 @@ _GOES_ON = (
     "on from its checkpoints. With --devices {device} packs train in a process of their own, and a fresh one goes on "
     "by itself."
 )
-_MEMORY_ADVICE = "Not even one row at a time fits: use a smaller model, or lower training.max_length."
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,6 @@ def train_here(
         if hardware.has_lost_device(error):
             return _lost(inputs, pack, device, reason, apart=apart)
         lacking = hardware.is_out_of_memory(error)
-        if lacking:
-            reason = f"{reason.removesuffix('.')}. {_MEMORY_ADVICE}"
         end = PackEnd(pack.id, "broken", reason=reason, traceback=traceback.format_exc(), out_of_memory=lacking)
     if end.out_of_memory:
         hardware.let_go_of_memory(device)  # only now: inside the except block, the error's frames still hold tensors

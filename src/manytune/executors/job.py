@@ -329,7 +329,7 @@ def run_record(
             **({} if work.limited_from is None else {"limit": work.train.size, "rows_before_limit": work.limited_from}),
         },
         template=study.template,
-        selection=study.selection,
+        selection=study.selection if study.search is None else study.search.select,
         seed=run.seed,
         state=state,
         failure=outcome.failure,

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from manytune.config.spaces import search_spaces
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, about_axis, answer
 from manytune.report.breakdown import best_predictions, breakdown_sheets
@@ -35,7 +34,7 @@ from manytune.report.score_sheets import (
     score_sheets,
     standing_sheet,
 )
-from manytune.report.search_part.search_facts import SearchFacts, searches_of
+from manytune.report.search_part.search_facts import SearchFacts, searches_in
 from manytune.report.search_part.search_section import SearchContent, search_content
 from manytune.report.search_part.search_words import judged_on, more_to_say, state_line, still_to_confirm
 from manytune.report.sections import Section, make_section, writable
@@ -144,9 +143,7 @@ def compose(data: ReportData) -> Content:
 def _facts(given: SearchStudy, analyses: Sequence[Analysis]) -> tuple[SearchFacts, ...]:
     """A study's searches, with what the study says of them, and what their winners score."""
     study = given.study
-    spaces = {(task, space.name): space.dimensions for task in study.task_names for space in search_spaces(study, task)}
-    margins = {task: study.margin_of(task) for task in study.task_names}
-    found = searches_of(given.trials, search=study.search, confirm=study.confirm, dimensions=spaces, margins=margins)
+    found = searches_in(study, given.trials)
     rows = [
         (each.table.task, row)
         for each in analyses

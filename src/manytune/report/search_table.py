@@ -9,34 +9,29 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from manytune.config.search import Search
-from manytune.report.search_part.search_facts import SearchFacts, SpaceFacts, searches_of
+from manytune.report.search_part.search_facts import SearchFacts, SpaceFacts, searches_in
+from manytune.report.search_part.search_remarks import about_choices, about_ease, about_rates
 from manytune.report.sheets import UNKNOWN, show
 from manytune.report.views import plain_table
 from manytune.storage.directory import Store
-from manytune.storage.record import RunRecord, RunState
+from manytune.storage.record import RunState
 from manytune.utils.text import counted
 
 _COLUMNS = ("space", "trials", "pruned", "best score", "settings of the best", "seconds")
 
 
-def search_tables(store: Store) -> Group | None:
-    """The tables of a study's trials; None where it does not search, or no trial has ended."""
-    study = store.study()
-    return None if study.search is None else trial_tables(store.trials(), study.search)
-
-
-def trial_tables(records: Iterable[RunRecord], search: Search | None = None) -> Group | None:
-    """A table for each task and backbone that has trials among these records; None where none has.
+def search_tables(store: Store, *, remarks: bool = False) -> Group | None:
+    """A table for each task that a study searches; None where it does not, or no trial has ended.
 
     The best score is that of the finished trial which a confirmation would train again; seconds are of training and
-    evaluation, those of pruned trials included.
+    evaluation, those of pruned trials included. With `remarks`, what the trials say of the methods' settings follows.
     """
-    found = searches_of(records, search=search)
-    return Group(*(part for each in found for part in _table(each))) if found else None
+    study = store.study()
+    found = () if study.search is None else searches_in(study, store.trials())
+    return Group(*(part for each in found for part in _table(each, remarks))) if found else None
 
 
-def _table(search: SearchFacts) -> Iterable[RenderableType]:
+def _table(search: SearchFacts, remarks: bool) -> Iterable[RenderableType]:
     title = f"{search.title} on {search.model}: the search, {search.metric.title} on {search.selecting_rows}"
     yield plain_table(_COLUMNS, (_row(space) for space in search.ranked), title=title)
     for space in search.spaces:
@@ -45,6 +40,9 @@ def _table(search: SearchFacts) -> Iterable[RenderableType]:
             what = ", ".join(f"{count} {state}" for state, count in states.items())
             line = f"{space.look.name}: of {counted(len(space.trials), 'trial')}, {what}"
             yield Padding(Text(line), (0, 0, 0, 2), expand=False)
+    said = (about_ease, about_choices, about_rates) if remarks else ()
+    for line in (line for about in said for line in about(search)):
+        yield Padding(Text(line), (1, 0, 0, 2))
     yield Text()
 
 

@@ -213,7 +213,8 @@ class RunRecord(_FrozenModel):
     template: str | None = None
     """How texts were laid out for the tokenizer: native or spaced."""
     selection: str | None = None
-    """What selected the best snapshot: dev or train-split."""
+    """The rows that selected the best snapshot, or compare a trial with others: dev or train-split; or none. Trials of
+    earlier versions say dev, whatever their search says."""
     seed: Whole
     """The run's seed."""
     state: RunState

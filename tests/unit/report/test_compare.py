@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from manytune.report.compare import StudyChanges, compare_studies, render_changes
+from search_factory import SEARCH, make_search_directory
 from study_factory import GLUE_LIKE, make_study_directory
 
 TWO = {**GLUE_LIKE, "tasks": ["cola"], "methods": GLUE_LIKE["methods"][:2]}
@@ -75,3 +76,30 @@ def test_few_seeds_get_no_verdict(first: Path, tmp_path: Path) -> None:
 def test_nothing_in_common_is_said(first: Path, tmp_path: Path) -> None:
     second = make_study_directory(tmp_path / "b", {**TWO, "tasks": ["stsb"]}, artifacts=False).root
     assert "The two studies have no configuration in common." in text(compare_studies(first, second))
+
+
+def test_of_searches_the_confirmed_winners_are_compared(tmp_path: Path) -> None:
+    study = {**SEARCH, "confirm": {"seeds": 5}}
+    make_search_directory(tmp_path / "a", study, trials=6, failed=False)
+    low = {"low": 1.5e-5, "high": 4e-3}
+    more = {**study, "methods": [{**method, "learning_rate": low} for method in SEARCH["methods"]]}
+    make_search_directory(tmp_path / "b", more, trials=6, failed=False)
+    found = compare_studies(tmp_path / "a", tmp_path / "b")
+    assert {change.label.partition(" ")[0] for change in found.changes} == {"full", "bitfit", "lora"}
+    assert all(change.seeds == (5, 5) for change in found.changes)  # the new seeds' runs, and no trial
+    assert all(" → " in change.label for change in found.changes)
+    assert (found.only_first, found.only_second) == ((), ())
+    assert text(found).count("is a search: the confirmed winners are compared, not the trials.") == 2
+
+
+def test_a_search_and_a_fixed_study(first: Path, tmp_path: Path) -> None:
+    make_search_directory(tmp_path / "s", {**SEARCH, "confirm": {"seeds": 5}}, trials=6, failed=False)
+    found = compare_studies(first, tmp_path / "s")
+    (change,) = found.changes  # of BitFit the fixed study has two configurations, so none is the winner's counterpart
+    assert change.label.startswith("full lr 5e-5 → full lr ")
+    assert any("so its scores are optimistic" in note for note in found.notes)
+    assert [each.partition(" lr")[0] for each in found.only_first] == ["cola: bitfit", "cola: bitfit"]
+    make_search_directory(tmp_path / "t", confirmed=False, trials=6, failed=False)
+    found = compare_studies(first, tmp_path / "t")
+    assert (found.changes, found.provenance) == ((), ())
+    assert "is a search: no winner has been confirmed yet." in text(found)

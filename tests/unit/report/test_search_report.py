@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +25,7 @@ from manytune.report.search_part.pack_timeline import lanes, timeline_chart
 from manytune.report.search_part.parallel_charts import parallel_charts
 from manytune.report.search_part.pareto import pareto_chart
 from manytune.report.search_part.search_facts import SearchFacts, SpaceFacts, score_then, searches_of, trial_of
+from manytune.report.search_part.search_remarks import about_choices, about_ease, about_rates, rate_sheet
 from manytune.report.search_part.search_section import search_content
 from manytune.report.search_part.search_sheets import effect_sheet, space_sheet, spent_sheet, trial_sheet, tuning_sheet
 from manytune.report.search_part.search_summary import search_summary
@@ -65,6 +67,12 @@ def trial(number: int, score: float | None, settings: dict[str, Any], state: str
         trial={**own, **place, **of.pop("trial", {})},
         **{"cost": {"train_seconds": 8.0, "eval_seconds": 2.0}, **of},
     )
+
+
+def adaptive(search: SearchFacts, of: SearchFacts) -> SearchFacts:
+    """The same search by TPE."""
+    assert of.search is not None
+    return replace(search, search=of.search.model_copy(update={"sampler": "tpe"}))
 
 
 def column(sheet: Sheet | None, name: str) -> list[Any]:
@@ -415,6 +423,61 @@ class TestTables:
         for value, best in zip(column(sheet, "value")[:3], column(sheet, "best"), strict=False):
             scores = [run.best_score or 0 for run in lora.finished if str(trial_of(run).settings["rank"]) == value]
             assert best == max(scores)
+
+    def test_for_each_two_spaces_it_says_whether_one_is_easier_to_tune(self, facts: SearchFacts) -> None:
+        sentences = list(about_ease(facts))
+        assert [text.partition(":")[0] for text in sentences] == [
+            *("Full beside BitFit", "Full beside LoRA", "BitFit beside LoRA"),
+        ]
+        assert all("of 8 trials come" in text or "of 8 trials and" in text for text in sentences)
+        assert all("which of them is easier to tune is not known" in text for text in sentences)
+        easy = [trial(at, 0.5, {"learning_rate": 1e-4 * (at + 1)}) for at in range(16)]
+        hard = [trial(at, 0.1 * at, {"learning_rate": 1e-4 * (at + 1)}) for at in range(16)]
+        hard = [run.model_copy(update={"run_id": f"x-{at}", "method": "bitfit"}) for at, run in enumerate(hard)]
+        hard = [run.model_copy(update={"trial": trial_of(run).model_copy(update={"space": "bitfit"})}) for run in hard]
+        (search,) = searches_of([*easy, *hard])
+        (sentence,) = about_ease(search)
+        assert "These intervals lie apart: LoRA is easier to tune over the ranges that were searched." in sentence
+        assert "octaves (95 %), which lie apart: LoRA's rate matters less." in sentence
+
+    def test_whether_a_choice_matters_is_said_with_its_trials(self, facts: SearchFacts) -> None:
+        rank, alpha = about_choices(facts)
+        counts = Counter(trial_of(run).settings["rank"] for run in facts.spaces[2].trials)
+        assert all(f"of {counts[value]} trial" in rank for value in (2, 8, 64))
+        assert "Whether the LoRA rank matters is not known: with values shuffled among the same trials" in rank
+        assert "best score of each alpha" in alpha
+        runs = [
+            trial(at, 0.5 + 0.4 * (at >= 12), {"learning_rate": 1e-3, "rank": 2 if at < 12 else 8}) for at in range(24)
+        ]
+        few = searches_of([trial(0, 0.5, {"learning_rate": 1e-3})])[0]  # with nothing to say, no heading stands alone
+        assert not {"ease", "choices"} & {part.key for part in search_content(few).parts}
+        (search,) = searches_of(runs)
+        (said,) = [text for text in about_choices(search) if "LoRA rank" in text]
+        assert "r=2: 0.500 of 12 trials; r=8: 0.900 of 12 trials" in said
+        assert "The LoRA rank matters" in said
+        (said,) = [text for text in about_choices(adaptive(search, facts)) if "LoRA rank" in text]
+        assert "not known: TPE chose values by the scores so far" in said
+
+    def test_what_one_rate_does_against_another(self, facts: SearchFacts) -> None:
+        assert [text.partition(":")[0] for text in about_rates(facts)] == ["Full", "BitFit", "LoRA"]
+        rates = [*(2e-4 * 1.05**at for at in range(12)), *(9e-4 * 1.02**at for at in range(12))]
+        runs = [trial(at, 0.1 if at < 12 else 0.8, {"learning_rate": rate}) for at, rate in enumerate(rates)]
+        (search,) = searches_of(runs)
+        (said,) = about_rates(search)
+        assert said.startswith("LoRA: scores are best at rates of 8e-4 to ")
+        assert "worse, beyond chance, at 2e-4 to 4e-4 (mean 0.100, 12 trials)." in said
+        (said,) = about_rates(adaptive(search, facts))
+        assert "not known, as TPE chose rates" in said
+        assert column(rate_sheet(search), "trials") == [12, 0, 12]
+        low = [run.model_copy(update={"primary_metric": "rmse"}) for run in runs]
+        (said,) = about_rates(searches_of(low)[0])
+        assert said.startswith(
+            "LoRA: scores are best at rates of 2e-4 to 4e-4 (mean 0.100, 12 trials); worse, beyond chance"
+        )
+        dead = [trial(at, 0.0, {"learning_rate": 1e-3 * (at + 1)}, "collapsed") for at in range(8)]
+        assert list(about_rates(searches_of(dead)[0])) == [
+            "LoRA: no trial at rates of 1e-3 to 8e-3 learned anything, so no rate is better than another."
+        ]
 
     def test_unequal_numbers_of_trials_and_tpe_are_said(self, facts: SearchFacts) -> None:
         runs = [trial(at, 0.5, {"rank": at}) for at in range(3)]

@@ -154,6 +154,7 @@ def test_trials_are_compared_at_their_ends_on_rows_of_train(study: Study, whole:
     for run_id, record in records_in(whole).items():
         assert record.best_score == store.read_history(run_id)[-1].metrics["pearson"]
         assert record.best_step == record.steps
+        assert record.selection == "train-split"
     assert not list(whole.glob("runs/*/best"))
     assert not list(whole.glob("runs/*/predictions*"))
 
@@ -204,6 +205,24 @@ def test_a_search_that_has_ended_is_not_searched_again(study: Study, whole: Path
     search(study, whole, cut)
     assert cut.calls == 0
     assert outcome(whole) == before
+
+
+def test_what_a_pack_needed_goes_where_its_process_died_before_it_was_removed(
+    study: Study, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "search" / "winners.json").unlink()  # it died before it chose winners too
+    store = Store.open(out)
+    for pack in store.read_plan() or ():
+        checkpoint = store.pack_dir(pack.id) / "checkpoint-1"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+    cut = Cut("on_step_end", 1)
+    search(study, out, cut)
+    assert cut.calls == 0
+    assert not list(out.glob("packs/*"))
+    assert outcome(out) == outcome(whole)
 
 
 def test_of_a_search_that_has_begun_only_the_budget_may_change(study: Study, tmp_path: Path) -> None:
@@ -334,6 +353,7 @@ def test_where_memory_runs_out_trials_begin_anew_in_a_smaller_pack(
     seen = Cut()
     search(study, tmp_path / "out", seen)
     assert "It is tried again in a pack with room for 2 runs." in " ".join(seen.seen)
+    assert "Not even one row" not in " ".join(seen.seen)
     there, here = records_in(whole), records_in(tmp_path / "out")
     assert here.keys() == there.keys()
     moved = [record for record in here.values() if record.trial and record.trial.pack.endswith(".1")]

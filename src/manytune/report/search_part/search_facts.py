@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from manytune.config.schema import Study
 from manytune.config.search import Confirm, Search
-from manytune.config.spaces import Choice, Range
+from manytune.config.spaces import Choice, Range, search_spaces
 from manytune.data.metrics import METRICS, Metric, default_margin
 from manytune.data.tasks import TASKS
 from manytune.methods import METHODS
@@ -221,6 +222,13 @@ def searches_of(
         key = file_key(name, {each.key.removesuffix("-search") for each in found})
         found.append(SearchFacts(f"{key}-search", task, model, metric, facts, margin, search, confirm))
     return tuple(found)
+
+
+def searches_in(study: Study, records: Iterable[RunRecord]) -> tuple[SearchFacts, ...]:
+    """`searches_of` the records of a study, with all that the study says of them."""
+    spaces = {(task, space.name): space.dimensions for task in study.task_names for space in search_spaces(study, task)}
+    margins = {task: study.margin_of(task) for task in study.task_names}
+    return searches_of(records, search=study.search, confirm=study.confirm, dimensions=spaces, margins=margins)
 
 
 def _largest(trials: Sequence[RunRecord], task: str) -> float:

@@ -12,6 +12,7 @@ from manytune.report.search_part.pack_timeline import timeline_chart
 from manytune.report.search_part.parallel_charts import parallel_charts
 from manytune.report.search_part.pareto import pareto_chart
 from manytune.report.search_part.search_facts import SearchFacts
+from manytune.report.search_part.search_remarks import about_choices, about_ease, about_rates, rate_sheet
 from manytune.report.search_part.search_sheets import (
     effect_sheet,
     reach_sheet,
@@ -63,12 +64,16 @@ def _sections(facts: SearchFacts) -> Iterable[Section]:
         "How easy to tune",
         about_tuning,
         charts=(slice_chart,),
-        sheets=(tuning_sheet, effect_sheet),
+        sheets=(tuning_sheet,),
         folded=(take_off_sheet,),
     )
-    settings = section("settings", "Settings together", about_importance, charts=(importance_chart, parallel_charts))
-    if settings.charts or settings.text:
-        yield settings
+    asked = (
+        section("ease", "Is one harder to tune than another", about_ease),
+        section("choices", "Do the choices matter", about_choices, sheets=(effect_sheet,)),
+        section("rates", "What the learning rate does", about_rates, folded=(rate_sheet,)),
+        section("settings", "Settings together", about_importance, charts=(importance_chart, parallel_charts)),
+    )
+    yield from (each for each in asked if each.charts or each.text or each.sheets)
     yield section(
         "spent", "What it took", about_cost, charts=(timeline_chart, pareto_chart), sheets=(spent_sheet, rung_sheet)
     )

@@ -22,7 +22,7 @@ from manytune.storage.record import RunRecord, RunState
 _SPACE: Field = ("space", "space", "text", lambda row: row[0].look.name)
 
 
-def _sheet(
+def search_sheet(
     search: SearchFacts,
     stem: str,
     title: str,
@@ -59,7 +59,7 @@ def space_sheet(search: SearchFacts) -> Sheet | None:
     )
     if search.confirmed:
         caption += " Confirmed: its settings, trained again with new seeds, on the rows that judge."
-    return _sheet(search, "spaces", "the search", caption, fields, rows, more)
+    return search_sheet(search, "spaces", "the search", caption, fields, rows, more)
 
 
 def _confirmed(search: SearchFacts) -> list[Field]:
@@ -109,7 +109,7 @@ def reach_sheet(search: SearchFacts) -> Sheet | None:
         "order: the mean over all orders in which the same trials could have come. Where a space did not reach it, the "
         "chance that one of its trials does is at most this (95 %)."
     )
-    return _sheet(search, "reach", "cost to reach a score", caption, fields, rows)
+    return search_sheet(search, "reach", "cost to reach a score", caption, fields, rows)
 
 
 def tuning_sheet(search: SearchFacts) -> Sheet | None:
@@ -140,7 +140,7 @@ def tuning_sheet(search: SearchFacts) -> Sheet | None:
         "the interval of their share; as many octaves (doublings) of the learning rate are good; takes off: trials "
         "that learn anything. Only trials that were chosen beforehand to train to their end count."
     )
-    return _sheet(search, "tuning", "how easy to tune", caption, fields, rows, more)
+    return search_sheet(search, "tuning", "how easy to tune", caption, fields, rows, more)
 
 
 def near_the_best(search: SearchFacts, space: SpaceFacts) -> Share | None:
@@ -177,7 +177,7 @@ def effect_sheet(search: SearchFacts) -> Sheet | None:
         for space in search.spaces
         for dimension in space.dimensions
         if dimension.values is not None
-        for effect in _in_order(dimension, effect_of(space.facts, dimension.name))
+        for effect in in_order(dimension, effect_of(space.facts, dimension.name))
     ]
 
     def effect(row: tuple[SpaceFacts, Dimension, ValueEffect]) -> ValueEffect:
@@ -198,10 +198,11 @@ def effect_sheet(search: SearchFacts) -> Sheet | None:
         "every value had at least is fair where values had more or fewer trials. It describes these trials: whether "
         "one value is better than another takes a study with seeds of each."
     )
-    return _sheet(search, "values", "values at their best rate", caption, fields, rows)
+    return search_sheet(search, "values", "values at their best rate", caption, fields, rows)
 
 
-def _in_order(dimension: Dimension, effects: Sequence[ValueEffect]) -> list[ValueEffect]:
+def in_order(dimension: Dimension, effects: Sequence[ValueEffect]) -> list[ValueEffect]:
+    """Effects of a setting's values in the order of the study's choice."""
     order = list(dimension.values or ())
     return sorted(effects, key=lambda each: order.index(each.value) if each.value in order else len(order))
 
@@ -227,7 +228,7 @@ def take_off_sheet(search: SearchFacts) -> Sheet | None:
         ("share_high", "high", "percent", lambda row: found.high if (found := part(row)) else None),
     ]
     caption = "Trials chosen beforehand to train to their end, that neither collapsed nor lost their numbers."
-    return _sheet(search, "take-off", "trials that learn, by learning rate", caption, fields, rows)
+    return search_sheet(search, "take-off", "trials that learn, by learning rate", caption, fields, rows)
 
 
 def spent_sheet(search: SearchFacts) -> Sheet | None:
@@ -251,7 +252,7 @@ def spent_sheet(search: SearchFacts) -> Sheet | None:
         "Optimizer steps, and seconds of training and evaluation, of all trials, pruned ones included; of a trial in a "
         "pack, its share of the pack's time. Saved: what pruned trials did not take, at their own seconds a step."
     )
-    return _sheet(search, "spent", "what the trials took", caption, fields, rows)
+    return search_sheet(search, "spent", "what the trials took", caption, fields, rows)
 
 
 def saved_share(cost: Spent) -> float | None:
@@ -280,7 +281,7 @@ def rung_sheet(search: SearchFacts) -> Sheet | None:
         "Spearman's rank correlation between the scores at a rung and at the end, over the trials that were chosen "
         "beforehand to train to their end; unknown below 5 of them. Near 1, pruning costs little; near 0, it is chance."
     )
-    return _sheet(search, "rungs", "what rungs foretell", caption, fields, rows)
+    return search_sheet(search, "rungs", "what rungs foretell", caption, fields, rows)
 
 
 def trial_sheet(search: SearchFacts) -> Sheet | None:
@@ -319,7 +320,7 @@ def trial_sheet(search: SearchFacts) -> Sheet | None:
         f"{search.metric.title} on {search.selecting_rows}; of a pruned trial, at its last rung. Rungs: the score at a "
         "step, → where the trial went on, ✕ where it was pruned. All columns hold each setting by itself."
     )
-    return _sheet(search, "trials", "all trials", caption, fields, rows, more)
+    return search_sheet(search, "trials", "all trials", caption, fields, rows, more)
 
 
 def _setting(dimension: Dimension) -> Field:
