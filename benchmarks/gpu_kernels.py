@@ -144,7 +144,7 @@ Found = dict[str, Tensor]
 Row = dict[str, Any]
 
 
-def attention(side: Side, first_only: bool) -> Found:
+def attention(side: Side, first_only: bool, *, positions: bool = False) -> Found:
     width, tokens = side.shape.width, side.tokens
     joined = side.rows(width=3 * width)
     q, k, v = joined.chunk(3, 1)
@@ -152,15 +152,19 @@ def attention(side: Side, first_only: bool) -> Found:
         q = side.fresh(len(side.layout.starts), width)
     heads = HEADS[width]
     bias = side.by_run(3 * width)
-    call = AttentionCall(side.layout, heads, q, k, v, bias, (width // heads) ** -0.5, side.drop(), first_only)
+    most = int(side.layout.lengths.max())
+    by_place = side.fresh(heads, 2 * most - 1, dtype=torch.float32) if positions else None
+    scale, drop = (width // heads) ** -0.5, side.drop()
+    call = AttentionCall(side.layout, heads, q, k, v, bias, scale, drop, first_only, by_place)
     grad = side.fresh(len(q), width)
     out = side.kernels.attention(call)
     grads = [torch.empty(len(x), width, dtype=side.dtype, device=side.device) for x in (q, k, v)]
-    side.kernels.attention_grad(call, grad, *grads)
+    of_positions = side.kernels.attention_grad(call, grad, *grads, of_positions=positions)
     found = {"out": out, "dq": grads[0], "dk": grads[1], "dv": grads[2]}
     # Padding rows belong to no sequence: zeros. They are apart, so that they hide in no larger norm.
     tails = {f"{name}, padding rows": x[tokens:] for name, x in found.items() if len(x) == side.layout.rows}
-    return {name: x[:tokens] if len(x) == side.layout.rows else x for name, x in found.items()} | tails
+    by_token = {name: x[:tokens] if len(x) == side.layout.rows else x for name, x in found.items()}
+    return by_token | tails | ({} if of_positions is None else {"d_positions": of_positions})
 
 
 def norms(side: Side, hidden: bool) -> Found:
@@ -258,6 +262,7 @@ def _moments(name: str, tensors: Sequence[AdamWTensor]) -> Found:
 def checks(shape: Shape) -> Iterator[tuple[str, Callable[[Side], Found]]]:
     yield "attention", lambda side: attention(side, False)
     yield "attention of first tokens", lambda side: attention(side, True)
+    yield "attention with a position bias", lambda side: attention(side, False, positions=True)
     yield "residual_norm", lambda side: norms(side, False)
     yield "residual_norm with grad_hidden, one bias", lambda side: norms(side, True)
     yield "gelu, segment_sums", gelu

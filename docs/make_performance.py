@@ -20,6 +20,8 @@ DOCS = Path(__file__).parent
 README, PAGE, PICTURE = DOCS.parent / "README.md", DOCS / "performance.md", DOCS / "images" / "growth.svg"
 RESULTS = {"AVX-512": DOCS / "results" / "speed-cpu.json", "AVX2": DOCS / "results" / "speed-cpu-avx2.json"}
 """Kind of machine → the result file of `benchmarks/speed.py`; one that was not measured yet is left out."""
+BASE_SIZE = DOCS / "results" / "speed-cpu-mpnet.json"
+"""The same of all-mpnet-base-v2, on the machine with AVX-512."""
 
 AIMS = {"8 LoRA runs r=8, STS-B": 3.0, "LoRA r = 2, 8, 64, 256, two seeds each, CoLA": 3.0}
 AIMS |= {"8 LoRA runs r=8, CoLA": 3.5, "8 BitFit runs, CoLA": 3.5, "full fine-tuning, one run, CoLA": 1.6}
@@ -112,6 +114,22 @@ def _compare(results: Mapping[str, Any]) -> str:
     return _table(heading, lines())
 
 
+def _base_size(_: Mapping[str, Any]) -> str:
+    """The encoder of base size, beside MiniLM on the same kind of machine."""
+    small, base = (json.loads(path.read_text())["compare"] for path in (RESULTS["AVX-512"], BASE_SIZE))
+    heading = ("work", "manytune", "Trainer, study", "ratio", "Trainer, best", "ratio", "MiniLM's two ratios")
+
+    def lines() -> Iterator[Sequence[object]]:
+        for row in base:
+            ours, study, best = _ways(row)
+            of_small = next(_ways(each) for each in small if each["work"] == row["work"])
+            ratios = f"{of_small[0] / of_small[1]:.1f} and {of_small[0] / of_small[2]:.2f}"
+            speeds = f"{ours:.1f}", f"{study:.1f}", f"{ours / study:.1f}", f"{best:.1f}", f"{ours / best:.2f}"
+            yield row["work"], *speeds, ratios
+
+    return _table(heading, lines())
+
+
 def _profile(results: Mapping[str, Any]) -> str:
     profiles = [result["profile"] for result in results.values()]
     heading = ["kind of work", *(f"{name}, {what}" for name in results for what in ("ms a step", "share"))]
@@ -188,6 +206,7 @@ def _speed(results: Mapping[str, Any]) -> str:
 _PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "machines": _machines,
     "compare": _compare,
+    "base-size": _base_size,
     "profile": _profile,
     "growth": _growth,
     "workers": _workers,

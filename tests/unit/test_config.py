@@ -873,7 +873,7 @@ class TestJsonSchema:
 
     def test_the_examples_conform(self):
         files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).with_name("study_template.yaml")]
-        assert len(files) == 7
+        assert len(files) == 8
         for path in files:
             assert conforms(read(path).data, self.schema, self.schema), path.name
 

@@ -25,7 +25,15 @@ from manytune.methods.lora import Lora
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEMPLATE = Path(manytune.__file__).parent / "config" / "study_template.yaml"
-NAMES = ["cola-minilm", "quickstart", "roberta-glue", "search-cola-minilm", "search-stsb-minilm", "stsb-minilm"]
+NAMES = [
+    "cola-minilm",
+    "mpnet-glue",
+    "quickstart",
+    "roberta-glue",
+    "search-cola-minilm",
+    "search-stsb-minilm",
+    "stsb-minilm",
+]
 
 
 def load(name: str) -> Study:

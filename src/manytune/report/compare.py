@@ -75,9 +75,10 @@ def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
     stores = (Store.open(first), Store.open(second))
     settings = [_flat(store.study().model_dump(mode="json")) for store in stores]
     records = [_judged(store) for store in stores]
+    searched = any(store.study().search is not None for store in stores)
     facts = [
         {name: ", ".join(values) for name, values in provenance_facts(runs, data="data", commit="commit").items()}
-        for runs in (records if all(records) else ())
+        for runs in (records if all(records) or not searched else ())  # a search may have no winner yet
     ]
     plans = [SeedPlan.of(store.looks()) for store in stores]
     # Whatever was planned was planned for one study alone.
@@ -86,7 +87,7 @@ def compare_studies(first: Path | str, second: Path | str) -> StudyChanges:
         {(table.task, table.model, row.label): row for table in tabulate(runs) for row in table.rows}
         for runs in records
     )
-    pairs = _pairs(rows, others, any(store.study().search is not None for store in stores))
+    pairs = _pairs(rows, others, searched)
     return StudyChanges(
         settings=tuple(_differing(*settings)),
         provenance=tuple(

@@ -36,7 +36,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     assert kernels >= {"residual_norm", "residual_norm_grad", "gelu", "run_sums", "drop", "token_keys"}
     assert kernels >= {"narrow", "widen", "factor_grad", "squares", "clip_factors", "adamw"}
     assert kernels >= {"attention_tile", "attention_tile_grad", "attention_blocks"}
-    assert kernels >= {"attention_blocks_grad_queries", "attention_blocks_grad_keys"}
+    assert kernels >= {"attention_blocks_grad_queries", "attention_blocks_grad_keys", "attention_position_grad"}
     assert {row["constants"]["L"] for row in rows if row["kernel"] == "attention_tile_grad"} == {16, 32, 64}
     return rows
 

@@ -116,9 +116,10 @@ class TritonKernels(ReferenceKernels):
         if any(kinds[len(sizes) :]):
             # Loads are not made ahead, and blocks of wide heads are halved: smaller GPUs have 99 KB of shared memory.
             block = 32 if exact or common["BD"] > 128 else 64
+            warps = 8 if exact or common["POSITIONS"] else 4  # the addresses of a position bias take registers
             for kernel, to in blocks:
                 kernel[(sequences, call.heads, -(-longest // block))](
-                    *rows, *options, *to, BLOCK=block, LEAST=sizes[-1], num_warps=8 if exact else 4,
+                    *rows, *options, *to, BLOCK=block, LEAST=sizes[-1], num_warps=warps,
                     num_stages=1, **common,
                 )  # fmt: skip
 
