@@ -10,7 +10,6 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from manytune.packing.buckets import attend
 from manytune.packing.context import Context
-from manytune.packing.dropout import Drop
 
 NAME = "manytune"
 
@@ -33,8 +32,7 @@ def packed_attention(
     layout = pack.layout
     assert layout is not None
     heads, tokens, width = query.shape[1:]
-    site = pack.site("attention")  # whose calls are counted over the layers
-    drop = None if dropout == 0 or pack.keys is None else Drop(pack.keys.tokens, site, dropout)
+    drop = pack.drop("attention", dropout)  # whose calls are counted over the layers
     q, k, v = (x.transpose(1, 2).reshape(tokens, heads * width) for x in (query, key, value))
     scale = width**-0.5 if scaling is None else scaling
     out = attend(q, k, v, layout, heads, scale, drop, None if sliding_window is None else sliding_window - 1)

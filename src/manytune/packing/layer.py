@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from manytune.models.families import LayerNames
 from manytune.packing.context import Context
-from manytune.packing.dropout import Drop
 from manytune.packing.kernels import AttentionCall, NormCall, Segments
 from manytune.packing.linear import lora_backward, lora_forward, run_rows
 from manytune.packing.products import Product
@@ -162,10 +161,7 @@ class _LayerArithmetic:
         self.grads: dict[str, Tensor] = {}  # their gradients, as they are computed
         self.inner: dict[str, list[Tensor]] = {}  # of each linear layer, drop(x) A of its low-rank updates
         self.tokens = context.segments
-        site = context.site("attention")
-        self.attention_drop = None
-        if context.keys is not None and layer.attention_dropout > 0:
-            self.attention_drop = Drop(context.keys.tokens, site, layer.attention_dropout)
+        self.attention_drop = context.drop("attention", layer.attention_dropout)
         self.uses = {name: layer.linears[name].uses() for name in ("key", "value")}
         if layer.last:
             context.rows = "sequences"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from manytune.models.families import LayerNames
 from manytune.packing.buckets import attend
 from manytune.packing.context import Context
-from manytune.packing.dropout import Drop
 
 
 class PositionBias(nn.Module):
@@ -59,8 +58,7 @@ class PositionedAttention(nn.Module):
         context = self.context
         assert context.layout is not None
         q, k, v = (self.get_submodule(path)(hidden)[0] for path in self.parts[:3])
-        site, p = context.site("attention"), float(self.get_submodule(self.dropout_name).p)  # type: ignore[arg-type]
-        drop = None if context.keys is None or p == 0 else Drop(context.keys.tokens, site, p)
+        drop = context.drop("attention", float(self.get_submodule(self.dropout_name).p))  # type: ignore[arg-type]
         scale = (q.shape[1] // self.heads) ** -0.5
         out = attend(q, k, v, context.layout, self.heads, scale, drop, position_bias=context.position_bias)
         return (self.get_submodule(self.parts[3])(out[None]),)

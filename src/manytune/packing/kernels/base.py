@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manytune.packing.dropout import Drop
+from manytune.packing.dropout import Drop, token_keys
 from manytune.packing.layout import Layout, row_count
 
 
@@ -276,3 +276,19 @@ class Kernels(Protocol):
         `updates` has one for each run of the pack. Where the kernels `fuse`, `settings` [R, 8] fp32 may be what
         `adamw_settings` makes of them, on the device already, and runs that are 0 in `alive` [R] fp32 are left alone.
         """
+
+
+class UnrecordedKernels:
+    """What kernels share whose steps need the host, and so are never recorded."""
+
+    fuses = False
+
+    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
+        """See `Kernels`."""
+        return token_keys(layout, runs)
+
+    def before_recording(self) -> None:
+        """Nothing: no step is recorded."""
+
+    def after_recording(self, *, failed: bool = False) -> object:
+        """Nothing: no step is recorded."""

@@ -9,12 +9,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from manytune.packing.dropout import Drop, token_keys
-from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
+from manytune.packing.dropout import Drop
+from manytune.packing.kernels.base import (
+    AdamWTensor,
+    AdamWUpdate,
+    AttentionCall,
+    LoraCall,
+    NormCall,
+    Segments,
+    UnrecordedKernels,
+)
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
 from manytune.packing.kernels.build import kernel_target, load_library
 from manytune.packing.kernels.signature import AdamWArgs, Kernel, Signature
-from manytune.packing.layout import Layout
 from manytune.utils.hardware import has_avx512
 
 _ATTENTION = """
@@ -72,10 +79,8 @@ _SPARSE = Signature(
 )
 
 
-class CompiledKernels:
+class CompiledKernels(UnrecordedKernels):
     """The functions of kernels.cpp and products.cpp; see `Kernels` for what they compute."""
-
-    fuses = False
 
     def __init__(self, library: ctypes.CDLL) -> None:
         target = kernel_target()
@@ -184,9 +189,6 @@ class CompiledKernels:
         self._kernels["drop"](x.dtype, x, drop, out)
         return out
 
-    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
-        return token_keys(layout, runs)
-
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self._multiplies(x):
             return torch.mm(x, weight.t())
@@ -210,12 +212,6 @@ class CompiledKernels:
 
     def _multiplies(self, x: Tensor) -> bool:
         return self.multiplies and x.dtype == torch.float32
-
-    def before_recording(self) -> None:
-        pass
-
-    def after_recording(self, *, failed: bool = False) -> object:
-        return None
 
     def adamw_(
         self,

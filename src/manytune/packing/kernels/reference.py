@@ -15,18 +15,24 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from manytune.packing.buckets import attend
-from manytune.packing.dropout import Drop, dropout_scale, token_keys
-from manytune.packing.kernels.base import AdamWTensor, AdamWUpdate, AttentionCall, LoraCall, NormCall, Segments
+from manytune.packing.dropout import Drop, dropout_scale
+from manytune.packing.kernels.base import (
+    AdamWTensor,
+    AdamWUpdate,
+    AttentionCall,
+    LoraCall,
+    NormCall,
+    Segments,
+    UnrecordedKernels,
+)
 from manytune.packing.kernels.batched_lora import padded_lora, padded_lora_grad
-from manytune.packing.layout import Layout
 
 
-class ReferenceKernels:
+class ReferenceKernels(UnrecordedKernels):
     """See `Kernels` for what each function computes."""
 
     name = "plain"
     lanes = 0
-    fuses = False
     multiplies = False
 
     def attention(self, call: AttentionCall) -> Tensor:
@@ -105,9 +111,6 @@ class ReferenceKernels:
     def drop(self, x: Tensor, drop: Drop) -> Tensor:
         return _dropped(x, drop)
 
-    def token_keys(self, layout: Layout, runs: Tensor) -> Tensor:
-        return token_keys(layout, runs)
-
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return torch.mm(x, weight.t())
 
@@ -116,12 +119,6 @@ class ReferenceKernels:
 
     def weight_grad(self, grad: Tensor, x: Tensor) -> Tensor:
         return torch.mm(grad.t(), x)
-
-    def before_recording(self) -> None:
-        pass
-
-    def after_recording(self, *, failed: bool = False) -> object:
-        return None
 
     def adamw_(
         self,

@@ -12,7 +12,7 @@ stop at once. The program behind those of the sequences, if there is one, zeroes
 import triton
 import triton.language as tl
 
-from manytune.packing.kernels.triton_rows import factors
+from manytune.packing.kernels.triton_rows import factors, times
 
 
 @triton.jit
@@ -41,18 +41,11 @@ def _store_rows(x, rows, stride, here, head, value, D: tl.constexpr, BD: tl.cons
 
 
 @triton.jit
-def _times(a, b, UPCAST: tl.constexpr):
-    if UPCAST:  # the interpreter multiplies bf16 wrongly
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
 def _scores(
     q, k, i, j, i_here, j_here, head, positions, most, scale, POSITIONS: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     """[n, L] scores of queries and keys in the places i and j, with the bias by their difference if there is one."""
-    found = _times(q, tl.trans(k), UPCAST) * scale
+    found = times(q, tl.trans(k), UPCAST) * scale
     if POSITIONS:
         at = head * (2 * most - 1) + i[:, None] - j[None, :] + most - 1
         found += tl.load(positions + at, mask=i_here[:, None] & j_here[None, :], other=0.0)
@@ -104,7 +97,7 @@ def attention_tile(
             p = p / tl.sum(p, 1)[:, None]
             if DROP:
                 p *= _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
-            _store_rows(out, q_rows, out_stride, i_here, head, _times(p.to(vv.dtype), vv, UPCAST), D, BD)
+            _store_rows(out, q_rows, out_stride, i_here, head, times(p.to(vv.dtype), vv, UPCAST), D, BD)
 
 
 @triton.jit(do_not_specialize=["site", "level"])
@@ -144,7 +137,7 @@ def attention_tile_grad(
             total = tl.sum(p, 1)
             p = p / total[:, None]
             p = tl.where(i_here[:, None], p, 0.0)
-            dp = _times(do, tl.trans(vv), UPCAST)
+            dp = times(do, tl.trans(vv), UPCAST)
             dropped = p
             if DROP:
                 f = _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
@@ -157,9 +150,9 @@ def attention_tile_grad(
             ds = p * (dp - delta[:, None]) * scale
             low = ds.to(qq.dtype)
             j_rows = first + j
-            _store_rows(dv, j_rows, dk_stride, j_here, head, _times(tl.trans(dropped.to(do.dtype)), do, UPCAST), D, BD)
-            _store_rows(dk, j_rows, dk_stride, j_here, head, _times(tl.trans(low), qq, UPCAST), D, BD)
-            _store_rows(dq, q_rows, dq_stride, i_here, head, _times(low, kk, UPCAST), D, BD)
+            _store_rows(dv, j_rows, dk_stride, j_here, head, times(tl.trans(dropped.to(do.dtype)), do, UPCAST), D, BD)
+            _store_rows(dk, j_rows, dk_stride, j_here, head, times(tl.trans(low), qq, UPCAST), D, BD)
+            _store_rows(dq, q_rows, dq_stride, i_here, head, times(low, kk, UPCAST), D, BD)
 
 
 @triton.jit(do_not_specialize=["site", "level"])
@@ -198,7 +191,7 @@ def attention_blocks(
             total = total * shrink + tl.sum(p, 1)
             if DROP:
                 p *= _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
-            acc = acc * shrink[:, None] + _times(p.to(vv.dtype), vv, UPCAST)
+            acc = acc * shrink[:, None] + times(p.to(vv.dtype), vv, UPCAST)
             most = new
         _store_rows(out, q_rows, out_stride, i_here, head, acc / total[:, None], D, BD)
 
@@ -238,7 +231,7 @@ def attention_blocks_grad_queries(
             new = tl.maximum(most, tl.max(p, 1))
             p = tl.exp(p - new[:, None])
             shrink = tl.exp(most - new)
-            dp = _times(do, tl.trans(vv), UPCAST)
+            dp = times(do, tl.trans(vv), UPCAST)
             if DROP:
                 dp *= _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
             total = total * shrink + tl.sum(p, 1)
@@ -255,11 +248,11 @@ def attention_blocks_grad_queries(
             p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.exp(p - log_sum[:, None])
             p = tl.where(j_here[None, :] & i_here[:, None], p, 0.0)
-            dp = _times(do, tl.trans(vv), UPCAST)
+            dp = times(do, tl.trans(vv), UPCAST)
             if DROP:
                 dp *= _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
             ds = p * (dp - delta[:, None]) * scale
-            acc += _times(ds.to(kk.dtype), kk, UPCAST)
+            acc += times(ds.to(kk.dtype), kk, UPCAST)
         _store_rows(dq, q_rows, dq_stride, i_here, head, acc, D, BD)
         tl.store(sums + (first + i) * HEADS + head, log_sum, mask=i_here)
         tl.store(deltas + (first + i) * HEADS + head, delta, mask=i_here)
@@ -298,15 +291,15 @@ def attention_blocks_grad_keys(
             p = _scores(qq, kk, i, j, i_here, j_here, head, positions, most_tokens, scale, POSITIONS, UPCAST)
             p = tl.exp(p - log_sum[:, None])
             p = tl.where(j_here[None, :] & i_here[:, None], p, 0.0)
-            dp = _times(do, tl.trans(vv), UPCAST)
+            dp = times(do, tl.trans(vv), UPCAST)
             dropped = p
             if DROP:
                 f = _weight_factors(keys, first + i, i_here, site, head, j, level, kept)
                 dp *= f
                 dropped = p * f
             ds = p * (dp - delta[:, None]) * scale
-            acc_v += _times(tl.trans(dropped.to(do.dtype)), do, UPCAST)
-            acc_k += _times(tl.trans(ds.to(qq.dtype)), qq, UPCAST)
+            acc_v += times(tl.trans(dropped.to(do.dtype)), do, UPCAST)
+            acc_k += times(tl.trans(ds.to(qq.dtype)), qq, UPCAST)
         _store_rows(dk, first + j, dk_stride, j_here, head, acc_k, D, BD)
         _store_rows(dv, first + j, dk_stride, j_here, head, acc_v, D, BD)
 

@@ -11,7 +11,7 @@ the bounds, which are read on the device. `factors` and what says a dropout: see
 import triton
 import triton.language as tl
 
-from manytune.packing.kernels.triton_rows import channel_factors
+from manytune.packing.kernels.triton_rows import channel_factors, times
 
 
 @triton.jit(do_not_specialize=["site", "level"])
@@ -43,10 +43,7 @@ def narrow(
             if SCALED:
                 w *= tl.load(scale + run)
             w = w.to(rows.dtype)
-            if UPCAST:  # the interpreter multiplies bf16 wrongly
-                acc += tl.dot(rows.to(tl.float32), w.to(tl.float32), input_precision="ieee")
-            else:
-                acc += tl.dot(rows, w, input_precision="ieee")
+            acc += times(rows, w, UPCAST)
         tl.store(out + t[:, None] * RANK + r[None, :], acc.to(out.dtype.element_ty), mask=here[:, None] & wide[None, :])
 
 
@@ -76,10 +73,7 @@ def widen(
             if SCALED:
                 w *= tl.load(scale + run)
             w = w.to(rows.dtype)
-            if UPCAST:
-                acc += tl.dot(rows.to(tl.float32), w.to(tl.float32), input_precision="ieee")
-            else:
-                acc += tl.dot(rows, w, input_precision="ieee")
+            acc += times(rows, w, UPCAST)
         if DROP:
             acc *= channel_factors(keys, t, here, site, c, level, kept)
         m = here[:, None] & inside[None, :]
@@ -107,10 +101,7 @@ def factor_grad(
         if DROP:
             rows = (rows.to(tl.float32) * channel_factors(keys, t, here, site, c, level, kept)).to(rows.dtype)
         z = tl.load(inner + t[:, None] * RANK + r[None, :], mask=here[:, None] & wide[None, :], other=0.0)
-        if UPCAST:
-            acc += tl.dot(tl.trans(rows.to(tl.float32)), z.to(tl.float32), input_precision="ieee")
-        else:
-            acc += tl.dot(tl.trans(rows), z, input_precision="ieee")
+        acc += times(tl.trans(rows), z, UPCAST)
     if SCALED:
         acc *= tl.load(scale + run)
     to = grad + run * grad_run + c[:, None] * grad_wide + r[None, :] * grad_rank

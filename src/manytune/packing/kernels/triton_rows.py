@@ -38,6 +38,14 @@ def factors(rows, site, pairs, odd, level, kept):
 
 
 @triton.jit
+def times(a, b, UPCAST: tl.constexpr):
+    """A @ b in fp32."""
+    if UPCAST:  # the interpreter multiplies bf16 wrongly
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
 def channel_factors(keys, t, here, site, c, level, kept):
     """`factors` of the rows t [n], where `here`, and the channels c [m]."""
     rows = tl.load(keys + t, mask=here, other=0).to(tl.uint32, bitcast=True)
