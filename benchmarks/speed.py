@@ -76,6 +76,23 @@ WORK: dict[str, dict[str, Any]] = {
 }
 """The work compared: what of a study each is."""
 
+METHODS: dict[str, dict[str, Any]] = {
+    "lora r=8": LORA,
+    "lora r=8, pissa": {**LORA, "init": "pissa"},
+    "lora r=8, all-linear": {**LORA, "targets": "all-linear"},
+    "lora r=8, layers top 2": {**LORA, "layers": "top 2"},
+    "dora r=8": {"method": "dora", "rank": 8, "learning_rate": 1e-3},
+    "dora r=8, dropout 0.1": {"method": "dora", "rank": 8, "dropout": 0.1, "learning_rate": 1e-3},
+    "vera r=256": {"method": "vera", "learning_rate": 1e-2},
+    "ia3": {"method": "ia3", "learning_rate": 1e-2},
+    "adapter pfeiffer": {"method": "adapter", "learning_rate": 1e-3},
+    "adapter houlsby": {"method": "adapter", "kind": "houlsby", "learning_rate": 1e-3},
+    "ln-tuning": {"method": "ln-tuning", "learning_rate": 2e-3},
+    "bitfit": {"method": "bitfit", "learning_rate": 2e-3},
+    "head": {"method": "head", "learning_rate": 1e-2},
+}
+"""Packs of 8 runs on CoLA, whose speeds are compared."""
+
 SIZES = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 WARM_UP = 5
 """Steps before the clock starts."""
@@ -247,6 +264,18 @@ class Bench:
         for size, values in rounds.items():
             print(f"pack of {size}: {statistics.median(values):.0f} samples/s", flush=True)
 
+    def methods(self, kept: Measurements) -> None:
+        """Packs of 8 runs on CoLA of every method."""
+        rounds = kept.begin("methods", {})
+
+        def measure(method: dict[str, Any]) -> float:
+            return self.ours({"tasks": ["cola"], "seeds": list(range(8)), "methods": [method]})
+
+        ways = {name: partial(measure, method) for name, method in METHODS.items()}
+        kept.in_turn(rounds, ways, self.settings.rounds)
+        for name, values in rounds.items():
+            print(f"{name}: {statistics.median(values):.0f} samples/s", flush=True)
+
     def profile(self, kept: Measurements) -> None:
         """Where the time of a pack of 8 LoRA runs on CoLA goes, by kind of work, and what products alone could do.
 
@@ -395,7 +424,7 @@ def random_weights(architecture: Path, folder: Path) -> str:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", help="compare, growth, memory, start, profile")
+    parser.add_argument("parts", nargs="+", help="compare, growth, methods, memory, start, profile")
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--architecture", type=Path, help="use random weights of the shape in this folder")
     parser.add_argument("--data", default=os.environ.get("MANYTUNE_GLUE_DIR"), help="local GLUE files")
@@ -442,6 +471,7 @@ def main() -> None:
         measure: dict[str, Callable[[], None]] = {
             "compare": lambda: bench.compare(kept, options.only),
             "growth": lambda: bench.growth(kept),
+            "methods": lambda: bench.methods(kept),
             "memory": lambda: memory(kept, same),
             "start": lambda: start(kept, settings),
             "profile": lambda: bench.profile(kept),

@@ -79,8 +79,7 @@ def build_model(run: Run, work: TaskWork) -> torch.nn.Module:
     adaptation = work.adaptation(run)
     prefix = work.model_spec.prefix
     trained = {*adaptation.head, *(f"{prefix}.{name}" for name in adaptation.biases)}
-    if adaptation.weights:
-        trained |= {name for name, _ in model.named_parameters()}
+    trained |= {f"{prefix}.{weight.name}" for weight in adaptation.weights}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     updates = [hook for hook in adaptation.hooks if isinstance(hook, LowRank)]
@@ -90,7 +89,7 @@ def build_model(run: Run, work: TaskWork) -> torch.nn.Module:
 
     config = peft.LoraConfig(
         r=updates[0].rank,
-        lora_alpha=updates[0].alpha,
+        lora_alpha=updates[0].scale * updates[0].rank,
         lora_dropout=updates[0].dropout,
         target_modules=[f"{prefix}.{update.path}" for update in updates],
     )

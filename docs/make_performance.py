@@ -17,11 +17,15 @@ from typing import Any
 from manytune.data.metrics import METRICS
 
 DOCS = Path(__file__).parent
-README, PAGE, PICTURE = DOCS.parent / "README.md", DOCS / "performance.md", DOCS / "images" / "growth.svg"
+README, PAGE, METHODS = DOCS.parent / "README.md", DOCS / "performance.md", DOCS / "methods.md"
+PICTURE = DOCS / "images" / "growth.svg"
 RESULTS = {"AVX-512": DOCS / "results" / "speed-cpu.json", "AVX2": DOCS / "results" / "speed-cpu-avx2.json"}
 """Kind of machine → the result file of `benchmarks/speed.py`; one that was not measured yet is left out."""
 BASE_SIZE = DOCS / "results" / "speed-cpu-mpnet.json"
 """The same of all-mpnet-base-v2, on the machine with AVX-512."""
+
+BY_METHOD = DOCS / "results" / "speed-cpu-methods.json"
+"""The same of packs of every method, on the machine with AVX-512."""
 
 AIMS = {"8 LoRA runs r=8, STS-B": 3.0, "LoRA r = 2, 8, 64, 256, two seeds each, CoLA": 3.0}
 AIMS |= {"8 LoRA runs r=8, CoLA": 3.5, "8 BitFit runs, CoLA": 3.5, "full fine-tuning, one run, CoLA": 1.6}
@@ -130,6 +134,18 @@ def _base_size(_: Mapping[str, Any]) -> str:
     return _table(heading, lines())
 
 
+def _methods(_: Mapping[str, Any]) -> str:
+    """Samples a second of packs of 8 runs, beside LoRA's: the ratio's median over rounds, and its range."""
+    rounds: dict[str, list[float]] = json.loads(BY_METHOD.read_text())["methods"]
+    first = next(iter(rounds.values()))
+    rows = []
+    for name, values in rounds.items():
+        ratios = sorted(value / base for value, base in zip(values, first, strict=True))
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if values != first else "1"
+        rows.append([name, f"{statistics.median(values):.0f}", ratio])
+    return _table(["pack of 8 runs", "samples/s", "beside LoRA"], rows)
+
+
 def _profile(results: Mapping[str, Any]) -> str:
     profiles = [result["profile"] for result in results.values()]
     heading = ["kind of work", *(f"{name}, {what}" for name in results for what in ("ms a step", "share"))]
@@ -207,6 +223,7 @@ _PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "machines": _machines,
     "compare": _compare,
     "base-size": _base_size,
+    "methods": _methods,
     "profile": _profile,
     "growth": _growth,
     "workers": _workers,
@@ -244,6 +261,6 @@ def draw_growth(results: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for path in (PAGE, README):
+    for path in (PAGE, README, METHODS):
         path.write_text(made(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw_growth(_with_growth(measured()))

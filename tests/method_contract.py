@@ -27,6 +27,7 @@ from manytune.methods import METHODS, Method, count_parameters, make_method
 from manytune.methods.adaptation import Adaptation
 from manytune.methods.registry import heads_of
 from manytune.models.loading import Backbone, load_backbone
+from manytune.models.spec import ModelSpec
 from manytune.packing import BankTensor, Member, PackedModel, build_layout
 from manytune.packing.heads import initial_head
 from manytune.storage.record import HistoryRow
@@ -34,6 +35,7 @@ from manytune.training import snapshot
 from manytune.training.callbacks import PackCallback
 from manytune.training.evaluation import predict
 from manytune.training.loop import PackData, train_pack
+from plain_adapters import PlainBottleneck
 from tiny import TINY_FAMILIES, make_tiny, random_rows
 
 __all__ = ["EXAMPLES", "Case", "Example", "MethodContract", "cases"]
@@ -48,7 +50,21 @@ class Example:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters besides the learning rate and the head."""
     peft_config: Callable[[Any], peft.PeftConfig] | None = None
-    """The same configuration for peft; None for a method without adapters."""
+    """The same configuration for peft; None for a method that peft has no adapters for."""
+    add: Callable[[nn.Module, Any], None] = lambda model, spec: None
+    """Adds to transformers' model what peft cannot, as plain modules by the names of the snapshot."""
+    of: str | None = None
+    """The method, where the example's own name is another."""
+    heads: tuple[str, ...] | None = None
+    """What it trains of the head, of what the method may; None for all of that in turn."""
+
+
+def add_houlsby(model: Any, spec: ModelSpec) -> None:
+    """Networks of width 4 behind both sub-layers of each layer, by the names of the snapshot."""
+    for path in (*spec.attention_ends, *spec.feed_forward_ends):
+        module = model.base_model.get_submodule(path)
+        module.add_module("adapter", PlainBottleneck(spec.hidden, 4, "silu"))
+        module.register_forward_hook(lambda module, inputs, output: output + module.adapter(output))
 
 
 EXAMPLES: dict[str, Example] = {
@@ -59,9 +75,77 @@ EXAMPLES: dict[str, Example] = {
         {"rank": 4, "alpha": 12.0, "dropout": 0.1, "targets": ["query", "value"]},
         lambda method: peft.LoraConfig(r=method.rank, lora_alpha=method.alpha, target_modules=[*method.targets]),
     ),
+    "dora": Example(
+        lambda name: ".lora_" in name,
+        {"rank": 4, "alpha": 12.0, "dropout": 0.1, "targets": ["query", "output.dense"]},
+        lambda method: peft.LoraConfig(r=4, lora_alpha=12, use_dora=True, target_modules=["query", "output.dense"]),
+        heads=("full",),
+    ),
+    "vera": Example(
+        lambda name: ".vera_lambda_" in name,
+        {"rank": 40, "dropout": 0.1, "targets": ["query", "output.dense"]},
+        lambda method: peft.VeraConfig(r=40, target_modules=["query", "output.dense"]),
+        heads=("full",),
+    ),
     "head": Example(lambda name: False),
+    "full, last layer": Example(
+        lambda name: ".layer.1." in name or "pooler" in name,
+        {"layers": "top 1", "layerwise_decay": 0.8, "head_learning_rate": 3e-2},
+        of="full",
+    ),
+    "bitfit, small variant": Example(
+        lambda name: name.endswith(("query.bias", "intermediate.dense.bias")),
+        {"biases": "query-and-ffn"},
+        of="bitfit",
+        heads=("full",),
+    ),
+    "lora everywhere": Example(
+        lambda name: ".lora_A." in name or ".lora_B." in name or name.endswith(".bias"),
+        {"rank": 4, "targets": "all-linear", "scaling": "root-rank", "bias": "all", "b_learning_rate_ratio": 4.0},
+        lambda method: peft.LoraConfig(
+            r=4, use_rslora=True, target_modules="all-linear", exclude_modules=".*classifier.*", bias="all"
+        ),
+        of="lora",
+        heads=("full",),
+    ),
+    "lora, B alone": Example(
+        lambda name: ".lora_B." in name or (".layer.1." in name and name.endswith(("key.bias", "query.bias"))),
+        {"rank": 4, "targets": ["query", "key"], "layers": "top 1", "init": "gaussian", "freeze_a": True}
+        | {"bias": "lora", "dropout": 0.2},
+        lambda method: peft.LoraConfig(
+            r=4,
+            target_modules=["query", "key"],
+            layers_to_transform=[1],
+            bias="lora_only",
+            init_lora_weights="gaussian",
+        ),
+        of="lora",
+        heads=("full",),
+    ),
+    "orthogonal lora": Example(
+        lambda name: ".lora_A." in name or ".lora_B." in name,
+        {"rank": 4, "init": "orthogonal"},
+        lambda method: peft.LoraConfig(r=4, target_modules=["query", "value"]),
+        of="lora",
+        heads=("frozen",),
+    ),
+    "ia3": Example(
+        lambda name: name.endswith(".ia3_l"),
+        peft_config=lambda method: peft.IA3Config(
+            target_modules=["key", "value", "0.output.dense", "1.output.dense"],
+            feedforward_modules=["0.output.dense", "1.output.dense"],
+        ),
+        heads=("full",),
+    ),
+    "ln-tuning": Example(lambda name: "LayerNorm." in name, heads=("full",)),
+    "adapter": Example(
+        lambda name: ".adapter." in name,
+        {"kind": "houlsby", "reduction_factor": 8},
+        add=add_houlsby,
+        heads=("full",),
+    ),
 }
-"""Of every method in the table; a method's own test module adds its own."""
+"""Of every method in the table, and of settings that change what trains; a method's own test module adds its own."""
 HEAD_PROMISES: dict[str, Callable[[str], bool]] = {
     "full": lambda name: True,
     "bias": lambda name: name.endswith(".bias"),
@@ -77,24 +161,26 @@ TRAINING = Training(batch_size=6, max_steps=STEPS, eval_every=STEPS, schedule="c
 
 @dataclass(frozen=True)
 class Case:
-    """One method with one head mode on one architecture."""
+    """One example of a method with one head mode on one architecture."""
 
-    method: str
+    name: str
     head: str
     family: str
 
     @property
     def example(self) -> Example:
-        return EXAMPLES[self.method]
+        return EXAMPLES[self.name]
 
     def build(self) -> Method:
-        return make_method(self.method, learning_rate=RATE, head=self.head, **self.example.settings)
+        settings = self.example.settings
+        return make_method(self.example.of or self.name, learning_rate=RATE, head=self.head, **settings)
 
 
 def cases(*names: str) -> Iterator[Any]:
-    """One of each of these methods, head mode and architecture."""
+    """One of each of these examples, head mode and architecture."""
     for name in names:
-        for head in heads_of(METHODS[name]):
+        example = EXAMPLES[name]
+        for head in example.heads or heads_of(METHODS[example.of or name]):
             for family in TINY_FAMILIES:
                 yield pytest.param(Case(name, head, family), id=f"{name}-{head}-{family}")
 
@@ -139,7 +225,12 @@ class Lab:
         model = self.unpacked(case)
         if case.example.peft_config is not None:
             model = peft.get_peft_model(model, case.example.peft_config(case.build()))
-        prefix = self.backbone(case.family).model_spec.prefix
+        spec = self.backbone(case.family).model_spec
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        for name, array in case.build().peft_shared(spec).items():
+            buffers[f"base_model.{name}.default"].copy_(torch.from_numpy(array))
+        case.example.add(model, spec)
+        prefix = spec.prefix
         for name, parameter in model.named_parameters():
             own = shortened(name)
             promise = case.example.trains if own.startswith(f"{prefix}.") else HEAD_PROMISES[case.head]
@@ -179,6 +270,7 @@ def shortened(name: str) -> str:
         .replace(".base_layer.", ".")
         .replace(".default.", ".")
         .removesuffix(".default")
+        .replace("lora_magnitude_vector.weight", "lora_magnitude_vector")  # as peft writes it
     )
 
 
@@ -288,11 +380,15 @@ class MethodContract:
         np.testing.assert_allclose(theirs, trained.logits[0], rtol=1e-5, atol=1e-5)
 
     def test_a_snapshot_has_the_names_of_transformers_and_peft(self, lab: Lab, case: Case) -> None:
-        names = set(lab.trained(case).final[0])
-        added = names - set(lab.unpacked(case).state_dict())
+        spec, state = lab.backbone(case.family).model_spec, lab.trained(case).final[0]
         reference = lab.reference(case)
-        theirs = peft.get_peft_model_state_dict(reference) if isinstance(reference, peft.PeftModel) else {}
-        assert {f"base_model.model.{name}" for name in added} == set(theirs)
+        if not isinstance(reference, peft.PeftModel):
+            assert set(state) <= set(reference.state_dict())
+            return
+        ours = {f"base_model.model.{name}" for name in case.build().peft_state(state, spec)}
+        heads = {f"base_model.model.{name}" for name in spec.head.shapes()}
+        ours |= {f"base_model.{name}" for name in case.build().peft_shared(spec)}
+        assert ours - heads == set(peft.get_peft_model_state_dict(reference)) - heads
 
     def test_joining_a_pack_on_its_way_it_trains_as_alone(self, lab: Lab, case: Case) -> None:
         """And the runs that were there go on as they would without it."""

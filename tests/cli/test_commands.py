@@ -526,7 +526,10 @@ class TestParams:
             (("--method", "full", "--head", "frozen"), ("--head: frozen does not go with full",)),
             (("--method", "lora", "--rank", 33), ("rank 33 exceeds the width", "from 1 to 32")),
             (("--rank", 0), ("rank: received 0",)),
-            (("--method", "full", "--rank", 7), ("--rank: only lora has a rank, not full", "--method lora")),
+            (
+                ("--method", "full", "--rank", 7),
+                ("--rank: full has no rank, but lora, dora, vera have one", "--method lora"),
+            ),
         ],
         ids=["method", "head", "both", "wide", "zero", "no rank"],
     )
@@ -549,10 +552,20 @@ class TestLists:
         shown = command("methods", cwd=tmp_path).out
         listed = json.loads(command("methods", "--json", cwd=tmp_path).out)
         assert [row["method"] for row in listed] == list(METHODS)
-        assert "rank, alpha, dropout, targets, learning_rate, head" in shown
+        assert all(row["method"] in shown and row["group"] in shown for row in listed)
         assert all(key.isidentifier() for row in listed for key in row)
-        assert listed[2]["hyperparameters"] == ["rank", "alpha", "dropout", "targets", "learning_rate", "head"]
+        assert all(row["hyperparameters"] == [*METHODS[row["method"]].model_fields][1:] for row in listed)
         assert all(row["paper"] is None or row["paper"] in shown for row in listed)
+
+    def test_the_settings_of_a_method(self, command: Command, tmp_path: Path) -> None:
+        shown = command("methods", "lora", cwd=tmp_path).out
+        (listed,) = json.loads(command("methods", "lora", "--json", cwd=tmp_path).out)
+        assert [*listed["settings"]] == listed["hyperparameters"]
+        defaults = {name: each["default"] for name, each in listed["settings"].items()}
+        assert (defaults["rank"], defaults["alpha"], defaults["freeze_a"]) == ("must be given", "8", "false")
+        assert (defaults["targets"], defaults["head_learning_rate"]) == ("query, value", "–")
+        assert all(name in shown and each["meaning"][:20] in shown for name, each in listed["settings"].items())
+        assert "Did you mean 'lora'?" in command("methods", "lorra", cwd=tmp_path).err
 
     def test_schema(self, command: Command, tmp_path: Path) -> None:
         schema = json.loads(command("schema", cwd=tmp_path).out)

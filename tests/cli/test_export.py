@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from manytune.utils.errors import DependencyError, StoreError, StudyError
 from tiny import TINY_FAMILIES, make_tiny
 
 TASKS = ("builtin-acceptability", "builtin-similarity")
-METHODS = ["full", "bitfit", "lora", "merged", "head"]
+METHODS = ["full", "bitfit", "lora", "merged", "head", "pissa", "merged pissa", "ia3", "ln-tuning"]
+KINDS = [*product(TASKS, METHODS), *product(TASKS[:1], ["dora", "merged dora", "vera", "merged vera"])]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
@@ -40,8 +42,12 @@ class Trained:
     records: tuple[RunRecord, ...]
 
     def of(self, task: str, method: str) -> RunRecord:
-        wanted = "lora" if method == "merged" else method
-        return next(r for r in self.records if r.task == task and r.method == wanted)
+        wanted = {"merged": "lora"}.get(method, method.removeprefix("merged "))
+        by_name = {"pissa" if r.hyperparameters.get("init") == "pissa" else r.method: r for r in self._of_task(task)}
+        return by_name[wanted]
+
+    def _of_task(self, task: str) -> list[RunRecord]:
+        return [record for record in self.records if record.task == task]
 
 
 @pytest.fixture(scope="module", params=[*TINY_FAMILIES, "bert without a pooler"])
@@ -64,6 +70,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 {"method": "bitfit", "learning_rate": 1e-2},
                 {"method": "lora", "rank": 3, "alpha": 5, "targets": ["query", "dense"], "learning_rate": 1e-2},
                 {"method": "head", "learning_rate": 1e-2, "head": "bias"},
+                {"method": "lora", "rank": 2, "init": "pissa", "scaling": "root-rank", "targets": "all-linear"}
+                | {"bias": "lora", "freeze_a": True, "learning_rate": 1e-2},
+                {"method": "dora", "rank": 3, "targets": ["query", "dense"], "bias": "lora", "learning_rate": 1e-2},
+                {"method": "vera", "rank": 40, "targets": ["query", "dense"], "learning_rate": 0.1},
+                {"method": "ia3", "learning_rate": 1e-2},
+                {"method": "ln-tuning", "biases": False, "learning_rate": 1e-2},
+                {"method": "adapter", "reduction_factor": 8, "learning_rate": 1e-2},
             ],
         }
     )
@@ -84,12 +97,12 @@ def logits(model: Any, tokenizer: Any, texts: Any) -> Any:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "method"), KINDS)
 def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path, task: str, method: str) -> None:
     record = trained.of(task, method)
-    made = export(trained.store, record, tmp_path / "made", merge=method == "merged")
-    adapter = method == "lora"
+    merged = method.startswith("merged")
+    made = export(trained.store, record, tmp_path / "made", merge=merged)
+    adapter = method in ("lora", "pissa", "dora", "vera", "ia3", "ln-tuning")
     assert made.form == ("peft" if adapter else "transformers")
     outputs = get_task(task).num_outputs
     if adapter:
@@ -105,8 +118,8 @@ def test_the_library_gives_the_recorded_logits(trained: Trained, tmp_path: Path,
     assert examples is not None
     assert kept is not None
     found = logits(model, AutoTokenizer.from_pretrained(tmp_path / "made"), examples.texts)
-    np.testing.assert_allclose(found, kept, rtol=0, atol=1e-4 if method == "merged" else 1e-5)
-    assert made.off <= (1e-4 if method == "merged" else 1e-5)
+    np.testing.assert_allclose(found, kept, rtol=0, atol=1e-4 if merged else 1e-5)
+    assert made.off <= (1e-4 if merged else 1e-5)
     assert made.rows == len(examples.texts)
 
 
@@ -146,6 +159,9 @@ def test_what_onnx_needs_is_named(trained: Trained, tmp_path: Path, monkeypatch:
         ("full", {"form": "peft"}, "full lr 1e-3 has no adapter"),
         ("lora", {"form": "peft", "merge": True}, "--merge makes none"),
         ("lora", {"form": "onnx", "base": "them/model"}, "--base: only an adapter names its base model"),
+        ("adapter", {"form": "transformers"}, "can be exported as onnx alone: what it trains cannot be merged"),
+        ("adapter", {"form": "peft"}, "and peft has no such adapter. `manytune predict` uses the run as it is."),
+        ("adapter", {"merge": True}, "adapter reduction=8, lr 1e-2 can be exported as onnx alone"),
     ],
 )
 def test_formats_that_do_not_go(trained: Trained, tmp_path: Path, method: str, options: Any, message: str) -> None:

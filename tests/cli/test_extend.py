@@ -13,6 +13,7 @@ from command_line import Command
 from forked import ForkedProcess
 from manytune.config import Study
 from manytune.config.extension import extend_study
+from manytune.methods import METHODS
 from manytune.storage.directory import Store
 from manytune.storage.lock import Lock
 from manytune.study import run_study
@@ -169,7 +170,11 @@ def test_methods() -> None:
         ("many", None, "--seeds: 'many' is no number of seeds"),
         ("99999999999,", None, "--seeds: '99999999999,' is no number of seeds"),
         ("4999999999,", None, "seeds.2: received 4999999999"),
-        (None, "lorra rank=2", "'lorra' is not one of: full, bitfit, lora, head. Did you mean 'lora'?"),
+        (
+            None,
+            "lorra rank=2",
+            f"'lorra' is not one of: {', '.join(METHODS)}. Did you mean 'lora'?",
+        ),
         (None, "lora rank=2", "learning_rate"),
         (None, "lora rank=two learning_rate=1e-3", "rank: received 'two'"),
         (None, "lora 16", '"full learning_rate=2e-5"'),

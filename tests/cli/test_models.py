@@ -11,6 +11,7 @@ from pathlib import Path
 
 from command_line import Command
 
+from manytune.methods import METHODS
 from manytune.models.families import FAMILIES
 from tiny import make_tiny_of
 
@@ -55,7 +56,7 @@ def test_models_in_the_cache_are_named(tiny: Path, tmp_path: Path) -> None:
 def test_parameters_of_a_model_without_biases_leave_bitfit_out(command: Command, tmp_path: Path) -> None:
     make_tiny_of(tmp_path / "model", "modernbert")
     found = json.loads(command("params", "model", "--json", cwd=tmp_path).out)
-    assert {row["method"] for row in found} == {"full", "lora", "head"}
+    assert {row["method"] for row in found} == {*METHODS} - {"bitfit"}
     asked = command("params", "model", "--method", "bitfit", cwd=tmp_path)
     assert asked.code == 2
     assert "this backbone has none" in asked.err

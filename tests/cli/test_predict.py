@@ -61,6 +61,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
                 {"method": "bitfit", "learning_rate": 1e-2},
                 {"method": "lora", "rank": [2, 4], "learning_rate": 1e-2},
                 {"method": "head", "learning_rate": 1e-2, "head": "bias"},
+                {"method": "ia3", "learning_rate": 1e-2},
+                {"method": "ln-tuning", "learning_rate": 1e-2},
+                {"method": "adapter", "reduction_factor": 8, "learning_rate": 1e-2},
             ],
         }
     )
@@ -85,7 +88,7 @@ def dev_rows(task: str) -> list[dict[str, str]]:
 def test_every_run_predicts_what_its_record_says(trained: Trained, task: str) -> None:
     texts = load_split(get_task(task), "dev").texts
     records = trained.of(task)
-    assert len(records) == 10
+    assert len(records) == 16
     whole = manytune.load(trained.out, ",".join(record.run_id for record in records))
     logits = whole.logits(texts)
     store = Store.open(trained.out)
@@ -382,7 +385,7 @@ def test_files_that_cannot_be_read(
     [
         (["a.csv"], "--task: this study has runs of"),
         (["a.csv", "--task", "cola"], "'cola' is not one of: builtin-acceptability, builtin-similarity"),
-        (["a.csv", "--run", "builtin-a"], "is the start of 10 runs"),
+        (["a.csv", "--run", "builtin-a"], "is the start of 16 runs"),
         (["a.csv", "--run", "nothing"], "There is no run 'nothing'"),
         (["nowhere.csv", "--task", ACCEPTABILITY], "nowhere.csv cannot be read"),
         (["a.csv", "--task", ACCEPTABILITY, "--out", "a.csv/made.csv"], "a.csv cannot be written"),

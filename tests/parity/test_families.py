@@ -19,7 +19,8 @@ from manytune.config.plan import Run
 from manytune.data.splits import Encoded
 from manytune.data.tasks import get_task
 from manytune.inference import export
-from manytune.methods import Method, make_method
+from manytune.inference.onnx import OnnxModel, write_onnx
+from manytune.methods import Method, count_parameters, make_method
 from manytune.models.families import FAMILIES, family_of
 from manytune.models.loading import Backbone, load_backbone, load_classifier
 from manytune.packing import Member, PackedModel, build_layout
@@ -32,6 +33,7 @@ from manytune.training.evaluation import predict
 from manytune.training.loop import PackData, train_pack
 from manytune.training.outcome import Outcome
 from manytune.utils.errors import ModelError, StudyError
+from plain_adapters import PlainBottleneck, add_adapters
 from tiny import make_tiny_of, random_rows
 
 # peft 0.21 asks transformers 5.23 by an old name.
@@ -239,6 +241,101 @@ def test_a_poisoned_neighbour_changes_nothing(zoo: Zoo, name: str) -> None:
         for step in range(1, STEPS):  # the spoilt run has left
             expected = [clean.losses[step][run] for run in others]
             np.testing.assert_allclose(poisoned.losses[step], expected, rtol=1e-5)
+
+
+def beside_lora() -> list[Method]:
+    """Methods that train other things than low-rank updates, biases and whole weights."""
+    return [
+        make_method("ia3", learning_rate=3e-2),
+        make_method("ln-tuning", learning_rate=1e-2),
+        make_method("adapter", reduction_factor=8, learning_rate=1e-2),
+        make_method("adapter", kind="houlsby", reduction_factor=5, activation="tanh", learning_rate=1e-2),
+    ]
+
+
+@torch.no_grad()
+def test_other_methods_train_in_one_pack_and_round_trip(zoo: Zoo, name: str, tmp_path: Path) -> None:
+    """As alone; from the snapshot; in transformers' model, merged or hooked; by peft, if it has the method."""
+    backbone = zoo.backbone(name, 2)
+    parts, rows = backbone.model_spec, np.arange(ROWS.size)
+    methods = beside_lora()
+    with torch.enable_grad():
+        together = Trained(backbone, [(method, 6) for method in methods], steps=2)
+    for run, method in enumerate(methods):
+        with torch.enable_grad():
+            alone = Trained(backbone, [(method, 6)], steps=2)
+        np.testing.assert_allclose([losses[run] for losses in together.losses], np.ravel(alone.losses), rtol=1e-5)
+        state, adaptation = together.states[run], method.adapt(parts)
+        ours = predict(snapshot.restore(backbone, [Member(7, adaptation)], [state]), ROWS, [rows])[0]
+        fresh = predict(PackedModel(backbone, [Member(6, adaptation)]), ROWS, [rows])[0]
+        assert np.abs(ours - fresh).max() > 1e-3
+
+        whole, _, _ = load_classifier(str(zoo.folder(name)), 2)
+        export._take_over(whole, parts, method, state)
+        found = export._logits(whole.eval(), ROWS, types=parts.token_types > 0)
+        np.testing.assert_allclose(found, ours, rtol=0, atol=1e-5)
+        if "peft" not in method.exports:
+            continue
+        base, _, _ = load_classifier(str(zoo.folder(name)), 2)
+        folder, task = tmp_path / method.method, get_task("builtin-acceptability")
+        export._write_adapter(base, parts, method, state, folder, str(zoo.folder(name)), task)
+        again = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+            folder, num_labels=2, is_trainable=True, ignore_mismatched_sizes=True
+        ).eval()
+        np.testing.assert_allclose(export._logits(again, ROWS, types=parts.token_types > 0), ours, rtol=0, atol=1e-5)
+        assert count_parameters(parts, adaptation).trainable == again.get_nb_trainable_parameters()[0]
+
+
+def test_onnx_carries_what_cannot_be_merged(zoo: Zoo, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="manytune[onnx] is not installed")
+    backbone, method = zoo.backbone("bert", 2), make_method("adapter", reduction_factor=8, learning_rate=1e-2)
+    (state,) = Trained(backbone, [(method, 6)], steps=2).states
+    whole, parts, _ = load_classifier(str(zoo.folder("bert")), 2)
+    export._take_over(whole, parts, method, state)
+    write_onnx(whole, ("input_ids", "attention_mask", "token_type_ids"), tmp_path)
+    found = export._logits(OnnxModel(tmp_path, whole.config), ROWS, types=True)
+    model = snapshot.restore(backbone, [Member(6, method.adapt(parts))], [state])
+    np.testing.assert_allclose(found, predict(model, ROWS, [np.arange(ROWS.size)])[0], rtol=0, atol=1e-5)
+
+
+REFERENCES = ("bert", "distilbert", "albert", "modernbert", "mpnet", "deberta-v2")
+"""Families whose layers differ in where their sub-layers end."""
+
+
+@pytest.mark.parametrize("kind", ["pfeiffer", "houlsby"])
+@pytest.mark.parametrize("family", REFERENCES)
+def test_adapters_are_those_of_the_papers(zoo: Zoo, family: str, kind: str) -> None:
+    """Logits and gradients beside plain modules inside transformers' layers, from tensors far from zero."""
+    backbone = zoo.backbone(family, 2)
+    method = make_method("adapter", kind=kind, reduction_factor=4, learning_rate=1.0)
+    model = PackedModel(backbone, [Member(3, method.adapt(backbone.model_spec))])
+    draw = torch.Generator().manual_seed(1)
+    model.bank.load(0, {n: t + 0.2 * torch.randn(t.shape, generator=draw) for n, t in model.bank.state(0).items()})
+    theirs = zoo.theirs(family, 2, seed=3)
+    activation = {"pfeiffer": "relu", "houlsby": "silu"}[kind]
+    plain = add_adapters(theirs, family, kind, lambda: PlainBottleneck(32, 8, activation))
+    state = model.bank.state(0)
+    theirs.load_state_dict({name: tensor for name, tensor in state.items() if ".adapter." not in name}, strict=False)
+    for path, network in plain.items():
+        network.load_state_dict({name: state.pop(f"{path}.{name}") for name in network.state_dict()})
+    assert not [name for name in state if ".adapter." in name]
+    assert len(plain) == len(backbone.model_spec.layer_ends) * (1 if kind == "pfeiffer" else 2)
+
+    rows = np.arange(ROWS.size)
+    logits = model.forward(build_layout(ROWS, [rows]))[0]
+    types = backbone.model_spec.token_types > 0
+    expected = theirs(**padded(ROWS, rows, theirs.config.pad_token_id, types=types)).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    for each in (logits, expected):
+        torch.nn.functional.cross_entropy(each, torch.from_numpy(ROWS.labels)).backward()
+    grads = {tensor.name: tensor.value.grad for tensor in model.bank.tensors}
+    for path, network in plain.items():
+        for name, parameter in network.named_parameters():
+            grad = grads[f"{path}.{name}"]
+            assert grad is not None
+            assert parameter.grad is not None
+            own = grad[0].mT if parameter.dim() == 2 else grad[0]
+            torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, p=path: f"{p}: {m}")
 
 
 ROUND_TRIPS = ("full", "bitfit", "lora", "head")

@@ -25,9 +25,12 @@ from manytune.methods.adaptation import (
     LowRank,
     ScaleInput,
     ScaleOutput,
+    SharedLowRank,
     TrainBias,
     TrainGain,
+    Weight,
 )
+from manytune.methods.projections import Projections
 from manytune.models.loading import Backbone, load_backbone
 from manytune.models.spec import ModelSpec
 from manytune.packing import Member, PackedModel, build_layout
@@ -59,24 +62,57 @@ def ia3(spec: ModelSpec) -> tuple[Hook, ...]:
     return tuple(hooks)
 
 
+def dora(spec: ModelSpec) -> tuple[Hook, ...]:
+    """DoRA, with dropout and without, in both layers; one of them with a trained bias."""
+    first = FC2.replace(".1.", ".0.")
+    return (
+        LowRank(linear(spec, "value", 0), 32, 32, rank=3, scale=2.0, dropout=0.2, magnitude=True),
+        LowRank(first, 64, 32, rank=2, scale=0.5, magnitude=True),
+        TrainBias(first, 32),
+        LowRank(linear(spec, "query"), 32, 32, rank=3, scale=2.0, dropout=0.1, magnitude=True),
+        LowRank(linear(spec, "key"), 32, 32, rank=3, scale=1.0, magnitude=True),
+    )
+
+
+def vera(spec: ModelSpec) -> tuple[Hook, ...]:
+    """VeRA in layers of two shapes, with dropout and without."""
+    shared = Projections(seed=5, rank=7, inputs=64, outputs=32)
+    return (
+        SharedLowRank(linear(spec, "value", 0), 32, 32, shared, dropout=0.2),
+        SharedLowRank(linear(spec, "query"), 32, 32, shared, d_initial=0.3),
+        SharedLowRank(FC2, 64, 32, shared),
+    )
+
+
 KINDS: Mapping[str, Hooks] = {
     "scale input": lambda spec: (ScaleInput(FC2, 64),),
     "scale output": lambda spec: (ScaleOutput(linear(spec, "value"), 32),),
     "bias": lambda spec: (TrainBias(FC2, 32), TrainBias("embeddings.LayerNorm", 32)),
     "gain": lambda spec: (TrainGain(f"{LAYER}.output.LayerNorm", 32),),
-    "low rank": lambda spec: (LowRank(linear(spec, "query"), 32, 32, rank=3, alpha=6.0, dropout=0.2),),
+    "low rank": lambda spec: (LowRank(linear(spec, "query"), 32, 32, rank=3, scale=2.0, dropout=0.2),),
     "houlsby": lambda spec: tuple(
         Bottleneck(f"encoder.layer.{layer}.{path}", 32, 5)
         for layer in (0, 1)
         for path in ("attention.dropout" if spec.prefix == "mpnet" else "attention.output.dropout", "output.dropout")
     ),
-    "pfeiffer": lambda spec: (Bottleneck(f"{LAYER}.output", 32, 4, "gelu"),),
+    "behind the sub-layer": lambda spec: (Bottleneck(f"{LAYER}.output", 32, 4, "gelu"),),
+    "pfeiffer": lambda spec: tuple(
+        Bottleneck(f"encoder.layer.{layer}.output.LayerNorm", 32, 4, "gelu", renorms=True) for layer in (0, 1)
+    ),
     "behind the layer": lambda spec: (Bottleneck(LAYER, 32, 4, "silu"),),
     "ia3": ia3,
+    "dora": dora,
+    "dora among others": lambda spec: (
+        ScaleInput(FC2, 64),
+        TrainBias(FC2, 32),
+        LowRank(FC2, 64, 32, rank=2, scale=2.0, magnitude=True),
+        ScaleOutput(FC2, 32),
+    ),
+    "vera": vera,
     "all at one layer": lambda spec: (
         ScaleInput(FC2, 64),
         TrainBias(FC2, 32),
-        LowRank(FC2, 64, 32, rank=2, alpha=4.0, dropout=0.1),
+        LowRank(FC2, 64, 32, rank=2, scale=2.0, dropout=0.1),
         ScaleOutput(FC2, 32),
         Bottleneck(FC2, 32, 4, "tanh"),
         TrainGain(f"{LAYER}.output.LayerNorm", 32),
@@ -203,8 +239,13 @@ def test_our_layers_equal_transformers_modules(lab: Lab, family: str, kind: str,
 
 def test_only_a_layer_with_an_unknown_hook_is_left_to_transformers_modules(lab: Lab) -> None:
     backbone = lab.backbone("bert")
-    expected = {"bias": [True, True], "low rank": [True, True], "ia3": [False, False], "gain": [True, False]}
-    for kind, fused in expected.items():
+    apart = {
+        "behind the layer": [True, False],
+        "all at one layer": [True, False],
+        "behind the sub-layer": [True, False],
+    }
+    for kind in KINDS:
+        fused = apart.get(kind, [True, True])
         model = PackedModel(backbone, [Member(0, adaptation(backbone.model_spec, kind))])
         assert [isinstance(layer, PackedLayer) for layer in model._passes._layers] == fused, kind
 
@@ -241,14 +282,24 @@ class Reference(nn.Module):
         output = self.module(x, *rest, **others)
         y = output[0] if isinstance(output, tuple) else output
         for hook in self.hooks:
-            if isinstance(hook, LowRank):
+            if isinstance(hook, LowRank) and hook.magnitude:
+                a, b, magnitude = by_kind[LowRank]
+                weight = self.module.weight + hook.scale * b @ a
+                y = F.linear(x, (magnitude / weight.detach().norm(dim=1))[:, None] * weight, self.module.bias)
+            elif isinstance(hook, LowRank):
                 a, b = by_kind[LowRank]
-                y = y + F.linear(F.linear(x, a), b) * (hook.alpha / hook.rank)
+                y = y + F.linear(F.linear(x, a), b) * hook.scale
+            elif isinstance(hook, SharedLowRank):
+                lambda_b, lambda_d = by_kind[SharedLowRank]
+                drawn = hook.projections.draw()
+                a, b = torch.from_numpy(drawn[0][:, : hook.inputs]), torch.from_numpy(drawn[1][: hook.outputs])
+                y = y + F.linear(x, lambda_b[:, None] * b @ (lambda_d[:, None] * a))
         y = y * by_kind.get(ScaleOutput, [one])[0]
         for hook in self.hooks:
             if isinstance(hook, Bottleneck):
                 down, down_bias, up, up_bias = by_kind[Bottleneck]
-                y = y + F.linear(ACT2FN[hook.activation](F.linear(y, down, down_bias)), up, up_bias)
+                added = F.linear(ACT2FN[hook.activation](F.linear(y, down, down_bias)), up, up_bias)
+                y = self.module(x + added) if hook.renorms else y + added
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
 
@@ -427,5 +478,5 @@ def test_hooks_that_cannot_be_told_apart_are_refused() -> None:
         Adaptation(hooks=(ScaleInput(FC2, 64, "scale"), ScaleOutput(FC2, 32, "scale")))
     with pytest.raises(ValueError, match="Bottleneck of"):
         Adaptation(hooks=(Bottleneck(FC2, 32, 2, name="a"), Bottleneck(FC2, 32, 2, name="b")))
-    with pytest.raises(ValueError, match="every weight"):
-        Adaptation(weights=True, hooks=(TrainBias(FC2, 32),))
+    with pytest.raises(ValueError, match="own weights"):
+        Adaptation(weights=(Weight("embeddings.LayerNorm.weight"),), hooks=(TrainBias(FC2, 32),))

@@ -37,6 +37,9 @@ KINDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("lora", {"rank": 2, "learning_rate": 1e30}),  # fails
         ("lora", {"rank": 4, "dropout": 0.1, "learning_rate": 1e-12}),  # learns nothing, so it stops early
         ("bitfit", {"learning_rate": 1e-2}),
+        ("ia3", {"learning_rate": 1e-2}),
+        ("ln-tuning", {"learning_rate": 1e-2}),
+        ("adapter", {"reduction_factor": 8, "learning_rate": 1e-2}),
     ],
     "full": [("full", {"learning_rate": 1e-3})],
     "head": [("head", {"learning_rate": 1e-2}), ("head", {"learning_rate": 1e-3, "head": "bias"})],
@@ -144,7 +147,7 @@ def test_a_run_leaves_only_after_a_checkpoint_that_knows_of_it(backbone: Backbon
 
     case = Strict(backbone, "adapters", torch.float32, tmp_path, every=None)
     case.train()
-    assert len(case.ends) == 4
+    assert len(case.ends) == len(KINDS["adapters"])
 
 
 def test_two_checkpoints_are_kept_and_nothing_else(backbone: Backbone, tmp_path: Path) -> None:

@@ -318,8 +318,8 @@ class TestRefused:
             (
                 {"methods": ["full"]},
                 (
-                    "methods.0: received 'full'; it must be a mapping with a key method, one of: full, "
-                    "bitfit, lora, head; such as {method: full, learning_rate: 2e-5}."
+                    "methods.0: received 'full'; it must be a mapping with a key method, one of: "
+                    f"{', '.join(METHODS)}; such as {{method: full, learning_rate: 2e-5}}."
                 ),
             ),
             (
@@ -329,7 +329,7 @@ class TestRefused:
             ({"methods": [{"method": ["full"]}]}, "it must be a mapping with a key method"),
             (
                 {"methods": [{"method": "lorra"}]},
-                "methods.0: 'lorra' is not one of: full, bitfit, lora, head. Did you mean 'lora'?",
+                f"methods.0: 'lorra' is not one of: {', '.join(METHODS)}. Did you mean 'lora'?",
             ),
             ({"methods": [{"method": "full"}]}, "methods.0.learning_rate: this key is missing."),
         ],
@@ -518,12 +518,12 @@ class TestRefused:
                 {"training": {"learning_rate_": 0.1}},
                 (
                     "training.learning_rate_: unknown key. Did you mean 'learning_rate'? "
-                    "It belongs to an entry of 'methods' (full, bitfit, lora, head)."
+                    f"It belongs to an entry of 'methods' ({', '.join(METHODS)})."
                 ),
             ),
             (
                 {"training": {"rank": 3}},
-                "training.rank: unknown key. It belongs to an entry of 'methods' (lora).",
+                "training.rank: unknown key. It belongs to an entry of 'methods' (lora, dora, vera).",
             ),
             (
                 {"training": {"seeds": [0]}},
@@ -539,7 +539,8 @@ class TestRefused:
             ),
             (
                 {"methods": [{**FULL, "rank": 3}]},
-                "methods.0.rank: unknown key. It belongs to lora; full takes: method, learning_rate, head, training.",
+                "methods.0.rank: unknown key. It belongs to lora, dora, vera; full takes: method, layers, "
+                "layerwise_decay, reinit_top, learning_rate, head, head_learning_rate, training.",
             ),
             (
                 {"methods": [{**FULL, "epochs": 3}]},
@@ -747,8 +748,8 @@ class TestMethods:
             "The method Lora has 3 problems:",
             "  rank: received 0; it must be at least 1.",
             "  learning_rate: this key is missing.",
-            "  rnk: unknown key. 'rnk' is not one of: method, rank, alpha, dropout, targets, learning_rate, "
-            "head. Did you mean 'rank'?",
+            "  rnk: unknown key. 'rnk' is not one of: method, rank, alpha, scaling, dropout, targets, layers, init, "
+            "freeze_a, bias, b_learning_rate_ratio, learning_rate, head, head_learning_rate. Did you mean 'rank'?",
         ]
 
     def test_hyperparameters_are_json_and_make_the_method_again(self):
@@ -873,7 +874,7 @@ class TestJsonSchema:
 
     def test_the_examples_conform(self):
         files = [*EXAMPLES.glob("*.yaml"), Path(config.__file__).with_name("study_template.yaml")]
-        assert len(files) == 8
+        assert len(files) == 9
         for path in files:
             assert conforms(read(path).data, self.schema, self.schema), path.name
 
@@ -889,7 +890,7 @@ class TestJsonSchema:
             for key in model["properties"].values():
                 assert key["description"]
                 described += 1
-        assert described == 14 + 16 + 19 + 4 + 4 + 4 + 8 + 15 + 6 + 4 + 2 + 1 + 2
+        assert described == 14 + 16 + 19 + 8 + 6 + 4 + 15 + 15 + 15 + 11 + 6 + 6 + 8 + 6 + 4 + 2 + 1 + 2
         lora = self.schema["$defs"]["LoraSweep"]["properties"]
         assert (lora["alpha"]["default"], lora["targets"]["default"]) == (8.0, ["query", "value"])
         training = self.schema["$defs"]["Training"]["properties"]

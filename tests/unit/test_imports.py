@@ -296,6 +296,7 @@ def test_nothing_is_used_that_could_run_what_it_reads(module: str) -> None:
 # the tensors that runs train have peft's names.
 MAY_SAY_LORA = {
     "methods.lora": "the method",
+    "methods.dora": "which is LoRA and more",
     "methods.registry": "the table of methods",
     "methods.adaptation": "names of tensors in snapshots, and the stream of keyed dropout",
     "packing": "the kernels",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from manytune.cli.common import Json, app, joined, print_json, print_result, print_rich
 from manytune.utils.text import say
+
+if TYPE_CHECKING:
+    from manytune.methods import Method
 
 
 @app.command()
@@ -29,21 +36,64 @@ def tasks(as_json: Json = False) -> None:
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
-    """List the methods and their hyper-parameters."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to list its settings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, or the settings of one."""
     from manytune.methods import METHODS
+    from manytune.report.views import plain_table
+    from manytune.utils.errors import StudyError, choices
 
-    rows = [
-        {
-            "method": name,
-            "summary": (kind.__doc__ or "").splitlines()[0],
-            "hyperparameters": [field for field in kind.model_fields if field != "method"],
-            "paper": kind.paper,
+    if name is not None and name not in METHODS:
+        raise StudyError(choices(name, METHODS))
+    rows = [_described(METHODS[each]) for each in ([name] if name else METHODS)]
+    if as_json:
+        print_json(rows)
+        return
+    if name is None:
+        groups = sorted(rows, key=lambda row: [kind.group for kind in METHODS.values()].index(row["group"]))
+        shown = [
+            [*([""] if index else [row["group"]]), row["method"], row["summary"], row["paper"]]
+            for _, same in groupby(groups, key=itemgetter("group"))
+            for index, row in enumerate(same)
+        ]
+        print_rich(plain_table(("what trains", "method", "what it does", "paper"), shown))
+        say("The settings of a method: manytune methods NAME")
+        return
+    (row,) = rows
+    say(f"{row['method']}: {row['summary']} {row['paper'] or ''}".rstrip())
+    settings = [[key, each["default"], each["meaning"]] for key, each in row["settings"].items()]
+    print_rich(plain_table(("setting", "default", "meaning"), settings))
+
+
+def _described(kind: type[Method]) -> dict[str, Any]:
+    """A method as JSON."""
+    settings = {
+        name: {
+            "default": "must be given" if field.is_required() else _written(field.default),
+            "meaning": " ".join((field.description or "").split()),
         }
-        for name, kind in METHODS.items()
-    ]
-    columns = ("method", "what it does", "hyper-parameters", "paper")
-    print_result(rows, _table(columns, rows), as_json=as_json)
+        for name, field in kind.model_fields.items()
+        if name != "method"
+    }
+    return {
+        "method": kind.model_fields["method"].default,
+        "group": kind.group,
+        "summary": (kind.__doc__ or "").splitlines()[0],
+        "hyperparameters": [*settings],
+        "paper": kind.paper,
+        "settings": settings,
+    }
+
+
+def _written(default: Any) -> str:
+    """A default value as a study file holds it."""
+    if default is None or isinstance(default, bool):
+        return {None: "–", True: "true", False: "false"}[default]
+    if isinstance(default, tuple):
+        return ", ".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 @app.command()
@@ -68,11 +118,11 @@ def models(as_json: Json = False) -> None:
     from manytune.report.views import plain_table
 
     cached = cached_models()
-    targets = {
-        f"{name} adapts": kind.model_fields["targets"].default
-        for name, kind in METHODS.items()
-        if "targets" in kind.model_fields
-    }
+    same: dict[Any, list[str]] = {}  # default targets → the methods that have them
+    for name, kind in METHODS.items():
+        if "targets" in kind.model_fields:
+            same.setdefault(kind.model_fields["targets"].default, []).append(name)
+    targets = {f"{', '.join(names)} adapts": words for words, names in same.items()}
     rows = [
         {
             "family": name,

@@ -84,7 +84,8 @@ class Sweep(Frozen):
     def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without training settings where there are none: a study of before keeps its hash."""
         data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if key != "training" or value is not None}
+        written = {key: value for key, value in data.items() if key != "training" or value is not None}
+        return METHODS[self.method].without_defaults(written)
 
     def __reduce__(self) -> Any:
         # Pickled as what a study file holds, because no module has the class of an entry as a name.

@@ -23,6 +23,7 @@ from manytune.data.splits import Encoded
 from manytune.data.tasks import Task
 from manytune.inference.model_card import model_card
 from manytune.inference.onnx import OnnxModel, onnx_call, write_onnx
+from manytune.inference.torch_hooks import add_hooks
 from manytune.methods import Method
 from manytune.models.loading import (
     MINILM,
@@ -77,8 +78,10 @@ def export(
     """Write a run that has a snapshot for other libraries, into a new or empty folder, and verify it there.
 
     `form` is one of FORMS, by default the first of the method's `exports`. A PEFT adapter holds the head as well; in
-    ONNX, and with `merge`, an adapter is merged into the weights. `base` is the base model that an adapter names, by
-    default the study's; `known_as` is the repository that the call which loads the export names, by default the folder.
+    ONNX, and with `merge`, an adapter is merged into the weights; what cannot be merged is a part of the ONNX graph.
+    `base` is the base model that an adapter names, by default the study's; `known_as` is the repository that the call
+    which loads the export names, by default the folder.
+
     Raises ManytuneError where the run has no such form, the folder cannot be written, or the export, loaded again, does
     not give the recorded logits.
     """
@@ -153,6 +156,11 @@ def _form(form: str | None, run: Run, *, merge: bool, base: str | None) -> str:
             f"{label} cannot be exported: transformers and peft have no form that holds what {run.method.title} "
             "trains, as far as manytune knows. `manytune predict` uses the run as it is."
         )
+    if "transformers" not in exports and (merge or (form is not None and form not in exports)):
+        raise StudyError(
+            f"{label} can be exported as {' or '.join(exports)} alone: what it trains cannot be merged into the "
+            "weights of transformers' model, and peft has no such adapter. `manytune predict` uses the run as it is."
+        )
     if merge and "peft" not in exports:
         raise StudyError(f"--merge: {label} has no adapter to merge; leave it out")
     if form == "peft" and (merge or "peft" not in exports):
@@ -223,7 +231,9 @@ def _in_own_unit(state: dict[str, Tensor], parts: ModelSpec, task: Task) -> dict
 
 
 def _take_over(model: Any, parts: ModelSpec, method: Method, state: Mapping[str, Tensor]) -> None:
-    """Put a run's tensors into transformers' model, an adapter merged into its weights."""
+    """Put a run's tensors into transformers' model: merged into its weights, or, where they cannot be, as hooks."""
+    if "transformers" not in method.exports:
+        state = add_hooks(model, parts.prefix, method.adapt(parts).hooks, state)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in method.merge(state, parameters, parts).items():
@@ -241,7 +251,8 @@ def _write_adapter(
     config = method.peft_config(peft, parts, task_type=task.type.peft_task, modules_to_save=heads)
     name, _, revision = base.partition("@")
     adapted = peft.get_peft_model(model, config)
-    renamed = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
+    renamed = {f"base_model.model.{key}": tensor for key, tensor in method.peft_state(state, parts).items()}
+    renamed |= {f"base_model.{key}": torch.from_numpy(array) for key, array in method.peft_shared(parts).items()}
     result = peft.set_peft_model_state_dict(adapted, renamed)
     if result.unexpected_keys:
         raise StoreError(f"The snapshot holds tensors that peft's model has not: {result.unexpected_keys[0]}.")

@@ -10,17 +10,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from manytune.methods.adaptation import Adaptation, Hook, Weight
 from manytune.utils import problems
 from manytune.utils.errors import StudyError, choices
 from manytune.utils.fields import Frozen
 from manytune.utils.text import short_number
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from manytune.methods.adaptation import Adaptation
     from manytune.models.spec import HeadSpec, ModelSpec
 
 HeadMode = Literal["full", "bias", "frozen"]
@@ -75,6 +82,8 @@ class Method(Frozen):
     """What legends call it, where that is not `title`."""
     paper: ClassVar[str | None] = None
     """Link to where the method comes from."""
+    group: ClassVar[str] = "other"
+    """What it trains of the backbone, in a few words: `manytune methods` lists methods by it."""
     color: ClassVar[str] = "grey"
     """Its colour in charts, out of `PALETTE` of report/figures.py."""
     reference_dash: ClassVar[Literal["dash", "dot"] | None] = None
@@ -92,6 +101,10 @@ class Method(Frozen):
     multiples: ClassVar[Mapping[str, str]] = {}
     """Fields that may also be given as a multiple of another field, by its name; `{of_rank: 2}` is twice the rank."""
 
+    written_if_set: ClassVar[frozenset[str]] = frozenset()
+    """Settings that files and records hold only where they differ from the default: those that a method has been given
+    since it first had users, so that studies of before keep their hash, and files stay short."""
+
     if TYPE_CHECKING:  # each subclass declares these fields in its own order, with its own bounds
         method: str
         learning_rate: float
@@ -101,10 +114,15 @@ class Method(Frozen):
     @classmethod
     def _in_plain_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(cls._with_products(data))
+            made = handler(cls._with_products(data))
         except ValidationError as error:
             found = problems.from_pydantic(error, data, lambda _, key: choices(key, cls.model_fields))
             raise StudyError(problems.message(f"The method {cls.__name__}", found)) from None
+        if getattr(made, "head_learning_rate", None) is not None and made.head == "frozen":
+            raise StudyError(
+                f"methods: {made.method} has a head_learning_rate, but its head is frozen; leave one of them out."
+            )
+        return made
 
     @classmethod
     def _with_products(cls, data: Any) -> Any:
@@ -118,11 +136,29 @@ class Method(Frozen):
                 data = {**data, name: math.prod(factors)}
         return data
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return self.without_defaults(handler(self))
+
+    @classmethod
+    def without_defaults(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A method's or an entry's settings as plain data, less those of `written_if_set` that have their defaults."""
+        defaults = {name: cls.model_fields[name].default for name in cls.written_if_set}
+        return {name: value for name, value in data.items() if name not in defaults or value != defaults[name]}
+
     # What trains.
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
         """What the method trains of a backbone and its head; raises a StudyError where it does not fit the backbone."""
         raise NotImplementedError
+
+    def with_head(self, spec: ModelSpec, *, weights: Iterable[Weight] = (), hooks: Iterable[Hook] = ()) -> Adaptation:
+        """What trains of the backbone, and of the head by the fields `head` and `head_learning_rate`."""
+        trained = self.trained_head(spec.head)
+        rate = getattr(self, "head_learning_rate", None)
+        return Adaptation(
+            tuple(weights), tuple(hooks), trained, 1.0 if rate is None or not trained else rate / self.learning_rate
+        )
 
     def trained_head(self, spec: HeadSpec) -> tuple[str, ...]:
         """Names of the head's tensors that train, by the field `head`."""
@@ -141,8 +177,8 @@ class Method(Frozen):
     def pack_order(self) -> tuple[Any, ...]:
         """Sorts the runs of a pack: neighbours whose tensors have the same shapes share them, which is faster."""
         shared = {"method", "learning_rate", "head"}
-        hyperparameters = (getattr(self, name) for name in type(self).model_fields if name not in shared)
-        return (self.method, *hyperparameters, self.learning_rate, self.head)
+        values = (getattr(self, name) for name in type(self).model_fields if name not in shared)
+        return (self.method, *((value is not None, value) for value in values), self.learning_rate, self.head)
 
     # How a run is shown.
 
@@ -168,7 +204,7 @@ class Method(Frozen):
 
     def _written(self, name: str) -> str:
         value = getattr(self, name)
-        if name == "learning_rate":
+        if name.endswith("learning_rate") and value is not None:
             return short_number(value)
         if isinstance(value, tuple):
             return "+".join(value)
@@ -193,9 +229,17 @@ class Method(Frozen):
 
         `state` has the run's own tensors by name. A method that trains tensors which transformers' model has as well
         gives these back; one that adds tensors computes the weights that do the same from `weights`, the pretrained
-        model's parameters by name.
+        model's parameters by name. A method that adds what no weights can do leaves "transformers" out of `exports`.
         """
         return state
+
+    def peft_state(self, state: Mapping[str, Tensor], spec: ModelSpec) -> Mapping[str, Tensor]:
+        """A run's tensors by the names and in the shapes of peft's adapter, but for `base_model.model.` before each."""
+        return state
+
+    def peft_shared(self, spec: ModelSpec) -> Mapping[str, NDArray[Any]]:
+        """What peft's model holds once for all layers, by its name there but for `base_model.` before it."""
+        return {}
 
     def peft_config(self, peft: Any, spec: ModelSpec, **shared: Any) -> Any:
         """The configuration of the run's adapter, for a method that exports to "peft".

@@ -17,6 +17,7 @@ class Head(Method):
 
     title = "head-only training"
     short_title = "Head only"
+    group = "the head alone"
     color = "purple"
     pack_kind = "head"  # no gradient flows through the backbone, so packs with others would compute it for nothing
     exports = ("transformers", "onnx")
@@ -33,4 +34,4 @@ class Head(Method):
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
         """The head alone."""
-        return Adaptation(head=self.trained_head(spec.head))
+        return self.with_head(spec)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from manytune.methods.adaptation import Adaptation, LowRank
+from pydantic import StrictBool
+
+from manytune.methods.adaptation import Adaptation, Hook, LowRank, LowRankInit, TrainBias
 from manytune.methods.base import Axis, HeadMode, Method
+from manytune.methods.targets import linear_layers, of_last_layers
 from manytune.utils.errors import StudyError
-from manytune.utils.fields import Count, Fraction, LayerNames, Positive
+from manytune.utils.fields import Count, Fraction, LayerNames, Layers, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +29,15 @@ class Lora(Method):
 
     title = "LoRA"
     paper = "https://arxiv.org/abs/2106.09685"
+    group = "low-rank updates"
     color = "green"
     axis = Axis("rank", "LoRA rank", "r=", 2, "rank")
     grid = MappingProxyType({"rank": (2, 8, 64, 256)})
     exports = ("peft", "transformers", "onnx")
-    multiples = MappingProxyType({"alpha": "rank"})
+    written_if_set = frozenset(
+        {"scaling", "layers", "init", "freeze_a", "bias", "b_learning_rate_ratio", "head_learning_rate"}
+    )
+    multiples = MappingProxyType({"alpha": "rank", "head_learning_rate": "learning_rate"})
 
     method: Literal["lora"] = "lora"
     """Train a low-rank update beside chosen linear layers of the frozen backbone."""
@@ -37,15 +45,31 @@ class Lora(Method):
     """Columns of A and rows of B: the rank of the update."""
     alpha: Positive = 8.0
     """The update is scaled by alpha/rank; `{of_rank: 2}` is twice the rank, whichever that is."""
+    scaling: Literal["rank", "root-rank"] = "rank"
+    """What alpha is divided by: the rank, or its square root, as rank-stabilized LoRA does (rsLoRA,
+    https://arxiv.org/abs/2312.03732)."""
     dropout: Fraction = 0.0
     """Probability with which an element of the update's input is zeroed in training; at least 0, below 1."""
     targets: LayerNames = ("query", "value")
-    """Names of the linear layers that get an update, or the last parts of their names; a list of lists
-    compares several sets."""
+    """Names of the linear layers that get an update, or the last parts of their names, or all-linear for every one of
+    the backbone; a list of lists compares several sets."""
+    layers: Layers = "all"
+    """Which of the encoder's layers get updates: all, or the last ones, such as `top 4`."""
+    init: LowRankInit = "kaiming"
+    """How A and B begin: A kaiming-uniform or gaussian and B zero; orthogonal; or as the main singular vectors (pissa)
+    or QR factors (olora) of the weight, which then loses them."""
+    freeze_a: StrictBool = False
+    """Whether A stays as it begins and B alone trains (LoRA-FA, https://arxiv.org/abs/2308.03303)."""
+    bias: Literal["none", "lora", "all"] = "none"
+    """Which biases of the backbone train too: none, those of the layers with an update, or all."""
+    b_learning_rate_ratio: Positive = 1.0
+    """B's learning rate over A's (LoRA+, https://arxiv.org/abs/2402.12354, whose authors use 16)."""
     learning_rate: Positive
     """Peak learning rate of AdamW; good values are some ten times those of full fine-tuning."""
     head: HeadMode = "full"
     """Which parameters of the head train: all of them, its biases, or none."""
+    head_learning_rate: Positive | None = None
+    """Peak learning rate of the head, where it is not `learning_rate`; `{of_learning_rate: 0.1}` is a tenth of it."""
 
     def adapt(self, spec: ModelSpec) -> Adaptation:
         """A and B of each target; raises a StudyError where one matches no layer or is narrower than the rank."""
@@ -54,39 +78,41 @@ class Lora(Method):
             width = min(spec.linears[path])
             if self.rank > width:
                 raise StudyError(
-                    f"methods: lora's rank {self.rank} exceeds the width of {path}, {width}; "
+                    f"methods: {self.method}'s rank {self.rank} exceeds the width of {path}, {width}; "
                     f"a rank from 1 to {width} can be used."
                 )
-        return Adaptation(
-            hooks=tuple(
-                LowRank(path, *spec.linears[path], rank=self.rank, alpha=self.alpha, dropout=self.dropout)
-                for path in paths
-            ),
-            head=self.trained_head(spec.head),
+        if self.init == "orthogonal" and self.rank % 2:
+            raise StudyError(f"methods: {self.method}'s init orthogonal needs an even rank, not {self.rank}.")
+        updates = (
+            LowRank(
+                path,
+                *spec.linears[path],
+                rank=self.rank,
+                scale=self.scale,
+                dropout=self.dropout,
+                trains_a=not self.freeze_a,
+                b_rate=self.b_learning_rate_ratio,
+                init=self.init,
+            )
+            for path in paths
         )
+        return self.with_head(spec, hooks=(*updates, *self._biases(spec, paths)))
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
     def _layers(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Paths of the linear layers that get an update, in the backbone's order.
+        """Paths of the linear layers that get an update, in the backbone's order."""
+        return of_last_layers(linear_layers(spec, self.targets, self.method), self.layers, spec, self.method)
 
-        A target matches every linear layer whose path is the target or ends in "." and the target, as in peft. The
-        words query, key and value, where no layer is called so, mean what the backbone's family calls these layers.
-        Raises a StudyError where a target matches none.
-        """
-        found = set()
-        for target in self.targets:
-            named = (
-                {path for path in spec.linears if f".{path}".endswith(f".{name}")}
-                for name in (target, spec.targets.get(target, target))
-            )
-            matches = next(filter(None, named), None)
-            if matches is None:
-                names = sorted({path.rpartition(".")[2] for path in spec.linears})
-                raise StudyError(
-                    f"methods: lora's target {target!r} matches no linear layer of the backbone; "
-                    f"its linear layers are called: {', '.join(names)}."
-                )
-            found |= matches
-        return tuple(path for path in spec.linears if path in found)
+    def _biases(self, spec: ModelSpec, paths: tuple[str, ...]) -> Iterator[Hook]:
+        chosen = {"none": (), "lora": tuple(f"{path}.bias" for path in paths), "all": spec.biases}[self.bias]
+        for name in spec.biases:
+            if name in chosen:
+                path, _, own = name.rpartition(".")
+                yield TrainBias(path, spec.tensors[name][0], own)
 
     def suits(self, spec: ModelSpec) -> bool:
         """Whether no linear layer is narrower than the rank."""
@@ -96,14 +122,16 @@ class Lora(Method):
         """That targets which are one layer in this backbone are adapted together."""
         if spec.fused is not None and set(self.targets) & spec.targets.keys():
             yield (
-                f"query, key and value are one layer, {spec.fused}; where lora's targets name one of them, "
+                f"query, key and value are one layer, {spec.fused}; where {self.method}'s targets name one of them, "
                 "all of that layer is adapted."
             )
 
     @property
     def pack_order(self) -> tuple[Any, ...]:
         """Runs of one rank, dropout and targets side by side: their factors are one tensor."""
-        return (self.method, self.rank, self.dropout, self.targets, self.alpha, self.learning_rate, self.head)
+        factors = (self.rank, self.dropout, self.targets, self.layers, self.init, self.freeze_a, self.bias)
+        others = (self.scaling, self.alpha, self.b_learning_rate_ratio, self.learning_rate)
+        return (self.method, *factors, *others, self.head, self.head_learning_rate or 0.0)
 
     def merge(self, state: Mapping[str, Tensor], weights: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
         """The update added to the weights that it is for."""
@@ -111,15 +139,35 @@ class Lora(Method):
         for layer in self._layers(spec):
             path = f"{spec.prefix}.{layer}"
             update = state[f"{path}.lora_B.weight"] @ state[f"{path}.lora_A.weight"]
-            merged[f"{path}.weight"] = weights[f"{path}.weight"] + self.alpha / self.rank * update
+            if f"{path}.lora_A.initial" in state:
+                update = update - state[f"{path}.lora_B.initial"] @ state[f"{path}.lora_A.initial"]
+            merged[f"{path}.weight"] = weights[f"{path}.weight"] + self.scale * update
         return merged
 
     def peft_config(self, peft: Any, spec: ModelSpec, **shared: Any) -> Any:
-        """As `peft.LoraConfig`."""
+        """As `peft.LoraConfig`: of twice the rank where the factors did not begin at zero; see `peft_state`."""
+        times = 2 if self.init in ("pissa", "olora") else 1
+        rank = times * self.rank
         return peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
+            r=rank,
+            lora_alpha=self.scale * rank,
             lora_dropout=self.dropout,
             target_modules=[f"{spec.prefix}.{layer}" for layer in self._layers(spec)],
+            bias="lora_only" if self.bias == "lora" else self.bias,
             **shared,
         )
+
+    def peft_state(self, state: Mapping[str, Tensor], spec: ModelSpec) -> Mapping[str, Tensor]:
+        """What the factors began as is subtracted by twice the rank, as peft converts PiSSA to LoRA."""
+        import torch
+
+        found = dict(state)
+        for layer in self._layers(spec):
+            path = f"{spec.prefix}.{layer}"
+            if f"{path}.bias" in found:  # peft moves the layer itself
+                found[f"{path}.base_layer.bias"] = found.pop(f"{path}.bias")
+            if f"{path}.lora_A.initial" in found:
+                for factor, sign, axis in (("A", 1, 0), ("B", -1, 1)):
+                    parts = found[f"{path}.lora_{factor}.weight"], sign * found.pop(f"{path}.lora_{factor}.initial")
+                    found[f"{path}.lora_{factor}.weight"] = torch.cat(parts, axis)
+        return found

@@ -9,11 +9,16 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, SerializeAsAny
 
+from manytune.methods.adapter import Adapter
 from manytune.methods.base import HeadMode, Method
 from manytune.methods.bitfit import BitFit
+from manytune.methods.dora import Dora
 from manytune.methods.full import Full
 from manytune.methods.head_only import Head
+from manytune.methods.ia3 import Ia3
+from manytune.methods.ln_tuning import LnTuning
 from manytune.methods.lora import Lora
+from manytune.methods.vera import Vera
 from manytune.utils.errors import StudyError, choices
 
 METHODS: dict[str, type[Method]] = {}
@@ -33,7 +38,7 @@ def register(kind: type[Method]) -> None:
     METHODS[name] = kind
 
 
-for _kind in (Full, BitFit, Lora, Head):
+for _kind in (Full, BitFit, LnTuning, Lora, Dora, Vera, Ia3, Adapter, Head):
     register(_kind)
 # A package can bring methods of its own. They are found here, because worker processes need them as well.
 for _entry in entry_points(group="manytune.methods"):
@@ -83,9 +88,10 @@ def choose_methods(
     for field, values in sizes.items():
         having = [name for name, kind in METHODS.items() if field in kind.grid]
         if values and not kinds.keys() & set(having):
+            verb = "has" if len(kinds) == 1 else "have"
             raise StudyError(
-                f"--{field}: only {', '.join(having)} has a {field}, not {', '.join(kinds)}. Leave it out, "
-                f"or add --method {having[0]}."
+                f"--{field}: {' and '.join(kinds)} {verb} no {field}, but {', '.join(having)} have one. "
+                f"Leave it out, or add --method {having[0]}."
             )
     found = {}
     for name, kind in kinds.items():

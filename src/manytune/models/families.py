@@ -69,6 +69,15 @@ _MPNET_LAYER = LayerNames(
 
 
 @dataclass(frozen=True)
+class SubLayers:
+    """The modules, in an encoder layer, at which its two sub-layers end."""
+
+    attention: str = "attention.output.dropout"  # whose output is added to the layer's input
+    feed_forward: str = "output.dropout"  # whose output is added to the one of attention
+    last: str = "output.LayerNorm"  # the norm of that sum; empty where the layer ends without one
+
+
+@dataclass(frozen=True)
 class Family:
     """How an architecture is used."""
 
@@ -89,6 +98,7 @@ class Family:
     # config key of the number of standard deviations at which fresh weights of the head are cut off
     cutoff: str | None = None
     layer: LayerNames | None = None  # where `encoder.layer` holds layers built like BERT's
+    sublayers: SubLayers = SubLayers()
     # path of an embedding of relative positions, a column for each head, that all layers add to attention's scores;
     # `relative_position_bucket` of the module around it says which row a key's place less the query's has
     position_bias: str | None = None
@@ -155,12 +165,14 @@ FAMILIES: Mapping[str, Family] = {
         "flat",
         head=(HeadRow("pre_classifier", "relu"), HeadRow("classifier", dropout=("seq_classif_dropout",))),
         targets=_named("q_lin", "k_lin", "v_lin"),
+        sublayers=SubLayers("attention.out_lin", "ffn", "output_layer_norm"),
     ),
     "albert": Family(
         "albert/albert-base-v2",
         "flat",
         head=(HeadRow("classifier", dropout=("classifier_dropout_prob",)),),
         pooler="pooler",
+        sublayers=SubLayers("attention.output_dropout", "ffn_output", "full_layer_layer_norm"),
     ),
     "modernbert": Family(
         "answerdotai/ModernBERT-base",
@@ -170,6 +182,7 @@ FAMILIES: Mapping[str, Family] = {
             HeadRow("classifier", dropout=("classifier_dropout",), scale=lambda config: config.hidden_size**-0.5),
         ),
         targets=_named("Wqkv", "Wqkv", "Wqkv"),
+        sublayers=SubLayers("attn", "mlp", ""),
         pooling="classifier_pooling",
         cutoff="initializer_cutoff_factor",
     ),
@@ -183,6 +196,7 @@ FAMILIES: Mapping[str, Family] = {
         targets=_named("attn.q", "attn.k", "attn.v"),
         first_position=2,
         layer=_MPNET_LAYER,
+        sublayers=SubLayers(attention="attention.dropout"),
         position_bias="encoder.relative_attention_bias",
     ),
     "deberta": Family("microsoft/deberta-base", "padded", targets=_named("in_proj", "in_proj", "in_proj"), bf16=False),

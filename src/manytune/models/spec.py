@@ -6,7 +6,8 @@ plus the pooler where the checkpoint lacks it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,38 @@ class ModelSpec:
     targets: dict[str, str]  # the words query, key and value → what this backbone calls these layers
     passes: int  # how often a layer's matrices are used in a forward pass: ALBERT's layers are one and the same
     padded: bool  # whether its runs are computed one after the other, in padded batches
+    hidden: int  # width of the residual stream
+    # of every layer, the modules at which attention and the feed-forward end, and the norm behind both, or the layer
+    # itself where there is none: see `SubLayers`
+    attention_ends: tuple[str, ...]
+    feed_forward_ends: tuple[str, ...]
+    layer_ends: tuple[str, ...]
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Paths of the norms: the modules whose weight is a vector."""
+        return tuple(name[:-7] for name, shape in self.tensors.items() if name.endswith(".weight") and len(shape) == 1)
 
     @property
     def fused(self) -> str | None:
         """The layer that holds query, key and value all together; None where they are three."""
         return self.targets["query"] if len(set(self.targets.values())) == 1 else None
+
+    @property
+    def depth(self) -> int:
+        """How many layers the encoder has."""
+        return 1 + max((layer for layer in map(self.layer_of, self.tensors) if layer is not None), default=-1)
+
+    def layer_of(self, path: str) -> int | None:
+        """The number of the encoder's layer that a tensor or module of the backbone is in, from 0 at the bottom.
+
+        Layers stand in a numbered list. None for what comes before or behind them.
+        """
+        return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+    def is_behind_layers(self, path: str) -> bool:
+        """Whether a tensor or module of the backbone comes behind all layers: in a pooler, or a last norm."""
+        return path.split(".")[0] in ("pooler", "final_norm")
 
     def evaluated_bytes(self, itemsize: int, longest: int) -> int:
         """Bytes a token that a forward pass without gradients holds at most at once, roughly.
@@ -165,6 +193,10 @@ def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:
         targets={word: _called(word, family.targets[word], linears) for word in WORDS},
         passes=config.num_hidden_layers // groups if groups else 1,
         padded=family.path == "padded",
+        hidden=int(getattr(config, "hidden_size", 0)),
+        attention_ends=_in_layers(family.sublayers.attention, kept),
+        feed_forward_ends=_in_layers(family.sublayers.feed_forward, kept),
+        layer_ends=_in_layers(family.sublayers.last, kept),
     )
 
 
@@ -218,3 +250,9 @@ def _called(word: str, name: str, linears: Mapping[str, Any]) -> str:
     """What the backbone calls a layer: as its family's row says, or the first guess that fits."""
     names = (name, *_GUESSES[word])
     return next((each for each in names if any(f".{path}".endswith(f".{each}") for path in linears)), name)
+
+
+def _in_layers(inner: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """Paths of the modules that are called so inside a layer; of the layers themselves where `inner` is empty."""
+    pattern = re.compile(r"(.+\.)?\d+" + re.escape(inner and f".{inner}"))
+    return tuple(path for path in paths if pattern.fullmatch(path))

@@ -16,6 +16,11 @@ from manytune.methods.adaptation import Adaptation, TensorKind
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
+def multiples(rates: Sequence[float]) -> Tensor | None:
+    """`BankTensor.rates` of runs whose learning rates are multiplied so; None where none is."""
+    return None if all(rate == 1 for rate in rates) else torch.tensor(rates, dtype=torch.float64)
+
+
 def decays(name: str) -> bool:
     """Whether weight decay applies to a tensor of this name: not to biases and norms, as Trainer tells them."""
     return _NO_DECAY.search(name.lower()) is None
@@ -57,6 +62,8 @@ class BankTensor:
     # in step. None where products read `value` itself.
     compute_copy: nn.Parameter | None = None
     touched_rows: Tensor | None = None  # the value of `touched`, once computed
+    # [G] fp64 on the CPU: its learning rate as a multiple of its runs'; None: it is theirs
+    rates: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.decays is None:
@@ -227,6 +234,7 @@ class Bank:
                 kept = [run - tensor.group.first for run in runs if tensor.holds(run)]
                 tensor.value = nn.Parameter(tensor.value.detach()[kept], tensor.value.requires_grad)
                 tensor.moments = {name: moment[kept] for name, moment in tensor.moments.items()}
+                tensor.rates = None if tensor.rates is None else tensor.rates[kept]
         self.tensors = [t for t in self.tensors if any(t.holds(run) for run in runs)]
         for group in self.groups:
             first = sum(run < group.first for run in runs)

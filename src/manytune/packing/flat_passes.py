@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from manytune.methods.adaptation import Weight
 from manytune.models.families import family_of
 from manytune.models.loading import Backbone
 from manytune.packing import flat_attention
-from manytune.packing.bank import Bank, BankTensor, Earlier, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member, multiples
 from manytune.packing.context import Context, dropped
 from manytune.packing.heads import PackedHead
 from manytune.packing.hooks import HookSites, ModuleHooks
-from manytune.packing.layer import PackedLayer
+from manytune.packing.initial import begin_anew
+from manytune.packing.layer import PackedLayer, served_kinds
 from manytune.packing.layout import Layout
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, adapted
 from manytune.packing.positions import PositionBias, PositionedAttention
@@ -44,8 +47,8 @@ class FlatPasses:
         self._backbone = backbone
         self._positions: PositionBias | None = None
         self._adapted: set[str] = set()  # paths of the modules behind which bottlenecks may stand
-        full = any(member.adaptation.weights for member in members)
-        self._encoder = shared(backbone.model, full, context.dtype, device)
+        weights = {weight.name: weight for member in members for weight in member.adaptation.weights}
+        self._encoder = shared(backbone.model, weights, context.dtype, device)
         if backbone.position_bias is None:
             self._encoder.set_attn_implementation(flat_attention.NAME)
         prefix = backbone.model_spec.prefix
@@ -53,8 +56,8 @@ class FlatPasses:
         self.hooks = self._sites.hooks
         self._sites.fill(bank, members)
         self._install()
-        if full:
-            self._train_weights(bank, prefix)
+        if weights:
+            self._train_weights(bank, prefix, weights, members[0].seed)
         self.pooler: PackedLinear | None = None
         if backbone.pooler is not None:
             self.pooler = self._encoder.get_submodule(backbone.pooler)
@@ -71,9 +74,12 @@ class FlatPasses:
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether every layer is one of ours, and no bottleneck walks over the bounds of runs."""
+        """Whether every layer is one of ours, and no hook is of a kind that walks over the bounds of runs."""
         own = bool(self._layers) and all(isinstance(layer, PackedLayer) for layer in self._layers)
-        return own and not any(hooks.serial for hooks in self.hooks.values())
+        return own and all(
+            hooks.kinds <= {"biases", "low_rank"} and all(update.can_be_recorded for update in hooks.low_rank)
+            for hooks in self.hooks.values()
+        )
 
     def logits(self, layout: Layout, head: PackedHead) -> Tensor:
         """[R, B, outputs] fp32."""
@@ -164,30 +170,44 @@ class FlatPasses:
         if self._names is None and self._positions is None:
             return []
         found: list[_Layer] = []
-        unknown = [path for path, hooks in self.hooks.items() if not hooks.kinds <= {"biases", "low_rank"}]
+        served = {} if self._names is None else served_kinds(self._names)
+        unknown = set()  # numbers of layers
+        for path, hooks in self.hooks.items():
+            if match := _IN_LAYER.fullmatch(path):
+                unknown |= set() if hooks.kinds <= served.get(match[2], set()) else {match[1]}
         layers = list(self._encoder.get_submodule("encoder.layer").named_children())
         for name, layer in layers:
             last = layer is layers[-1][1]
-            if self._names is None or any(f"{path}.".startswith(f"encoder.layer.{name}.") for path in unknown):
+            if self._names is None or name in unknown:
                 found.append(partial(_through_modules, layer, self.context, last))
                 continue
             if name not in self._own_layers:
                 heads = self._backbone.config.num_attention_heads
-                self._own_layers[name] = PackedLayer(layer, self._names, self.context, heads=heads, last=last)
+                self._own_layers[name] = PackedLayer(
+                    layer, self._names, self.context, self.hooks, heads=heads, last=last
+                )
             found.append(self._own_layers[name])
         return found
 
-    def _train_weights(self, bank: Bank, prefix: str) -> None:
+    def _train_weights(self, bank: Bank, prefix: str, weights: Mapping[str, Weight], seed: int) -> None:
         """Full fine-tuning: the backbone's own tensors are the bank of a pack of one."""
         group = bank.group(0, 1)
         for name, parameter in list(self._encoder.named_parameters()):
+            weight = weights.get(name)
+            if weight is None:
+                continue
+            begin_anew(weight, parameter.detach(), seed)
             parameter.requires_grad_(True)
-            tensor = BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False)
+            rates = multiples([weight.rate])
+            tensor = BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False, rates=rates)
             module = self._encoder.get_submodule(name.rpartition(".")[0])
             if isinstance(module, PackedLinear) and name.endswith(".weight") and module.dtype != parameter.dtype:
                 tensor.compute_copy = module.weight = nn.Parameter(parameter.detach().to(module.dtype))
             bank.add(tensor)
 
+
+_IN_LAYER = re.compile(r"encoder\.layer\.(\d+)\.?(.*)")
+"""The number of a layer, and the path inside it, which is empty for the layer itself."""
 
 _SERVED: dict[type, set[str]] = {
     PackedLinear: {"biases", "input_scales", "output_scales", "low_rank", "serial"},
@@ -213,7 +233,11 @@ def _adapt_output(context: Context, hooks: ModuleHooks, module: nn.Module, input
     """A forward hook of torch's: the runs' bottlenecks behind a module; none once those runs have left the pack."""
     if isinstance(output, tuple):
         return _adapt_output(context, hooks, module, inputs, output[0]), *output[1:]
-    return adapted(output, hooks.serial, context) if hooks.serial else output
+    again = [adapter for adapter in hooks.serial if adapter.renorms]
+    behind = [adapter for adapter in hooks.serial if not adapter.renorms]
+    if again:  # a run without one has the same sums normed again, which changes no bit
+        output = module.forward(adapted(output, again, context, onto=inputs[0]))
+    return adapted(output, behind, context) if behind else output
 
 
 class _KeyedDropout(nn.Module):

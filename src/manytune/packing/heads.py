@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from manytune.models.spec import HeadLayer, HeadSpec
-from manytune.packing.bank import Bank, BankTensor, Earlier, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member, multiples
 from manytune.packing.context import Context, dropped
 from manytune.packing.dropout import Drop, generator
 from manytune.packing.kernels import Kernels
@@ -74,11 +74,12 @@ class PackedHead:
         first = 0
         for names, same in groupby(members, key=lambda member: member.adaptation.head):
             group = bank.group(first, first + len(list(same)))
+            rates = multiples([member.adaptation.head_rate for member in members[first : group.last]])
             tensors = {}
             for name in (tensor.name for tensor in spec.tensors()):
                 value, moments = earlier.stacked(name, group, partial(drawn, name))
                 tensors[name] = bank.add(
-                    BankTensor(name, "head", group, nn.Parameter(value, name in names), moments=moments)
+                    BankTensor(name, "head", group, nn.Parameter(value, name in names), moments=moments, rates=rates)
                 )
             self.groups.append(tensors)
             first = group.last

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from itertools import groupby
 
 import torch
@@ -13,41 +14,32 @@ from torch import Tensor, nn
 from manytune.methods.adaptation import (
     Bottleneck,
     Hook,
-    HookTensor,
     LowRank,
     ScaleInput,
     ScaleOutput,
+    SharedLowRank,
     TrainBias,
     TrainGain,
 )
-from manytune.packing.bank import Bank, BankTensor, Earlier, Group, Member
-from manytune.packing.dropout import generator
-
-
-@dataclass
-class LowRankUpdate:
-    """The update that one group of runs adds to one linear layer's output: scale * drop(x) A B."""
-
-    a: BankTensor  # [G, in, rank]
-    b: BankTensor  # [G, rank, out]
-    scale: Tensor  # [G], alpha / rank of each run
-    dropout: float  # probability that a channel of the update's input is dropped while training
-
-    @property
-    def group(self) -> Group:
-        """The runs that make the update."""
-        return self.a.group
+from manytune.methods.projections import Projections
+from manytune.packing.bank import Bank, BankTensor, Earlier, Group, Member, multiples
+from manytune.packing.initial import initial_values
+from manytune.packing.updates import LowRankUpdate, SharedUpdate, Update
 
 
 @dataclass
 class SerialAdapter:
-    """The bottlenecks that one group of runs has behind a module: y + act(y down + down_bias) up + up_bias."""
+    """The bottlenecks that one group of runs has behind a module: y + act(y down + down_bias) up + up_bias.
+
+    Those with `renorms` stand behind a norm, and add to its input instead.
+    """
 
     down: BankTensor  # [G, size, width]
     down_bias: BankTensor  # [G, width]
     up: BankTensor  # [G, width, size]
     up_bias: BankTensor  # [G, size]
     activation: str  # its name in transformers
+    renorms: bool
 
     @property
     def group(self) -> Group:
@@ -63,7 +55,7 @@ class ModuleHooks:
     gains: list[BankTensor] = field(default_factory=list)  # [G, out] each, of a norm
     input_scales: list[BankTensor] = field(default_factory=list)  # [G, in] each, of a linear layer
     output_scales: list[BankTensor] = field(default_factory=list)  # [G, out] each, of a linear layer
-    low_rank: list[LowRankUpdate] = field(default_factory=list)  # updates of a linear layer
+    low_rank: list[Update] = field(default_factory=list)  # of a linear layer
     serial: list[SerialAdapter] = field(default_factory=list)  # networks behind the module
 
     @property
@@ -72,10 +64,9 @@ class ModuleHooks:
         return {each.name for each in fields(self) if getattr(self, each.name)}
 
     def keep(self, runs: Sequence[int]) -> None:
-        """Shrink the scales to some runs, given by their present numbers, before the bank shrinks."""
+        """Shrink what the bank does not hold to some runs, given by their present numbers, before the bank shrinks."""
         for update in self.low_rank:
-            first, last = update.group.first, update.group.last
-            update.scale = update.scale[[run - first for run in runs if first <= run < last]]
+            update.keep(runs)
 
     def clear(self) -> None:
         """Let go of everything, before the runs of another pack are put in."""
@@ -96,6 +87,7 @@ class HookSites:
         self._prefix, self._device = prefix, device
         self._modules = dict(encoder.named_modules())
         self._frozen = dict(encoder.named_parameters(remove_duplicate=False))
+        self._projections: dict[tuple[Projections, torch.dtype], tuple[Tensor, Tensor]] = {}  # A and B of each
         self.hooks: defaultdict[str, ModuleHooks] = defaultdict(ModuleHooks)  # of each module, by its path
 
     def fill(self, bank: Bank, members: Sequence[Member], earlier: Earlier | None = None) -> None:
@@ -109,6 +101,7 @@ class HookSites:
         earlier = earlier or Earlier()
         for hooks in self.hooks.values():
             hooks.clear()
+        self._projections.clear()
         first = 0
         for own, same in groupby(members, _group_key):
             last = first + len(list(same))
@@ -116,37 +109,39 @@ class HookSites:
             for index, hook in enumerate(own):
                 assert group is not None
                 _refuse_unfit(hook, self._modules.get(hook.path))
-                tensors = [
-                    self._stacked(bank, group, name, tensor, hook, members, earlier)
-                    for name, tensor in zip(hook.names, hook.tensors, strict=True)
-                ]
                 each = [member.adaptation.hooks[index] for member in members[first:last]]
-                self._note(self.hooks[hook.path], hook, tensors, each)
+                self._note(self.hooks[hook.path], hook, self._stacked(bank, group, hook, each, members, earlier), each)
             first = last
 
     def _stacked(
         self,
         bank: Bank,
         group: Group,
-        name: str,
-        tensor: HookTensor,
         hook: Hook,
+        each: Sequence[Hook],
         members: Sequence[Member],
         earlier: Earlier,
-    ) -> BankTensor:
-        """One tensor of a hook, of all runs of a group, in the bank."""
-        full_name = f"{self._prefix}.{name}"
-        value, moments = earlier.stacked(
-            full_name,
-            group,
-            lambda runs: _initial(tensor, hook, [members[run] for run in runs], self._frozen.get(name)).to(
-                self._device
-            ),
-        )
-        transposed = len(tensor.shape) == 2
-        return bank.add(
-            BankTensor(full_name, tensor.kind, group, nn.Parameter(value), True, transposed, moments, tensor.decays)
-        )
+    ) -> list[BankTensor]:
+        """The tensors of a hook, of all runs of a group, in the bank; `each` has the hook of every run."""
+        begun = cache(lambda run: initial_values(hook, members[run].seed, self._frozen))
+        found = []
+        for index, (name, tensor) in enumerate(zip(hook.names, hook.tensors, strict=True)):
+            full_name = f"{self._prefix}.{name}"
+            value, moments = earlier.stacked(full_name, group, partial(self._begun, begun, index))
+            rates = multiples([own.tensors[index].rate for own in each])
+            parameter, transposed = nn.Parameter(value, tensor.trains), len(tensor.shape) == 2
+            found.append(
+                bank.add(
+                    BankTensor(
+                        full_name, tensor.kind, group, parameter, True, transposed, moments, tensor.decays, rates=rates
+                    )
+                )
+            )
+        return found
+
+    def _begun(self, begun: Callable[[int], list[Tensor]], index: int, runs: Sequence[int]) -> Tensor:
+        """[G, ...]: one of the tensors of a hook of runs that begin."""
+        return torch.stack([begun(run)[index] for run in runs]).to(self._device)
 
     def _note(self, at: ModuleHooks, hook: Hook, tensors: list[BankTensor], each: Sequence[Hook]) -> None:
         """Note what a group's hook does to its module; `each` has that of every run."""
@@ -160,20 +155,43 @@ class HookSites:
             case ScaleOutput():
                 at.output_scales += tensors
             case LowRank():
-                scale = [update.alpha / update.rank for update in each if isinstance(update, LowRank)]
-                a, b = tensors
-                at.low_rank.append(LowRankUpdate(a, b, torch.tensor(scale, device=self._device), hook.dropout))
+                scale = torch.tensor([own.scale for own in each if isinstance(own, LowRank)], device=self._device)
+                a, b, *others = tensors
+                magnitude = others.pop(0) if hook.magnitude else None
+                at.low_rank.append(LowRankUpdate(a, b, scale, hook.dropout, magnitude))
+                if others:  # what the factors began as
+                    at.low_rank.append(LowRankUpdate(others[0], others[1], -scale, 0.0))
+            case SharedLowRank():
+                lambda_b, lambda_d = tensors
+                at.low_rank.append(SharedUpdate(lambda_b, lambda_d, *self._factors(hook), hook.dropout))
             case Bottleneck():
                 down, down_bias, up, up_bias = tensors
-                at.serial.append(SerialAdapter(down, down_bias, up, up_bias, hook.activation))
+                at.serial.append(SerialAdapter(down, down_bias, up, up_bias, hook.activation, hook.renorms))
             case _:
                 raise ValueError(f"{type(hook).__name__} is not a hook that packs can apply")
 
+    def _factors(self, hook: SharedLowRank) -> tuple[Tensor, Tensor]:
+        """A [rank, in] and B [out, rank] of one layer, parts of what all layers and runs of the pack share."""
+        key = hook.projections, self._frozen[f"{hook.path}.weight"].dtype
+        if key not in self._projections:
+            a, b = (torch.from_numpy(factor).to(self._device, key[1]) for factor in hook.projections.draw())
+            self._projections[key] = a, b
+        a, b = self._projections[key]
+        return a[:, : hook.inputs], b[: hook.outputs]
+
 
 def _group_key(member: Member) -> list[Hook]:
-    """The hooks of a run; all but alpha, which is only a factor, must be the same in a group."""
-    hooks = member.adaptation.hooks
-    return [replace(hook, alpha=1.0) if isinstance(hook, LowRank) else hook for hook in hooks]
+    """The hooks of a run; all but factors, of the output or a learning rate, must be the same in a group.
+
+    Where factors begin by the scale, it must be the same too.
+    """
+
+    def key(hook: Hook) -> Hook:
+        if not isinstance(hook, LowRank):
+            return hook
+        return replace(hook, scale=hook.scale if hook.init == "pissa" else 1.0, b_rate=1.0)
+
+    return [key(hook) for hook in member.adaptation.hooks]
 
 
 def _refuse_unfit(hook: Hook, module: nn.Module | None) -> None:
@@ -188,20 +206,3 @@ def _refuse_unfit(hook: Hook, module: nn.Module | None) -> None:
             f"{type(hook).__name__} is for a linear layer (out, in) {hook.linear}; {hook.path} is a "
             f"{type(module).__name__} {shape or ''}"
         )
-
-
-def _initial(tensor: HookTensor, hook: Hook, members: Sequence[Member], frozen: Tensor | None) -> Tensor:
-    """[G, ...]: what the tensor begins with in each run; a matrix lies as (in, out), as rows are multiplied by it."""
-    shape = tensor.shape[::-1]
-    if tensor.init == "pretrained" and (frozen is not None or not isinstance(hook, TrainBias)):
-        if frozen is None or frozen.shape != shape:
-            has = "nothing" if frozen is None else f"the shape {tuple(frozen.shape)}"
-            raise ValueError(f"{type(hook).__name__} is for a {tensor.name} {shape}; {hook.path} has {has}")
-        return frozen.detach().expand(len(members), *shape).clone()
-    if tensor.init != "kaiming":
-        return torch.full((len(members), *shape), float(tensor.init == "ones"))
-    draws = []
-    for member in members:
-        key = (hook.stream, member.seed, hook.path, tensor.shape[0])
-        draws.append(nn.init.kaiming_uniform_(torch.empty(tensor.shape), a=5**0.5, generator=generator(*key)).mT)
-    return torch.stack(draws).contiguous()

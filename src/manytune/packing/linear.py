@@ -6,7 +6,7 @@ Shape letters are those of `layout.py`; n is the number of rows, G that of the r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,46 +18,8 @@ from manytune.packing.bank import BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Drop
 from manytune.packing.hooks import ModuleHooks, SerialAdapter
-from manytune.packing.kernels import Kernels, LoraCall, Segments
-
-
-@dataclass(frozen=True, eq=False)
-class LoraUse:
-    """How a group's update is applied in one forward pass."""
-
-    segments: Segments  # the rows of each of its runs
-    drop: Drop | None  # dropout of the update's input, keyed for the rows of all runs
-    scale: Tensor  # [G], alpha / rank of each run
-
-    def call(self, x: Tensor, a: Tensor, b: Tensor) -> LoraCall:
-        """The update by A [G, in, r] and B [G, r, out] of this use's rows of x [n, in]."""
-        return LoraCall(x, self.segments, self.drop, a, b, self.scale)
-
-
-def lora_forward(
-    y: Tensor, x: Tensor, uses: Sequence[LoraUse], factors: Sequence[Tensor], kernels: Kernels
-) -> list[Tensor]:
-    """Add scale * drop(x) A B to the rows of y [n, out], which may be strided, for each group's use and x [n, in].
-
-    `factors` are A [G, in, r] and B [G, r, out] of each group in turn. Returns what `lora_backward` needs of drop(x) A.
-    """
-    return [kernels.lora_(y, use.call(x, a, b)) for use, a, b in zip(uses, factors[::2], factors[1::2], strict=True)]
-
-
-def lora_backward(
-    grad: Tensor,
-    x: Tensor,
-    inner: Sequence[Tensor],
-    uses: Sequence[LoraUse],
-    factors: Sequence[Tensor],
-    grad_x: Tensor | None,
-    kernels: Kernels,
-) -> list[Tensor]:
-    """The gradients of A and B of each group in turn, from `lora_forward`'s `inner`; adds that of x to `grad_x`."""
-    found: list[Tensor] = []
-    for use, products, a, b in zip(uses, inner, factors[::2], factors[1::2], strict=True):
-        found += kernels.lora_grad(grad, products, use.call(x, a, b), grad_x)
-    return found
+from manytune.packing.kernels import Kernels, Segments
+from manytune.packing.updates import Use, scale_runs_, with_tensors
 
 
 class PackedLinear(nn.Module):
@@ -88,7 +50,7 @@ class PackedLinear(nn.Module):
         if not hooks.biases and not hooks.low_rank:
             y = F.linear(rows, self.weight, None if self.bias is None else self.bias.to(self.dtype))
         else:
-            y = _BankedLinear.apply(rows, self.weight, self.run_bias(), context, self.uses(), *self.factors())
+            y = _BankedLinear.apply(rows, self.weight, self.run_bias(), context, self.uses(), *self.update_tensors())
         if hooks.output_scales:
             y = _ScaleRuns.apply(y, run_rows(1.0, hooks.output_scales, context), context)
         return y.view(*x.shape[:-1], -1)
@@ -99,11 +61,11 @@ class PackedLinear(nn.Module):
             return None
         return run_rows(0.0 if self.bias is None else self.bias, self.hooks.biases, self.context)
 
-    def factors(self) -> list[Tensor]:
-        """A and B of each group in turn."""
-        return [factor for update in self.hooks.low_rank for factor in (update.a.value, update.b.value)]
+    def update_tensors(self) -> list[Tensor]:
+        """What the uses of all updates take, in turn."""
+        return [tensor for update in self.hooks.low_rank for tensor in update.tensors(self.weight)]
 
-    def uses(self) -> list[LoraUse]:
+    def uses(self) -> list[Use]:
         """How each update is to be applied in this forward pass.
 
         All groups share the layer's site key, so a run's mask does not depend on which group it is in.
@@ -115,7 +77,7 @@ class PackedLinear(nn.Module):
         uses = []
         for update in self.hooks.low_rank:
             drop = Drop(keys, site_key, update.dropout) if keys is not None and update.dropout > 0 else None
-            uses.append(LoraUse(context.part(update.group.first, update.group.last), drop, update.scale))
+            uses.append(update.use(context.part(update.group.first, update.group.last), drop, self.weight))
         return uses
 
 
@@ -164,9 +126,13 @@ def run_rows(frozen: Tensor | float, banks: Sequence[BankTensor], context: Conte
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def adapted(y: Tensor, adapters: Sequence[SerialAdapter], context: Context) -> Tensor:
-    """Y [..., H], whose flattened rows are sorted by run, behind the bottlenecks of the runs that have one."""
+def adapted(y: Tensor, adapters: Sequence[SerialAdapter], context: Context, onto: Tensor | None = None) -> Tensor:
+    """What the runs' bottlenecks make of y [..., H], whose flattened rows are sorted by run, added to `onto` [..., H].
+
+    Where `onto` is None, it is y.
+    """
     rows = y.reshape(-1, y.shape[-1])
+    base = rows if onto is None else onto.reshape(-1, y.shape[-1])
     bounds = context.segments.bounds
     pieces, done = [], 0
     for adapter in adapters:
@@ -178,9 +144,9 @@ def adapted(y: Tensor, adapters: Sequence[SerialAdapter], context: Context) -> T
             if weight is adapter.up:
                 hidden = ACT2FN[adapter.activation](hidden)
             hidden = _RunLinear.apply(hidden, weight.value, bias.value, part, context.kernels)
-        pieces += [rows[done : bounds[first]], group_rows + hidden.to(group_rows.dtype)]
+        pieces += [base[done : bounds[first]], base[bounds[first] : bounds[last]] + hidden.to(base.dtype)]
         done = bounds[last]
-    return torch.cat([*pieces, rows[done:]]).view(y.shape)
+    return torch.cat([*pieces, base[done:]]).view(y.shape)
 
 
 class _RunLinear(torch.autograd.Function):
@@ -210,7 +176,7 @@ class _RunLinear(torch.autograd.Function):
 
 
 class _BankedLinear(torch.autograd.Function):
-    """One node for the frozen product, the run's bias and all LoRA groups.
+    """One node for the frozen product, the run's bias and the updates of all groups.
 
     As separate autograd nodes these would each add a gradient of the size of x; here they add into one.
     """
@@ -222,25 +188,43 @@ class _BankedLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         context: Context,
-        uses: list[LoraUse],
-        *factors: Tensor,
+        uses: list[Use],
+        *tensors: Tensor,
     ) -> Tensor:
         y = F.linear(x, weight)
         ctx.segments, ctx.kernels, ctx.uses = context.segments, context.kernels, uses
+        pairs = list(with_tensors(uses, tensors))
+        for use, own in pairs:
+            if use.scales:
+                use.add_(y, x, own, ctx.kernels)
         if bias is not None:
             _add_run_rows_(y, bias, ctx.segments, ctx.kernels)
-        inner = lora_forward(y, x, uses, factors, ctx.kernels)
-        ctx.save_for_backward(x, weight, *factors, *inner)
+        for use, own in pairs:
+            if not use.scales:
+                use.add_(y, x, own, ctx.kernels)
+        ctx.save_for_backward(x, weight, *tensors, *(each for use in uses for each in use.kept))
+        ctx.kept = [len(use.kept) for use in uses]
+        for use in uses:
+            use.kept = ()  # autograd lets go of what it holds as soon as the node is done
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, *rest = ctx.saved_tensors
+        x, weight, *tensors = ctx.saved_tensors
+        pairs = list(with_tensors(ctx.uses, tensors))
+        kept = iter(tensors[sum(use.count for use in ctx.uses) :])
+        for use, count in zip(ctx.uses, ctx.kept, strict=True):
+            use.kept = tuple(islice(kept, count))
         grad = grad.contiguous()
-        factors, inner = rest[: 2 * len(ctx.uses)], rest[2 * len(ctx.uses) :]
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
         grad_bias = ctx.kernels.segment_sums(grad, ctx.segments) if ctx.needs_input_grad[2] else None
-        grads = lora_backward(grad, x, inner, ctx.uses, factors, grad_x, ctx.kernels)
+        if any(use.scales for use, _ in pairs):
+            grad = grad.clone()  # others may hold it
+        for use, own in pairs:
+            use.scale_grad_(grad, own, ctx.kernels)
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        grads = [each for use, own in pairs for each in use.grads(grad, x, own, grad_x, ctx.kernels)]
+        for use in ctx.uses:
+            use.kept = ()
         return grad_x, None, grad_bias, None, None, *grads
 
 
@@ -280,12 +264,13 @@ class _ScaleRuns(torch.autograd.Function):
 
 
 def _scaled(x: Tensor, rows: Tensor, segments: Segments, kernels: Kernels) -> Tensor:
-    if kernels.fuses:  # every slice is a launch, and reads bounds of the host
-        return (x * rows[segments.runs]).to(x.dtype)
-    y = x.clone()
-    for row, first, last in zip(rows, segments.bounds, segments.bounds[1:], strict=False):
-        y[first:last] *= row
-    return y
+    return scale_runs_(x.clone(), rows, segments, kernels)
+
+
+def add_run_rows(x: Tensor, rows: Tensor, context: Context) -> Tensor:
+    """X [n, c] plus each run's own row of [R or 1, c], with a gradient for both."""
+    out: Tensor = _AddRunRows.apply(x, rows, context)
+    return out
 
 
 def _add_run_rows_(y: Tensor, run_bias: Tensor, segments: Segments, kernels: Kernels) -> None:

@@ -71,5 +71,5 @@ def _adamw_tensor(tensor: BankTensor) -> AdamWTensor | None:
     else:
         grad = tensor.stack(grad).contiguous()
     copy = None if tensor.compute_copy is None else tensor.stack(tensor.compute_copy.detach())
-    exp_avg, exp_avg_sq = tensor.moments["exp_avg"], tensor.moments["exp_avg_sq"]
-    return AdamWTensor(tensor.group.first, value, grad, exp_avg, exp_avg_sq, copy, bool(tensor.decays), touched)
+    state = (tensor.group.first, value, grad, tensor.moments["exp_avg"], tensor.moments["exp_avg_sq"])
+    return AdamWTensor(*state, copy, bool(tensor.decays), touched, tensor.rates)

@@ -27,11 +27,12 @@ from transformers.activations import ACT2FN
 
 from manytune.models.families import family_of
 from manytune.models.loading import Backbone
-from manytune.packing.bank import Bank, BankTensor, Earlier, Member
+from manytune.packing.bank import Bank, BankTensor, Earlier, Member, multiples
 from manytune.packing.context import Context, dropped
 from manytune.packing.dropout import Drop, head_keys, numbered_keys
 from manytune.packing.heads import PackedHead
 from manytune.packing.hooks import HookSites, ModuleHooks
+from manytune.packing.initial import begin_anew
 from manytune.packing.layout import Layout
 from manytune.packing.sharing import shared
 from manytune.utils.errors import ModelError
@@ -47,20 +48,23 @@ class PaddedPasses:
         self.context = context
         self._backbone = backbone
         self._device = device
-        full = any(member.adaptation.weights for member in members)
+        weights = [weight for member in members for weight in member.adaptation.weights]
         self._dtype = context.dtype if family_of(backbone.family).bf16 else torch.float32
-        self.model = shared(backbone.whole, full, self._dtype, device)
+        self.model = shared(backbone.whole, {weight.name for weight in weights}, self._dtype, device)
         self.model.set_attn_implementation("eager")  # whose dropout is a call that can be keyed
         self._turn: _Turn | None = None
         prefix = backbone.model_spec.prefix
         encoder = self.model.base_model
         self._sites = HookSites(prefix, encoder, device)
         self.hooks = self._sites.hooks
-        if full:
+        if weights:
             group = bank.group(0, 1)
-            for name in backbone.model_spec.tensors:
-                parameter = encoder.get_parameter(name).requires_grad_(True)
-                bank.add(BankTensor(f"{prefix}.{name}", "backbone", group, parameter, stacked=False))
+            for weight in weights:
+                parameter = encoder.get_parameter(weight.name)
+                begin_anew(weight, parameter.detach(), members[0].seed)
+                parameter.requires_grad_(True)
+                name, rates = f"{prefix}.{weight.name}", multiples([weight.rate])
+                bank.add(BankTensor(name, "backbone", group, parameter, stacked=False, rates=rates))
         # The tensors that a run's own can stand in for; what it trains beside them is added by forward hooks.
         self._parameters = {name for name, _ in self.model.named_parameters()}
         self._registered: set[tuple[str, str]] = set()  # paths of modules, and where torch's hooks are on them
@@ -142,7 +146,7 @@ class PaddedPasses:
                 x = (x * scale.of_run(turn.run)).to(x.dtype)
         return (x, *rest)
 
-    def _after(self, hooks: ModuleHooks, site: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def _after(self, hooks: ModuleHooks, site: str, module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
         """A forward hook of torch's: what the run whose turn it is makes of a module's output."""
         if isinstance(output, tuple):  # a layer that gives its attention weights too
             return self._after(hooks, site, module, inputs, output[0]), *output[1:]
@@ -153,17 +157,17 @@ class PaddedPasses:
             if bias.holds(run) and bias.name not in self._parameters:
                 y = y + bias.of_run(run).to(y.dtype)
         for update in hooks.low_rank:
-            if update.a.holds(run):
+            if update.group.first <= run < update.group.last:
                 x = turn.drop(inputs[0], update.dropout, site)
-                scale = update.scale[run - update.group.first]
-                y = y + (x @ update.a.of_run(run) @ update.b.of_run(run) * scale).to(y.dtype)
+                y = y + update.of_run(run, x, module.weight).to(y.dtype)
         for factor in hooks.output_scales:
             if factor.holds(run):
                 y = (y * factor.of_run(run)).to(y.dtype)
         for adapter in hooks.serial:
             if adapter.down.holds(run):
                 inner = ACT2FN[adapter.activation](y @ adapter.down.of_run(run) + adapter.down_bias.of_run(run))
-                y = y + (inner @ adapter.up.of_run(run) + adapter.up_bias.of_run(run)).to(y.dtype)
+                added = (inner @ adapter.up.of_run(run) + adapter.up_bias.of_run(run)).to(y.dtype)
+                y = module.forward(inputs[0] + added) if adapter.renorms else y + added
         return y
 
 

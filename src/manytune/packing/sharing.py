@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 from dataclasses import replace
 
 import torch
@@ -24,12 +25,14 @@ def on_device(backbone: Backbone, device: torch.device) -> Backbone:
     """The backbone with its tensors on a device, in fp32: every pack that is built there shares them."""
     if device.type == "cpu":
         return backbone
-    whole = shared(backbone.whole, False, torch.float32, device)
+    whole = shared(backbone.whole, (), torch.float32, device)
     return replace(backbone, whole=whole, model=whole.base_model)
 
 
-def shared(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A new module tree over the same tensors; over tensors of its own where they train (`full`).
+def shared(
+    model: PreTrainedModel, trained: Container[str], dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """A new module tree over the same tensors; over tensors of its own where they train: their paths in the backbone.
 
     Frozen matrices of the layers are cast to `dtype`, for products; not embeddings, of which few rows are read at a
     time, nor biases and norms, which add up in fp32.
@@ -39,9 +42,11 @@ def shared(model: PreTrainedModel, full: bool, dtype: torch.dtype, device: torch
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and is_in_layers(path)
     }
+    own = {id(tensor) for name, tensor in model.base_model.named_parameters() if name in trained}
     memo: dict[int, Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        wanted = dtype if id(tensor) in products and not full else tensor.dtype
-        new = tensor.detach().to(device, wanted, copy=full)
+        trains = id(tensor) in own
+        wanted = dtype if id(tensor) in products and not trains else tensor.dtype
+        new = tensor.detach().to(device, wanted, copy=trains)
         memo[id(tensor)] = nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
     return copy.deepcopy(model, memo)

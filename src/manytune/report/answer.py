@@ -326,8 +326,7 @@ def about_axis(axis: Axis, analysis: Analysis) -> Iterable[str]:
     """
     for method in dict.fromkeys(row.method for row in analysis.ranked):
         rows = [row for row in analysis.ranked if row.method == method]
-        given = {row.label: row.runs[0].hyperparameters.get(axis.name) for row in rows}
-        values = {label: value for label, value in given.items() if isinstance(value, int | float)}
+        values = {row.label: value for row in rows if (value := row.along(axis)) is not None}
         if len(set(values.values())) < 2:
             continue
         names = {label: f"{axis.prefix}{show(value, axis.kind)}" for label, value in values.items()}

@@ -137,8 +137,11 @@ def _box(path: str, tensors: _Tensors, column: _TrainedColumn) -> Box:
         return Box("all", "all", (_count(tensors),))
     if path in column.adapters:
         return Box("adapter", f"frozen + {column.sizes}", column.adapters[path])
-    biases = {name: shape for name, shape in tensors.items() if f"{path}.{name}" in column.trained.biases}
-    return Box("biases", "biases", (_count(biases),)) if biases else Box("frozen", "frozen", (0,))
+    names = {*column.trained.biases, *column.trained.tensors}
+    own = {name: shape for name, shape in tensors.items() if (f"{path}.{name}" if path else name) in names}
+    if own and len(own) == len(tensors):
+        return Box("all", "all", (_count(own),))
+    return Box("biases", "biases", (_count(own),)) if own else Box("frozen", "frozen", (0,))
 
 
 def _head(tree: Structure, columns: Sequence[_TrainedColumn]) -> Iterator[ModuleRow]:

@@ -36,9 +36,13 @@ PALETTE: Mapping[str, str] = {
     "vermilion": "#d55e00",
     "purple": "#cc79a7",
     "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "wine": "#882255",
+    "indigo": "#332288",
+    "brown": "#7a4f1d",
     OTHER_COLOR: "#56606b",
 }
-"""Okabe and Ito's colours, which people with any kind of colour vision can tell apart."""
+"""Okabe and Ito's colours and three darker ones, which people with any kind of colour vision can tell apart."""
 
 _DASHES = {
     "solid": "-",

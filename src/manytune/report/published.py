@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from manytune.data.metrics import METRICS
+from manytune.methods import METHODS
 from manytune.report.analysis import Analysis
 from manytune.report.report_data import rows_used
 from manytune.report.sheets import Field, Sheet
@@ -45,7 +46,7 @@ class _Pair(NamedTuple):
     """A published figure, the configuration of ours that is nearest to it, and that one's scores."""
 
     figure: Figure
-    row: MethodRow
+    row: MethodRow | None  # None of a method that manytune has not
     ours: Summary
 
 
@@ -71,16 +72,22 @@ def published_sheet(analysis: Analysis) -> Sheet | None:
     """Reported scores of this model and task beside ours; None where nothing is known or matches."""
     name = analysis.table.model.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
     here = [figure for figure in figures() if (figure.model, figure.task) == (name, analysis.table.task)]
-    pairs = [
-        _Pair(figure, row, summarize(score for _, score in row.scored(figure.metric)))
-        for figure in here
-        if (row := _nearest(analysis, figure)) is not None
-    ]
-    if not pairs:
+    pairs = []
+    for figure in here:
+        row = _nearest(analysis, figure)
+        if row is not None or figure.method not in METHODS:
+            scores = [] if row is None else [score for _, score in row.scored(figure.metric)]
+            pairs.append(_Pair(figure, row, summarize(scores)))
+    if all(pair.row is None for pair in pairs):
         return None
     fields: list[Field] = [
         ("source", "reported by", "text", lambda pair: pair.figure.source),
-        ("configuration", "our configuration", "label", lambda pair: pair.row.label),
+        (
+            "configuration",
+            "our configuration",
+            "label",
+            lambda pair: pair.row.label if pair.row else f"none: manytune has no {pair.figure.method}",
+        ),
         ("metric", "metric", "text", lambda pair: METRICS[pair.figure.metric].title),
         ("reported", "reported", "score", lambda pair: pair.figure.score),
         ("reported_spread", "±", "deviation", lambda pair: pair.figure.spread),
@@ -88,7 +95,12 @@ def published_sheet(analysis: Analysis) -> Sheet | None:
         ("ours_standard_deviation", "sd", "deviation", lambda pair: pair.ours.deviation),
         ("seeds", "seeds", "count", lambda pair: pair.ours.count),
         ("difference", "difference", "difference", _difference),
-        ("differs", "settings that differ (theirs → ours)", "text", lambda pair: _differing(pair.row, pair.figure)),
+        (
+            "differs",
+            "settings that differ (theirs → ours)",
+            "text",
+            lambda pair: _differing(pair.row, pair.figure) if pair.row else None,
+        ),
         ("note", "note", "text", lambda pair: pair.figure.note),
     ]
     caption = (

@@ -247,8 +247,8 @@ def swept(analysis: Analysis, axis: Axis) -> tuple[SweptSeries, ...]:
     """Configurations that differ in one hyper-parameter alone; a series of one value is left out."""
     series: dict[str, list[tuple[float, MethodRow]]] = {}
     for row in analysis.rows:
-        value = row.runs[0].hyperparameters.get(axis.name)
-        if isinstance(value, int | float):
+        value = row.along(axis)
+        if value is not None:
             series.setdefault(row.name.without(axis.prefix), []).append((float(value), row))
     look, found, shades = looks(analysis), list[SweptSeries](), Counter[str]()
     for key, points in series.items():

@@ -20,6 +20,8 @@ from rich.text import Text
 from manytune.data.baselines import BaselineScore
 from manytune.data.metrics import METRICS, Metric, is_correlation
 from manytune.data.tasks import TASKS, Task
+from manytune.methods import METHODS
+from manytune.methods.base import Axis
 from manytune.report.names import Name, name_configurations
 from manytune.report.sheets import UNKNOWN, show
 from manytune.stats.describe import Summary, summarize
@@ -72,6 +74,15 @@ class MethodRow:
     def method(self) -> str:
         """Name of the method."""
         return self.runs[0].method
+
+    def along(self, axis: Axis) -> int | float | None:
+        """Its value of an axis' hyper-parameter; None where it has none, or its method draws it on an axis of its own.
+
+        VeRA's ranks begin where LoRA's end, and mean something else.
+        """
+        value, kind = self.runs[0].hyperparameters.get(axis.name), METHODS.get(self.method)
+        own = axis if kind is None or kind.axis is None or kind.axis.name != axis.name else kind.axis
+        return value if own.key == axis.key and isinstance(value, int | float) else None
 
     @property
     def finished(self) -> tuple[RunRecord, ...]:

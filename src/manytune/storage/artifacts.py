@@ -168,6 +168,8 @@ class Trained(KeptFacts):
     """Whether every tensor of the backbone trains."""
     biases: tuple[str, ...] = ()
     """The backbone's biases that train by themselves."""
+    tensors: tuple[str, ...] = ()
+    """The backbone's other tensors that train, where not all do: weights of some layers, or gains of norms."""
     adapters: tuple[tuple[str, int], ...] = ()
     """Paths of the modules with an adapter, and how many parameters it has."""
     adapter_label: str | None = None
@@ -180,8 +182,9 @@ class Trained(KeptFacts):
         """What `method` trains of a backbone and its head."""
         adaptation = method.adapt(spec)
         return cls(
-            weights=adaptation.weights,
+            weights=len(adaptation.weights) == len(spec.tensors),
             biases=adaptation.biases,
+            tensors=adaptation.others if len(adaptation.weights) < len(spec.tensors) else (),
             adapters=tuple(adaptation.adapters.items()),
             adapter_label=method.adapter_label if adaptation.adapters else None,
             head=adaptation.head,

@@ -88,8 +88,52 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 # Below 2**32, because numpy's and torch's generators both take that much.
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
-_LayerName = Annotated[str, Matching(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", "the name of a layer, such as query", 200)]
+ALL_LINEAR = "all-linear"
+"""Every linear layer of the backbone, as peft calls them."""
+
+
+def _alone(names: tuple[str, ...]) -> tuple[str, ...]:
+    if ALL_LINEAR in names and len(names) > 1:
+        raise ValueError(f"{ALL_LINEAR} holds every layer already, so it must stand alone")
+    return names
+
+
+class _OrAllLinear:
+    """In the JSON schema, that the list may also be that one word."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"const": ALL_LINEAR, "type": "string"}, handler(schema)]}
+
+
+_LayerName = Annotated[
+    str,
+    Matching(
+        rf"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*|{ALL_LINEAR}", f"the name of a layer, such as query, or {ALL_LINEAR}", 200
+    ),
+]
 # Sorted, because the order means nothing: two orders are the same run.
 LayerNames = Annotated[
-    tuple[_LayerName, ...], Field(min_length=1), distinct, AfterValidator(lambda names: tuple(sorted(names)))
+    tuple[_LayerName, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda names: (names,) if names == ALL_LINEAR else names),
+    distinct,
+    AfterValidator(_alone),
+    AfterValidator(lambda names: tuple(sorted(names))),
+    _OrAllLinear(),
 ]
+
+_TOP = re.compile(r"top ([1-9][0-9]{0,3})")
+Layers = Annotated[str, Matching(rf"all|{_TOP.pattern}", "all, or the number of the last layers, such as top 4", 8)]
+"""Which of the encoder's layers: all of them, or the last ones."""
+
+
+def lowest_layer(layers: str, depth: int) -> int:
+    """The number of the lowest layer that `Layers` means, from 0, of an encoder with `depth` layers.
+
+    Raises ValueError where there are fewer.
+    """
+    top = _TOP.fullmatch(layers)
+    count = int(top[1]) if top else depth
+    if count > depth:
+        raise ValueError(f"the encoder has {depth} layers, so `{layers}` is not possible; use all, or fewer")
+    return depth - count

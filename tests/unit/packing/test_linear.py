@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from manytune.packing.bank import Bank, BankTensor
 from manytune.packing.context import Context
 from manytune.packing.dropout import Keys, dropout_scale, generator, site_key
-from manytune.packing.hooks import LowRankUpdate
 from manytune.packing.kernels.reference import ReferenceKernels
 from manytune.packing.layout import build_layout
 from manytune.packing.linear import PackedLayerNorm, PackedLinear, run_rows
+from manytune.packing.updates import LowRankUpdate, SharedUpdate
 from tiny import random_rows
 
 IN, OUT = 6, 5
@@ -27,6 +27,8 @@ PATH = "encoder.query"
 
 # Runs 0 and 5 train nothing here; 1 and 2 are of one rank, 3 of another, and 2 to 4 have biases of their own.
 LORA = ((1, 3, 2, (0.5, 4.0), 0.3), (3, 4, 4, (2.0,), 0.0))  # first, last, rank, scales, dropout
+DORA = ((0, 1, 2, (1.5,), 0.3), (4, 6, 3, (0.5, 2.0), 0.0))
+VERA = ((2, 4, 7, 0.3),)  # first, last, rank, dropout
 BIASES = ((2, 3), (3, 5))
 SCALES = ((0, 2), (4, 6))
 
@@ -47,7 +49,14 @@ class Case:
     """A packed layer with LoRA groups and bias banks, and its parameters."""
 
     def __init__(
-        self, context: Context, *, bias: bool = True, lora: bool = True, biases: bool = True, scales: bool = False
+        self,
+        context: Context,
+        *,
+        bias: bool = True,
+        lora: bool = True,
+        others: bool = False,
+        biases: bool = True,
+        scales: bool = False,
     ) -> None:
         draw = generator("linear")
         dtype = context.dtype
@@ -67,6 +76,20 @@ class Case:
             a = bank.add(BankTensor("a", "adapter", group, fresh(last - first, IN, rank)))
             b = bank.add(BankTensor("b", "adapter", group, fresh(last - first, rank, OUT)))
             self.layer.hooks.low_rank.append(LowRankUpdate(a, b, torch.tensor(factors, dtype=dtype), dropout))
+        for first, last, rank, factors, dropout in DORA if others else ():
+            group = bank.group(first, last)
+            a = bank.add(BankTensor("a", "adapter", group, fresh(last - first, IN, rank)))
+            b = bank.add(BankTensor("b", "adapter", group, fresh(last - first, rank, OUT)))
+            magnitude = bank.add(BankTensor("magnitude", "adapter", group, fresh(last - first, OUT)))
+            scale = torch.tensor(factors, dtype=dtype)
+            self.layer.hooks.low_rank.append(LowRankUpdate(a, b, scale, dropout, magnitude))
+        for first, last, rank, dropout in VERA if others else ():
+            group = bank.group(first, last)
+            lambda_b = bank.add(BankTensor("lambda_b", "adapter", group, fresh(last - first, OUT)))
+            lambda_d = bank.add(BankTensor("lambda_d", "adapter", group, fresh(last - first, rank)))
+            # Both are parts of what wider layers need.
+            shared = fresh(rank, IN + 2).detach()[:, :IN], fresh(OUT + 3, rank).detach()[:OUT]
+            self.layer.hooks.low_rank.append(SharedUpdate(lambda_b, lambda_d, *shared, dropout))
         for first, last in BIASES if biases else ():
             value = fresh(last - first, OUT)
             self.layer.hooks.biases.append(bank.add(BankTensor("bias", "bias", bank.group(first, last), value)))
@@ -101,7 +124,7 @@ class Case:
             elif self.layer.bias is not None:
                 y = y + self.layer.bias
             for update in self.layer.hooks.low_rank:
-                if not update.a.holds(run):
+                if not update.group.first <= run < update.group.last:
                     continue
                 index = run - update.group.first
                 inputs = rows
@@ -110,7 +133,17 @@ class Case:
                     mask = dropout_scale(keys, site_key(f"{PATH}.lora", 0), IN, update.dropout, x.dtype)
                     assert 0 < int((mask == 0).sum()) < mask.numel()
                     inputs = rows * mask
-                y = y + inputs @ update.a.value[index] @ update.b.value[index] * update.scale[index]
+                if isinstance(update, SharedUpdate):
+                    lambda_b, lambda_d = update.lambda_b.value[index], update.lambda_d.value[index]
+                    y = y + lambda_b * ((lambda_d * (inputs @ update.a.T)) @ update.b.T)
+                    continue
+                weight = update.scale[index] * update.a.value[index] @ update.b.value[index]
+                if update.magnitude is not None:
+                    whole = self.layer.weight.T + weight
+                    gain = update.magnitude.value[index] / whole.detach().norm(dim=0)
+                    y = y + inputs @ (gain * whole - self.layer.weight.T)
+                else:
+                    y = y + inputs @ weight
             for scale in self.layer.hooks.output_scales:
                 y = y * scale.of_run(run) if scale.holds(run) else y
             parts.append(y)
@@ -122,13 +155,16 @@ class Case:
 
 @pytest.mark.parametrize("train", [True, False], ids=["dropout", "no dropout"])
 @pytest.mark.parametrize("even", [True, False], ids=["even", "uneven"])
-@pytest.mark.parametrize("has", ["all", "both", "lora", "biases", "scales", "neither", "no frozen bias", "new bias"])
+@pytest.mark.parametrize(
+    "has", ["all", "updates", "both", "lora", "biases", "scales", "neither", "no frozen bias", "new bias"]
+)
 def test_output_and_gradients_equal_those_of_each_run_alone(has: str, even: bool, train: bool) -> None:
     context = start(torch.float64, train=train, even=even)
     case = Case(
         context,
         bias=has not in ("no frozen bias", "new bias"),
         lora=has not in ("biases", "scales", "neither"),
+        others=has in ("all", "updates"),
         biases=has in ("all", "both", "biases", "new bias"),
         scales=has in ("all", "scales"),
     )
@@ -155,7 +191,7 @@ def test_gradients_by_finite_differences() -> None:
 
 def test_inputs_without_gradient_cost_none() -> None:
     """The first layer above frozen embeddings: its parameters train, its input does not."""
-    case = Case(start(torch.float32, train=True))
+    case = Case(start(torch.float32, train=True), others=True)
     case.packed(case.x.detach()).sum().backward()
     expected = torch.autograd.grad(case.plain(case.x).sum(), case.parameters)
     for parameter, grad in zip(case.parameters, expected, strict=True):
@@ -164,7 +200,7 @@ def test_inputs_without_gradient_cost_none() -> None:
 
 @pytest.mark.parametrize("poisoned", range(RUNS))
 def test_what_one_run_holds_does_not_reach_another(poisoned: int) -> None:
-    case = Case(start(torch.float32, train=True), scales=True)
+    case = Case(start(torch.float32, train=True), others=True, scales=True)
     spans = list(case.spans())
     upstream = torch.ones(case.x.shape[0], OUT)
     clean = torch.autograd.grad(case.packed(case.x), [case.x, *case.parameters], upstream)

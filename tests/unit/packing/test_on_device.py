@@ -167,7 +167,7 @@ def test_every_kind_of_hook_computes_as_on_the_cpu(backbone: Callable[[str], Bac
     layer, width = "encoder.layer.1", 32
     dense, norm = f"{layer}.output.dense", f"{layer}.output.LayerNorm"
     hooks: tuple[Hook, ...] = (ScaleInput(dense, 64), TrainBias(dense, width), ScaleOutput(dense, width))
-    hooks += (LowRank(dense, 64, width, rank=2, alpha=4.0, dropout=0.1), Bottleneck(dense, width, 4, "tanh"))
+    hooks += (LowRank(dense, 64, width, rank=2, scale=2.0, dropout=0.1), Bottleneck(dense, width, 4, "tanh"))
     hooks += (TrainGain(norm, width), TrainBias(norm, width), Bottleneck(layer, width, 3))
     head = tuple(backbone(family).model_spec.head.shapes())
     members = [Member(0, Adaptation(hooks=hooks, head=head)), Member(1, Adaptation(head=head))]

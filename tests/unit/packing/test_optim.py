@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from equal_updates import EqualAdamW
-from manytune.packing.bank import Bank, BankTensor, Group, decays
+from manytune.packing.bank import Bank, BankTensor, Group, decays, multiples
 from manytune.packing.dropout import generator
 from manytune.packing.kernels import AdamWUpdate, Kernels, reference
 from manytune.packing.optim import SCHEDULES, PackedAdamW, schedule_factor
@@ -35,6 +35,8 @@ GROUPS: list[tuple[int, int, dict[str, tuple[int, ...]]]] = [
     (0, 3, {"classifier.weight": (2, 5), "classifier.bias": (2,)}),
     (3, 5, {"classifier.bias": (2,)}),
 ]
+MULTIPLES: dict[str, tuple[float, ...]] = {"query.lora_B.weight": (16.0, 1.0), "classifier.weight": (0.3, 1.0, 2.5)}
+"""Tensors with learning rates of their own: multiples of those of the runs that hold them, from run 0 on."""
 
 
 def make_bank() -> Bank:
@@ -44,7 +46,8 @@ def make_bank() -> Bank:
         group = bank.group(first, last)
         for name, shape in shapes.items():
             value = nn.Parameter(torch.randn(last - first, *shape, generator=draw))
-            bank.add(BankTensor(name, "head", group, value))
+            rates = multiples(MULTIPLES.get(name, (1.0,) * len(group)))
+            bank.add(BankTensor(name, "head", group, value, rates=rates))
     return bank
 
 
@@ -68,16 +71,13 @@ def rates_at(step: int) -> list[float]:
 def torchs(bank: Bank, run: int, max_grad_norm: float, steps: int) -> dict[str, Tensor]:
     """The run's tensors after `steps` updates by torch's own optimizer and clipping."""
     parameters = {name: nn.Parameter(value) for name, value in bank.state(run).items()}
-    biases = [p for name, p in parameters.items() if name.endswith("bias")]
-    others = [p for name, p in parameters.items() if not name.endswith("bias")]
-    groups = [
-        {"params": others, "weight_decay": SETTINGS["weight_decay"]},
-        {"params": biases, "weight_decay": 0.0},
-    ]
+    factors = [MULTIPLES[name][run] if name in MULTIPLES else 1.0 for name in parameters]
+    decays = [0.0 if name.endswith("bias") else SETTINGS["weight_decay"] for name in parameters]
+    groups = [{"params": [p], "weight_decay": decay} for p, decay in zip(parameters.values(), decays, strict=True)]
     optimizer = torch.optim.AdamW(groups, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], fused=True)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rates_at(step)[run]
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = rates_at(step)[run] * factor
         for name, parameter in parameters.items():
             parameter.grad = gradients(step, run, name, parameter.shape)
         if max_grad_norm > 0:
@@ -233,11 +233,11 @@ def test_an_embedding_moves_as_by_a_dense_adamw_whatever_rows_a_batch_has(kernel
     bank = Bank()
     name = "embeddings.word_embeddings.weight"
     value = nn.Parameter(start.clone())
-    bank.add(BankTensor(name, "backbone", bank.group(0, 1), value, stacked=False))
+    bank.add(BankTensor(name, "backbone", bank.group(0, 1), value, stacked=False, rates=multiples([0.4])))
     optimizer = EqualAdamW(bank, kernels, max_grad_norm=1.0, **SETTINGS)
     dense = nn.Parameter(start.clone())
     theirs = torch.optim.AdamW(
-        [dense], lr=1e-2, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], weight_decay=0.1, fused=True
+        [dense], lr=4e-3, betas=SETTINGS["betas"], eps=SETTINGS["epsilon"], weight_decay=0.1, fused=True
     )
     for ids in ([0, 1, 1], [5, 6], [2, 0]):
         rows = torch.tensor(ids)

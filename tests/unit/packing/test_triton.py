@@ -348,7 +348,7 @@ class Optimized:
         self.tensors = [
             self.tensor(0, (3, 5, 7), decays=True),  # rows that begin at no multiple of 16 bytes
             self.tensor(1, (2, 4112), low=True),  # more than two chunks
-            self.tensor(0, (3, 16), decays=True),
+            replace(self.tensor(0, (3, 16), decays=True), rates=torch.tensor([1.0, 16.0, 0.3], dtype=torch.float64)),
         ]
 
     def tensor(self, first: int, shape: tuple[int, ...], *, decays: bool = False, low: bool = False) -> AdamWTensor:

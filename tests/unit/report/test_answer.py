@@ -12,14 +12,16 @@ import pytest
 from manytune.config.plan import Run
 from manytune.methods.base import LEARNING_RATE
 from manytune.methods.lora import Lora
+from manytune.methods.vera import Vera
 from manytune.report.analysis import Analysis, analyse
 from manytune.report.answer import Answer, about_axis, answer
 from manytune.report.report_data import read
+from manytune.report.series import swept
 from manytune.stats.claims import Verdict
 from study_factory import GLUE_LIKE, make_study_directory
 
 TWO = [{"method": "full", "learning_rate": 5e-5}, {"method": "lora", "rank": 8, "learning_rate": 4e-4}]
-RANK = Lora.axis
+RANK, VERA_RANK = Lora.axis, Vera.axis
 
 
 def say(
@@ -291,6 +293,19 @@ def test_ranks_are_compared_each_at_its_own_best_rate(tmp_path: Path) -> None:
         "By learning rate of LoRA, each value at its best other settings: lr 1e-3 has the highest mean; better on this "
         "dev set than lr 4e-4 (0.050 behind)."
     ]
+
+
+def test_doras_ranks_are_compared_beside_loras_and_veras_apart(tmp_path: Path) -> None:
+    methods = [
+        {"method": name, "rank": ranks, "learning_rate": 4e-4}
+        for name, ranks in (("lora", [2, 8]), ("dora", [2, 8]), ("vera", [256, 1024]))
+    ]
+    analysis, _ = say(tmp_path, methods=methods)
+    ranks, others = ([sweep.name for sweep in swept(analysis, axis)] for axis in (RANK, VERA_RANK))
+    assert (ranks, others) == (["LoRA", "DoRA"], ["VeRA"])
+    assert len(list(about_axis(RANK, analysis))) == 2
+    (sentence,) = about_axis(VERA_RANK, analysis)
+    assert sentence.startswith("By VeRA rank, each value")
 
 
 def test_ranks_within_noise_and_with_few_seeds_are_said_to_be(tmp_path: Path) -> None:

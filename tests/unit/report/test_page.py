@@ -203,7 +203,7 @@ def test_text_has_contrast(scheme: str) -> None:
     for ground in ("paper", "card", "soft"):
         for ink in ("ink", "muted", "link", "good", "caution", "open"):
             assert contrast(ink, ground) >= 4.5, (ink, ground)
-    for method in ("blue", "green", "vermilion", "purple", "orange", "grey"):
+    for method in ("blue", "green", "vermilion", "purple", "orange", "sky", "wine", "indigo", "brown", "grey"):
         assert contrast(method, "card") >= 3
         assert contrast("card", method) >= 4.5 or method == "blue"  # white on the boxes of the drawing
 

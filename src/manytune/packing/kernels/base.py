@@ -152,6 +152,8 @@ class AdamWTensor:
     value_bf16: Tensor | None
     decays: bool  # whether weight decay applies
     touched: Tensor | None  # [rows] uint8, of a tensor with a sparse gradient: 1 for the rows that ever had one
+    # [G] fp64 on the CPU: the tensor's learning rate as a multiple of its run's; None: it is the run's
+    rates: Tensor | None = None
 
 
 def adamw_settings(updates: Sequence[AdamWUpdate]) -> np.ndarray:

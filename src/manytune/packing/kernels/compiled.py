@@ -71,11 +71,14 @@ KERNELS = {
 """What each function of kernels.cpp and products.cpp takes; see `signature`."""
 
 _MOMENTS = "exp_avg: f32! [runs, ...]; exp_avg_sq: f32! [runs, ...]"
-_DENSE = Signature("adamw", f"value: f32! [runs, ...]; {_MOMENTS}; grad: T [runs, ...]; value_bf16: bf16!? [runs, ...]")
+_DENSE = Signature(
+    "adamw",
+    f"value: f32! [runs, ...]; {_MOMENTS}; grad: T [runs, ...]; value_bf16: bf16!? [runs, ...]; rates: f64? [runs]",
+)
 _SPARSE = Signature(
     "adamw",
     """value: f32! [runs, count, width]; exp_avg: f32! [runs, count, width]; exp_avg_sq: f32! [runs, count, width];
-    grad: f32 [found, width]; rows: i64 [found]; touched: u8! [count]""",
+    grad: f32 [found, width]; rows: i64 [found]; touched: u8! [count]; rates: f64? [runs]""",
 )
 
 
@@ -230,16 +233,15 @@ def _adamw_args(tensor: AdamWTensor) -> AdamWArgs:
     grad, state = tensor.grad, (tensor.value, tensor.exp_avg, tensor.exp_avg_sq)
     if grad.is_sparse:
         assert tensor.value_bf16 is None
-        indexed = (*state, grad.values(), grad.indices()[0], tensor.touched)
-        *pointers, rows, touched, runs, count, width, found = _SPARSE.c_values(torch.float32, indexed, {})
-        return AdamWArgs(
-            *pointers, None, rows, touched, tensor.first, runs, count * width, width, found, 0, tensor.decays
-        )
+        indexed = (*state, grad.values(), grad.indices()[0], tensor.touched, tensor.rates)
+        *pointers, rows, touched, rates, runs, count, width, found = _SPARSE.c_values(torch.float32, indexed, {})
+        sizes = (runs, count * width, width, found)
+        return AdamWArgs(*pointers, None, rows, touched, rates, tensor.first, *sizes, 0, tensor.decays)
     is_bf16 = grad.dtype is torch.bfloat16
     dtype = torch.bfloat16 if is_bf16 else torch.float32
-    *pointers, runs = _DENSE.c_values(dtype, (*state, grad, tensor.value_bf16), {})
+    *pointers, rates, runs = _DENSE.c_values(dtype, (*state, grad, tensor.value_bf16, tensor.rates), {})
     size = tensor.value.numel() // runs
-    return AdamWArgs(*pointers, None, None, tensor.first, runs, size, 1, 0, is_bf16, tensor.decays)
+    return AdamWArgs(*pointers, None, None, rates, tensor.first, runs, size, 1, 0, is_bf16, tensor.decays)
 
 
 def _clear_tail(call: AttentionCall, *made: Tensor) -> None:

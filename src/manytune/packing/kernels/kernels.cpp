@@ -858,6 +858,7 @@ struct AdamWArgs {
   bf16* value_bf16;    // [runs, size] `value` rounded; null: there is none
   const int64_t* rows; // [found] a sparse gradient's rows, ascending; null: the gradient is dense
   uint8_t* touched;    // [size / width] of a sparse gradient: 1 for the rows that ever had one
+  const double* rates; // [runs] multiples of the runs' learning rates; null: all are 1
   int64_t first;
   int64_t runs;
   int64_t size;        // elements of one run
@@ -899,6 +900,17 @@ double square_sum(const Chunk& c) {
 struct Rates {
   float keep, w1, beta2, w2, step, root, epsilon, factor;
 };
+
+// One optimizer step of one run, as it comes from Python.
+struct AdamWUpdate {
+  double number, rate, beta1, beta2, epsilon, decay, max_norm;
+};
+
+Rates rates_of(const AdamWUpdate& u, double rate, bool decays, float factor) {
+  return {decays ? float(1.0 - rate * u.decay) : 1.0f, float(1.0 - u.beta1), float(u.beta2), float(1.0 - u.beta2),
+          float(rate / (1.0 - std::pow(u.beta1, u.number))), float(std::sqrt(1.0 - std::pow(u.beta2, u.number))),
+          float(u.epsilon), u.max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
+}
 
 // torch's arithmetic to the bit: a product and a sum are fused only where torch's own vector code fuses them.
 template <typename G>
@@ -958,11 +970,6 @@ std::vector<Chunk> chunks_of(const AdamWArgs* tensors, int64_t count, bool gradi
   return chunks;
 }
 
-// One optimizer step of one run, as it comes from Python.
-struct AdamWUpdate {
-  double number, rate, beta1, beta2, epsilon, decay, max_norm;
-};
-
 const char* adamw(const AdamWArgs* tensors, const double* updates, int64_t count, int64_t runs, int64_t settings,
                   int threads) {
   if (settings * sizeof(double) != sizeof(AdamWUpdate)) return "updates";
@@ -984,12 +991,7 @@ const char* adamw(const AdamWArgs* tensors, const double* updates, int64_t count
   for (int64_t r = 0; r < runs; ++r) {
     const AdamWUpdate& u = own[r];
     const float factor = float(u.max_norm / (std::sqrt(squares[r]) + 1e-6));
-    for (int decays = 0; decays < 2; ++decays)
-      all[2 * r + decays] = {decays ? float(1.0 - u.rate * u.decay) : 1.0f, float(1.0 - u.beta1), float(u.beta2),
-                             float(1.0 - u.beta2),
-                             float(u.rate / (1.0 - std::pow(u.beta1, u.number))),
-                             float(std::sqrt(1.0 - std::pow(u.beta2, u.number))), float(u.epsilon),
-                             u.max_norm > 0 && !(factor >= 1.0f) ? factor : 1.0f};
+    for (int decays = 0; decays < 2; ++decays) all[2 * r + decays] = rates_of(u, u.rate, decays, factor);
   }
   // From the last one on: its gradient was read last for the norm, and the next step begins with the first tensors.
   const std::vector<Chunk> chunks = chunks_of(tensors, count, false);
@@ -997,7 +999,9 @@ const char* adamw(const AdamWArgs* tensors, const double* updates, int64_t count
   for (size_t i = 0; i < chunks.size(); ++i) {
     const Chunk& c = chunks[chunks.size() - 1 - i];
     const AdamWArgs& s = *c.tensor;
-    const Rates& r = all[2 * (s.first + c.run) + s.decays];
+    const int64_t run = s.first + c.run;
+    Rates r = all[2 * run + s.decays];
+    if (s.rates) r = rates_of(own[run], own[run].rate * s.rates[c.run], s.decays, r.factor);
     const int64_t at = c.run * s.size + c.from, n = c.to - c.from;
     bf16* copy = s.value_bf16 ? s.value_bf16 + at : nullptr;
     if (s.rows) adamw_rows(s, c.from, c.to, r);

@@ -133,7 +133,7 @@ class ReferenceKernels(UnrecordedKernels):
             _clip_(tensors, grads, updates)
         slices: defaultdict[tuple[AdamWUpdate, bool], list[tuple[Tensor, ...]]] = defaultdict(list)
         for tensor, grad in zip(tensors, grads, strict=True):
-            own, counts = _stretches(updates[tensor.first : tensor.first + len(grad)], grad.device)
+            own, counts = _stretches(_with_rates(updates[tensor.first : tensor.first + len(grad)], tensor), grad.device)
             whole = (tensor.value, grad, tensor.exp_avg, tensor.exp_avg_sq)
             for update, *part in zip(own, *(x.split(counts) for x in whole), strict=True):
                 slices[update, tensor.decays].append(tuple(part))
@@ -147,6 +147,13 @@ class ReferenceKernels(UnrecordedKernels):
         for tensor in tensors:
             if tensor.value_bf16 is not None:
                 tensor.value_bf16.copy_(tensor.value)
+
+
+def _with_rates(updates: Sequence[AdamWUpdate], tensor: AdamWTensor) -> Sequence[AdamWUpdate]:
+    """The updates of a tensor's runs, with its own learning rates."""
+    if tensor.rates is None:
+        return updates
+    return [replace(each, rate=each.rate * rate) for each, rate in zip(updates, tensor.rates.tolist(), strict=True)]
 
 
 def _stretches(updates: Sequence[AdamWUpdate], device: torch.device) -> tuple[list[AdamWUpdate], list[int]]:

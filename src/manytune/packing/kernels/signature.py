@@ -68,7 +68,7 @@ class DropArgs(ctypes.Structure):
 class AdamWArgs(ctypes.Structure):
     """`AdamWArgs` of kernels.cpp."""
 
-    _pointers = ("value", "exp_avg", "exp_avg_sq", "grad", "value_bf16", "rows", "touched")
+    _pointers = ("value", "exp_avg", "exp_avg_sq", "grad", "value_bf16", "rows", "touched", "rates")
     _numbers = ("first", "runs", "size", "width", "found", "grad_is_bf16", "decays")
     _fields_ = (*((name, ctypes.c_void_p) for name in _pointers), *((name, ctypes.c_int64) for name in _numbers))
 

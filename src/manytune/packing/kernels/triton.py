@@ -340,11 +340,12 @@ class _ChunkTables:
 
 
 def _addresses(tensor: AdamWTensor) -> tuple[int, ...]:
-    """Where the tensor, its gradient, both moments and its copy lie; its runs, and how large all that is."""
+    """Where the tensor, its gradient, both moments and its copy lie; its runs, how large all that is, and its rates."""
     copy = 0 if tensor.value_bf16 is None else tensor.value_bf16.data_ptr()
     lying = (tensor.value, tensor.grad, tensor.exp_avg, tensor.exp_avg_sq)
     sizes = tensor.first, len(tensor.value), tensor.value.numel(), tensor.grad.element_size()
-    return *(part.data_ptr() for part in lying), copy, *sizes
+    rates = () if tensor.rates is None else tuple(tensor.rates.tolist())
+    return *(part.data_ptr() for part in lying), copy, *sizes, *rates
 
 
 def _chunks(tensors: Sequence[AdamWTensor], runs: int) -> dict[str, NDArray[Any]]:
@@ -367,7 +368,9 @@ def _chunks(tensors: Sequence[AdamWTensor], runs: int) -> dict[str, NDArray[Any]
         rows[:, 5], rows[:, 6] = np.minimum(size - start, _CHUNK), tensor.first + run
         # Of all runs or of none: programs of the two kinds may add up in another order.
         aligned = size % 16 == 0 and all(base % 16 == 0 for base in (value, grad, exp_avg, exp_avg_sq, copy))
-        rows[:, 7] = is_bf16 + 2 * tensor.decays + 4 * aligned
+        rates = np.ones(count) if tensor.rates is None else tensor.rates.numpy()
+        of_run = rates.astype(np.float32).view(np.int32).astype(np.int64) << 32
+        rows[:, 7] = is_bf16 + 2 * tensor.decays + 4 * aligned + of_run[run]
         parts.append(rows)
     chunks = np.concatenate(parts)
     chunks = chunks[np.argsort(chunks[:, 6], kind="stable")]

@@ -2,7 +2,8 @@
 
 All tensors of all runs are cut into chunks; a row of `chunks` [n, 8] int64 says one: the addresses of its value, its
 gradient, both moments and of its copy in bf16 (0: none), its number of elements, its run, and flags (1: the gradient is
-bf16; 2: weight decay applies; 4: addresses and number are multiples of 16). The chunks of one run lie side by side, in
+bf16; 2: weight decay applies; 4: addresses and number are multiples of 16), with the bits of an fp32 in the upper half:
+the tensor's learning rate as a multiple of its run's. The chunks of one run lie side by side, in
 an order that is the run's own. `settings` [R, 8] fp32 is what `adamw_settings` makes of the runs' updates.
 """
 
@@ -84,6 +85,8 @@ def _update(row, settings, factors, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     step_size, new_mean = tl.load(own), tl.load(own + 1)
     old_square, new_square = tl.load(own + 2), tl.load(own + 3)
     epsilon, decay, root = tl.load(own + 4), tl.load(own + 5), tl.load(own + 7)
+    rate = (flags >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    step_size, decay = step_size * rate, decay * rate
     grad = _gradient(row, i, here, ALIGNED) * tl.load(factors + run)
     value_at = _at(row, 0, tl.float32, i, ALIGNED)
     mean_at, square_at = _at(row, 2, tl.float32, i, ALIGNED), _at(row, 3, tl.float32, i, ALIGNED)
