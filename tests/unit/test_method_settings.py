@@ -105,7 +105,11 @@ def test_a_head_rate_may_be_a_multiple_of_the_learning_rate() -> None:
     ("settings", "message"),
     [
         ({"method": "full", "layers": "top 3"}, "full's layers: the encoder has 2 layers, so `top 3` is not possible"),
-        ({"method": "full", "reinit_top": 3}, "the encoder has 2 layers, so `top 3` is not possible"),
+        ({"method": "full", "reinit_top": 3}, "full's reinit_top 3 is more than the encoder's layers, 2"),
+        (
+            {"method": "lora", "rank": 2, "freeze_a": True, "b_learning_rate_ratio": 4.0},
+            "with freeze_a A does not train",
+        ),
         ({"method": "full", "reinit_top": 2, "layers": "top 1"}, "reaches layers that stay frozen with layers `top 1`"),
         ({"method": "full", "layers": "last 2"}, "it must be all, or the number of the last layers, such as top 4"),
         ({"method": "full", "layerwise_decay": 1.5}, "must be at most 1"),
@@ -117,7 +121,7 @@ def test_a_head_rate_may_be_a_multiple_of_the_learning_rate() -> None:
         ),
         (
             {"method": "lora", "rank": 2, "targets": ["pooler.dense"], "layers": "top 1"},
-            "would train nothing in layers",
+            "targets are in none of the layers `top 1`",
         ),
         ({"method": "lora", "rank": 2, "targets": ["all-linear", "query"]}, "holds every layer already"),
         ({"method": "lora", "rank": 2, "head": "frozen", "head_learning_rate": 1e-3}, "but its head is frozen"),
@@ -136,7 +140,8 @@ def test_a_setting_that_cannot_be_is_refused_with_the_reason(
     ("family", "settings", "message"),
     [
         ("albert", {"method": "full", "layers": "top 1"}, "this backbone's layers are one and the same, so use all"),
-        ("albert", {"method": "full", "layerwise_decay": 0.9}, "this backbone's layers are one and the same"),
+        ("albert", {"method": "full", "layerwise_decay": 0.9}, "layerwise_decay: this backbone's layers are one and"),
+        ("albert", {"method": "full", "reinit_top": 1}, "reinit_top: this backbone's layers are one and the same"),
         (
             "modernbert",
             {"method": "bitfit", "biases": "query-and-ffn"},

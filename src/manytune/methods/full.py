@@ -58,10 +58,13 @@ class Full(Method):
 
     def _weights(self, spec: ModelSpec) -> Iterator[Weight]:
         lowest = 0 if self.layers == "all" else lowest_of(self.layers, spec, self.method)
-        fresh = spec.depth if self.reinit_top == 0 else lowest_of(f"top {self.reinit_top}", spec, self.method)
-        if self.layerwise_decay != 1 and spec.passes > 1:
+        for name in ("layerwise_decay", "reinit_top") if spec.passes > 1 else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise StudyError(f"methods: full's {name}: this backbone's layers are one and the same; leave it out.")
+        fresh = spec.depth - self.reinit_top
+        if fresh < 0:
             raise StudyError(
-                "methods: full's layerwise_decay: this backbone's layers are one and the same, so leave it out."
+                f"methods: full's reinit_top {self.reinit_top} is more than the encoder's layers, {spec.depth}."
             )
         if fresh < lowest:
             raise StudyError(

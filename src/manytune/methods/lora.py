@@ -81,6 +81,11 @@ class Lora(Method):
                     f"methods: {self.method}'s rank {self.rank} exceeds the width of {path}, {width}; "
                     f"a rank from 1 to {width} can be used."
                 )
+        if self.freeze_a and self.b_learning_rate_ratio != 1:
+            raise StudyError(
+                f"methods: {self.method}'s b_learning_rate_ratio is B's rate over A's, and with freeze_a A does not "
+                "train; leave one of them out, and set learning_rate."
+            )
         if self.init == "orthogonal" and self.rank % 2:
             raise StudyError(f"methods: {self.method}'s init orthogonal needs an even rank, not {self.rank}.")
         updates = (

@@ -47,7 +47,8 @@ def of_last_layers(paths: Iterable[str], layers: str, spec: ModelSpec, method: s
     found = tuple(path for path in paths if (layer := spec.layer_of(path)) is not None and layer >= lowest)
     if not found:
         raise StudyError(
-            f"methods: {method} would train nothing in layers `{layers}` of this backbone; use more layers."
+            f"methods: {method}'s targets are in none of the layers `{layers}`. What stands before or behind the "
+            "encoder's layers, such as a pooler, goes with `layers: all`; else use more layers, or other targets."
         )
     return found
 
