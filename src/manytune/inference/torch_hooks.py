@@ -19,9 +19,12 @@ _ORDER: tuple[type[Hook], ...] = (TrainGain, TrainBias, ScaleInput, LowRank, Sca
 def add_hooks(model: nn.Module, prefix: str, hooks: tuple[Hook, ...], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Let a model do what a run's hooks say, with the run's tensors; returns the tensors of no hook, by name.
 
-    `prefix` is the path of the encoder.
+    `prefix` is the path of the encoder. Raises ValueError for a hook of DoRA's or VeRA's.
     """
     rest = dict(state)
+    for hook in hooks:
+        if type(hook) not in _ORDER or (isinstance(hook, LowRank) and hook.magnitude):
+            raise ValueError(f"{type(hook).__name__} of {hook.path} is merged into weights, not made a forward hook")
     for hook in sorted(hooks, key=lambda hook: _ORDER.index(type(hook))):
         module = model.get_submodule(f"{prefix}.{hook.path}")
         own = [rest.pop(f"{prefix}.{name}") for name in hook.names]

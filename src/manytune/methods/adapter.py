@@ -38,7 +38,6 @@ class Adapter(Method):
     axis = Axis("reduction_factor", "adapter reduction factor", "reduction=", 2, "reduction")
     grid = MappingProxyType({"kind": ("pfeiffer", "houlsby"), "reduction_factor": (16,)})
     exports = ("onnx",)
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["adapter"] = "adapter"
     """Train small bottleneck networks inside the layers of the frozen backbone."""

@@ -98,7 +98,7 @@ class Method(Frozen):
     exports: ClassVar[tuple[str, ...]] = ()
     """Forms that a run can be exported in, the default first: "peft", "transformers", "onnx"."""
 
-    multiples: ClassVar[Mapping[str, str]] = {}
+    multiples: ClassVar[Mapping[str, str]] = {"head_learning_rate": "learning_rate"}
     """Fields that may also be given as a multiple of another field, by its name; `{of_rank: 2}` is twice the rank."""
 
     written_if_set: ClassVar[frozenset[str]] = frozenset()

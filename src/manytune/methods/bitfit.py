@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from manytune.methods.adaptation import Adaptation, TrainBias
@@ -24,7 +23,6 @@ class BitFit(Method):
     reference_dash = "dot"
     exports = ("transformers", "onnx")
     written_if_set = frozenset({"biases", "head_learning_rate"})
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["bitfit"] = "bitfit"
     """Train the backbone's biases only."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -30,7 +29,6 @@ class Full(Method):
     pack_kind = "full"
     exports = ("transformers", "onnx")
     written_if_set = frozenset({"layers", "layerwise_decay", "reinit_top", "head_learning_rate"})
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["full"] = "full"
     """Train every parameter of the backbone and the head."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import StrictBool
@@ -33,7 +32,6 @@ class Ia3(Method):
     group = "scales of activations"
     color = "orange"
     exports = ("peft", "transformers", "onnx")
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["ia3"] = "ia3"
     """Train vectors that scale activations of the frozen backbone: keys, values, and the feed-forward's."""
@@ -69,7 +67,7 @@ class Ia3(Method):
                 f"its linear layers are called: {', '.join(names)}. Use a method whose targets can be any of them."
             )
         narrowing = (path for path, (wide, narrow) in spec.linears.items() if wide > narrow and path not in outputs)
-        inputs = [path for path in narrowing if any(part.isdigit() for part in path.split("."))]
+        inputs = [path for path in narrowing if spec.layer_of(path) is not None]
         return outputs, inputs if self.feed_forward else []
 
     @staticmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import StrictBool
@@ -32,7 +31,6 @@ class LnTuning(Method):
     group = "some of the backbone's parameters"
     color = "indigo"
     exports = ("peft", "transformers", "onnx")
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["ln-tuning"] = "ln-tuning"
     """Train the gains and biases of the backbone's norms only."""

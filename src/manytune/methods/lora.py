@@ -11,7 +11,7 @@ from pydantic import StrictBool
 
 from manytune.methods.adaptation import Adaptation, Hook, LowRank, LowRankInit, TrainBias
 from manytune.methods.base import Axis, HeadMode, Method
-from manytune.methods.targets import linear_layers, of_last_layers
+from manytune.methods.targets import notes_on_targets, targeted_layers
 from manytune.utils.errors import StudyError
 from manytune.utils.fields import Count, Fraction, LayerNames, Layers, Positive
 
@@ -37,7 +37,7 @@ class Lora(Method):
     written_if_set = frozenset(
         {"scaling", "layers", "init", "freeze_a", "bias", "b_learning_rate_ratio", "head_learning_rate"}
     )
-    multiples = MappingProxyType({"alpha": "rank", "head_learning_rate": "learning_rate"})
+    multiples = MappingProxyType({**Method.multiples, "alpha": "rank"})
 
     method: Literal["lora"] = "lora"
     """Train a low-rank update beside chosen linear layers of the frozen backbone."""
@@ -110,7 +110,7 @@ class Lora(Method):
 
     def _layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """Paths of the linear layers that get an update, in the backbone's order."""
-        return of_last_layers(linear_layers(spec, self.targets, self.method), self.layers, spec, self.method)
+        return targeted_layers(spec, self.targets, self.layers, self.method)
 
     def _biases(self, spec: ModelSpec, paths: tuple[str, ...]) -> Iterator[Hook]:
         chosen = {"none": (), "lora": tuple(f"{path}.bias" for path in paths), "all": spec.biases}[self.bias]
@@ -125,11 +125,7 @@ class Lora(Method):
 
     def notes(self, spec: ModelSpec) -> Iterator[str]:
         """That targets which are one layer in this backbone are adapted together."""
-        if spec.fused is not None and set(self.targets) & spec.targets.keys():
-            yield (
-                f"query, key and value are one layer, {spec.fused}; where {self.method}'s targets name one of them, "
-                "all of that layer is adapted."
-            )
+        return notes_on_targets(spec, self.targets, self.method)
 
     @property
     def pack_order(self) -> tuple[Any, ...]:

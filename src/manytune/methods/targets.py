@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from manytune.utils.errors import StudyError
@@ -10,6 +10,23 @@ from manytune.utils.fields import ALL_LINEAR, lowest_layer
 
 if TYPE_CHECKING:
     from manytune.models.spec import ModelSpec
+
+
+def targeted_layers(spec: ModelSpec, targets: Iterable[str], layers: str, method: str) -> tuple[str, ...]:
+    """Paths of the linear layers that targets name in the encoder's layers that `layers` means.
+
+    In the backbone's order; raises what `linear_layers` and `of_last_layers` raise.
+    """
+    return of_last_layers(linear_layers(spec, targets, method), layers, spec, method)
+
+
+def notes_on_targets(spec: ModelSpec, targets: Iterable[str], method: str) -> Iterator[str]:
+    """That targets which are one layer in this backbone are adapted together."""
+    if spec.fused is not None and set(targets) & spec.targets.keys():
+        yield (
+            f"query, key and value are one layer, {spec.fused}; where {method}'s targets name one of them, "
+            "all of that layer is adapted."
+        )
 
 
 def linear_layers(spec: ModelSpec, targets: Iterable[str], method: str) -> tuple[str, ...]:

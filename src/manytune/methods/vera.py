@@ -11,7 +11,7 @@ from pydantic import Field
 from manytune.methods.adaptation import Adaptation, SharedLowRank
 from manytune.methods.base import Axis, HeadMode, Method
 from manytune.methods.projections import Projections
-from manytune.methods.targets import linear_layers, of_last_layers
+from manytune.methods.targets import notes_on_targets, targeted_layers
 from manytune.utils.fields import Fraction, LayerNames, Layers, Positive, Seed
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ class Vera(Method):
     axis = Axis("rank", "VeRA rank", "r=", 2, "vera-rank")
     grid = MappingProxyType({"rank": (256, 1024)})
     exports = ("peft", "transformers", "onnx")
-    multiples = MappingProxyType({"head_learning_rate": "learning_rate"})
 
     method: Literal["vera"] = "vera"
     """Train two vectors beside chosen linear layers of the frozen backbone, around random factors that stay frozen."""
@@ -69,7 +68,7 @@ class Vera(Method):
 
     def _layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """Paths of the linear layers that get an update, in the backbone's order."""
-        return of_last_layers(linear_layers(spec, self.targets, self.method), self.layers, spec, self.method)
+        return targeted_layers(spec, self.targets, self.layers, self.method)
 
     def _projections(self, spec: ModelSpec) -> Projections:
         """The factors, as wide as the widest of the layers needs them."""
@@ -78,11 +77,7 @@ class Vera(Method):
 
     def notes(self, spec: ModelSpec) -> Iterator[str]:
         """That targets which are one layer in this backbone are adapted together."""
-        if spec.fused is not None and set(self.targets) & spec.targets.keys():
-            yield (
-                f"query, key and value are one layer, {spec.fused}; where vera's targets name one of them, "
-                "all of that layer is adapted."
-            )
+        return notes_on_targets(spec, self.targets, self.method)
 
     @property
     def pack_order(self) -> tuple[Any, ...]:

@@ -130,7 +130,7 @@ class ModelSpec:
 
         Layers stand in a numbered list. None for what comes before or behind them.
         """
-        return next((int(part) for part in path.split(".") if part.isdigit()), None)
+        return layer_number(path)
 
     def is_behind_layers(self, path: str) -> bool:
         """Whether a tensor or module of the backbone comes behind all layers: in a pooler, or a last norm."""
@@ -147,6 +147,11 @@ class ModelSpec:
         widest = max(outputs for _, outputs in self.linears.values())
         scores = 3 * 4 * longest * -(-width // 64)
         return (6 * 4 + 8 * itemsize) * width + (3 * 4 + 2 * itemsize) * widest + scores
+
+
+def layer_number(path: str) -> int | None:
+    """The number in a path, which only modules and tensors in a list of layers have; None where there is none."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
 def describe(whole: Any, config: Any, *, lacks_pooler: bool) -> ModelSpec:

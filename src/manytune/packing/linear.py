@@ -252,7 +252,7 @@ class _ScaleRuns(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rows: Tensor, context: Context) -> Tensor:
         ctx.segments, ctx.kernels = context.segments, context.kernels
         ctx.save_for_backward(x, rows)
-        return _scaled(x, rows, ctx.segments, ctx.kernels)
+        return scale_runs_(x.clone(), rows, ctx.segments, ctx.kernels)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -260,11 +260,7 @@ class _ScaleRuns(torch.autograd.Function):
         grad_rows = None
         if ctx.needs_input_grad[1]:
             grad_rows = ctx.kernels.segment_sums((grad.to(rows.dtype) * x).contiguous(), ctx.segments)
-        return _scaled(grad, rows, ctx.segments, ctx.kernels), grad_rows, None
-
-
-def _scaled(x: Tensor, rows: Tensor, segments: Segments, kernels: Kernels) -> Tensor:
-    return scale_runs_(x.clone(), rows, segments, kernels)
+        return scale_runs_(grad.clone(), rows, ctx.segments, ctx.kernels), grad_rows, None
 
 
 def add_run_rows(x: Tensor, rows: Tensor, context: Context) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manytune.models.loading import Backbone
+from manytune.models.spec import layer_number
 
 
 def is_in_layers(path: str) -> bool:
@@ -18,7 +19,7 @@ def is_in_layers(path: str) -> bool:
 
     What is not, such as a projection of the embeddings or a pooler, works in fp32.
     """
-    return any(part.isdigit() for part in path.split("."))
+    return layer_number(path) is not None
 
 
 def on_device(backbone: Backbone, device: torch.device) -> Backbone:
